@@ -1,0 +1,1 @@
+"""Networks as plain modules, named in recipes by their import path."""

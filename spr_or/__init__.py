@@ -1,0 +1,1 @@
+"""SPR-OR: Structured Perspective Regularization, proved small and used large."""
