@@ -14,9 +14,9 @@ REQUIRE_311 = -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 
 setup: $(STAMP)
 
-# The interpreter is an order-only prerequisite: it is made when absent, and an existing
-# environment is kept and completed. The stamp alone says whether it is up to date.
-$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+# An environment that exists already is kept and completed; the stamp says whether it is up to
+# date with the two files, and with its interpreter (replaced when it is gone or dangling).
+$(STAMP): pyproject.toml constraints.txt $(BIN)/python
 	@$(BIN)/python $(REQUIRE_311)
 	@echo "Installing SPR-OR and its dependencies into $(VENV) (a few minutes the first time)"
 	@$(PIP) install -c constraints.txt -e ".[dev]"
@@ -24,6 +24,7 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 
 $(BIN)/python:
 	@$(PYTHON) $(REQUIRE_311)
+	@rm -f $(BIN)/python*
 	@$(PYTHON) -m venv $(VENV)
 
 demo: setup
