@@ -1,0 +1,349 @@
+r"""Formulation (5): the perspective relaxation with its indicators projected out.
+
+One entity is a row of weights w in R^k with a bound M on |w_j|.  Its relaxed indicator y costs
+
+.. math::  z(w) = \min_y \; \alpha \lVert w\rVert_2^2 / y + (1-\alpha)\, y
+           \quad\text{s.t.}\quad \lVert w\rVert_\infty / M \le y \le 1 .
+
+With a = ||w||_2, b = ||w||_inf / M and c = sqrt(alpha / (1 - alpha)) a, the minimiser is
+y~ = min(max(b, c), 1), which leaves three regimes:
+
+=======  ==========  ================================================
+regime   where       z(w)
+=======  ==========  ================================================
+NORM     b <= c <= 1 2 sqrt(alpha (1 - alpha)) a
+BOUND    c <  b <= 1 alpha M a^2 / ||w||_inf + (1 - alpha) ||w||_inf / M
+FULL     otherwise   alpha a^2 + (1 - alpha)
+=======  ==========  ================================================
+
+Three variants of the formula exist, and ``variant`` names the one that is meant:
+
+* ``"exact"`` (default): the table above, which is min over y, hence a relaxation.
+* ``"printed"``: as in arXiv 2206.14056, eq. (5), where the quadratic term lost its alpha.  It equals
+  a^2 / y~ + (1 - alpha) y~ and is *not* a relaxation (docs/erratum.md).
+* ``"authors2022"``: as printed, but with slope sqrt(alpha / (1 - alpha)) (1 + alpha) in NORM.
+
+Conventions shared by every function here:
+
+* ``w`` (also ``v``, ``u``) has shape (..., N, k): one entity a row, leading dimensions are a batch.
+  Entities of unequal size are padded with zeros, which changes no result.
+* ``M`` is a positive number or a tensor that broadcasts against (..., N).
+* float64 and float32 are computed as they come; bfloat16 and float16 are computed in float32; the
+  result has the dtype of the first argument.
+* alpha = 0: z = ||w||_inf / M (no NORM regime).  alpha = 1: z = ||w||_2^2 with y~ = 1.  A zero row has
+  z = 0, y~ = 0 and gradient 0.  Where several weights attain ||w||_inf, the gradient shares the
+  max's slope equally among them: an element of the subdifferential.
+* ||w||_inf > M lies outside the relaxation; z is extended by FULL, so that training may pass there,
+  whereas ``prox`` always returns a point with ||w||_inf <= M and ``conjugate`` is that of z on the box.
+* ``lower <= y <= upper`` (numbers or tensors like M) restricts the indicator: a node of a branch and
+  bound fixes y = 0 or y = 1 this way.
+
+Raises ``ValueError`` for alpha outside [0, 1], M <= 0, an unknown variant, or weights that are not
+floating point.  (M on an accelerator is not read back for the check: that would stall the device.)
+"""
+
+from __future__ import annotations
+
+import math
+from enum import IntEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+VARIANTS = ("exact", "printed", "authors2022")
+Bound = float | Tensor
+
+_NEWTON_STEPS = 16  # a cap: ten sufficed for rows of up to 4000 weights over 18 decades of scale
+
+
+class Regime(IntEnum):
+    """Which case of the closed form an entity is in."""
+
+    NORM = 0
+    BOUND = 1
+    FULL = 2
+
+
+class EntityTerms(NamedTuple):
+    """z and its derivatives as functions of an entity's two norms; every field has shape (..., N).
+
+    ``value`` is z.  ``radial`` multiplies w in the gradient, ``peak`` multiplies sign(w_j) on the
+    coordinate that attains ||w||_inf.
+    """
+
+    regime: Tensor
+    indicator: Tensor
+    value: Tensor
+    radial: Tensor
+    peak: Tensor
+
+
+def entity_terms(
+    norm: Tensor, peak: Tensor, alpha: float, M: Bound, variant: str = "exact"
+) -> EntityTerms:
+    r"""The closed form as a function of a = ``norm`` = ||w||_2 and ``peak`` = ||w||_inf, shape (..., N).
+
+    This is the one copy of the formula: the functions on weights below and the regulariser of a
+    training run both reduce their entities to (a, ||w||_inf) and call it.  Nothing is checked here
+    and nothing is read back from the device.
+
+    For every variant z = q a^2 / y~ + (1 - alpha) y~, with q = alpha where exact and q = 1 in print:
+    in NORM y~ = c makes this the slope of the table times a.  The derivative with respect to w is
+    2 q w / y~, and in BOUND, where y~ = ||w||_inf / M moves with the largest weight, also
+    (1 - alpha - q a^2 / y~^2) / M on that coordinate.  (In NORM the derivative through y~ = c is
+    folded into ``radial``; it vanishes for the exact variant, by optimality of c.)
+
+    >>> terms = entity_terms(torch.tensor([0.5]), torch.tensor([0.5]), alpha=0.5, M=1.0)
+    >>> terms.value.item(), terms.indicator.item()
+    (0.5, 0.5)
+    """
+    b = peak / M
+    c = norm * _ratio(alpha) if alpha < 1 else torch.where(norm > 0, math.inf, 0.0).to(norm)
+    y = torch.maximum(b, c).clamp(max=1.0)
+    in_norm = (b <= c) & (c <= 1)
+    in_bound = (c < b) & (b <= 1)
+    regime = torch.where(in_norm, Regime.NORM, torch.where(in_bound, Regime.BOUND, Regime.FULL))
+
+    q = alpha if variant == "exact" else 1.0
+    safe_y = torch.where(y > 0, y, 1.0)
+    safe_norm = torch.where(norm > 0, norm, 1.0)
+    value = q * norm * (norm / safe_y) + (1 - alpha) * y
+    slope = _norm_slope(alpha, variant)
+    value = torch.where(in_norm, slope * norm, value)
+    radial = torch.where(in_norm, slope / safe_norm, 2 * q / safe_y)
+    at_peak = torch.where(in_bound, ((1 - alpha) - q * (norm / safe_y) ** 2) / M, 0.0)
+    zero = norm == 0
+    return EntityTerms(
+        regime, y, value, torch.where(zero, 0.0, radial), torch.where(zero, 0.0, at_peak)
+    )
+
+
+def _ratio(alpha: float) -> float:
+    return math.sqrt(alpha / (1 - alpha))
+
+
+def _norm_slope(alpha: float, variant: str) -> float:
+    """dz/da in the NORM regime; 0 where the regime holds only w = 0 (alpha = 0 or 1)."""
+    if alpha in (0.0, 1.0):
+        return 0.0
+    if variant == "exact":
+        return 2 * math.sqrt(alpha * (1 - alpha))
+    if variant == "printed":
+        return (1 + alpha) / _ratio(alpha)
+    return (1 + alpha) * _ratio(alpha)
+
+
+def regime(w: Tensor, alpha: float, M: Bound, variant: str = "exact") -> Tensor:
+    """The `Regime` of each entity: int64, shape (..., N).  It does not depend on the variant.
+
+    >>> regime(torch.tensor([[0.1, 0.1], [0.5, 0.0], [9.0, 9.0]]), alpha=0.5, M=1.0).tolist()
+    [0, 0, 2]
+    """
+    return _terms_of(w, alpha, M, variant).regime
+
+
+def indicator(w: Tensor, alpha: float, M: Bound, variant: str = "exact") -> Tensor:
+    """The minimising indicator y~ = min(max(b, c), 1) of each entity, shape (..., N).
+
+    >>> indicator(torch.tensor([[0.3, 0.4]]), alpha=0.5, M=1.0).item()
+    0.5
+    """
+    return _terms_of(w, alpha, M, variant).indicator.to(w.dtype)
+
+
+def value(w: Tensor, alpha: float, M: Bound, variant: str = "exact") -> Tensor:
+    """z of each entity, eq. (5), shape (..., N); multiply by u_i, sum and scale by lambda yourself.
+
+    >>> value(torch.tensor([[0.3, 0.4], [0.0, 0.0]]), alpha=0.5, M=1.0).tolist()
+    [0.5, 0.0]
+    """
+    return _terms_of(w, alpha, M, variant).value.to(w.dtype)
+
+
+def gradient(w: Tensor, alpha: float, M: Bound, variant: str = "exact") -> Tensor:
+    """A (sub)gradient of z with respect to the weights, shape (..., N, k).
+
+    Continuous across b = c and c = 1 for the exact variant.
+
+    >>> gradient(torch.tensor([[0.3, 0.4]]), alpha=0.5, M=1.0).tolist()
+    [[0.6000000238418579, 0.800000011920929]]
+    """
+    terms = _terms_of(w, alpha, M, variant)
+    x = _compute(w)
+    magnitude = x.abs()
+    attains = magnitude == magnitude.amax(-1, keepdim=True)
+    share = attains / attains.sum(-1, keepdim=True)
+    result = terms.radial.unsqueeze(-1) * x + terms.peak.unsqueeze(-1) * x.sign() * share
+    return result.to(w.dtype)
+
+
+def prox(
+    v: Tensor,
+    step: Bound,
+    alpha: float,
+    M: Bound,
+    variant: str = "exact",
+    *,
+    lower: Bound = 0.0,
+    upper: Bound = 1.0,
+) -> Tensor:
+    r"""argmin over |w_j| <= M of ||w - v||^2 / 2 + step z(w), shape (..., N, k).
+
+    ``step`` > 0 is a number or broadcasts against (..., N), so that step_i = t lambda u_i is one call.
+
+    For a given y the minimiser is w_j(y) = clip(v_j y / s, -M y, M y) with s = y + 2 step alpha, and
+    the remaining function of y is convex with derivative step (1 - alpha) - sum_j psi_j(s), where
+
+    .. math::  \psi_j(s) = t\alpha\, r_j^2 + M (|v_j| - M s)_+ ,\qquad r_j = \min(|v_j| / s, M).
+
+    Every psi_j is convex and decreasing, so Newton's method started left of the root climbs to it
+    without overshooting.  It starts at the root for the largest weight alone, and each step also
+    tries the root that the unclipped weights alone would have, s sqrt(T_u / (t (1 - alpha))): another
+    lower bound, and the answer itself once nothing is clipped.  At y = 0 the derivative is
+    t (1 - alpha - sum_j phi(v_j / t)): the result is exactly zero iff sum_j phi(v_j / t) <= 1 - alpha.
+
+    Raises ``ValueError`` for the other variants, which are not convex, and for step <= 0.
+
+    >>> prox(torch.tensor([[3.0, 4.0], [0.1, 0.1]]), 0.5, alpha=0.5, M=10.0).tolist()
+    [[2.0, 2.6666667461395264], [0.0, 0.0]]
+    """
+    _check(v, alpha, M, variant)
+    _only_exact(variant, "prox")
+    _check_positive(step, "step")
+    x = _compute(v)
+    rows = x.shape[:-1]
+    t = _per_entity(step, x).expand(rows).unsqueeze(-1)
+    bound = _per_entity(M, x).expand(rows).unsqueeze(-1)
+    shift = 2 * alpha * t
+    floor = shift + _per_entity(lower, x).expand(rows).unsqueeze(-1)
+    ceiling = shift + _per_entity(upper, x).expand(rows).unsqueeze(-1)
+    price = t * (1 - alpha)
+    tiny = torch.finfo(x.dtype).tiny
+    magnitude = x.abs()
+
+    def clamp(s: Tensor) -> Tensor:
+        return torch.maximum(torch.minimum(s, ceiling), floor)
+
+    largest = magnitude.amax(-1, keepdim=True)
+    if alpha < 1:
+        clipped_root = largest / bound + (alpha * t - price / bound**2)
+        alone = torch.where(alpha * bound**2 <= 1 - alpha, clipped_root, largest * _ratio(alpha))
+    else:
+        alone = ceiling
+    s = clamp(alone)
+    for _ in range(_NEWTON_STEPS):
+        divisor = s.clamp(min=tiny)
+        clipped = magnitude > bound * s
+        r = torch.where(clipped, bound, magnitude / divisor)
+        quadratic = alpha * t * r * r
+        unclipped = torch.where(clipped, 0.0, quadratic).sum(-1, keepdim=True)
+        total = (quadratic + torch.where(clipped, bound * (magnitude - bound * s), 0.0)).sum(
+            -1, keepdim=True
+        )
+        slope = 2 * unclipped / divisor + bound**2 * clipped.sum(-1, keepdim=True)
+        newton = s + (total - price) / slope.clamp(min=tiny)
+        inner = s * (unclipped / price.clamp(min=tiny)).sqrt()
+        following = clamp(torch.maximum(newton, inner))
+        if s.device.type == "cpu" and torch.equal(following, s):
+            break
+        s = following
+    y = s - shift
+    if alpha < 1:
+        gain = slope_of(x / t, alpha, bound.squeeze(-1)).unsqueeze(-1)
+        y = torch.where(gain > 0, y, floor - shift)
+    shrunk = torch.minimum(magnitude * (y / s.clamp(min=tiny)), bound * y)
+    return (x.sign() * shrunk).to(v.dtype)
+
+
+def slope_of(u: Tensor, alpha: float, M: Bound) -> Tensor:
+    r"""h(u) = sum_j phi(u_j) - (1 - alpha), shape (..., N): what raising y by one gains at slope u.
+
+    phi(u) = u^2 / (4 alpha) if |u| <= 2 alpha M, else M |u| - alpha M^2: the conjugate of the
+    quadratic on the box.  h decides whether an indicator wants to be 0 (h <= 0) or 1 (h >= 0), which
+    is what safe fixing and branching read.
+
+    >>> slope_of(torch.tensor([[2.0, 0.0]]), alpha=0.5, M=10.0).item()
+    1.5
+    """
+    x = _compute(u)
+    bound = _per_entity(M, x).unsqueeze(-1)
+    magnitude = x.abs()
+    clipped = magnitude > 2 * alpha * bound
+    r = torch.where(clipped, bound, magnitude / (2 * alpha) if alpha > 0 else 0.0)
+    return ((r * magnitude - alpha * r * r).sum(-1) - (1 - alpha)).to(u.dtype)
+
+
+def conjugate(
+    u: Tensor,
+    alpha: float,
+    M: Bound,
+    variant: str = "exact",
+    *,
+    lower: Bound = 0.0,
+    upper: Bound = 1.0,
+) -> Tensor:
+    """z*(u) = sup over |w_j| <= M of <u, w> - z(w), shape (..., N).
+
+    For a fixed y the supremum over w is y h(u), h as in `slope_of`; over y in [lower, upper] it is
+    max(lower h, upper h), which is max(0, h) for a free indicator, h for y = 1, and 0 for y = 0.
+    Raises ``ValueError`` for the other variants.
+
+    >>> conjugate(torch.tensor([[2.0, 0.0], [0.1, 0.0]]), alpha=0.5, M=10.0).tolist()
+    [1.5, 0.0]
+    """
+    _check(u, alpha, M, variant)
+    _only_exact(variant, "conjugate")
+    h = slope_of(_compute(u), alpha, M)
+    best = torch.maximum(_per_entity(lower, h) * h, _per_entity(upper, h) * h)
+    return (best + 0.0).to(u.dtype)  # + 0.0 turns -0.0 into 0.0
+
+
+def _terms_of(w: Tensor, alpha: float, M: Bound, variant: str) -> EntityTerms:
+    _check(w, alpha, M, variant)
+    x = _compute(w)
+    peak = x.abs().amax(-1)
+    # Dividing by the peak first keeps the squares of very small or very large weights representable.
+    scale = torch.where(peak > 0, peak, 1.0)
+    norm = scale * torch.linalg.vector_norm(x / scale.unsqueeze(-1), dim=-1)
+    return entity_terms(norm, peak, alpha, _per_entity(M, x), variant)
+
+
+def _compute(w: Tensor) -> Tensor:
+    """The tensor in the dtype that computations run in."""
+    return w.float() if w.dtype in (torch.bfloat16, torch.float16) else w
+
+
+def _per_entity(value: Bound, like: Tensor) -> Tensor:
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device)
+
+
+def _check(w: Tensor, alpha: float, M: Bound, variant: str) -> None:
+    if not torch.is_tensor(w) or not w.is_floating_point() or w.dim() < 2:
+        got = f"{w.dtype} of shape {tuple(w.shape)}" if torch.is_tensor(w) else type(w).__name__
+        raise ValueError(f"weights must be a floating-point tensor of shape (..., N, k), got {got}")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
+    if variant not in VARIANTS:
+        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+    _check_positive(M, "M")
+    if torch.is_tensor(M) and M.dim() > 0:
+        try:
+            torch.broadcast_shapes(M.shape, w.shape[:-1])
+        except RuntimeError:
+            raise ValueError(
+                f"M of shape {tuple(M.shape)} does not fit entities of shape {tuple(w.shape[:-1])}"
+            ) from None
+
+
+def _check_positive(value: Bound, name: str) -> None:
+    if torch.is_tensor(value):
+        if value.device.type == "cpu" and not bool((value > 0).all()):
+            raise ValueError(f"{name} must be positive, got a smallest value of {value.min():g}")
+    elif not value > 0:
+        raise ValueError(f"{name} must be positive, got {value}")
+
+
+def _only_exact(variant: str, what: str) -> None:
+    if variant != "exact":
+        raise ValueError(f"{what} exists for variant='exact' alone: {variant!r} is not convex")
