@@ -1,0 +1,27 @@
+"""What is kept of a network: the plain data that compaction decides and a file remembers."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass
+class Step:
+    """One node of the network's graph and the channels of it that physically remain.
+
+    kind: as in `graph.kind_of`; target: what it calls; channels: before; kept: sorted indices.
+    offset: of a "pad", the zero channels in front. shift: of a convolution, linear layer,
+    addition or padding, the constant (len(kept),) owed for constant channels that left its
+    inputs; None where nothing is owed.
+    """
+
+    kind: str
+    target: str
+    channels: int
+    kept: list[int]
+    offset: int = 0
+    shift: Tensor | None = field(default=None, compare=False)
+
+
+Plan = dict[str, Step]
+"""Name of each graph node that carries channels, in the order of the graph, to its step."""
