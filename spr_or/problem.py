@@ -175,11 +175,15 @@ class SparseTrainingProblem:
         """Whether the objective is convex for fixed indicators: linear models are, networks not."""
         return self.net is None
 
-    def predict(self, theta: Tensor) -> Tensor:
-        """f(X; theta): theta (P,) -> (n, q); for linear models also (..., P) -> (..., n, q)."""
+    def predict(self, theta: Tensor, samples: Tensor | None = None) -> Tensor:
+        """f(X; theta): theta (P,) -> (n, q); for linear models also (..., P) -> (..., n, q).
+
+        ``samples``: an index tensor that restricts X, as in a minibatch.
+        """
+        X = self.X if samples is None else self.X[samples]
         if self.net is None:
-            return self.X @ theta.reshape(*theta.shape[:-1], self.X.shape[1], self.n_outputs)
-        return torch.func.functional_call(self.net, self.parameters(theta), (self.X,))
+            return X @ theta.reshape(*theta.shape[:-1], X.shape[1], self.n_outputs)
+        return torch.func.functional_call(self.net, self.parameters(theta), (X,))
 
     def parameters(self, theta: Tensor) -> dict[str, Tensor]:
         """theta (P,) as the network's named parameters (differentiable views)."""
@@ -188,9 +192,10 @@ class SparseTrainingProblem:
         parts = theta.split([p.numel() for p in named.values()])
         return {k: part.view_as(p) for (k, p), part in zip(named.items(), parts, strict=True)}
 
-    def loss_value(self, theta: Tensor) -> Tensor:
-        """The mean loss, shape () (or the batch shape of theta)."""
-        return LOSSES[self.loss].value(self.predict(theta), self.y).mean(-1)
+    def loss_value(self, theta: Tensor, samples: Tensor | None = None) -> Tensor:
+        """The mean loss, shape () (or the batch shape of theta); ``samples`` as in `predict`."""
+        y = self.y if samples is None else self.y[samples]
+        return LOSSES[self.loss].value(self.predict(theta, samples), y).mean(-1)
 
     def objective(self, theta: Tensor, penalty: Tensor) -> Tensor:
         """Mean loss + lambda sum_i u_i penalty_i, for the (N,) penalties of any formulation.
