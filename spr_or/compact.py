@@ -8,7 +8,6 @@ How it decides is told in `spr_or.compaction.channels`; what it refuses, in
 import copy
 import importlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +22,7 @@ from spr_or.compaction.channels import make_plan
 from spr_or.compaction.graph import CompactionError, trace
 from spr_or.compaction.plan import Plan, Step
 from spr_or.compaction.rewrite import rewrite
+from spr_or.files import write_aside
 from spr_or.prune import apply_masks_
 
 __all__ = ["CompactionError", "compact", "load_compact", "read_description", "save_compact"]
@@ -80,12 +80,8 @@ def save_compact(
     description["steps"] = steps
     state = {name: t.detach().cpu().contiguous() for name, t in compact_model.state_dict().items()}
     _load(_rebuild(description), state, f"the network given to save_compact for {path}")
-    aside = Path(f"{path}.{os.getpid()}.tmp")
-    try:
-        save_file(state, aside, metadata={"spr_or": json.dumps(description)})
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    metadata = {"spr_or": json.dumps(description)}
+    write_aside(path, lambda aside: save_file(state, aside, metadata))
 
 
 def load_compact(path: str | Path, original: str | None = None) -> nn.Module:

@@ -48,8 +48,11 @@ class IndexedAdd(nn.Module):
         if total is None:
             first = tensors[0]
             total = first.new_zeros((first.shape[0], self.channels, *first.shape[2:]))
-        for place, tensor in placed:
-            total = total.index_add(1, place, tensor)
+            for place, tensor in placed:
+                total.index_add_(1, place, tensor)
+        else:  # may be the stream itself, which others read
+            for place, tensor in placed:
+                total = total.index_add(1, place, tensor)
         if self.shift is not None:
             total = total + self.shift.view(-1, *[1] * (total.dim() - 2))
         return total
