@@ -3,7 +3,8 @@ r"""The losses, each with its gradient and its convex conjugate.
 A loss acts on one sample: f and y are rows of (n, q) predictions and targets, and every function
 returns the per-sample values, shape (..., n) (gradient: (..., n, q)); the mean over samples is taken
 where the objective is formed.  The conjugate l*(nu) = sup_f <nu, f> - l(f) is +inf outside its
-domain; ``curvature`` bounds the largest eigenvalue of the Hessian in f (None: not smooth).
+domain; ``project`` returns a point of that domain, nu itself if it lies inside; ``curvature``
+bounds the largest eigenvalue of the Hessian in f (None: not smooth).
 
 =========  ============================  ====================================================
 loss       l(f; y)                       l*(nu)
@@ -41,6 +42,7 @@ class Loss:
     value: Callable[[Tensor, Tensor], Tensor]
     gradient: Callable[[Tensor, Tensor], Tensor]
     conjugate: Callable[[Tensor, Tensor], Tensor]
+    project: Callable[[Tensor, Tensor], Tensor]
     curvature: float | None
 
 
@@ -78,6 +80,12 @@ def _softmax_conjugate(nu: Tensor, y: Tensor) -> Tensor:
     return _inside(ok, _entropy(p.clamp(min=0)).sum(-1))
 
 
+def _softmax_project(nu: Tensor, y: Tensor) -> Tensor:
+    corner = F.one_hot(y, nu.shape[-1]).to(nu)
+    p = (nu + corner).clamp(min=0)
+    return p / p.sum(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny) - corner
+
+
 def _softmax_value(f: Tensor, y: Tensor) -> Tensor:
     picked = f.gather(-1, y.unsqueeze(-1).expand(*f.shape[:-1], 1)).squeeze(-1)
     return f.logsumexp(-1) - picked
@@ -91,6 +99,7 @@ LOSSES = {
             lambda f, y: (f - y).square().sum(-1),
             lambda f, y: 2 * (f - y),
             _squared_conjugate,
+            lambda nu, y: nu,
             2.0,
         ),
         Loss(
@@ -98,6 +107,7 @@ LOSSES = {
             lambda f, y: (f - y).abs().sum(-1),
             lambda f, y: (f - y).sign(),
             _absolute_conjugate,
+            lambda nu, y: nu.clamp(-1, 1),
             None,
         ),
         Loss(
@@ -105,6 +115,7 @@ LOSSES = {
             lambda f, y: (1 - y * f).clamp(min=0).squeeze(-1),
             lambda f, y: torch.where(y * f < 1, -y, 0.0),
             _hinge_conjugate,
+            lambda nu, y: y * (nu * y).clamp(-1, 0),
             None,
         ),
         Loss(
@@ -112,6 +123,7 @@ LOSSES = {
             lambda f, y: F.softplus(-y * f).squeeze(-1),
             lambda f, y: -y * torch.sigmoid(-y * f),
             _logistic_conjugate,
+            lambda nu, y: y * (nu * y).clamp(-1, 0),
             0.25,
         ),
         Loss(
@@ -119,6 +131,7 @@ LOSSES = {
             _softmax_value,
             lambda f, y: f.softmax(-1) - F.one_hot(y, f.shape[-1]).to(f),
             _softmax_conjugate,
+            _softmax_project,
             0.5,
         ),
     )
