@@ -1,0 +1,1 @@
+"""Training: data, recipes, phases, checkpoints and the report of a run."""

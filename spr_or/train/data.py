@@ -1,0 +1,282 @@
+"""The images of a run: one tensor on the training device, or a stream if they do not fit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spr_or.train import parquet
+from spr_or.train.augment import crop_and_flip, draw, normalise
+from spr_or.train.cache import Arrays, cached, default_folder
+from spr_or.train.parquet import DataError, Split
+from spr_or.train.recipe import DataRecipe
+from spr_or.train.stream import StreamReader
+
+Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
+Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
+
+_STATISTICS_ROWS = 10_000  # enough for channel means to a thousandth
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run trains on and is judged by.
+
+    ``train(seed)`` and ``evaluate(seed)`` iterate over one epoch of (float32 (B, C, H, W),
+    int64 (B,)) on the device; the order and all random choices of a training epoch follow from
+    the seed alone, and are the same on every device for a set in memory.
+    """
+
+    name: str
+    classes: int
+    shape: tuple[int, int, int]
+    train: Batches
+    evaluate: Batches
+    train_rows: int
+    eval_rows: int
+    streamed: bool
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+def load_data(recipe: DataRecipe, device: torch.device, progress: Progress = _silent) -> Data:
+    """The data of a recipe; raises `DataError` for what cannot be read.
+
+    >>> data = load_data(DataRecipe(batch_size=100), torch.device("cpu"))
+    >>> data.shape, data.classes, data.train_rows
+    ((1, 8, 8), 10, 1437)
+    >>> images, labels = next(data.train(0))
+    >>> images.shape, labels.shape
+    (torch.Size([100, 1, 8, 8]), torch.Size([100]))
+    """
+    if recipe.source == "digits":
+        train, test = _digits()
+        return _in_memory(recipe, device, train, test, "digits", 10)
+    folder = parquet.find_folder(recipe.source, recipe.revision)
+    train_split = parquet.open_split(folder, recipe.train_split)
+    eval_split = parquet.open_split(folder, recipe.eval_split)
+    classes = len(train_split.classes) or len(eval_split.classes)
+    if recipe.memory == "stream" or (
+        recipe.memory == "auto" and not _fits((train_split, eval_split), recipe.size, device)
+    ):
+        return _streamed(recipe, device, train_split, eval_split, classes)
+    train = _decoded(recipe, train_split, progress)
+    test = _decoded(recipe, eval_split, progress)
+    classes = classes or int(max(train[1].max(), test[1].max())) + 1
+    return _in_memory(recipe, device, train, test, recipe.source, classes)
+
+
+def _digits() -> tuple[Arrays, Arrays]:
+    """scikit-learn's 1,797 handwritten digits, 8x8 grey; one stratified split, whatever the seed."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    images = np.rint(images * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
+    parts = train_test_split(
+        images, labels.astype(np.int64), test_size=0.2, stratify=labels, random_state=0
+    )
+    return (parts[0], parts[2]), (parts[1], parts[3])
+
+
+# --- in memory ------------------------------------------------------------------------------
+
+
+def _in_memory(
+    recipe: DataRecipe,
+    device: torch.device,
+    train: Arrays,
+    test: Arrays,
+    name: str,
+    classes: int,
+) -> Data:
+    train = _subset(train, recipe.train_rows, "train_rows")
+    test = _subset(test, recipe.eval_rows, "eval_rows")
+    images, labels = (torch.from_numpy(array) for array in train)
+    mean, std = (part.to(device) for part in statistics(images[:_STATISTICS_ROWS]))
+    batches = partial(_memory_batches, mean=mean, std=std)
+    return Data(
+        recipe.name or name,
+        classes,
+        (images.shape[1], images.shape[2], images.shape[3]),
+        partial(
+            batches,
+            images.to(device),
+            labels.to(device),
+            batch_size=min(recipe.batch_size, len(images)),
+            augment=(recipe.crop, recipe.flip),
+        ),
+        partial(
+            batches,
+            *(torch.from_numpy(array).to(device) for array in test),
+            batch_size=recipe.eval_batch_size,
+            augment=None,
+        ),
+        len(train[0]),
+        len(test[0]),
+        streamed=False,
+    )
+
+
+def _memory_batches(
+    images: Tensor,
+    labels: Tensor,
+    seed: int,
+    *,
+    batch_size: int,
+    augment: tuple[int, bool] | None,
+    mean: Tensor,
+    std: Tensor,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One epoch; with ``augment`` = (crop, flip) in random order and without a rest."""
+    rows = len(images)
+    if augment is None:
+        for start in range(0, rows, batch_size):
+            part = slice(start, start + batch_size)
+            yield normalise(images[part], mean, std), labels[part]
+        return
+    # Drawn on the CPU for the whole epoch: every device then sees the same epoch, with one copy.
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(rows, generator=generator).to(images.device)
+    draws = draw(rows, *augment, generator).to(images.device)
+    for start in range(0, rows - batch_size + 1, batch_size):
+        part = slice(start, start + batch_size)
+        batch = crop_and_flip(images[order[part]], draws.take(part), augment[0])
+        yield normalise(batch, mean, std), labels[order[part]]
+
+
+def _subset(arrays: Arrays, rows: int | None, key: str) -> Arrays:
+    if rows is None:
+        return arrays
+    images, labels = arrays
+    if rows > len(images):
+        raise DataError(f"data.{key} = {rows}, but the split has {len(images)} rows")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    keep = order[:rows].sort().values.numpy()
+    return images[keep], labels[keep]
+
+
+def statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of uint8 (N, C, H, W), as float32 (C,) in [0, 1].
+
+    From a histogram: exact, and without a float copy of the images.
+    """
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    counts = torch.stack(
+        [torch.bincount(images[:, c].flatten(), minlength=256) for c in range(images.shape[1])]
+    ).double()
+    share = counts / counts.sum(1, keepdim=True)
+    mean = share @ levels
+    variance = share @ levels**2 - mean**2
+    return mean.float(), variance.clamp(min=1e-8).sqrt().float()
+
+
+def _decoded(recipe: DataRecipe, split: Split, progress: Progress) -> Arrays:
+    key = f"{recipe.source}-{split.name}" + (f"-{recipe.size}" if recipe.size else "")
+    source = {"files": split.fingerprint(), "size": recipe.size}
+    folder = recipe.cache or default_folder()
+    return cached(folder, key, source, lambda: decode_split(split, recipe.size, progress))
+
+
+def decode_split(split: Split, size: int | None, progress: Progress = _silent) -> Arrays:
+    """All images of a split as uint8 (N, 3, H, W), labels int64 (N,).
+
+    ``size`` scales and crops to (size, size); None wants one common size. Raises `DataError`
+    naming the file and row of a damaged image, or of one that differs in size.
+    """
+    images: np.ndarray | None = None
+    labels = np.empty(split.rows, dtype=np.int64)
+    for done, (file, row, data, label) in enumerate(_all_rows(split), start=1):
+        image = parquet.decode(data, label, file, row)
+        if size is not None and image.size != (size, size):
+            image = parquet.resize_and_crop(image, size)
+        array = parquet.to_array(image)
+        if images is None:
+            images = np.empty((split.rows, *array.shape), dtype=np.uint8)
+        if array.shape != images.shape[1:]:
+            raise DataError(
+                f"{file} row {row}: an image of size {array.shape[1:]} among others of size "
+                f"{images.shape[2:]}; set data.size to bring them to one"
+            )
+        images[done - 1], labels[done - 1] = array, label
+        if done % 1000 == 0 or done == split.rows:
+            progress(f"decoding {split.name}", done, split.rows)
+    assert images is not None  # open_split refuses an empty split
+    return images, labels
+
+
+def _all_rows(split: Split) -> Iterator[tuple[Path, int, bytes | None, int]]:
+    row, last = 0, None
+    for file, group, _ in parquet.row_groups(split):
+        row = row if file == last else 0
+        last = file
+        for data, label in parquet.read_group(split, file, group):
+            yield file, row, data, label
+            row += 1
+
+
+# --- streamed -------------------------------------------------------------------------------
+
+
+def _fits(splits: tuple[Split, ...], size: int | None, device: torch.device) -> bool:
+    """Whether the decoded splits take at most half of the device's free memory."""
+    height, width = (size, size) if size else _first_image(splits[0]).shape[1:]
+    needed = sum(split.rows for split in splits) * 3 * height * width
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return needed <= free / 2
+
+
+def _first_image(split: Split) -> np.ndarray:
+    file, row, data, label = next(_all_rows(split))
+    return parquet.to_array(parquet.decode(data, label, file, row))
+
+
+def _streamed(
+    recipe: DataRecipe, device: torch.device, train: Split, test: Split, classes: int
+) -> Data:
+    if recipe.train_rows or recipe.eval_rows:
+        raise DataError("data.train_rows and data.eval_rows need a set that fits into memory")
+    if not classes:
+        raise DataError(f"{train.files[0]} names no classes, which a streamed set needs")
+    pin = device.type == "cuda"
+    augment = recipe.random_resized_crop
+    reader = partial(StreamReader, size=recipe.size, workers=recipe.workers, pin=pin)
+    train_reader = reader(train, recipe.batch_size, shuffle=True, augment=augment)
+    eval_reader = reader(test, recipe.eval_batch_size, shuffle=False, augment=False)
+    sample = next(reader(train, 256, shuffle=False, augment=False, workers=0)(0))[0]
+    mean, std = (part.to(device) for part in statistics(sample))
+
+    def train_batches(seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(seed)
+        for images, labels in train_reader(seed):
+            draws = draw(len(images), recipe.crop, recipe.flip, generator).to(device)
+            images = crop_and_flip(images.to(device, non_blocking=pin), draws, recipe.crop)
+            yield normalise(images, mean, std), labels.to(device, non_blocking=pin)
+
+    def eval_batches(seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in eval_reader(seed):
+            images = images.to(device, non_blocking=pin)
+            yield normalise(images, mean, std), labels.to(device, non_blocking=pin)
+
+    return Data(
+        recipe.name or recipe.source,
+        classes,
+        (sample.shape[1], sample.shape[2], sample.shape[3]),
+        train_batches,
+        eval_batches,
+        train.rows,
+        test.rows,
+        streamed=True,
+    )
