@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
 from spr_or.compaction.channels import make_plan
-from spr_or.compaction.graph import CompactionError, trace
+from spr_or.compaction.graph import CompactionError, target_name, trace
 from spr_or.compaction.plan import Plan, Step
 from spr_or.compaction.rewrite import rewrite
 from spr_or.files import write_aside
@@ -122,12 +122,11 @@ def _rebuild(description: Mapping[str, Any]) -> fx.GraphModule:
     for name, entry in description["steps"].items():
         shift = torch.zeros(len(entry["kept"])) if entry["shift"] else None
         plan[name] = Step(**{**entry, "shift": shift})
-    nodes = {node.name for node in graph.graph.nodes}
-    if not plan.keys() <= nodes:
-        missing = min(plan.keys() - nodes)
+    found = {node.name: target_name(node) for node in graph.graph.nodes}
+    if found != {name: step.target for name, step in plan.items()}:
         raise ValueError(
-            f"{original} with {kwargs} has no node {missing!r}: it is not, or is no "
-            "longer, the network that was compacted"
+            f"{original} with {dict(kwargs)} does not fit: it is not, or is no longer, the network "
+            "that was compacted"
         )
     rebuilt = rewrite(graph, plan)
     rebuilt.meta["plan"] = plan

@@ -16,12 +16,13 @@ from torch import Tensor, fx
 
 from spr_or.compaction.graph import (
     Signal,
-    channel_padding,
     kind_of,
     module_of,
+    pad_widths,
     record,
     sees_zeros,
     sides,
+    target_name,
 )
 from spr_or.compaction.plan import Plan, Step
 
@@ -39,8 +40,8 @@ def make_plan(graph: fx.GraphModule, example: Tensor) -> Plan:
     that is not understood.
     """
     signals = record(graph, example)
-    kinds = {node: kind_of(graph, node, signals) for node in graph.graph.nodes}
-    kinds = {node: kind for node, kind in kinds.items() if kind != "size"}
+    every_kind = {node: kind_of(graph, node, signals) for node in graph.graph.nodes}
+    kinds = {node: kind for node, kind in every_kind.items() if kind != "size"}
     constant: Channels = {}
     for node, kind in kinds.items():
         constant[node] = _constant(graph, node, kind, constant, signals)
@@ -48,17 +49,16 @@ def make_plan(graph: fx.GraphModule, example: Tensor) -> Plan:
     kept: Channels = {}
     for node, kind in kinds.items():
         kept[node] = _kept(node, kind, needed, kept, signals)
-    return {
-        node.name: Step(
-            kind=kind,
-            target=str(getattr(node.target, "__name__", node.target)),
-            channels=len(kept[node]),
-            kept=kept[node].nonzero().flatten().tolist(),
-            offset=_offset(node, signals) if kind == "pad" else 0,
-            shift=_shift(graph, node, kind, constant, kept, signals),
-        )
-        for node, kind in kinds.items()
-    }
+    plan: Plan = {}
+    for node, kind in every_kind.items():
+        step = plan[node.name] = Step(kind, target_name(node))
+        if kind != "size":
+            step.channels = len(kept[node])
+            step.kept = kept[node].nonzero().flatten().tolist()
+            step.shift = _shift(graph, node, kind, constant, kept, signals)
+        if kind == "pad":
+            step.around, step.offset = pad_widths(node, len(signals[node].shape))
+    return plan
 
 
 def _constant(
@@ -203,7 +203,7 @@ def _reads(graph: fx.GraphModule, node: fx.Node) -> Tensor:
 
 
 def _offset(node: fx.Node, signals: Signals) -> int:
-    return channel_padding(node, len(signals[node].shape))[0]
+    return pad_widths(node, len(signals[node].shape))[1]
 
 
 def _placed(vector: Tensor, node: fx.Node, signals: Signals) -> Tensor:

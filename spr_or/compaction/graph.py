@@ -4,7 +4,6 @@ A channel is an index along dimension 1: of (B, C), (B, C, L), (B, C, H, W) or (
 """
 
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -40,6 +39,7 @@ POOL_FUNCTIONS = (
     F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d,
 )  # fmt: skip
 
+ADDITIONS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
 DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
 SOFTMAXES = (F.softmax, torch.softmax, F.log_softmax, torch.log_softmax)
 
@@ -120,7 +120,7 @@ class Signal:
 
 
 def record(graph: fx.GraphModule, example: Tensor) -> dict[fx.Node, Signal]:
-    """Run the example (B, C, …) through the graph and note every tensor on the way.
+    """Run the example (B, C, …) through the graph and note every tensor with channels.
 
     Values are those at the first sample and the first position: where a channel is the same
     everywhere and always, that is its value.
@@ -133,8 +133,6 @@ def record(graph: fx.GraphModule, example: Tensor) -> dict[fx.Node, Signal]:
             if isinstance(result, Tensor) and result.dim() >= 2:
                 value = result[0].flatten(1)[:, 0] if result.dim() > 2 else result[0]
                 signals[n] = Signal(tuple(result.shape), value.detach().clone())
-            elif isinstance(result, Tensor | tuple | list | dict) and not _is_size(result):
-                raise CompactionError(f"{describe(n)} gives no tensor with a channel dimension")
             return result
 
     with torch.no_grad():
@@ -142,14 +140,11 @@ def record(graph: fx.GraphModule, example: Tensor) -> dict[fx.Node, Signal]:
     return signals
 
 
-def _is_size(result: Any) -> bool:
-    return isinstance(result, tuple) and all(isinstance(item, int) for item in result)
-
-
-def describe(node: fx.Node) -> str:
-    """A node in words, for errors."""
-    called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "?")
-    return f"node {node.name!r} ({node.op} {called})"
+def target_name(node: fx.Node) -> str:
+    """What a node calls: a module's or method's name as it is, a function's __name__."""
+    if isinstance(node.target, str):
+        return node.target
+    return getattr(node.target, "__name__", repr(node.target))
 
 
 def _listed_kind(graph: fx.GraphModule, node: fx.Node) -> str | None:
@@ -168,20 +163,20 @@ def _listed_kind(graph: fx.GraphModule, node: fx.Node) -> str | None:
         # The exact type: a subclass may compute something else.
         return next((kind for kind, types in tables if type(module) in types), None)
     if node.op == "call_method":
-        methods: tuple[tuple[str, tuple[str, ...]], ...] = (
+        methods: tuple[tuple[str, tuple[Any, ...]], ...] = (
             ("pointwise", POINTWISE_METHODS),
             ("flatten", ("flatten", "view", "reshape")),
             ("pool", ("mean",)),
             ("mix", ("softmax", "log_softmax")),
-            ("add", ("add", "add_")),
+            ("add", ADDITIONS),
         )
         return next((kind for kind, names in methods if node.target in names), None)
     if node.op == "call_function":
-        functions: tuple[tuple[str, tuple[Callable, ...]], ...] = (
+        functions: tuple[tuple[str, tuple[Any, ...]], ...] = (
             ("pointwise", POINTWISE_FUNCTIONS),
             ("pool", (*POOL_FUNCTIONS, torch.mean)),
             ("flatten", (torch.flatten, torch.reshape)),
-            ("add", (operator.add, operator.iadd, torch.add)),
+            ("add", ADDITIONS),
             ("slice", (operator.getitem,)),
             ("pad", (F.pad,)),
             ("mix", SOFTMAXES),
@@ -197,9 +192,8 @@ def kind_of(graph: fx.GraphModule, node: fx.Node, signals: dict[fx.Node, Signal]
     "slice", "mix" (every output channel needs every input channel), "size" (a number, not a
     tensor), "output". Raises CompactionError, naming node and module, for anything else.
     """
-    if node not in signals and node.op != "output":
-        readers = {_listed_kind(graph, user) for user in node.users if user in signals}
-        if not readers <= {"flatten"}:
+    if _is_size(node, signals):
+        if not {_listed_kind(graph, user) for user in node.users if user in signals} <= {"flatten"}:
             _refuse(node, "a size used in arithmetic")
         return "size"
     kind = _listed_kind(graph, node)
@@ -208,6 +202,8 @@ def kind_of(graph: fx.GraphModule, node: fx.Node, signals: dict[fx.Node, Signal]
     if kind is None:
         called = module_of(graph, node)
         _refuse(node, f"a {type(called).__name__}" if called else "an unknown operation")
+    if node not in signals and kind != "output":
+        _refuse(node, "its result is no tensor with a channel dimension")
     if kind == "add" and len(sides(node)) == 1:
         kind = "pointwise"  # a number added to a tensor
     problem = _PROBLEMS[kind](graph, node, signals) if kind in _PROBLEMS else None
@@ -218,14 +214,23 @@ def kind_of(graph: fx.GraphModule, node: fx.Node, signals: dict[fx.Node, Signal]
     return kind
 
 
+def _is_size(node: fx.Node, signals: dict[fx.Node, Signal]) -> bool:
+    """x.size(0), x.shape, and parts of those."""
+    if node.target is operator.getitem:
+        return sides(node)[0] not in signals
+    return node.target == "size" or node.target is getattr
+
+
 def sides(node: fx.Node) -> list[fx.Node]:
-    """The nodes among the positional arguments, with repetition (x + x has two)."""
-    return [argument for argument in node.args if isinstance(argument, fx.Node)]
+    """The tensors a node reads: both sides of an addition (x + x has two), else the first."""
+    nodes = [argument for argument in node.args if isinstance(argument, fx.Node)]
+    return nodes if node.target in ADDITIONS else nodes[:1]
 
 
 def _refuse(node: fx.Node, problem: str) -> NoReturn:
     raise CompactionError(
-        f"cannot compact through {describe(node)}: {problem}. Known are convolutions, linear "
+        f"cannot compact through node {node.name!r} ({node.op} "
+        f"{target_name(node)}): {problem}. Known are convolutions, linear "
         "layers, BatchNorm, pointwise activations, dropout, pooling, flattening, padding with "
         "zeros, spatial slices and additions"
     )
@@ -320,12 +325,11 @@ def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
-def channel_padding(node: fx.Node, rank: int) -> tuple[int, int]:
-    """Zero channels a "pad" node puts before and after, for an input of `rank` dimensions."""
-    widths = tuple(argument(node, 1, "pad", ()))
-    start = 2 * (rank - 2)
-    before, after = widths[start : start + 2] or (0, 0)
-    return before, after
+def pad_widths(node: fx.Node, rank: int) -> tuple[list[int], int]:
+    """What a "pad" node adds to `rank` dimensions: widths around positions, channels in front."""
+    widths = list(argument(node, 1, "pad", ()))
+    positions = 2 * (rank - 2)
+    return widths[:positions], (widths[positions:] or [0])[0]
 
 
 def sees_zeros(graph: fx.GraphModule, node: fx.Node, kind: str, rank: int) -> bool:
@@ -338,7 +342,7 @@ def sees_zeros(graph: fx.GraphModule, node: fx.Node, kind: str, rank: int) -> bo
         padded = module.padding not in ("valid", (0,) * len(module.kernel_size))
         return padded and module.padding_mode == "zeros"
     if kind == "pad":
-        return any(argument(node, 1, "pad", ())[: 2 * (rank - 2)])
+        return any(pad_widths(node, rank)[0])
     if kind == "pool":
         name = type(module).__name__ if module else getattr(node.target, "__name__", "")
         if not name.lower().startswith("avg"):

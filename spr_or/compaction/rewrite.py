@@ -4,6 +4,7 @@ import operator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from spr_or.compaction.graph import module_of, sides
@@ -89,6 +90,9 @@ def rewrite(graph: fx.GraphModule, plan: Plan) -> fx.GraphModule:
 def _narrow(module: Any, step: Step, source: Step) -> None:
     """Keep the planned rows and columns of a module's tensors, in place."""
     rows = torch.tensor(step.kept)
+    shape, planned = _channel_shape(module, step), (step.channels, source.channels)
+    if shape != planned:
+        raise ValueError(f"{step.target!r} has {shape} channels (out, in), not {planned}")
     if step.kind == "norm":
         module.num_features = len(rows)
         for name in ("weight", "bias", "running_mean", "running_var"):
@@ -109,6 +113,12 @@ def _narrow(module: Any, step: Step, source: Step) -> None:
     if step.shift is not None:
         old = 0 if module.bias is None else module.bias.detach()
         module.bias = nn.Parameter(old + step.shift.to(weight))
+
+
+def _channel_shape(module: Any, step: Step) -> tuple[int, ...]:
+    if step.kind == "norm":
+        return module.num_features, module.num_features
+    return tuple(module.weight.shape[:2])
 
 
 def _keep(module: nn.Module, name: str, rows: Tensor) -> None:
@@ -141,7 +151,10 @@ def _join(
             picks.append(None if len(pick) == len(held) else pick)
             places.append(None if len(place) == len(step.kept) else place)
     if not tensors:  # constants only: the first side gives batch size and positions
-        tensors, picks, places = [built[sides(node)[0]]], [[]], [[]]
+        tensors = [next(built[side] for side in sides(node) if side in built)]
+        picks, places = [[]], [[]]
+    if any(step.around):
+        tensors = [smaller.call_function(F.pad, (tensor, step.around)) for tensor in tensors]
     if step.shift is None and (picks, places) == ([None], [None]):
         return tensors[0]
     shift = step.shift
