@@ -537,6 +537,8 @@ def test_prox_is_certified_by_fenchel_young(lower: float, upper: float, batch: B
     holds(gap.abs() <= 1e-12 * scale, v=v, step=step, M=batch.M, p=p, gap=gap)
 
 
+# Clarabel says so where it stops short of 1e-10; the comparison below is the judge.
+@pytest.mark.filterwarnings("ignore:Solution may be inaccurate")
 @pytest.mark.parametrize("lower, upper", [(0.0, 1.0), (1.0, 1.0), (0.2, 0.7)])
 def test_prox_against_the_conic_solver(lower: float, upper: float) -> None:
     rng = np.random.default_rng(11)
