@@ -58,10 +58,11 @@ def apply_masks_(model: nn.Module, masks: Masks) -> None:
     found in the model's torch.fx graph, and its running variance becomes one. Raises ValueError
     for masks that do not fit and CompactionError for a model that cannot be traced.
     """
+    norms = _masked_norms(model, masks)
     with torch.no_grad():
-        for tensor, dropped in _masked_tensors(model, masks):
+        for tensor, dropped in _masked_parameters(model, masks, norms):
             tensor.masked_fill_(dropped, 0)
-        for norm, dropped in _masked_norms(model, masks):
+        for norm, dropped in norms:
             if norm.running_mean is not None:
                 norm.running_mean.masked_fill_(dropped, 0)
                 norm.running_var.masked_fill_(dropped, 1)
@@ -81,7 +82,7 @@ def hold_masks(model: nn.Module, masks: Masks) -> Callable[[], None]:
     >>> model[0].weight[1].tolist()
     [0.0, 0.0]
     """
-    held = _masked_tensors(model, masks)
+    held = _masked_parameters(model, masks, _masked_norms(model, masks))
 
     @torch.no_grad()
     def hold() -> None:
@@ -155,12 +156,17 @@ def count_macs(model: nn.Module, input_shape: Iterable[int]) -> int:
 
 
 def _layer(model: nn.Module, name: str) -> Any:
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear))}
-    if name not in layers:
-        near = difflib.get_close_matches(name, layers, n=1)
+    maskable = (*CONVOLUTIONS, nn.Linear)
+    try:
+        layer = model.get_submodule(name)
+    except AttributeError:
+        layer = None
+    if not isinstance(layer, maskable):
+        names = [n for n, module in model.named_modules() if isinstance(module, maskable)]
+        near = difflib.get_close_matches(name, names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{name!r} is no convolution or linear layer of the model{hint}")
-    return layers[name]
+    return layer
 
 
 def _dropped(model: nn.Module, name: str, keep: Tensor) -> Tensor:
@@ -174,7 +180,7 @@ def _dropped(model: nn.Module, name: str, keep: Tensor) -> Tensor:
 
 
 def _masked_norms(model: nn.Module, masks: Masks) -> list[tuple[Any, Tensor]]:
-    norms = following_norms(model) if masks else {}
+    norms = following_norms(model)
     return [
         (model.get_submodule(norm), _dropped(model, name, keep))
         for name, keep in masks.items()
@@ -182,13 +188,15 @@ def _masked_norms(model: nn.Module, masks: Masks) -> list[tuple[Any, Tensor]]:
     ]
 
 
-def _masked_tensors(model: nn.Module, masks: Masks) -> list[tuple[Tensor, Tensor]]:
+def _masked_parameters(
+    model: nn.Module, masks: Masks, norms: list[tuple[Any, Tensor]]
+) -> list[tuple[Tensor, Tensor]]:
     """Every parameter that holds something of a masked filter, with the rows to be zeroed."""
     pairs = []
     for name, keep in masks.items():
         layer, dropped = _layer(model, name), _dropped(model, name, keep)
         column = dropped.view(-1, *[1] * (layer.weight.dim() - 1))
         pairs += [(layer.weight, column), (layer.bias, dropped)]
-    for norm, dropped in _masked_norms(model, masks):
+    for norm, dropped in norms:
         pairs += [(norm.weight, dropped), (norm.bias, dropped)]
     return [(tensor, rows) for tensor, rows in pairs if tensor is not None]

@@ -172,6 +172,8 @@ def _shift(
         side: torch.where(constant[side] & ~kept[side], signals[side].value, 0).double()
         for side in sides(node)
     }
+    if not any(value.any() for value in gone.values()):
+        return None
     if kind in ("conv", "linear"):
         weight = module_of(graph, node).weight.detach()[kept[node]].double()
         shift = weight.flatten(2).sum(2) if weight.dim() > 2 else weight

@@ -218,7 +218,7 @@ def _is_size(node: fx.Node, signals: dict[fx.Node, Signal]) -> bool:
     """x.size(0), x.shape, and parts of those."""
     if node.target is operator.getitem:
         return sides(node)[0] not in signals
-    return node.target == "size" or node.target is getattr
+    return (node.op, node.target) == ("call_method", "size") or node.target is getattr
 
 
 def sides(node: fx.Node) -> list[fx.Node]:
@@ -229,10 +229,9 @@ def sides(node: fx.Node) -> list[fx.Node]:
 
 def _refuse(node: fx.Node, problem: str) -> NoReturn:
     raise CompactionError(
-        f"cannot compact through node {node.name!r} ({node.op} "
-        f"{target_name(node)}): {problem}. Known are convolutions, linear "
-        "layers, BatchNorm, pointwise activations, dropout, pooling, flattening, padding with "
-        "zeros, spatial slices and additions"
+        f"cannot compact through node {node.name!r} ({node.op} {target_name(node)}): {problem}. "
+        "Known are convolutions, linear layers, BatchNorm, pointwise activations, dropout, "
+        "pooling, flattening, padding with zeros, spatial slices and additions"
     )
 
 

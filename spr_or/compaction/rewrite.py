@@ -71,8 +71,8 @@ def rewrite(graph: fx.GraphModule, plan: Plan) -> fx.GraphModule:
     smaller = fx.Graph()
     built: dict[fx.Node, fx.Node] = {}
     for node in graph.graph.nodes:
-        step = plan.get(node.name)
-        if step is None or not step.kept:
+        step = plan[node.name]
+        if not step.kept:  # nobody needs it, or a size
             continue
         if step.kind in ("conv", "linear", "norm"):
             _narrow(module_of(graph, node), step, plan[sides(node)[0].name])
@@ -157,13 +157,13 @@ def _join(
         tensors = [smaller.call_function(F.pad, (tensor, step.around)) for tensor in tensors]
     if step.shift is None and (picks, places) == ([None], [None]):
         return tensors[0]
-    shift = step.shift
-    if shift is not None:
-        shift = shift.to(next(t for t in graph.state_dict().values() if t.is_floating_point()))
-    if shift is None and places == [None, None] and picks == [None, None]:
+    if step.shift is None and (picks, places) == ([None, None], [None, None]):
         return smaller.call_function(operator.add, tuple(tensors))
+    like = next(t for t in graph.state_dict().values() if t.is_floating_point())
+    shift = None if step.shift is None else step.shift.to(like)
+    indexed = IndexedAdd(len(step.kept), picks, places, shift).to(like.device)
     name = f"{node.name}_indexed"
-    graph.add_submodule(name, IndexedAdd(len(step.kept), picks, places, shift))
+    graph.add_submodule(name, indexed)
     return smaller.create_node("call_module", name, tuple(tensors), name=name)
 
 
