@@ -179,14 +179,14 @@ def plot_two_weights(path: Path, alpha: float = 0.2, M: float = 1.8) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    side = torch.linspace(-M, M, 601, dtype=torch.float64)
-    w = torch.cartesian_prod(side, side).reshape(601, 601, 2)
+    side = torch.linspace(-M, M, 301, dtype=torch.float64)
+    w = torch.cartesian_prod(side, side).reshape(301, 301, 2)
     cost = mip_penalty(w, alpha)
     regime = projected.regime(w, alpha, M).T.numpy()
     figure, axes = plt.subplots(1, 3, figsize=(12.6, 5.3), sharey=True)
     for axis, (variant, style) in zip(axes, STYLES.items(), strict=True):
-        exceeds = projected.value(w, alpha, M, variant) > cost * (1 + 1e-9)
-        z, above = projected.value(w, alpha, M, variant).T.numpy(), exceeds.T.numpy()
+        z = projected.value(w, alpha, M, variant).T.numpy()
+        above = z > cost.T.numpy() * (1 + 1e-9)
         if above.any():
             axis.contourf(side, side, above, levels=[0.5, 1.5], colors=[style["color"]], alpha=0.16)
             with plt.rc_context({"hatch.color": style["color"], "hatch.linewidth": 0.5}):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 from torch import nn
 
 from spr_or.imports import load_object
@@ -90,7 +90,8 @@ class SprRecipe(Schedule):
     variant: Literal["exact", "printed", "authors2022"] = "exact"
     lam: float = Field(ge=0)
     alpha: float = Field(ge=0, le=1)
-    entities: Literal["filters", "neurons", "input_channels"] = "filters"
+    entities: Literal["filters", "neurons"] | tuple[Literal["filters", "neurons"], ...] = "filters"
+    include_norm: bool = False  # BatchNorm's scale and shift inside the entity
     weights: Literal["parameters", "uniform"] = "parameters"  # the importances u
     bounds: Literal["layer", "entity"] = "layer"  # the bounds M
     start: Literal["dense", "scratch"] = "scratch"
@@ -144,7 +145,7 @@ class Recipe(_Section):
     note: str = ""  # shown on top of the report, e.g. "smoke run"
     model: str
     model_kwargs: dict[str, Any] = {}
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
     data: DataRecipe = DataRecipe()
     train: TrainRecipe = TrainRecipe()
     dense: DenseRecipe = DenseRecipe()

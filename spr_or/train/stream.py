@@ -76,7 +76,7 @@ class _Stream(IterableDataset):  # an iterable data set is what DataLoader's wor
                 for file, group in window
                 for row, (data, label) in enumerate(read_group(self.split, file, group))
             ]
-            generator = torch.Generator().manual_seed(seed + number)
+            generator = torch.Generator().manual_seed(seed * 65_537 + number + 1)
             order = torch.randperm(len(rows), generator=generator) if self.shuffle else None
             for position in range(len(rows)) if order is None else order.tolist():
                 file, group, row, data, label = rows[position]

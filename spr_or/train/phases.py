@@ -1,0 +1,352 @@
+"""The phases of a run for one seed: dense, SPR, fine-tuning with masks held.
+
+Every epoch starts from its own seed, a function of the run's seed, the phase and the epoch. So a
+checkpoint at the end of an epoch holds all that the next one depends on, and a run that was killed
+repeats the broken epoch exactly.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from spr_or.projected import Regime
+from spr_or.prox_sgd import ProxSGD
+from spr_or.prune import (
+    apply_masks_,
+    collapsed_layers,
+    count_parameters,
+    hold_masks,
+    masked_filter_weights,
+    masks_by_threshold,
+)
+from spr_or.regularizer import SPR
+from spr_or.train import checkpoint
+from spr_or.train.data import Data
+from spr_or.train.display import Display
+from spr_or.train.durable import write_durably
+from spr_or.train.loop import NonFiniteLoss, Scores, evaluate, train_epoch
+from spr_or.train.metrics import Metrics, Record
+from spr_or.train.recipe import Recipe, SprRecipe
+from spr_or.train.schedule import learning_rate
+from spr_or.train.setup import fresh_model, load_weights
+from spr_or.train.step import Step, captured, make_step
+
+PHASES = ("dense", "spr", "finetune")
+_KEYS = {"dense": "dense.lr", "spr": "spr.lr and spr.lam", "finetune": "spr.lr"}
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on; the message says why, what to change, and what is kept."""
+
+
+@dataclass
+class Run:
+    """One seed of a recipe on its way; ``state`` is the checkpoint it continues from."""
+
+    recipe: Recipe
+    seed: int
+    folder: Path
+    device: torch.device
+    data: Data
+    display: Display
+    metrics: Metrics
+    state: checkpoint.State | None = None
+    fixed: dict[str, Any] = field(default_factory=dict)  # in every checkpoint from here on
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of ``last.pt``, ``previous.pt`` and ``best.pt``."""
+        return self.folder / "checkpoints"
+
+    def resumed(self, phase: str) -> checkpoint.State | None:
+        """The checkpoint, if it lies in this phase."""
+        return self.state if self.state is not None and self.state["phase"] == phase else None
+
+    def is_past(self, phase: str) -> bool:
+        """Whether the checkpoint lies in a later phase."""
+        return self.state is not None and PHASES.index(self.state["phase"]) > PHASES.index(phase)
+
+    def evaluate(self, model: nn.Module) -> Scores:
+        """Scores on the evaluation split."""
+        return evaluate(model, self.data.evaluate(0), self.recipe.speed.amp == "bf16")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the phases leave for compaction and report."""
+
+    dense: nn.Module
+    pruned: nn.Module
+    masks: dict[str, Tensor]
+    bounds: dict[str, Tensor]
+    dense_accuracy: float
+    accuracy_before_finetune: float
+    accuracy: float
+    best_accuracy: float
+
+
+def train(run: Run) -> Trained:
+    """All phases of one seed, from its checkpoint if there is one; raises `RunError`."""
+    dense = dense_phase(run)
+    dense_accuracy = run.evaluate(dense).accuracy
+    recipe = run.recipe.spr
+    bounds = SPR.bounds_from(
+        dense, entities=recipe.entities, per=recipe.bounds, include_norm=recipe.include_norm
+    )
+    run.fixed = {"bounds": {name: bound.cpu() for name, bound in bounds.items()}}
+    if run.is_past("spr"):
+        model = fresh_model(run.recipe, run.seed, run.device)
+    else:
+        model = spr_phase(run, dense, bounds)
+    masks, before = mask(run, model, make_spr(recipe, model, bounds))
+    accuracy, best = finetune_phase(run, model, masks, before)
+    return Trained(dense, model, masks, bounds, dense_accuracy, before, accuracy, best)
+
+
+def dense_phase(run: Run) -> nn.Module:
+    """The network trained without SPR; kept as ``dense.safetensors``."""
+    recipe = run.recipe.dense
+    path = run.folder / "dense.safetensors"
+    model = fresh_model(run.recipe, run.seed, run.device)
+    if run.is_past("dense"):
+        load_weights(model, path)
+        return model
+    if recipe.weights is not None:
+        load_weights(model, recipe.weights)
+    _train_phase(
+        run,
+        "dense",
+        model,
+        _sgd(run.recipe, model),
+        epochs=recipe.epochs,
+        rate=lambda epoch: learning_rate(recipe, epoch, recipe.epochs),
+    )
+    state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_durably(path, lambda aside: save_file(state, aside))
+    return model
+
+
+def spr_phase(run: Run, dense: nn.Module, bounds: dict[str, Tensor]) -> nn.Module:
+    """The network trained with SPR, by its gradient or its proximal operator."""
+    recipe = run.recipe.spr
+    model = fresh_model(run.recipe, run.seed, run.device)
+    if recipe.start == "dense":
+        model.load_state_dict(dense.state_dict())
+    spr = make_spr(recipe, model, bounds)
+    _train_phase(
+        run,
+        "spr",
+        model,
+        make_optimizer(run.recipe, model, spr),
+        epochs=recipe.epochs,
+        rate=_pruning_rate(run.recipe, 0),
+        add_gradient=spr.add_gradient_ if recipe.method == "gradient" else None,
+        describe=lambda: describe(model, spr, recipe),
+    )
+    return model
+
+
+def mask(run: Run, model: nn.Module, spr: SPR) -> tuple[dict[str, Tensor], float]:
+    """Decide which entities go and silence them; the masks and the accuracy that is left."""
+    if state := run.resumed("finetune"):
+        return {n: m.to(run.device) for n, m in state["masks"].items()}, state["before"]
+    masks = decide_masks(model, spr, run.recipe.spr)
+    for name in collapsed_layers(masks):
+        run.display.warn(f"layer {name} collapsed: none of its {len(masks[name])} entities is left")
+    apply_masks_(model, masks)
+    return masks, run.evaluate(model).accuracy
+
+
+def finetune_phase(
+    run: Run, model: nn.Module, masks: dict[str, Tensor], before: float
+) -> tuple[float, float]:
+    """Train on with the masks held; accuracy of the last and of the best epoch."""
+    cpu_masks = {name: keep.cpu() for name, keep in masks.items()}
+    run.fixed |= {"masks": cpu_masks, "before": before}
+    best = _train_phase(
+        run,
+        "finetune",
+        model,
+        _sgd(run.recipe, model),
+        epochs=run.recipe.finetune.epochs,
+        rate=_pruning_rate(run.recipe, run.recipe.spr.epochs),
+        after=hold_masks(model, masks),
+        describe=lambda: {"masked_filter_weights_pct": _masked_pct(model, masks)},
+    )
+    return run.evaluate(model).accuracy, before if best is None else best
+
+
+def _train_phase(
+    run: Run,
+    phase: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    epochs: int,
+    rate: Callable[[int], float],
+    add_gradient: Callable[[], None] | None = None,
+    after: Callable[[], None] | None = None,
+    describe: Callable[[], Record] = dict,
+) -> float | None:
+    """Epochs with metrics and checkpoints; the best accuracy of an epoch, None without epochs."""
+    done, best = 0, None
+    if state := run.resumed(phase):
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        done, best = state["epoch"], state["best_accuracy"]
+    speed = run.recipe.speed
+    bf16 = speed.amp == "bf16"
+    network = torch.compile(model) if speed.compile else model
+    step: Step = make_step(
+        network,  # type: ignore[arg-type]  # what torch.compile returns is called like a module
+        optimizer,
+        add_gradient=add_gradient,
+        after=after,
+        label_smoothing=run.recipe.train.label_smoothing,
+        bf16=bf16,
+    )
+    if speed.cuda_graph:
+        step = captured(step, optimizer)
+    run.display.phase(f"seed {run.seed} {phase}", epochs, run.data.train_rows, done)
+    for epoch in range(done, epochs):
+        started = time.perf_counter()
+        lr = rate(epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        seed = epoch_seed(run.seed, phase, epoch)
+        torch.manual_seed(seed)
+        model.train()
+        try:
+            scores = train_epoch(step, run.data.train(seed), run.display.rows)
+        except NonFiniteLoss as error:
+            raise RunError(_not_finite(run, phase, epoch, lr, error)) from error
+        test = run.evaluate(model)
+        record = {
+            "phase": phase,
+            "epoch": epoch,
+            "lr": lr,
+            "loss": scores.loss,
+            "accuracy": scores.accuracy,
+            "eval_loss": test.loss,
+            "eval_accuracy": test.accuracy,
+            **describe(),
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+        run.metrics.add(record)
+        run.display.epoch(record)
+        better = best is None or test.accuracy > best
+        best = test.accuracy if best is None else max(best, test.accuracy)
+        state = {
+            "phase": phase,
+            "epoch": epoch + 1,
+            "seed": run.seed,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "best_accuracy": best,
+            "records": len(run.metrics.records),
+            **run.fixed,
+        }
+        checkpoint.save_last(run.checkpoints, state)
+        if better:
+            checkpoint.save_best(run.checkpoints, state)
+    return best
+
+
+def epoch_seed(seed: int, phase: str, epoch: int) -> int:
+    """The seed of an epoch: its order, its augmentation, its dropout.
+
+    >>> epoch_seed(0, "dense", 1), epoch_seed(1, "spr", 0)
+    (1, 500000)
+    """
+    return (seed * 4 + PHASES.index(phase)) * 100_000 + epoch
+
+
+def make_spr(recipe: SprRecipe, model: nn.Module, bounds: dict[str, Tensor]) -> SPR:
+    """The recipe's regularizer on a network."""
+    return SPR(
+        model,
+        recipe.lam,
+        recipe.alpha,
+        bounds,
+        entities=recipe.entities,
+        variant=recipe.variant,
+        weights=recipe.weights,
+        include_norm=recipe.include_norm,
+    )
+
+
+def make_optimizer(recipe: Recipe, model: nn.Module, spr: SPR) -> torch.optim.Optimizer:
+    """SGD for the gradient method, ProxSGD for the proximal one."""
+    if recipe.spr.method == "gradient":
+        return _sgd(recipe, model)
+    shared = recipe.train
+    return ProxSGD(
+        model,
+        spr,
+        lr=recipe.spr.lr,
+        momentum=shared.momentum,
+        weight_decay=shared.weight_decay,
+        nesterov=shared.nesterov,
+    )
+
+
+def decide_masks(model: nn.Module, spr: SPR, recipe: SprRecipe) -> dict[str, Tensor]:
+    """True = keep, for each regularised layer: the paper's threshold, or exact zeros."""
+    names = [layer.name for layer in spr.layers]
+    if recipe.method == "prox":
+        return masks_by_threshold(model, names, zero_below=0.0, share=1.0)
+    return masks_by_threshold(model, names, recipe.zero_below, recipe.share)
+
+
+def describe(model: nn.Module, spr: SPR, recipe: SprRecipe) -> Record:
+    """The value of SPR, how many entities are in which regime or gone, and what that weighs."""
+    masks = decide_masks(model, spr, recipe)
+    values = spr.entity_values()
+    keep = torch.cat([masks[name] for name in values])
+    regime = torch.cat([value.regime for value in values.values()])
+    counts = {r.name.lower(): int(((regime == r) & keep).sum()) for r in Regime}
+    with torch.no_grad():
+        penalty = float(spr())
+    return {
+        "spr": penalty,
+        "masked_filter_weights_pct": _masked_pct(model, masks),
+        "regimes": {"zero": int((~keep).sum()), **counts},
+    }
+
+
+def _masked_pct(model: nn.Module, masks: dict[str, Tensor]) -> float:
+    return 100 * masked_filter_weights(model, masks) / count_parameters(model)
+
+
+def _sgd(recipe: Recipe, model: nn.Module) -> torch.optim.SGD:
+    shared = recipe.train
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=0.1,  # set anew each epoch
+        momentum=shared.momentum,
+        weight_decay=shared.weight_decay,
+        nesterov=shared.nesterov,
+    )
+
+
+def _pruning_rate(recipe: Recipe, offset: int) -> Callable[[int], float]:
+    """One schedule over SPR and fine-tuning; ``offset`` epochs of it lie behind."""
+    epochs = recipe.spr.epochs + recipe.finetune.epochs
+    return lambda epoch: learning_rate(recipe.spr, offset + epoch, epochs)
+
+
+def _not_finite(run: Run, phase: str, epoch: int, lr: float, error: NonFiniteLoss) -> str:
+    last = run.checkpoints / checkpoint.LAST
+    kept = f"last good checkpoint: {last}" if last.exists() else "no epoch was finished before"
+    return (
+        f"the loss became {error.value} at step {error.step} of epoch {epoch} of phase {phase}, "
+        f"with a learning rate of {lr:g}. Look at {_KEYS[phase]} in the recipe; {kept}"
+    )
