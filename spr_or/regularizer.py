@@ -2,15 +2,9 @@ r"""Structured Perspective Regularization of a network under training.
 
 .. math::  \mathrm{SPR}(w) = \lambda \sum_i u_i\, z(w^i), \qquad z \text{ as in eq. (5)}
 
-with z, its regimes and its derivatives from `spr_or.projected.entity_terms`. An entity enters
-that formula by two numbers, ||w^i||_2 and ||w^i||_inf, so a step is: reduce every layer to them,
-evaluate the formula once for all entities of the network, and spread its two derivatives back:
-
-.. math::  \nabla_j = \lambda u_i \bigl(\mathrm{radial}_i\, w_j
-           + \mathrm{peak}_i\, \mathrm{sign}(w_j) / n_i \cdot [\,|w_j| = \lVert w^i\rVert_\infty]\bigr)
-
-where n_i weights attain the maximum. Everything is computed in float32, whatever the autocast
-(float64 for float64 parameters), and nothing is read back from the device.
+with z, its regimes and its derivatives from `spr_or.projected.entity_terms`, evaluated once a step
+for all entities of the network (`spr_or.layer_passes`). Everything is computed in float32,
+whatever the autocast (float64 for float64 parameters), and nothing is read back from the device.
 """
 
 from __future__ import annotations
@@ -23,6 +17,13 @@ from torch import Tensor, nn
 
 from spr_or import projected
 from spr_or.layer_entities import EntitySpec, LayerEntities, layer_entities
+from spr_or.layer_passes import (
+    Slopes,
+    add_gradients_,
+    gradients,
+    norms_and_peaks,
+    penalty_and_slopes,
+)
 
 PerEntity = float | Tensor | Mapping[str, float | Tensor]
 
@@ -102,13 +103,14 @@ class SPR(nn.Module):
         for layer in self.layers:
             _check_numbers(bound[layer.name], "M", layer.name, positive=True)
             _check_numbers(importance[layer.name], "weights", layer.name, positive=False)
-        ordered = [layer.name for run in self._runs for layer in run]
+        self._formula = penalty_and_slopes
+        self._gradients = gradients
         self._lam: Tensor
         self.bound: Tensor
         self.importance: Tensor
         self.register_buffer("_lam", torch.zeros((), dtype=dtype, device=device))
         for name, values in (("bound", bound), ("importance", importance)):
-            flat = torch.cat([values[layer].double().cpu() for layer in ordered])
+            flat = torch.cat([values[layer.name].double().cpu() for layer in self._ordered()])
             self.register_buffer(name, flat.to(device=device, dtype=dtype))
         self.lam = lam
 
@@ -146,7 +148,7 @@ class SPR(nn.Module):
             raise ValueError(f"per must be 'layer' or 'entity', got {per!r}")
         bounds = {}
         for layer in layer_entities(dense_model, entities, include_norm):
-            _, peak = _norm_and_peak(layer.gather(), layer.entity_dim)
+            _, peak = norms_and_peaks([layer.gather()], [layer.entity_dim])
             largest = peak.max()
             if not 0 < float(largest) < float("inf"):
                 raise ValueError(
@@ -164,28 +166,34 @@ class SPR(nn.Module):
         return _Penalty.apply(self, *parameters)
 
     @torch.no_grad()
-    def add_gradient_(self) -> None:
-        """Add the regularizer's gradient to ``.grad`` of its parameters, in place.
+    def add_gradient_(self) -> Tensor:
+        """Add the regularizer's gradient to ``.grad`` of its parameters, in place; returns SPR.
 
         A gradient that is None is created. Call it after ``backward()`` (and, with a gradient
         scaler, after unscaling).
         """
-        xs = self._gather()
-        norm, peak = self._reduce(xs)
-        terms, price = self._terms(norm, peak)
-        pieces = self._gradients(xs, price * terms.radial, price * terms.peak, peak)
-        targets: list[Tensor] = []
-        added: list[Tensor] = []
-        for parameter, piece in pieces:
-            if not parameter.requires_grad:
-                continue
+        xs, dims = self._gather()
+        penalty, slopes = self._evaluate(xs, dims)
+        trained = [p for layer in self._ordered() for p in layer.parameters if p.requires_grad]
+        for parameter in trained:
             if parameter.grad is None:
-                parameter.grad = torch.empty_like(parameter).copy_(piece)
-            else:
-                targets.append(parameter.grad)
-                added.append(piece)
-        if targets:
-            torch._foreach_add_(targets, added)
+                parameter.grad = torch.zeros_like(parameter)
+        targets = self._targets(xs)
+        if targets is not None:
+            add_gradients_(targets, xs, dims, slopes)
+        elif trained:
+            parts = self._scatter(self._gradients(xs, dims, slopes))
+            pairs = [(p.grad, part) for p, part in parts if p.requires_grad and p.grad is not None]
+            torch._foreach_add_([grad for grad, _ in pairs], [part for _, part in pairs])
+        return penalty
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Fuse the kernels of a step by `torch.compile`, with its arguments; changes no result.
+
+        For accelerators, where launching the formula's small kernels costs more than running them.
+        """
+        self._formula = torch.compile(penalty_and_slopes, *args, **kwargs)
+        self._gradients = torch.compile(gradients, *args, **kwargs)
 
     @torch.no_grad()
     def entity_values(self) -> dict[str, EntityValues]:
@@ -195,9 +203,9 @@ class SPR(nn.Module):
         >>> SPR(net, lam=0.1, alpha=0.5, M=1.0).entity_values()["0"].norm.shape
         torch.Size([2])
         """
-        norm, peak = self._reduce(self._gather())
-        terms, _ = self._terms(norm, peak)
+        norm, peak = norms_and_peaks(*self._gather())
         bound, importance = self.bound.to(norm), self.importance.to(norm)
+        terms = projected.entity_terms(norm, peak, self.alpha, bound, self.variant)
         columns = (terms.regime, terms.indicator, terms.value, norm, peak, bound, importance)
         counts = [layer.count for layer in self._ordered()]
         split = zip(*(column.split(counts) for column in columns), strict=True)
@@ -224,45 +232,49 @@ class SPR(nn.Module):
         An accelerator pays for each kernel, so layers of one shape are concatenated; the CPU pays
         for each byte, so every layer is read where it lies.
         """
-        if self._runs[0][0].parameters[0].device.type == "cpu":
+        if self.bound.device.type == "cpu":
             return [[layer] for layer in self._ordered()]
         return self._runs
 
-    def _gather(self) -> list[Tensor]:
-        """The weights of each batch, with entities along the batch's ``entity_dim``."""
+    def _gather(self) -> tuple[list[Tensor], list[int]]:
+        """The weights of each batch in the dtype of the computation, and their entity dimension."""
+        device = self.layers[0].parameters[0].device
+        if self.bound.device != device:  # the model moved; copying at each step would stall it
+            self.to(device)
         xs = []
         for batch in self._batches():
             parts = [layer.gather() for layer in batch]
             x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=batch[0].entity_dim)
             xs.append(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x)
-        return xs
+        return xs, [batch[0].entity_dim for batch in self._batches()]
 
-    def _reduce(self, xs: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """||w||_2 and ||w||_inf of every entity, (N,)."""
-        batches = self._batches()
-        pairs = [_norm_and_peak(x, b[0].entity_dim) for x, b in zip(xs, batches, strict=True)]
-        norm, peak = (torch.cat(column) for column in zip(*pairs, strict=True))
-        # The squares of weights below 1e-19 underflow; the peak is then the better norm.
-        return torch.maximum(norm, peak), peak
+    def _evaluate(self, xs: list[Tensor], dims: list[int]) -> tuple[Tensor, Slopes]:
+        return self._formula(
+            xs, dims, self._lam, self.importance, self.bound, self.alpha, self.variant
+        )
 
-    def _terms(self, norm: Tensor, peak: Tensor) -> tuple[projected.EntityTerms, Tensor]:
-        """The formula for every entity, and lambda u_i."""
-        terms = projected.entity_terms(norm, peak, self.alpha, self.bound.to(norm), self.variant)
-        return terms, self._lam.to(norm) * self.importance.to(norm)
+    def _targets(self, xs: list[Tensor]) -> list[Tensor] | None:
+        """Where the gradients of the batches can be added directly; None where they cannot."""
+        layers = self._ordered()
+        if xs[0].device.type != "cpu" or any(len(layer.parameters) > 1 for layer in layers):
+            return None
+        targets: list[Tensor] = []
+        for layer, x in zip(layers, xs, strict=True):
+            weight = layer.parameters[0]
+            gradient = weight.grad if weight.requires_grad else None
+            if gradient is None or gradient.dtype != x.dtype or gradient.shape != x.shape:
+                return None
+            targets.append(gradient)
+        return targets
 
-    def _gradients(
-        self, xs: list[Tensor], radial: Tensor, pull: Tensor, peak: Tensor
-    ) -> list[tuple[nn.Parameter, Tensor]]:
-        batches = self._batches()
-        counts = [sum(layer.count for layer in batch) for batch in batches]
-        columns = zip(radial.split(counts), pull.split(counts), peak.split(counts), strict=True)
-        pieces: list[tuple[nn.Parameter, Tensor]] = []
-        for batch, x, (r, p, m) in zip(batches, xs, columns, strict=True):
-            dim = batch[0].entity_dim
-            g = _gradient(x, r.to(x.dtype), p.to(x.dtype), m.to(x.dtype), dim)
-            for layer, part in zip(batch, g.split([b.count for b in batch], dim), strict=True):
-                pieces += zip(layer.parameters, layer.scatter(part), strict=True)
-        return pieces
+    def _scatter(self, batches: list[Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
+        """Every parameter with its part of the gradients of the batches, in `_ordered` order."""
+        pairs: list[tuple[nn.Parameter, Tensor]] = []
+        for batch, gradient in zip(self._batches(), batches, strict=True):
+            parts = gradient.split([layer.count for layer in batch], batch[0].entity_dim)
+            for layer, part in zip(batch, parts, strict=True):
+                pairs += zip(layer.parameters, layer.scatter(part), strict=True)
+        return pairs
 
 
 class _Penalty(torch.autograd.Function):
@@ -270,39 +282,19 @@ class _Penalty(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, spr: SPR, *parameters: Tensor) -> Tensor:
-        norm, peak = spr._reduce(spr._gather())
-        terms, price = spr._terms(norm, peak)
+        penalty, slopes = spr._evaluate(*spr._gather())
         ctx.spr = spr
         # The parameters are saved so that changing them before backward() is an error.
-        ctx.save_for_backward(price * terms.radial, price * terms.peak, peak, *parameters)
-        return (price * terms.value).sum()
+        ctx.save_for_backward(*slopes, *parameters)
+        return penalty
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        spr = ctx.spr
-        radial, pull, peak, *_ = ctx.saved_tensors
-        pieces = spr._gradients(spr._gather(), upstream * radial, upstream * pull, peak)
-        return None, *(piece.to(p.dtype) for p, piece in pieces)
-
-
-def _norm_and_peak(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """||.||_2 and ||.||_inf over all dimensions but ``dim``, in the memory order x has."""
-    dims = tuple(d for d in range(x.dim()) if d != dim)
-    x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-    norm = torch.linalg.vector_norm(x, 2, dims)
-    if x.device.type == "cpu":  # ten times as fast there as the maximum norm
-        return norm, torch.maximum(x.amax(dims), -x.amin(dims))
-    return norm, torch.linalg.vector_norm(x, float("inf"), dims)
-
-
-def _gradient(x: Tensor, radial: Tensor, pull: Tensor, peak: Tensor, dim: int) -> Tensor:
-    """radial w_j + pull sign(w_j) / n where |w_j| is the peak that n weights attain."""
-    dims = tuple(d for d in range(x.dim()) if d != dim)
-    shape = [-1 if d == dim else 1 for d in range(x.dim())]
-    attains = x.abs().eq_(peak.view(shape))
-    share = pull.view(shape) / attains.sum(dims, keepdim=True)
-    return attains.copysign_(x).mul_(share).addcmul_(x, radial.view(shape))
+        radial, slope, peak, *_ = ctx.saved_tensors
+        scaled = Slopes(upstream * radial, upstream * slope, peak)
+        parts = ctx.spr._scatter(ctx.spr._gradients(*ctx.spr._gather(), scaled))
+        return None, *(part.to(p.dtype) for p, part in parts)
 
 
 def _runs(layers: tuple[LayerEntities, ...]) -> list[list[LayerEntities]]:
