@@ -45,7 +45,7 @@ def solve(problem: SparseTrainingProblem, time_limit: float | None = None) -> Ce
     bound, status = 0.0, "optimal"  # no loss is negative
     try:
         # Row s of `supports` holds the digits of s.
-        supports = (np.arange(2**count)[:, None] >> np.arange(count)) & 1
+        supports = (np.arange(2**count, dtype=np.int32)[:, None] >> np.arange(count)) & 1
         costs = supports @ cost
         proven = float("inf")
         full = support.fit(problem, torch.ones(count))

@@ -1,0 +1,375 @@
+r"""The perspective reformulation by outer approximation: linear programs, cuts, and HiGHS.
+
+Every convex term is replaced by its tangents, added where the current solution violates the term:
+
+* the perspective, weight by weight since ||w||^2 / y = sum_j w_j^2 / y:
+  t_j >= 2 s w_j - s^2 y with the slope s = w_j / y of the point that is cut off;
+* the loss, piece by piece: eta_e >= l_e(g) + l_e'(g) (g_e - g).  For the logistic and the softmax
+  loss a piece is a sample and g_e its predictions; for the squared loss the singular directions of
+  the data leave at most P squares.  The absolute and the hinge loss are linear programs already.
+
+First the relaxation is solved this way.  Then the program with binary y is solved to optimality, the
+incumbent's support is trained exactly (`support.fit`) and tangents there are added, until the bound of
+HiGHS and the incumbent meet (Duran and Grossmann, Math. Programming 36, 1986): with the tangents of a
+support's optimum no solution on that support is worth less than it, so every round visits another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spr_or import perspective
+from spr_or.losses import LOSSES
+from spr_or.problem import SparseTrainingProblem
+from spr_or.solve import support
+from spr_or.solve.certificate import Certificate, certify, feasible
+from spr_or.solve.interrupt import Budget, run_highs
+from spr_or.solve.linear import Array, LinearData, linear_data, margin_split
+
+# HiGHS takes nothing tighter than 1e-10; its default 1e-7 would show in the compared optima.
+_FEASIBILITY = 1e-9
+# HiGHS ignores smaller coefficients; `_Master.add` keeps a cut valid without them.
+_TINY = 1e-9
+# A tangent at a smaller slope says no more than t >= 0 to within its square.
+_SMALLEST_SLOPE = 1e-5
+# Tangents whose terms together violate less than this share of the gap asked for are not added.
+_NEGLIGIBLE = 0.1
+_MAX_ROUNDS = 500
+# The incumbent comes from `support.fit` and the trees are small: HiGHS's searches for a solution, for
+# symmetry and for the best branching cost more than they save (a third of the time without them).
+_MIP_OPTIONS = {
+    "mip_rel_gap": 0.0,
+    "mip_heuristic_effort": 0.0,
+    "mip_heuristic_run_feasibility_jump": False,
+    "mip_heuristic_run_rins": False,
+    "mip_heuristic_run_rens": False,
+    "mip_heuristic_run_root_reduced_cost": False,
+    "mip_detect_symmetry": False,
+    "mip_pscost_minreliable": 0,
+}
+
+
+def solve(
+    problem: SparseTrainingProblem,
+    relaxed: bool = False,
+    gap: float = 1e-7,
+    time_limit: float | None = None,
+) -> Certificate:
+    """The optimum of formulation (4) of a linear problem, or of its relaxation, by cuts in HiGHS.
+
+    ``gap`` is relative to max(1, |objective|).  When stopped by ``time_limit`` (seconds) or Ctrl-C,
+    the certificate holds the incumbent and the bound so far.  The bound is that of HiGHS on the
+    outer approximation, proven to its feasibility tolerance of 1e-9.
+
+    Raises ``ValueError`` for a network.
+
+    >>> X = [[1.0, 0.0], [0.0, 1.0]]
+    >>> p = SparseTrainingProblem.linear(X, [1, 0], [[0], [1]], lam=0.1, alpha=0.5, M=2)
+    >>> certificate = solve(p)
+    >>> certificate.indicators.tolist(), round(certificate.objective, 6), certificate.status
+    ([1.0, 0.0], 0.095455, 'optimal')
+    """
+    budget = Budget(time_limit)
+    data = linear_data(problem, "cuts")
+    progress = _Progress(problem, integer=not relaxed, gap=gap)
+    try:
+        master = _Master(problem, data)
+        status = _relax(problem, master, progress, budget)
+        if status == "optimal" and not relaxed:
+            status = _branch(problem, master, progress, budget)
+    except KeyboardInterrupt:
+        status = "interrupted"
+    return certify(
+        problem,
+        formulation="perspective",
+        integrality="relaxed" if relaxed else "integer",
+        solver="highs-cuts",
+        version=version("highspy"),
+        status=status,
+        bound=progress.bound,
+        seconds=budget.seconds,
+        weights=progress.theta,
+        indicators=progress.y,
+    )
+
+
+class _Progress:
+    """The incumbent and the bound, where an interrupted solve leaves them."""
+
+    def __init__(self, problem: SparseTrainingProblem, integer: bool, gap: float) -> None:
+        self._problem, self.integer, self._gap = problem, integer, gap
+        self.theta = torch.zeros(problem.entities.n_parameters, dtype=torch.float64)
+        self.y = torch.zeros(len(problem.entities), dtype=torch.float64)
+        # w = 0, y = 0 satisfies every constraint, and no loss is negative.
+        self.value, self.bound = _value(problem, self.theta, self.y), 0.0
+
+    def offer(self, theta: Tensor, y: Tensor) -> None:
+        """Take a feasible point as the incumbent if it is better."""
+        value = _value(self._problem, theta, y)
+        if value < self.value:
+            self.theta, self.y, self.value = theta, y, value
+
+    def raise_bound(self, bound: float) -> None:
+        self.bound = max(self.bound, bound)
+
+    @property
+    def tolerance(self) -> float:
+        """The absolute gap that is asked for."""
+        return self._gap * max(1.0, abs(self.value))
+
+    def closed(self, value: float) -> bool:
+        return value - self.bound <= self.tolerance
+
+
+def _value(problem: SparseTrainingProblem, theta: Tensor, y: Tensor) -> float:
+    penalty = perspective.penalty(problem.entities.rows(theta), y, problem.alpha)
+    return float(problem.objective(theta, penalty))
+
+
+def _relax(
+    problem: SparseTrainingProblem, master: _Master, progress: _Progress, budget: Budget
+) -> str:
+    """Cut until the linear program's solution is worth what its bound says; a status."""
+    relaxed = not progress.integer
+    for _ in range(_MAX_ROUNDS):
+        if budget.spent or run_highs(master.highs, budget) != "Optimal":
+            break
+        progress.raise_bound(master.highs.getInfo().objective_function_value)
+        theta, y = feasible(problem, *master.point(), integer=False)
+        if relaxed:
+            progress.offer(theta, y)
+        if progress.closed(progress.value if relaxed else _value(problem, theta, y)):
+            return "optimal"
+        if not master.cut(theta, y, progress.tolerance):
+            return "optimal"
+    return "time_limit" if budget.spent else "inexact"
+
+
+def _branch(
+    problem: SparseTrainingProblem, master: _Master, progress: _Progress, budget: Budget
+) -> str:
+    """Binary indicators from here on; one mixed-integer program a round; a status."""
+    _, relaxed_y = master.point()
+    master.drop_slack_cuts()
+    for y in _nested_supports(relaxed_y):
+        best = support.fit(problem, y).weights
+        progress.offer(best, y)
+        master.cut(best, y)
+    master.restrict_to_binary(progress.tolerance)
+    for _ in range(_MAX_ROUNDS):
+        if budget.spent:
+            break
+        solved = run_highs(master.highs, budget)
+        progress.raise_bound(master.highs.getInfo().mip_dual_bound)
+        if solved != "Optimal":
+            break
+        theta, y = master.point()
+        y = y.round()
+        best = support.fit(problem, y).weights
+        progress.offer(best, y)
+        if progress.closed(progress.value):
+            return "optimal"
+        added = master.cut(best, y, progress.tolerance) + master.cut(theta, y, progress.tolerance)
+        if not added:
+            return "optimal"
+    return "time_limit" if budget.spent else "inexact"
+
+
+def _nested_supports(y: Tensor) -> list[Tensor]:
+    """Supports {i : y_i >= threshold} of relaxed indicators, for every threshold that differs."""
+    thresholds = y[y > 0].unique()
+    return [(y >= threshold).to(y) for threshold in thresholds]
+
+
+class _Master:
+    """The linear (later mixed-integer) program in HiGHS and the cuts it has been given.
+
+    Columns: theta (P), y (N), t (P), then those of the loss.
+    """
+
+    def __init__(self, problem: SparseTrainingProblem, data: LinearData) -> None:
+        import highspy
+
+        self._data, self._inf = data, highspy.kHighsInf
+        self.highs = highspy.Highs()
+        self.highs.silent()
+        for tolerance in ("primal", "dual", "mip"):
+            self.highs.setOptionValue(f"{tolerance}_feasibility_tolerance", _FEASIBILITY)
+        weights, count = len(data.M), len(data.cost)
+        self._bounds = np.zeros(0)
+        self._theta = self._columns(np.zeros(weights), -data.M, data.M)
+        self._y = self._columns(data.cost, np.zeros(count), np.ones(count))
+        self._t = self._columns(data.ridge, np.zeros(weights), np.full(weights, self._inf))
+        for j in range(weights):
+            for sign in (1.0, -1.0):
+                where = np.array([self._theta[j], self._y[data.owner[j]]])
+                self._row(where, np.array([sign, -data.M[j]]), upper=0.0)
+        self._loss = None if LOSSES[problem.loss].curvature is None else _pieces(problem, data)
+        if self._loss is None:
+            self._linear_loss(problem)
+        else:
+            self._smooth_loss(self._loss)
+        self._first_cut = self.highs.getNumRow()
+
+    def _columns(self, cost: Array, lower: Array, upper: Array) -> NDArray[np.int64]:
+        first = len(self._bounds)
+        count = len(cost)
+        empty = np.zeros(0, dtype=np.int32)
+        self.highs.addCols(
+            count, cost, lower, upper, 0, np.zeros(count, np.int32), empty, np.zeros(0)
+        )
+        self._bounds = np.concatenate([self._bounds, np.maximum(np.abs(lower), np.abs(upper))])
+        return np.arange(first, first + count)
+
+    def _row(
+        self,
+        columns: NDArray[np.int64],
+        coefficients: Array,
+        lower: float = -math.inf,
+        upper: float = math.inf,
+    ) -> None:
+        """Add lower <= coefficients . columns <= upper, without its tiny coefficients.
+
+        The sides give way by what a dropped term can amount to within the bounds of its column, so
+        that the row cuts off nothing that satisfied it whole.
+        """
+        keep = np.abs(coefficients) >= _TINY
+        dropped = coefficients[~keep]
+        slack = float(np.abs(dropped) @ self._bounds[columns[~keep]]) if dropped.any() else 0.0
+        self.highs.addRow(
+            lower - slack, upper + slack, int(keep.sum()),
+            columns[keep].astype(np.int32), coefficients[keep],
+        )  # fmt: skip
+
+    def _linear_loss(self, problem: SparseTrainingProblem) -> None:
+        B, m, negative = margin_split(problem, self._data)
+        rows = len(m)
+        zero, inf = np.zeros(rows), np.full(rows, self._inf)
+        above = self._columns(np.full(rows, 1 / problem.n), zero, inf)
+        below = self._columns(np.full(rows, negative / problem.n), zero, inf)
+        for row in range(rows):
+            where = np.concatenate([self._theta, [above[row], below[row]]])
+            self._row(where, np.concatenate([B[row], [1.0, -1.0]]), m[row], m[row])
+
+    def _smooth_loss(self, loss: _Pieces) -> None:
+        reach = np.abs(loss.G) @ self._data.M
+        self._g = self._columns(np.zeros(len(reach)), -reach, reach)
+        count = len(reach) // loss.width
+        self._eta = self._columns(
+            np.full(count, loss.weight), np.zeros(count), np.full(count, self._inf)
+        )
+        self.highs.changeObjectiveOffset(loss.offset)
+        for row, g in enumerate(self._g):
+            where = np.concatenate([self._theta, [g]])
+            self._row(where, np.concatenate([loss.G[row], [-1.0]]), 0.0, 0.0)
+
+    def point(self) -> tuple[Tensor, Tensor]:
+        """theta (P,) and y (N,) of HiGHS's current solution."""
+        x = torch.tensor(self.highs.getSolution().col_value, dtype=torch.float64)
+        return x[self._theta], x[self._y]
+
+    def drop_slack_cuts(self) -> None:
+        """Forget the cuts without a multiplier: the current solution stays optimal, programs shrink."""
+        duals = np.array(self.highs.getSolution().row_dual)
+        slack = np.flatnonzero(duals == 0)
+        slack = slack[slack >= self._first_cut].astype(np.int32)
+        self.highs.deleteRows(len(slack), slack)
+
+    def restrict_to_binary(self, tolerance: float) -> None:
+        import highspy
+
+        kind = np.full(len(self._y), highspy.HighsVarType.kInteger)
+        self.highs.changeColsIntegrality(len(kind), self._y.astype(np.int32), kind)
+        for name, value in _MIP_OPTIONS.items():
+            self.highs.setOptionValue(name, value)
+        self.highs.setOptionValue("mip_abs_gap", tolerance / 10)
+
+    def cut(self, theta: Tensor, y: Tensor, tolerance: float | None = None) -> int:
+        """Add the tangents at (theta, y); how many there were.
+
+        With a ``tolerance``: only those that the current solution violates, as long as what they
+        miss can add up to more than a share of it.
+        """
+        x = None
+        negligible = -math.inf
+        if tolerance is not None:
+            x = np.array(self.highs.getSolution().col_value)
+            negligible = _NEGLIGIBLE * tolerance
+        return self._cut_perspective(theta.numpy(), y.numpy(), x, negligible) + self._cut_loss(
+            theta.numpy(), x, negligible
+        )
+
+    def _cut_perspective(self, theta: Array, y: Array, x: Array | None, negligible: float) -> int:
+        data = self._data
+        raised = y[data.owner]
+        s = np.divide(theta, raised, out=np.zeros_like(theta), where=raised > 0)
+        s = np.clip(s, -data.M, data.M)
+        chosen = (np.abs(s) > _SMALLEST_SLOPE) & (data.ridge > 0)
+        if x is not None:
+            says = 2 * s * x[self._theta] - s**2 * x[self._y][data.owner]
+            chosen &= data.ridge * (says - x[self._t]) > negligible / len(s)
+        for j in np.flatnonzero(chosen):
+            where = np.array([self._t[j], self._theta[j], self._y[data.owner[j]]])
+            self._row(where, np.array([1.0, -2 * s[j], s[j] ** 2]), lower=0.0)
+        return int(chosen.sum())
+
+    def _cut_loss(self, theta: Array, x: Array | None, negligible: float) -> int:
+        loss = self._loss
+        if loss is None:
+            return 0
+        g = (loss.G @ theta).reshape(-1, loss.width)
+        value, slope = loss.tangent(g)
+        constant = value - (slope * g).sum(-1)
+        columns = self._g.reshape(-1, loss.width)
+        chosen = np.ones(len(g), dtype=bool)
+        if x is not None:
+            says = constant + (slope * x[columns]).sum(-1)
+            chosen = loss.weight * (says - x[self._eta]) > negligible / len(g)
+        for e in np.flatnonzero(chosen):
+            where = np.concatenate([[self._eta[e]], columns[e]])
+            self._row(where, np.concatenate([[1.0], -slope[e]]), lower=constant[e])
+        return int(chosen.sum())
+
+
+class _Pieces(NamedTuple):
+    """A smooth loss as offset + weight sum_e l_e(g_e), where g = G theta has ``width`` rows a piece.
+
+    ``tangent`` takes g (E, width) to the values (E,) and slopes (E, width).
+    """
+
+    G: Array
+    width: int
+    weight: float
+    offset: float
+    tangent: Callable[[Array], tuple[Array, Array]]
+
+
+def _pieces(problem: SparseTrainingProblem, data: LinearData) -> _Pieces:
+    r"""The squared loss is split along A = U S V':
+
+    ||A theta - y||^2 = ||S V' theta - U' y||^2 + ||y||^2 - ||U' y||^2.
+    """
+    if problem.loss == "squared":
+        U, S, Vt = np.linalg.svd(data.A / math.sqrt(problem.n), full_matrices=False)
+        target = data.target / math.sqrt(problem.n)
+        c = (U.T @ target)[:, None]
+        outside = target - U @ c[:, 0]
+        return _Pieces(
+            S[:, None] * Vt, 1, 1.0, float(outside @ outside),
+            lambda g: (((g - c) ** 2)[:, 0], 2 * (g - c)),
+        )  # fmt: skip
+    loss = LOSSES[problem.loss]
+
+    def tangent(g: Array) -> tuple[Array, Array]:
+        f = torch.from_numpy(g)
+        return loss.value(f, problem.y).numpy(), loss.gradient(f, problem.y).numpy()
+
+    return _Pieces(data.A, problem.n_outputs, 1 / problem.n, 0.0, tangent)
