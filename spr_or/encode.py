@@ -1,0 +1,216 @@
+r"""A small ``nn.Sequential`` as constraints: f(X; w) for all samples, every layer's weights variables.
+
+A `Signal` is what flows between layers: for each sample and unit a number (data) or a model variable,
+with an interval that contains it for every admissible w.  Per sample m and unit o,
+
+* **Linear, Conv2d**   z_mo = sum_i w_{k(i,o)} x_mi + b_o, where k(i, o) is the weight between input i
+  and output o.  Linear in w on the data, bilinear behind it.  With |w_j| <= B_j (M of the parameter's
+  entity, or M_free), |z_mo| <= sum_i B_{k(i,o)} max|x_mi| + B_{b_o}.
+* **AvgPool2d, Flatten**   z_m = A' x_m, with the fixed matrix A that the layer is.
+* **ReLU**   a = max(0, z) on L <= z <= U with L < 0 < U, by one binary s:
+
+  .. math::  a \ge z, \quad a \ge 0, \quad a \le z - L (1 - s), \quad a \le U s .
+
+  Where the interval fixes the sign, a = z (L >= 0) or a = 0 (U <= 0) and no binary is made.
+
+The intervals are the encoding's own big-M: they come from the data and the bounds on the weights,
+sample by sample and unit by unit, never from a default constant.  The map k is read off the layer
+itself: on one-hot inputs, with every weight set to its own number, a layer returns that number
+wherever input and output meet, so stride, padding and dilation are torch's, not a second copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from spr_or.entities import parameter_indices
+from spr_or.problem import SparseTrainingProblem
+
+
+@dataclass(frozen=True, eq=False)
+class Signal:
+    """The values between two layers, and intervals that contain them.
+
+    values : n lists of numbers or Pyomo variables, one a unit
+    lower, upper : (n, units) float64
+    shape : of one sample as torch sees it, e.g. (channels, height, width)
+    """
+
+    values: list[list[Any]]
+    lower: Tensor
+    upper: Tensor
+    shape: torch.Size
+
+
+def predictions(model: Any, problem: SparseTrainingProblem) -> Signal:
+    """Add f(X; w) to a Pyomo model with variables ``w``; the result holds f, shape (n, q).
+
+    Every layer has a block ``layer[k]`` with its variables: ``z`` for an affine layer or a pooling,
+    ``a`` and the binary ``fires`` for a ReLU, indexed by sample and unit.  A linear model is the
+    one layer of its weights.
+    """
+    import pyomo.environ as pyo
+
+    bound = weight_bounds(problem)
+    shape = problem.X.shape[1:]
+    signal = Signal(
+        problem.X.flatten(1).tolist(), problem.X.flatten(1), problem.X.flatten(1), shape
+    )
+    if problem.net is None:
+        model.layer = pyo.Block([0])
+        weight = torch.arange(1, problem.entities.n_parameters + 1).view(shape[0], -1)
+        no_bias = torch.zeros_like(weight[0])
+        return _affine(model, model.layer[0], signal, weight, no_bias, bound)
+    model.layer = pyo.Block(range(len(problem.net)))
+    for k, layer in enumerate(problem.net):
+        block = model.layer[k]
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            weight, bias = _index(problem.net, layer, signal.shape)
+            signal = _affine(model, block, signal, weight, bias, bound)
+        elif isinstance(layer, nn.ReLU):
+            signal = _relu(block, signal)
+        elif isinstance(layer, nn.Flatten):
+            flat = torch.Size([signal.shape.numel()])
+            signal = Signal(signal.values, signal.lower, signal.upper, flat)
+        else:
+            signal = _fixed(block, signal, layer)
+    return signal
+
+
+def weight_bounds(problem: SparseTrainingProblem) -> Tensor:
+    """B with |w_j| <= B_j, shape (P,): M of the parameter's entity, M_free where it has none."""
+    rows = problem.M.unsqueeze(-1).expand(problem.entities.index.shape)
+    free = torch.full((len(problem.entities.free),), problem.M_free, dtype=torch.float64)
+    return problem.entities.flat(rows, free)
+
+
+def _index(net: nn.Sequential, layer: nn.Module, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """Where theta's entries stand in an affine layer: 1 + position, or 0 for none.
+
+    Shapes (inputs, *output shape) for the weight between an input and an output, and
+    (*output shape) for an output's bias.
+    """
+    places = zip(net.parameters(), parameter_indices(net).values(), strict=True)
+    place = {id(parameter): indices for parameter, indices in places}
+    codes = {name: place[id(p)].double() + 1 for name, p in layer.named_parameters()}
+    nothing = {name: torch.zeros_like(code) for name, code in codes.items()}
+    one_hot = torch.eye(shape.numel(), dtype=torch.float64).view(-1, *shape)
+    weight = functional_call(layer, {**nothing, "weight": codes["weight"]}, (one_hot,))
+    bias = functional_call(layer, {**codes, "weight": nothing["weight"]}, (one_hot[:1],))
+    return weight.long(), bias[0].long()
+
+
+def _affine(
+    model: Any, block: Any, x: Signal, weight: Tensor, bias: Tensor, bound: Tensor
+) -> Signal:
+    """z_mo = sum_i w_{k(i,o)} x_mi + b_o with |z_mo| <= sum_i B_{k(i,o)} max|x_mi| + B_{b_o}."""
+    padded = torch.cat([torch.zeros(1, dtype=torch.float64), bound])
+    k = weight.flatten(1)
+    reach = torch.maximum(x.lower.abs(), x.upper.abs()) @ padded[k] + padded[bias.flatten()]
+    # A bias is the weight of an input that is always 1.
+    inputs = [[*row, 1.0] for row in x.values]
+    columns = torch.cat([k, bias.view(1, -1)]).T.tolist()
+
+    def row(m: int, o: int) -> Any:
+        meets = ((inputs[m][i], code - 1) for i, code in enumerate(columns[o]) if code > 0)
+        return _sum(model.w[j] * value for value, j in meets if not _is_zero(value))
+
+    return _signal(block, row, -reach, reach, bias.shape)
+
+
+def _fixed(block: Any, x: Signal, layer: nn.Module) -> Signal:
+    """z_m = A' x_m for a layer without weights and with no negative entry in A: an average."""
+    image = layer(torch.eye(x.shape.numel(), dtype=torch.float64).view(-1, *x.shape))
+    A = image.flatten(1)
+    columns = A.T.tolist()
+
+    def row(m: int, o: int) -> Any:
+        return _sum(a * x.values[m][i] for i, a in enumerate(columns[o]) if a != 0)
+
+    return _signal(block, row, x.lower @ A, x.upper @ A, image.shape[1:])
+
+
+def _relu(block: Any, x: Signal) -> Signal:
+    """a = max(0, z): numbers stay numbers, a known sign needs no binary."""
+    import pyomo.environ as pyo
+
+    L, U = x.lower.tolist(), x.upper.tolist()
+    units = [(m, o) for m, row in enumerate(x.values) for o in range(len(row))]
+    split = [(m, o) for m, o in units if L[m][o] < 0 < U[m][o]]
+    block.a = pyo.Var(split, bounds=lambda _, m, o: (0, U[m][o]))
+    block.fires = pyo.Var(split, domain=pyo.Binary)
+    z, a, s = x.values, block.a, block.fires
+    block.above = pyo.Constraint(split, rule=lambda _, m, o: a[m, o] >= z[m][o])
+    block.silent = pyo.Constraint(split, rule=lambda _, m, o: a[m, o] <= U[m][o] * s[m, o])
+    block.firing = pyo.Constraint(
+        split, rule=lambda _, m, o: a[m, o] <= z[m][o] - L[m][o] * (1 - s[m, o])
+    )
+    values = [
+        [
+            a[m, o] if (m, o) in a else (value if L[m][o] >= 0 else 0.0)
+            for o, value in enumerate(row)
+        ]
+        for m, row in enumerate(z)
+    ]
+    return Signal(values, x.lower.clamp(min=0), x.upper.clamp(min=0), x.shape)
+
+
+def _signal(block: Any, row: Any, lower: Tensor, upper: Tensor, shape: torch.Size) -> Signal:
+    """Name the expressions ``row(m, o)`` by variables z with bounds; numbers stay numbers."""
+    import pyomo.environ as pyo
+
+    L, U = lower.tolist(), upper.tolist()
+    values = [[row(m, o) for o in range(len(bounds))] for m, bounds in enumerate(L)]
+    named = [
+        (m, o) for m, v in enumerate(values) for o, e in enumerate(v) if not isinstance(e, float)
+    ]
+    block.z = pyo.Var(named, bounds=lambda _, m, o: (L[m][o], U[m][o]))
+    block.affine = pyo.Constraint(named, rule=lambda _, m, o: block.z[m, o] == values[m][o])
+    for m, o in named:
+        values[m][o] = block.z[m, o]
+    return Signal(values, lower, upper, shape)
+
+
+def _sum(terms: Iterable[Any]) -> Any:
+    import pyomo.environ as pyo
+
+    return pyo.quicksum(terms, start=0.0)
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, float) and value == 0
+
+
+class ModelError(NamedTuple):
+    """What `get_error` returns: the largest deviation of a prediction, and that of the mean loss."""
+
+    prediction: float
+    loss: float
+
+
+def get_error(model: Any) -> ModelError:
+    """How far a solved model is from the network's own forward pass at the weights it found.
+
+    ``model`` comes from `bigm.build` or `perspective.build` and holds a solution.  A solver may
+    bend every constraint by its feasibility tolerance, which products of weights and activations
+    amplify; this is what it amounts to in f (max over samples and outputs) and in the mean loss.
+    Raises ``ValueError`` where the model holds no solution.
+    """
+    import pyomo.environ as pyo
+
+    problem: SparseTrainingProblem = model.problem
+    weights = [v.value for v in model.w.values()]
+    if None in weights:
+        raise ValueError(f"the model {model.name!r} holds no solution: solve it first")
+    theta = torch.tensor(weights, dtype=torch.float64)
+    f = torch.tensor([float(pyo.value(e)) for e in model.f.values()], dtype=torch.float64)
+    with torch.no_grad():
+        prediction = (problem.predict(theta).flatten() - f).abs().max()
+        loss = (problem.loss_value(theta) - pyo.value(model.loss)).abs()
+    return ModelError(float(prediction), float(loss))
