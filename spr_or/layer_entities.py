@@ -175,6 +175,7 @@ def layer_entities(
     owner: dict[int, tuple[str, str]] = {}
     for name, kind in _chosen_layers(model, named).items():
         weight = _plain_weight(model, name)
+        _check_groups(model, name, kind)
         if id(weight) in owner:
             if owner[id(weight)][1] != kind:
                 raise ValueError(
@@ -220,6 +221,14 @@ def _chosen_layers(
                 raise ValueError(f"entities overlap: {name!r} is in {chosen[name]!r} and {kind!r}")
             chosen[name] = kind
     return {name: chosen[name] for name in modules if name in chosen}
+
+
+def _check_groups(model: nn.Module, name: str, kind: str) -> None:
+    if kind == "input_channels" and getattr(model.get_submodule(name), "groups", 1) > 1:
+        raise ValueError(
+            f"the kernels of one input channel of the grouped convolution {name!r} are no slice of "
+            "its weight: use filters there, or give the entities by positions"
+        )
 
 
 def _check_kind(kind: str) -> None:

@@ -82,10 +82,12 @@ def penalty_and_slopes(
     norm, peak = norms_and_peaks(xs, dims)
     terms = projected.entity_terms(norm, peak, alpha, bound.to(norm), variant)
     price = lam.to(norm) * importance.to(norm)
+    # Quotients by denormal numbers overflow, and infinity would spread as 0 times infinity.
     limit = torch.finfo(norm.dtype)
-    # s of a denormal peak would overflow, and 0 times infinity spoil the other weights.
-    slope = (price * terms.peak / peak.clamp(min=limit.tiny)).clamp(limit.min, limit.max)
-    return (price * terms.value).sum(), Slopes(price * terms.radial, slope, peak)
+    largest = limit.max / 2
+    slope = (price * terms.peak / peak.clamp(min=limit.tiny)).clamp(-largest, largest)
+    radial = (price * terms.radial).clamp(max=largest)
+    return (price * terms.value).sum(), Slopes(radial, slope, peak)
 
 
 def gradients(xs: Sequence[Tensor], dims: Sequence[int], slopes: Slopes) -> list[Tensor]:
