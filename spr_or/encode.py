@@ -4,19 +4,22 @@ A `Signal` is what flows between layers: for each sample and unit a number (data
 with an interval that contains it for every admissible w.  Per sample m and unit o,
 
 * **Linear, Conv2d**   z_mo = sum_i w_{k(i,o)} x_mi + b_o, where k(i, o) is the weight between input i
-  and output o.  Linear in w on the data, bilinear behind it.  With |w_j| <= B_j (M of the parameter's
-  entity, or M_free), |z_mo| <= sum_i B_{k(i,o)} max|x_mi| + B_{b_o}.
+  and output o (`wiring.wirings`).  Linear in w on the data, bilinear behind it.  With |w_j| <= B_j
+  (M of the parameter's entity, or M_free), |z_mo| <= sum_i B_{k(i,o)} max|x_mi| + B_{b_o}.
 * **AvgPool2d, Flatten**   z_m = A' x_m, with the fixed matrix A that the layer is.
 * **ReLU**   a = max(0, z) on L <= z <= U with L < 0 < U, by one binary s:
 
   .. math::  a \ge z, \quad a \ge 0, \quad a \le z - L (1 - s), \quad a \le U s .
 
   Where the interval fixes the sign, a = z (L >= 0) or a = 0 (U <= 0) and no binary is made.
+* **Weights of known size** (`wiring.scaled_weights`), w_j = M_free (2 sigma_j - 1) with sigma_j
+  binary: the product with L <= x <= U is M_free (2 q - x) with q = sigma_j x, which is linear,
+
+  .. math::  L \sigma \le q \le U \sigma, \qquad
+             x - U (1 - \sigma) \le q \le x - L (1 - \sigma) .
 
 The intervals are the encoding's own big-M: they come from the data and the bounds on the weights,
-sample by sample and unit by unit, never from a default constant.  The map k is read off the layer
-itself: on one-hot inputs, with every weight set to its own number, a layer returns that number
-wherever input and output meet, so stride, padding and dilation are torch's, not a second copy.
+sample by sample and unit by unit, never from a default constant.
 """
 
 from __future__ import annotations
@@ -27,10 +30,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from spr_or.entities import parameter_indices
 from spr_or.problem import SparseTrainingProblem
+from spr_or.wiring import scaled_weights, wirings
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,27 +54,27 @@ def predictions(model: Any, problem: SparseTrainingProblem) -> Signal:
     """Add f(X; w) to a Pyomo model with variables ``w``; the result holds f, shape (n, q).
 
     Every layer has a block ``layer[k]`` with its variables: ``z`` for an affine layer or a pooling,
-    ``a`` and the binary ``fires`` for a ReLU, indexed by sample and unit.  A linear model is the
-    one layer of its weights.
+    ``a`` and the binary ``fires`` for a ReLU, indexed by sample and unit; ``q`` for products with a
+    weight of known size, indexed by weight, sample and unit.  A linear model is the one layer of its
+    weights.
     """
     import pyomo.environ as pyo
 
     bound = weight_bounds(problem)
-    shape = problem.X.shape[1:]
-    signal = Signal(
-        problem.X.flatten(1).tolist(), problem.X.flatten(1), problem.X.flatten(1), shape
-    )
+    data = problem.X.flatten(1)
+    signal = Signal(data.tolist(), data, data, problem.X.shape[1:])
+    _fix_scale(model, problem)
     if problem.net is None:
         model.layer = pyo.Block([0])
-        weight = torch.arange(1, problem.entities.n_parameters + 1).view(shape[0], -1)
-        no_bias = torch.zeros_like(weight[0])
-        return _affine(model, model.layer[0], signal, weight, no_bias, bound)
+        weight = torch.arange(1, problem.entities.n_parameters + 1).view(data.shape[1], -1)
+        none = torch.zeros_like(weight[0])
+        return _affine(model, model.layer[0], signal, weight, none, bound)
     model.layer = pyo.Block(range(len(problem.net)))
-    for k, layer in enumerate(problem.net):
+    wired = wirings(problem.net, signal.shape)
+    for k, (layer, wiring) in enumerate(zip(problem.net, wired, strict=True)):
         block = model.layer[k]
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            weight, bias = _index(problem.net, layer, signal.shape)
-            signal = _affine(model, block, signal, weight, bias, bound)
+        if wiring is not None:
+            signal = _affine(model, block, signal, wiring.weight, wiring.bias, bound)
         elif isinstance(layer, nn.ReLU):
             signal = _relu(block, signal)
         elif isinstance(layer, nn.Flatten):
@@ -90,20 +92,14 @@ def weight_bounds(problem: SparseTrainingProblem) -> Tensor:
     return problem.entities.flat(rows, free)
 
 
-def _index(net: nn.Sequential, layer: nn.Module, shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """Where theta's entries stand in an affine layer: 1 + position, or 0 for none.
+def _fix_scale(model: Any, problem: SparseTrainingProblem) -> None:
+    """w_j = M_free (2 sigma_j - 1) for the weights of `wiring.scaled_weights`, sigma_j binary."""
+    import pyomo.environ as pyo
 
-    Shapes (inputs, *output shape) for the weight between an input and an output, and
-    (*output shape) for an output's bias.
-    """
-    places = zip(net.parameters(), parameter_indices(net).values(), strict=True)
-    place = {id(parameter): indices for parameter, indices in places}
-    codes = {name: place[id(p)].double() + 1 for name, p in layer.named_parameters()}
-    nothing = {name: torch.zeros_like(code) for name, code in codes.items()}
-    one_hot = torch.eye(shape.numel(), dtype=torch.float64).view(-1, *shape)
-    weight = functional_call(layer, {**nothing, "weight": codes["weight"]}, (one_hot,))
-    bias = functional_call(layer, {**codes, "weight": nothing["weight"]}, (one_hot[:1],))
-    return weight.long(), bias[0].long()
+    size = problem.M_free
+    scaled = scaled_weights(problem)
+    model.sign = pyo.Var(scaled, domain=pyo.Binary)
+    model.scale = pyo.Constraint(scaled, rule=lambda m, j: m.w[j] == size * (2 * m.sign[j] - 1))
 
 
 def _affine(
@@ -116,12 +112,40 @@ def _affine(
     # A bias is the weight of an input that is always 1.
     inputs = [[*row, 1.0] for row in x.values]
     columns = torch.cat([k, bias.view(1, -1)]).T.tolist()
+    meets = [[(i, code - 1) for i, code in enumerate(column) if code > 0] for column in columns]
+    _signed_products(model, block, x, {pair for pairs in meets for pair in pairs})
+
+    def product(m: int, i: int, j: int) -> Any:
+        value = inputs[m][i]
+        if (m, i, j) in block.q:
+            return bound[j].item() * (2 * block.q[m, i, j] - value)
+        return 0.0 if isinstance(value, float) and value == 0 else model.w[j] * value
 
     def row(m: int, o: int) -> Any:
-        meets = ((inputs[m][i], code - 1) for i, code in enumerate(columns[o]) if code > 0)
-        return _sum(model.w[j] * value for value, j in meets if not _is_zero(value))
+        return _sum(product(m, i, j) for i, j in meets[o])
 
     return _signal(block, row, -reach, reach, bias.shape)
+
+
+def _signed_products(model: Any, block: Any, x: Signal, meets: set[tuple[int, int]]) -> None:
+    """q_mij = sigma_j x_mi for the weights whose size is known; see the top of this file."""
+    import pyomo.environ as pyo
+
+    L, U = x.lower.tolist(), x.upper.tolist()
+    triples = [
+        (m, i, j)
+        for m, values in enumerate(x.values)
+        for i, j in sorted(meets)
+        if j in model.sign and not isinstance(values[i], float)
+    ]
+    block.q = pyo.Var(triples)
+    block.product = pyo.ConstraintList()
+    for m, i, j in triples:
+        q, s, v = block.q[m, i, j], model.sign[j], x.values[m][i]
+        block.product.add(q >= L[m][i] * s)
+        block.product.add(q <= U[m][i] * s)
+        block.product.add(q >= v - U[m][i] * (1 - s))
+        block.product.add(q <= v - L[m][i] * (1 - s))
 
 
 def _fixed(block: Any, x: Signal, layer: nn.Module) -> Signal:
@@ -181,10 +205,6 @@ def _sum(terms: Iterable[Any]) -> Any:
     import pyomo.environ as pyo
 
     return pyo.quicksum(terms, start=0.0)
-
-
-def _is_zero(value: Any) -> bool:
-    return isinstance(value, float) and value == 0
 
 
 class ModelError(NamedTuple):
