@@ -3,8 +3,8 @@ r"""The losses, each with its gradient and its convex conjugate.
 A loss acts on one sample: f and y are rows of (n, q) predictions and targets, and every function
 returns the per-sample values, shape (..., n) (gradient: (..., n, q)); the mean over samples is taken
 where the objective is formed.  The conjugate l*(nu) = sup_f <nu, f> - l(f) is +inf outside its
-domain; ``project`` returns a point of that domain, nu itself if it lies inside; ``curvature``
-bounds the largest eigenvalue of the Hessian in f (None: not smooth).
+domain; ``project`` returns a point of that domain, nu itself if it lies inside.  A smooth loss has a
+``hessian`` in f, (..., n, q, q), whose largest eigenvalue ``curvature`` bounds (None: not smooth).
 
 =========  ============================  ====================================================
 loss       l(f; y)                       l*(nu)
@@ -43,6 +43,7 @@ class Loss:
     gradient: Callable[[Tensor, Tensor], Tensor]
     conjugate: Callable[[Tensor, Tensor], Tensor]
     project: Callable[[Tensor, Tensor], Tensor]
+    hessian: Callable[[Tensor, Tensor], Tensor] | None
     curvature: float | None
 
 
@@ -86,6 +87,15 @@ def _softmax_project(nu: Tensor, y: Tensor) -> Tensor:
     return p / p.sum(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny) - corner
 
 
+def _logistic_hessian(f: Tensor, y: Tensor) -> Tensor:
+    return (torch.sigmoid(f) * torch.sigmoid(-f)).unsqueeze(-1)
+
+
+def _softmax_hessian(f: Tensor, y: Tensor) -> Tensor:
+    p = f.softmax(-1)
+    return torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2)
+
+
 def _softmax_value(f: Tensor, y: Tensor) -> Tensor:
     picked = f.gather(-1, y.unsqueeze(-1).expand(*f.shape[:-1], 1)).squeeze(-1)
     return f.logsumexp(-1) - picked
@@ -100,6 +110,7 @@ LOSSES = {
             lambda f, y: 2 * (f - y),
             _squared_conjugate,
             lambda nu, y: nu,
+            lambda f, y: torch.diag_embed(torch.full_like(f, 2.0)),
             2.0,
         ),
         Loss(
@@ -109,6 +120,7 @@ LOSSES = {
             _absolute_conjugate,
             lambda nu, y: nu.clamp(-1, 1),
             None,
+            None,
         ),
         Loss(
             "hinge",
@@ -117,6 +129,7 @@ LOSSES = {
             _hinge_conjugate,
             lambda nu, y: y * (nu * y).clamp(-1, 0),
             None,
+            None,
         ),
         Loss(
             "logistic",
@@ -124,6 +137,7 @@ LOSSES = {
             lambda f, y: -y * torch.sigmoid(-y * f),
             _logistic_conjugate,
             lambda nu, y: y * (nu * y).clamp(-1, 0),
+            _logistic_hessian,
             0.25,
         ),
         Loss(
@@ -132,6 +146,7 @@ LOSSES = {
             lambda f, y: f.softmax(-1) - F.one_hot(y, f.shape[-1]).to(f),
             _softmax_conjugate,
             _softmax_project,
+            _softmax_hessian,
             0.5,
         ),
     )

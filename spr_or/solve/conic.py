@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spr_or import perspective
 from spr_or.losses import LOSSES
 from spr_or.problem import SparseTrainingProblem
 from spr_or.solve.certificate import Certificate, certify, feasible
