@@ -58,7 +58,7 @@ def norms_and_peaks(xs: Sequence[Tensor], dims: Sequence[int]) -> tuple[Tensor, 
         others = _others(x, dim)
         norms.append(torch.linalg.vector_norm(x, 2, others))
         if x.device.type == "cpu":  # there ten times as fast as the maximum norm
-            peaks.append(torch.maximum(x.amax(others), -x.amin(others)))
+            peaks.append(torch.maximum(x.amax(others), -x.amin(others)).abs())
         else:
             peaks.append(torch.linalg.vector_norm(x, torch.inf, others))
     norm, peak = torch.cat(norms), torch.cat(peaks)

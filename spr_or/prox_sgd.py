@@ -22,6 +22,11 @@ from torch import Tensor, nn
 from spr_or import projected
 from spr_or.regularizer import SPR
 
+# The proximal operator is defined for positive steps; below this one it is the projection on the
+# box |w| <= M, which is what lambda = 0 asks for.
+_SMALLEST_STEP = 1e-12
+_PIECE = 2**17  # weights
+
 
 class ProxSGD(torch.optim.SGD):
     """`torch.optim.SGD` whose step ends with the proximal operator of an `SPR`.
@@ -40,7 +45,7 @@ class ProxSGD(torch.optim.SGD):
     SGD; lambda is in ``spr.state_dict()``.
 
     Raises ``ValueError`` for a variant without a proximal operator, a scale that is not positive,
-    or parameters of ``spr`` that no group optimises.
+    or a layer of ``spr`` whose parameters are not all in one parameter group.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False))
     >>> optimizer = ProxSGD(net, SPR(net, lam=20.0, alpha=0.5, M=1.0), lr=0.1)
@@ -78,7 +83,7 @@ class ProxSGD(torch.optim.SGD):
         )
         self.spr = spr
         self.scale = scale
-        self._group_of_layers()
+        self._groups()
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step of SGD, then one of the proximal operator; returns what ``closure`` returns."""
@@ -88,33 +93,61 @@ class ProxSGD(torch.optim.SGD):
 
     @torch.no_grad()
     def _shrink(self) -> None:
+        """The proximal operator on every entity: one call a batch of layers of equal shape."""
         spr = self.spr
-        price = spr.lam * spr.importance
-        start = 0
-        for layer, group in self._group_of_layers():
-            entities = slice(start, start + layer.count)
-            start += layer.count
-            scale = self.scale
-            if scale is None:
-                scale = (1 - group["dampening"]) / (1 - group["momentum"])
-            x = layer.gather().movedim(layer.entity_dim, 0)
-            rows = x.flatten(1)
-            step = price[entities] * (group["lr"] * scale)
-            step = step.clamp(min=1e-12)  # lambda = 0 leaves the box |w| <= M
-            shrunk = projected.prox(rows, step, spr.alpha, spr.bound[entities])
-            shrunk = shrunk.view(x.shape).movedim(0, layer.entity_dim)
-            for parameter, part in zip(layer.parameters, layer.scatter(shrunk), strict=True):
-                parameter.copy_(part)
+        xs, dims = spr._gather()
+        counts = _counts(xs, dims)
+        steps = self._steps().split(counts)
+        bounds = spr.bound.to(steps[0]).split(counts)
+        shrunk = [
+            _prox(x, dim, step.to(x.dtype), bound.to(x.dtype), spr.alpha)
+            for x, dim, step, bound in zip(xs, dims, steps, bounds, strict=True)
+        ]
+        pairs = [(p, part) for p, part in spr._scatter(shrunk) if p.requires_grad]
+        torch._foreach_copy_([p for p, _ in pairs], [part for _, part in pairs])
 
-    def _group_of_layers(self) -> list[tuple[Any, dict[str, Any]]]:
-        group_of = {id(p): group for group in self.param_groups for p in group["params"]}
-        pairs = []
+    def _steps(self) -> Tensor:
+        """t_i of every entity, (N,)."""
+        price = self.spr.lam * self.spr.importance
+        groups = self._groups()
+        if all(group is groups[0] for group in groups):
+            steps = price * self._rate(groups[0])
+        else:
+            parts = price.split([layer.count for layer in self.spr._ordered()])
+            pairs = zip(parts, groups, strict=True)
+            steps = torch.cat([part * self._rate(group) for part, group in pairs])
+        return steps.clamp(min=_SMALLEST_STEP)
+
+    def _rate(self, group: dict[str, Any]) -> float | Tensor:
+        scale = self.scale
+        if scale is None:
+            scale = (1 - group["dampening"]) / (1 - group["momentum"])
+        return group["lr"] * scale
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """The parameter group of each layer of ``spr``."""
+        group_of = {p: group for group in self.param_groups for p in group["params"]}
+        groups = []
         for layer in self.spr._ordered():
-            try:
-                groups = [group_of[id(p)] for p in layer.parameters]
-            except KeyError:
+            found = [group_of.get(p) for p in layer.parameters]
+            if found[0] is None or any(group is not found[0] for group in found):
                 raise ValueError(
-                    f"the parameters of layer {layer.name!r} are in spr but in no parameter group"
-                ) from None
-            pairs.append((layer, groups[0]))
-        return pairs
+                    f"the parameters of layer {layer.name!r} are entities of spr, so they must all "
+                    "be in one parameter group of ProxSGD"
+                )
+            groups.append(found[0])
+        return groups
+
+
+def _prox(x: Tensor, dim: int, step: Tensor, bound: Tensor, alpha: float) -> Tensor:
+    moved = x.movedim(dim, 0)
+    rows = moved.flatten(1)
+    # On a CPU in pieces whose temporaries stay in its cache.
+    count = max(1, _PIECE // rows.shape[1]) if x.device.type == "cpu" else len(rows)
+    pieces = zip(rows.split(count), step.split(count), bound.split(count), strict=True)
+    shrunk = torch.cat([projected.prox(r, t, alpha, m) for r, t, m in pieces])
+    return shrunk.view(moved.shape).movedim(0, dim)
+
+
+def _counts(xs: list[Tensor], dims: list[int]) -> list[int]:
+    return [x.shape[dim] for x, dim in zip(xs, dims, strict=True)]

@@ -1,0 +1,283 @@
+"""ProxSGD: the step of SGD, then the proximal operator on each entity."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.toy import convnet
+from spr_or import projected
+from spr_or.prox_sgd import ProxSGD
+from spr_or.regularizer import SPR
+
+ALPHA = 0.3
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return convnet().double()
+
+
+def set_gradients(net: nn.Module, seed: int, scale: float = 1.0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in net.parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        parameter.grad = (scale * noise).to(parameter.dtype)
+
+
+@pytest.mark.parametrize("entities", ["filters", "input_channels", ["filters", "neurons"]])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_step_is_sgd_then_the_prox_of_every_entity(entities, momentum, merged, monkeypatch):
+    if merged:  # what an accelerator does
+        monkeypatch.setattr(SPR, "_batches", lambda self: self._runs)
+    net, plain = network(), network()
+    M = {k: 0.8 * v for k, v in SPR.bounds_from(net, entities, "entity").items()}
+    spr = SPR(net, 20.0, ALPHA, M, entities=entities)
+    optimizer = ProxSGD(net, spr, lr=0.1, momentum=momentum, weight_decay=1e-3)
+    sgd = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=momentum, weight_decay=1e-3)
+    set_gradients(net, 1, scale=0.1)
+    set_gradients(plain, 1, scale=0.1)
+    optimizer.step()
+    sgd.step()
+    regularised = [layer.name for layer in spr.layers]
+    total = sum(net.get_submodule(name).weight.numel() for name in regularised)
+    axis = 1 if entities == "input_channels" else 0
+    zeros = 0
+    for name in regularised:
+        before = plain.get_submodule(name).weight.detach()
+        after = net.get_submodule(name).weight.detach()
+        for i in range(before.shape[axis]):
+            row = before.select(axis, i).reshape(1, -1)
+            # Written out: t = lr lambda u / (1 - momentum).
+            t = 0.1 * 20.0 * row.numel() / total / (1 - momentum)
+            shrunk = projected.prox(row, t, ALPHA, M[name][i])
+            torch.testing.assert_close(after.select(axis, i).reshape(1, -1), shrunk)
+            zeros += int(not after.select(axis, i).any())
+            assert after.select(axis, i).abs().max() <= M[name][i] * (1 + 1e-12)
+    if momentum == 0.9:
+        assert zeros > 0
+    names = {f"{name}.weight" for name in regularised}
+    for (name, p), q in zip(net.named_parameters(), plain.parameters(), strict=True):
+        if name not in names:
+            assert torch.equal(p, q)
+
+
+def test_the_prox_is_optimal_for_the_step():
+    """No point nearby has a lower ||w - v||^2 / 2 + t z(w): independent of how prox is computed."""
+    net = nn.Sequential(nn.Conv2d(2, 3, 2, bias=False)).double()
+    start = net[0].weight.detach().clone().flatten(1)
+    spr = SPR(net, 0.5, ALPHA, 0.3, weights="uniform")
+    optimizer = ProxSGD(net, spr, lr=0.1)
+    net[0].weight.grad = torch.zeros_like(net[0].weight)
+    optimizer.step()
+    w = net[0].weight.detach().flatten(1)
+
+    def objective(point: Tensor) -> Tensor:
+        return (point - start).square().sum(1) / 2 + 0.05 * projected.value(point, ALPHA, 0.3)
+
+    best = objective(w)
+    for _ in range(200):
+        nearby = (w + 1e-3 * torch.randn_like(w)).clamp(-0.3, 0.3)
+        assert (objective(nearby) >= best - 1e-12).all()
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("lam", [0.0, 1e-12])
+def test_without_lambda_it_is_sgd(nesterov, lam):
+    net, plain = network(), network()
+    spr = SPR(net, lam, ALPHA, 1e3)
+    settings = dict(lr=0.05, momentum=0.9, nesterov=nesterov, weight_decay=5e-4)
+    optimizer = ProxSGD(net, spr, **settings)
+    sgd = torch.optim.SGD(plain.parameters(), **settings)
+    for step in range(5):
+        for model in (net, plain):
+            set_gradients(model, step)
+        optimizer.step()
+        sgd.step()
+    for p, q in zip(net.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_lambda_zero_leaves_the_box(dtype):
+    net = network().to(dtype)
+    start = net[0].weight.detach().clone()
+    optimizer = ProxSGD(net, SPR(net, 0.0, ALPHA, 0.1), lr=0.1)
+    set_gradients(net, 0, scale=0.0)
+    optimizer.step()
+    torch.testing.assert_close(net[0].weight.detach(), start.clamp(-0.1, 0.1))
+
+
+def test_a_zero_entity_returns_exactly_when_the_gradient_demands_it():
+    """0 is a fixed point iff -g / (lambda u) lies in the subdifferential of z at 0.
+
+    That is when the conjugate z* is 0 there, whatever the momentum.
+    """
+    threshold = 1 - ALPHA
+    # One weight, M = 10: phi(s) = s^2 / (4 alpha) while |s| <= 2 alpha M = 6.
+    s = (4 * ALPHA * threshold) ** 0.5
+    for factor, returns in ((0.99, False), (1.01, True)):
+        net = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False)).double()
+        nn.init.zeros_(net[0].weight)
+        spr = SPR(net, 2.0, ALPHA, 10.0, weights="uniform")
+        optimizer = ProxSGD(net, spr, lr=0.01, momentum=0.9)
+        for _ in range(300):
+            net[0].weight.grad = torch.full_like(net[0].weight, factor * 2.0 * s)
+            optimizer.step()
+        assert bool(net[0].weight.any()) == returns
+
+
+def test_scale_is_the_factor_of_the_step():
+    outcomes = []
+    for settings in (dict(momentum=0.9), dict(momentum=0.9, scale=10.0), dict(scale=10.0)):
+        net = network()
+        optimizer = ProxSGD(net, SPR(net, 1.0, ALPHA, 1.0), lr=0.1, **settings)
+        set_gradients(net, 1)
+        optimizer.step()
+        outcomes.append(net[0].weight.detach())
+    assert torch.allclose(outcomes[0], outcomes[1], rtol=1e-12)
+    assert torch.allclose(outcomes[0], outcomes[2], rtol=1e-12)
+
+
+def test_training_makes_entities_exactly_zero_and_stays_in_the_box():
+    net = network().float()
+    x, y = torch.randn(64, 1, 8, 8), torch.arange(64) % 10
+    bounds = SPR.bounds_from(net, ["filters", "neurons"])
+    spr = SPR(net, 2.0, 0.1, bounds, entities=["filters", "neurons"])
+    optimizer = ProxSGD(net, spr, lr=0.05, momentum=0.9)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    values = spr.entity_values()
+    norms = torch.cat([v.norm for v in values.values()])
+    assert 0 < int((norms == 0).sum()) < len(norms)
+    # Zero, or well away from it: no threshold is needed.
+    assert norms[norms > 0].min() > 1e-4
+    for name, v in values.items():
+        assert (v.peak <= v.bound * (1 + 1e-6)).all(), name
+
+
+def test_channels_last_and_bfloat16_weights():
+    results = {}
+    for name in ("plain", "channels_last", "bfloat16"):
+        net = network().float()
+        if name == "channels_last":
+            net = net.to(memory_format=torch.channels_last)
+        if name == "bfloat16":
+            net = net.bfloat16()
+        optimizer = ProxSGD(net, SPR(net, 3.0, ALPHA, 0.2), lr=0.1)
+        set_gradients(net, 1)
+        optimizer.step()
+        results[name] = net[4].weight.detach()
+        assert results[name].is_contiguous(memory_format=torch.channels_last) == (
+            name == "channels_last"
+        )
+    torch.testing.assert_close(results["channels_last"].contiguous(), results["plain"])
+    torch.testing.assert_close(results["bfloat16"].float(), results["plain"], rtol=0.03, atol=2e-3)
+
+
+def test_layers_may_have_their_own_learning_rates_but_not_split_ones():
+    net, spr_of = network(), lambda net: SPR(net, 3.0, ALPHA, 1.0)
+    groups = [
+        {"params": [net[0].weight], "lr": 0.2},
+        {"params": [p for p in net.parameters() if p is not net[0].weight]},
+    ]
+    optimizer = ProxSGD(groups, spr_of(net), lr=0.1)
+    start = [net[i].weight.detach().flatten(1).clone() for i in (0, 4)]
+    set_gradients(net, 0, scale=0.0)
+    optimizer.step()
+    total = sum(w.numel() for w in start)
+    for i, w, lr in ((0, start[0], 0.2), (4, start[1], 0.1)):
+        t = lr * 3.0 * w.shape[1] / total
+        torch.testing.assert_close(
+            net[i].weight.detach().flatten(1), projected.prox(w, t, ALPHA, 1.0)
+        )
+    with pytest.raises(ValueError, match="layer '0'.*one parameter group"):
+        ProxSGD([net[4].weight], spr_of(net), lr=0.1)
+
+
+def test_frozen_entities_stay():
+    net = network()
+    net[0].weight.requires_grad_(False)
+    start = net[0].weight.clone()
+    optimizer = ProxSGD(net, SPR(net, 3.0, ALPHA, 1.0), lr=0.1)
+    set_gradients(net, 1)
+    net[0].weight.grad = None
+    optimizer.step()
+    assert torch.equal(net[0].weight, start)
+
+
+def test_state_dict_and_scheduler_continue_the_run():
+    def run(net, optimizer, scheduler, steps):
+        for step in steps:
+            set_gradients(net, step)
+            optimizer.step()
+            scheduler.step()
+
+    def make(net):
+        spr = SPR(net, 3.0, ALPHA, 1.0)
+        optimizer = ProxSGD(net, spr, lr=0.1, momentum=0.9)
+        return spr, optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 4])
+
+    net = network()
+    spr, optimizer, scheduler = make(net)
+    run(net, optimizer, scheduler, range(3))
+    saved = [m.state_dict() for m in (net, spr, optimizer, scheduler)]
+    saved = torch.load(_file(saved), weights_only=True)
+    run(net, optimizer, scheduler, range(3, 6))
+
+    resumed = network(seed=9)
+    others = (resumed, *make(resumed))
+    for target, state in zip(others, saved, strict=True):
+        target.load_state_dict(state)
+    run(resumed, others[2], others[3], range(3, 6))
+    assert others[2].param_groups[0]["lr"] == pytest.approx(0.001)
+    for p, q in zip(net.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def _file(content):
+    import io
+
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    buffer.seek(0)
+    return buffer
+
+
+def test_closure_and_bad_arguments():
+    net = network()
+    spr = SPR(net, 3.0, ALPHA, 1.0)
+    optimizer = ProxSGD(net, spr, lr=0.1)
+
+    def closure() -> float:
+        set_gradients(net, 1)
+        return 1.5
+
+    assert optimizer.step(closure) == 1.5
+    with pytest.raises(ValueError, match="variant='exact'"):
+        ProxSGD(net, SPR(net, 3.0, ALPHA, 1.0, variant="printed"), lr=0.1)
+    with pytest.raises(ValueError, match="scale must be positive"):
+        ProxSGD(net, spr, lr=0.1, scale=0.0)
+
+
+@pytest.mark.gpu
+def test_a_step_does_not_synchronise():
+    net, reference = network().float().cuda(), network().float()
+    optimizers = [
+        ProxSGD(model, SPR(model, 3.0, ALPHA, 1.0), lr=0.1, momentum=0.9)
+        for model in (net, reference)
+    ]
+    for model in (net, reference):
+        set_gradients(reference, 1)
+        for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+            p.grad = q.grad.to(p.device)
+    optimizers[1].step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        optimizers[0].step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for p, q in zip(net.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p.cpu(), q, rtol=1e-4, atol=1e-6)
