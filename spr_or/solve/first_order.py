@@ -35,14 +35,13 @@ Bound = float | Tensor
 _MAX_ROUNDS = 2000
 _PROXIMAL_STEPS = 10
 _NEWTON_STEPS = 10
-_MAX_HALVINGS = 15
 # mu of the first minorant, relative to the spread of the targets, and how it falls.
-_FIRST_SMOOTHING, _SMOOTHING_FACTOR = 0.1, 0.2
+_FIRST_SMOOTHING, _SMOOTHING_FACTOR = 0.1, 0.5
 # A minorant is solved until its gap is this share of the problem's.
 _INNER_SHARE = 0.1
 # |w_j| within this of M y, relatively, counts as touching: the proximal operator clips exactly.
 _TOUCH = 1e-9
-_REGULARISATION = 1e-13
+_DAMPING = 1e-13
 
 
 def solve(
@@ -260,33 +259,54 @@ def _proximal_steps(task: _Task, smooth: _SmoothLoss, w: Tensor) -> Tensor:
 
 
 def _newton_steps(task: _Task, smooth: _SmoothLoss, w: Tensor) -> Tensor:
-    """Newton steps on the face that w lies on, as long as they lower the objective itself."""
+    """Damped Newton steps on the face that w lies on, while they lower the objective itself.
+
+    The damping falls while full steps succeed and rises where they do not: the Hessian of a face may
+    be singular, and the face may end.
+    """
 
     def objective(w: Tensor) -> float:
         return smooth.value(task.predict(w)) + task.penalty(w)
 
     limit = (task.problem.M * task.upper).unsqueeze(-1)
-    value = objective(w)
+    value, damping = objective(w), _DAMPING
     for _ in range(_NEWTON_STEPS):
-        step, slope = _newton_direction(task, smooth, w)
-        if not slope < 0:
-            break
-        for halving in range(_MAX_HALVINGS):
-            length = 0.5**halving
-            trial = torch.maximum(torch.minimum(w + length * step, limit), -limit)
+        face = _face(task, smooth, w)
+        while face is not None and damping <= 1:
+            step, slope = face.direction(damping)
+            trial = torch.maximum(torch.minimum(w + step, limit), -limit)
             trial_value = objective(trial)
-            if trial_value <= value + 1e-4 * length * slope:
+            if trial_value <= value + 1e-4 * slope:
                 break
+            damping *= 10
         else:
             break
         gained, w, value = value - trial_value, trial, trial_value
+        damping = max(damping / 100, _DAMPING)
         if gained <= 1e-15 * max(1.0, abs(value)):
             break
     return w
 
 
-def _newton_direction(task: _Task, smooth: _SmoothLoss, w: Tensor) -> tuple[Tensor, float]:
-    r"""The Newton step in w on the face of w, and the slope of the objective along it.
+class _Face(NamedTuple):
+    """The quadratic model of the objective in the free coordinates x of a face: w = E x + e."""
+
+    E: Tensor  # (N, k_max, size)
+    gradient: Tensor
+    hessian: Tensor
+
+    def direction(self, damping: float) -> tuple[Tensor, float]:
+        """The Newton step in w, and the slope of the objective along it."""
+        diagonal = self.hessian.diagonal()
+        damped = self.hessian + damping * torch.diag(diagonal + diagonal.max())
+        dx, failed = torch.linalg.solve_ex(damped, -self.gradient)
+        if failed or not bool(dx.isfinite().all()):
+            return torch.zeros_like(self.E[..., 0]), -math.inf
+        return self.E @ dx, float(self.gradient @ dx)
+
+
+def _face(task: _Task, smooth: _SmoothLoss, w: Tensor) -> _Face | None:
+    r"""The face of w, or None if it is a single point.
 
     Zero entities, weights with |w_j| = M y and indicators at a bound are kept so.  The others are
     free: (w, y) = E x + e, and the objective in x is loss + lambda sum u_i penalty_i with the
@@ -302,7 +322,7 @@ def _newton_direction(task: _Task, smooth: _SmoothLoss, w: Tensor) -> tuple[Tens
     free_y = on.squeeze(-1) & (y > task.lower) & (y < task.upper)
     size_w, size = int(free_w.sum()), int(free_w.sum() + free_y.sum())
     if size == 0:
-        return torch.zeros_like(w), 0.0
+        return None
     E_y = w.new_zeros(*y.shape, size)
     E_y[free_y, torch.arange(size_w, size)] = 1
     E_w = torch.where(touching, w.sign() * M, 0.0).unsqueeze(-1) * E_y.unsqueeze(-2)
@@ -319,9 +339,4 @@ def _newton_direction(task: _Task, smooth: _SmoothLoss, w: Tensor) -> tuple[Tens
     H = A.reshape(-1, size).T @ (smooth.hessian(f) @ A).reshape(-1, size) / problem.n
     bend = (E_w - s.unsqueeze(-1) * E_y.unsqueeze(-2)).reshape(-1, size)
     weight = (2 * alpha * task.price.unsqueeze(-1) / raised).expand_as(w).reshape(-1, 1)
-    H = H + bend.T @ (weight * bend)
-    H = H + torch.diag(_REGULARISATION * (H.diagonal() + H.diagonal().max()))
-    dx, failed = torch.linalg.solve_ex(H, -g)
-    if failed or not bool(dx.isfinite().all()):
-        return torch.zeros_like(w), 0.0
-    return E_w @ dx, float(g @ dx)
+    return _Face(E_w, g, H + bend.T @ (weight * bend))
