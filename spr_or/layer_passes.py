@@ -66,7 +66,7 @@ def norms_and_peaks(xs: Sequence[Tensor], dims: Sequence[int]) -> tuple[Tensor, 
     return torch.maximum(norm, peak), peak
 
 
-def penalty_and_slopes(
+def penalties_and_slopes(
     xs: Sequence[Tensor],
     dims: Sequence[int],
     lam: Tensor,
@@ -75,7 +75,7 @@ def penalty_and_slopes(
     alpha: float,
     variant: str,
 ) -> tuple[Tensor, Slopes]:
-    """lambda sum_i u_i z(w^i), and what its gradient is made of.
+    """lambda u_i z(w^i) of every entity, (N,), and what the gradient of their sum is made of.
 
     ``lam`` is a scalar, ``importance`` and ``bound`` are (N,) over the entities of all batches.
     """
@@ -87,7 +87,7 @@ def penalty_and_slopes(
     largest = limit.max / 2
     slope = (price * terms.peak / peak.clamp(min=limit.tiny)).clamp(-largest, largest)
     radial = (price * terms.radial).clamp(max=largest)
-    return (price * terms.value).sum(), Slopes(radial, slope, peak)
+    return price * terms.value, Slopes(radial, slope, peak)
 
 
 def gradients(xs: Sequence[Tensor], dims: Sequence[int], slopes: Slopes) -> list[Tensor]:

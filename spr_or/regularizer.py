@@ -22,7 +22,7 @@ from spr_or.layer_passes import (
     add_gradients_,
     gradients,
     norms_and_peaks,
-    penalty_and_slopes,
+    penalties_and_slopes,
 )
 
 PerEntity = float | Tensor | Mapping[str, float | Tensor]
@@ -103,7 +103,7 @@ class SPR(nn.Module):
         for layer in self.layers:
             _check_numbers(bound[layer.name], "M", layer.name, positive=True)
             _check_numbers(importance[layer.name], "weights", layer.name, positive=False)
-        self._formula = penalty_and_slopes
+        self._formula = penalties_and_slopes
         self._gradients = gradients
         self._lam: Tensor
         self.bound: Tensor
@@ -166,14 +166,14 @@ class SPR(nn.Module):
         return _Penalty.apply(self, *parameters)
 
     @torch.no_grad()
-    def add_gradient_(self) -> Tensor:
-        """Add the regularizer's gradient to ``.grad`` of its parameters, in place; returns SPR.
+    def add_gradient_(self) -> None:
+        """Add the regularizer's gradient to ``.grad`` of its parameters, in place.
 
         A gradient that is None is created. Call it after ``backward()`` (and, with a gradient
         scaler, after unscaling).
         """
         xs, dims = self._gather()
-        penalty, slopes = self._evaluate(xs, dims)
+        _, slopes = self._evaluate(xs, dims)
         trained = [p for layer in self._ordered() for p in layer.parameters if p.requires_grad]
         for parameter in trained:
             if parameter.grad is None:
@@ -185,14 +185,13 @@ class SPR(nn.Module):
             parts = self._scatter(self._gradients(xs, dims, slopes))
             pairs = [(p.grad, part) for p, part in parts if p.requires_grad and p.grad is not None]
             torch._foreach_add_([grad for grad, _ in pairs], [part for _, part in pairs])
-        return penalty
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Fuse the kernels of a step by `torch.compile`, with its arguments; changes no result.
 
         For accelerators, where launching the formula's small kernels costs more than running them.
         """
-        self._formula = torch.compile(penalty_and_slopes, *args, **kwargs)
+        self._formula = torch.compile(penalties_and_slopes, *args, **kwargs)
         self._gradients = torch.compile(gradients, *args, **kwargs)
 
     @torch.no_grad()
@@ -282,11 +281,11 @@ class _Penalty(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, spr: SPR, *parameters: Tensor) -> Tensor:
-        penalty, slopes = spr._evaluate(*spr._gather())
+        penalties, slopes = spr._evaluate(*spr._gather())
         ctx.spr = spr
         # The parameters are saved so that changing them before backward() is an error.
         ctx.save_for_backward(*slopes, *parameters)
-        return penalty
+        return penalties.sum()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
