@@ -319,7 +319,7 @@ def _face(task: _Task, smooth: _SmoothLoss, w: Tensor) -> _Face | None:
     on = (w != 0).any(-1, keepdim=True)
     touching = on & (w.abs() >= M * y.unsqueeze(-1) * (1 - _TOUCH))
     free_w = on & ~touching & task.occupied
-    free_y = on.squeeze(-1) & (y > task.lower) & (y < task.upper)
+    free_y = on.squeeze(-1) & (y > task.lower + _TOUCH) & (y < task.upper - _TOUCH)
     size_w, size = int(free_w.sum()), int(free_w.sum() + free_y.sum())
     if size == 0:
         return None
