@@ -1,0 +1,47 @@
+"""A process that starts runs on demand, each in a child that can be killed.
+
+The imports are paid once, here; a child is a real process with its own files and its own death.
+Protocol: 0 when ready; then a line "FOLDER" on stdin starts ``run_recipe(…, resume=True)`` there and
+its process id comes back as a line; a line "wait" waits for the child and gives back its exit status.
+"""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import sklearn.datasets  # noqa: F401  # what a run imports late, paid once for all children
+import sklearn.model_selection  # noqa: F401
+import torch
+from training import tiny_recipe
+
+import spr_or.train.figures  # noqa: F401
+from spr_or.train.run import run_recipe
+
+
+def serve() -> None:
+    torch.set_num_threads(1)
+    child = 0
+    print(0, flush=True)
+    for line in sys.stdin:
+        if line.strip() == "wait":
+            _, status = os.waitpid(child, 0)
+            print(os.waitstatus_to_exitcode(status), flush=True)
+            continue
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                recipe = tiny_recipe(
+                    dense={"epochs": 6}, spr={"epochs": 10}, finetune={"epochs": 6}
+                )
+                run_recipe(recipe, Path(line.strip()), resume=True)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        print(child, flush=True)
+
+
+serve()

@@ -1,0 +1,256 @@
+"""Nothing is lost: kill -9, cut files, full disks, and what a resumed run is allowed to be."""
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training import tiny_recipe
+
+from spr_or.train import checkpoint
+from spr_or.train.checkpoint import CheckpointError, load, load_last, save_best, save_last
+from spr_or.train.durable import DiskFull
+from spr_or.train.metrics import Metrics, read_metrics
+from spr_or.train.phases import RunError
+from spr_or.train.run import run_recipe
+
+KILLS = 12
+EPOCHS = 22  # of the run in kill_worker.py
+
+
+class Worker:
+    """Starts runs in processes of their own (see kill_worker.py)."""
+
+    def __init__(self) -> None:
+        script = Path(__file__).with_name("kill_worker.py")
+        self.server = subprocess.Popen(
+            [sys.executable, str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert self.server.stdout is not None
+        assert self.server.stdout.readline() == "0\n"  # its imports are done
+
+    def ask(self, line: str) -> int:
+        assert self.server.stdin is not None and self.server.stdout is not None
+        self.server.stdin.write(line + "\n")
+        self.server.stdin.flush()
+        return int(self.server.stdout.readline())
+
+    def close(self) -> None:
+        assert self.server.stdin is not None
+        self.server.stdin.close()
+        self.server.wait(30)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the worker forks")
+def test_a_run_killed_at_random_moments_ends_with_the_same_weights(tmp_path: Path) -> None:
+    worker = Worker()
+    try:
+        started = time.monotonic()
+        worker.ask(str(tmp_path / "whole"))
+        assert worker.ask("wait") == 0
+        an_epoch = (time.monotonic() - started) / EPOCHS
+        dice = random.Random(4)
+        kills, folder = 0, 0
+        moments: set[tuple[Any, ...]] = set()
+        while True:
+            place = tmp_path / f"killed-{folder}"
+            process = worker.ask(str(place))
+            if kills < KILLS:
+                # A few epochs further, so that it moves on however slow the machine is now.
+                _wait_for_epochs(place, _epochs(place) + dice.randint(0, 4))
+                time.sleep(dice.uniform(0, an_epoch))
+                os.kill(process, signal.SIGKILL)  # a zombie takes it without complaint
+            status = worker.ask("wait")
+            if status == -signal.SIGKILL:
+                kills += 1
+                moments.add((folder, _epochs(place)))
+                continue
+            assert status == 0
+            _assert_same_result(tmp_path / "whole", place)
+            if kills >= KILLS:
+                break
+            folder += 1
+    finally:
+        worker.close()
+    assert len(moments) >= 5, moments  # the kills hit training, at different epochs
+
+
+def _epochs(folder: Path) -> int:
+    return len(read_metrics(folder / "metrics.jsonl"))
+
+
+def _wait_for_epochs(folder: Path, count: int) -> None:
+    until = time.monotonic() + 30
+    while _epochs(folder) < min(count, EPOCHS) and time.monotonic() < until:
+        time.sleep(0.002)
+
+
+def _assert_same_result(one: Path, two: Path) -> None:
+    for name in ("compact.safetensors", "dense.safetensors"):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+    states = [load(folder / "checkpoints" / "last.pt") for folder in (one, two)]
+    _assert_identical(states[0], states[1], "last.pt")
+    records = [read_metrics(folder / "metrics.jsonl") for folder in (one, two)]
+    for record in (*records[0], *records[1]):
+        del record["seconds"]
+    assert records[0] == records[1] and len(records[0]) == EPOCHS
+
+
+def _assert_identical(one: Any, two: Any, where: str) -> None:
+    assert type(one) is type(two), where
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, two), where
+    elif isinstance(one, dict):
+        assert one.keys() == two.keys(), where
+        for key in one:
+            _assert_identical(one[key], two[key], f"{where}/{key}")
+    elif isinstance(one, list | tuple):
+        for i, (x, y) in enumerate(zip(one, two, strict=True)):
+            _assert_identical(x, y, f"{where}/{i}")
+    else:
+        assert one == two, where
+
+
+def test_a_cut_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
+    for epoch in (1, 2):
+        save_last(tmp_path, {"phase": "spr", "epoch": epoch, "model": {"w": torch.ones(1000)}})
+    last = tmp_path / "last.pt"
+    content = last.read_bytes()
+    for damaged in (content[: len(content) // 2], b"", _flipped(content)):
+        last.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"last\.pt is (truncated|damaged)"):
+            load(last)
+        state, warning = load_last(tmp_path)
+        assert state is not None and state["epoch"] == 1
+        assert warning is not None and "last.pt" in warning and "previous.pt" in warning
+    last.unlink()  # killed between the two renames
+    state, warning = load_last(tmp_path)
+    assert state is not None and state["epoch"] == 1 and warning is None
+    (tmp_path / "previous.pt").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"previous\.pt is truncated.*remove"):
+        load_last(tmp_path)
+    assert load_last(tmp_path / "nothing") == (None, None)
+
+
+def _flipped(content: bytes) -> bytes:
+    place = content.index(torch.ones(8).numpy().tobytes())
+    return content[:place] + b"\xff" + content[place + 1 :]
+
+
+def test_a_checkpoint_executes_nothing(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    torch.save({"format": 1, "model": Trap()}, tmp_path / "last.pt")
+    with pytest.raises(CheckpointError, match=r"last\.pt"):
+        load(tmp_path / "last.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_keeps_the_checkpoints_and_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe()
+    run_recipe(recipe, tmp_path / "whole")
+    saved, calls = torch.save, 0
+
+    def full_after_three(state: object, path: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 6:
+            path.symlink_to("/dev/full")
+            with path.open("wb") as stream:
+                stream.write(b"0" * 100_000)
+        saved(state, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.torch, "save", full_after_three)
+        with pytest.raises(DiskFull, match="the disk is full.*--resume"):
+            run_recipe(recipe, tmp_path / "full")
+    state, warning = load_last(tmp_path / "full" / "checkpoints")
+    assert state is not None and warning is None
+    assert not list((tmp_path / "full" / "checkpoints").glob(".*"))  # nothing half-written
+    run_recipe(recipe, tmp_path / "full", resume=True)
+    whole = (tmp_path / "whole" / "compact.safetensors").read_bytes()
+    assert (tmp_path / "full" / "compact.safetensors").read_bytes() == whole
+
+
+def test_not_finite_says_where_what_to_change_and_what_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(
+        RunError,
+        match=r"became nan at step \d+ of epoch 0 of phase spr, .*1e\+30.*spr\.lr and spr\.lam.*"
+        r"last good checkpoint: .*last\.pt",
+    ):
+        run_recipe(tiny_recipe(spr={"lr": 1e30, "method": "gradient"}), tmp_path)
+    state = load(tmp_path / "checkpoints" / "last.pt")
+    assert (state["phase"], state["epoch"]) == ("dense", 2)
+    assert all(t.isfinite().all() for t in state["model"].values())
+
+
+def test_another_recipe_does_not_continue_a_run(tmp_path: Path) -> None:
+    recipe = tiny_recipe()
+    first = run_recipe(recipe, tmp_path)
+    with pytest.raises(RunError, match=r"already holds a run: .*--resume.*--out"):
+        run_recipe(recipe, tmp_path)
+    with pytest.raises(RunError, match=r"another recipe \(spr\.lam was 7\.0, now 3\.0\)"):
+        run_recipe(tiny_recipe(spr={"lam": 3.0}), tmp_path, resume=True)
+    # A finished run is only read, whatever the device.
+    other = tiny_recipe(speed={"threads": 2})
+    assert run_recipe(other, tmp_path, resume=True) == first
+
+
+def test_a_faulty_start_leaves_nothing_that_blocks_the_next(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="eval_rows = 5000"):
+        run_recipe(tiny_recipe(data={"eval_rows": 5000}), tmp_path)
+    run_recipe(tiny_recipe(), tmp_path)
+
+
+def test_metrics_have_each_epoch_once_after_a_resumption(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path, kept=0)
+    for epoch in range(3):
+        metrics.add({"epoch": epoch})
+    with metrics.path.open("a") as stream:
+        stream.write('{"epoch": 3, "los')  # killed while writing
+    assert [r["epoch"] for r in read_metrics(metrics.path)] == [0, 1, 2]
+    resumed = Metrics(tmp_path, kept=2)
+    resumed.add({"epoch": 2, "again": True})
+    lines = [json.loads(line) for line in metrics.path.read_text().splitlines()]
+    assert lines == [{"epoch": 0}, {"epoch": 1}, {"epoch": 2, "again": True}]
+
+
+def test_best_and_last_are_separate(tmp_path: Path) -> None:
+    save_best(tmp_path, {"epoch": 1})
+    save_last(tmp_path, {"epoch": 2})
+    assert load(tmp_path / "best.pt")["epoch"] == 1
+    assert load(tmp_path / "last.pt")["epoch"] == 2
+
+
+def test_no_space_is_recognised_in_what_torch_raises(tmp_path: Path) -> None:
+    from spr_or.train.durable import write_durably
+
+    def torchs(aside: Path) -> None:
+        raise RuntimeError("PytorchStreamWriter failed writing file: No space left on device")
+
+    with pytest.raises(DiskFull) as caught:
+        write_durably(tmp_path / "last.pt", torchs)
+    assert caught.value.errno == errno.ENOSPC
+    with pytest.raises(RuntimeError, match="something else"):
+        write_durably(tmp_path / "last.pt", lambda aside: _raise("something else"))
+
+
+def _raise(message: str) -> None:
+    raise RuntimeError(message)

@@ -1,0 +1,21 @@
+"""Runs small enough for tests: a plain chain on a few of scikit-learn's digits."""
+
+from typing import Any
+
+from spr_or.train.recipe import Recipe, parse_recipe
+
+
+def tiny_recipe(**sections: Any) -> Recipe:
+    """Two dense, three SPR and two fine-tuning epochs; ``sections`` overrule single keys."""
+    values: dict[str, Any] = {
+        "name": "tiny",
+        "model": "models.toy:convnet",
+        "data": {"train_rows": 256, "eval_rows": 64, "batch_size": 32, "crop": 1},
+        "dense": {"epochs": 2, "lr": 0.1},
+        "spr": {"epochs": 3, "lam": 7.0, "alpha": 0.3, "lr": 0.05, "method": "prox"},
+        "finetune": {"epochs": 2},
+        "speed": {"device": "cpu", "threads": 1},
+    }
+    for name, section in sections.items():
+        values[name] = values.get(name, {}) | section if isinstance(section, dict) else section
+    return parse_recipe(values)
