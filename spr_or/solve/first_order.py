@@ -140,6 +140,11 @@ class _Task(NamedTuple):
         y = projected.indicator(w, self.problem.alpha, self.problem.M)
         return torch.minimum(torch.maximum(y, self.lower), self.upper)
 
+    def clip(self, w: Tensor, y: Tensor) -> Tensor:
+        """w moved to |w| <= M y, where y is first moved into its bounds."""
+        reach = torch.minimum(torch.maximum(y, self.lower), self.upper) * self.problem.M
+        return torch.maximum(torch.minimum(w, reach.unsqueeze(-1)), -reach.unsqueeze(-1))
+
     def penalty(self, w: Tensor) -> float:
         """lambda sum u_i z(w^i) under the bounds on the indicators."""
         return float(self.price @ perspective.penalty(w, self.indicator(w), self.problem.alpha))
@@ -268,15 +273,14 @@ def _newton_steps(task: _Task, smooth: _SmoothLoss, w: Tensor) -> Tensor:
     def objective(w: Tensor) -> float:
         return smooth.value(task.predict(w)) + task.penalty(w)
 
-    limit = (task.problem.M * task.upper).unsqueeze(-1)
     value, damping = objective(w), _DAMPING
     for _ in range(_NEWTON_STEPS):
         face = _face(task, smooth, w)
         while face is not None and damping <= 1:
-            step, slope = face.direction(damping)
-            trial = torch.maximum(torch.minimum(w + step, limit), -limit)
+            dw, dy, slope = face.direction(damping)
+            trial = task.clip(w + dw, task.indicator(w) + dy)
             trial_value = objective(trial)
-            if trial_value <= value + 1e-4 * slope:
+            if slope < 0 and trial_value <= value + 1e-4 * slope:
                 break
             damping *= 10
         else:
@@ -289,20 +293,21 @@ def _newton_steps(task: _Task, smooth: _SmoothLoss, w: Tensor) -> Tensor:
 
 
 class _Face(NamedTuple):
-    """The quadratic model of the objective in the free coordinates x of a face: w = E x + e."""
+    """The quadratic model of the objective in the free coordinates x of a face: (w, y) = E x + e."""
 
-    E: Tensor  # (N, k_max, size)
+    E_w: Tensor  # (N, k_max, size)
+    E_y: Tensor  # (N, size)
     gradient: Tensor
     hessian: Tensor
 
-    def direction(self, damping: float) -> tuple[Tensor, float]:
-        """The Newton step in w, and the slope of the objective along it."""
+    def direction(self, damping: float) -> tuple[Tensor, Tensor, float]:
+        """The Newton step in w and in y, and the slope of the objective along it."""
         diagonal = self.hessian.diagonal()
         damped = self.hessian + damping * torch.diag(diagonal + diagonal.max())
         dx, failed = torch.linalg.solve_ex(damped, -self.gradient)
         if failed or not bool(dx.isfinite().all()):
-            return torch.zeros_like(self.E[..., 0]), -math.inf
-        return self.E @ dx, float(self.gradient @ dx)
+            dx = torch.zeros_like(dx)
+        return self.E_w @ dx, self.E_y @ dx, float(self.gradient @ dx)
 
 
 def _face(task: _Task, smooth: _SmoothLoss, w: Tensor) -> _Face | None:
@@ -339,4 +344,4 @@ def _face(task: _Task, smooth: _SmoothLoss, w: Tensor) -> _Face | None:
     H = A.reshape(-1, size).T @ (smooth.hessian(f) @ A).reshape(-1, size) / problem.n
     bend = (E_w - s.unsqueeze(-1) * E_y.unsqueeze(-2)).reshape(-1, size)
     weight = (2 * alpha * task.price.unsqueeze(-1) / raised).expand_as(w).reshape(-1, 1)
-    return _Face(E_w, g, H + bend.T @ (weight * bend))
+    return _Face(E_w, E_y, g, H + bend.T @ (weight * bend))
