@@ -24,7 +24,7 @@ pre { background: #f5f5f5; padding: 1rem; overflow-x: auto; font-size: 13px }
 """
 _CAPTIONS = {
     "1-accuracy-and-sparsity": "Accuracy, and the share of parameters in zero filters, over all "
-    "epochs. At the start of SPR the curve begins from that phase's own weights.",
+    "epochs.",
     "2-filters-kept": "What is left of each layer.",
     "3-entity-norms": "Norm of each entity's weights before and after.",
     "4-regimes": "Where the entities sit in the closed form: norm, bound and full are its three "
