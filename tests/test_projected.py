@@ -155,10 +155,10 @@ def test_indicator_is_feasible_and_attains_the_value(batch: Batch) -> None:
     y = projected.indicator(batch.w, batch.alpha, batch.M).numpy()
     w, M = batch.w.numpy(), batch.M.numpy()
     assert (y <= 1).all() and (y * M * (1 + 1e-14) >= np.abs(w).max(-1)).all()
-    close(projected.value(batch.w, batch.alpha, batch.M), perspective(w, y, batch.alpha), 1e-12)
+    z = projected.value(batch.w, batch.alpha, batch.M).numpy()
+    close(z, perspective(w, y, batch.alpha), 1e-12)
     for other in np.linspace(0.001, 1, 50):
         feasible = np.maximum(other, np.abs(w).max(-1) / M)
-        z = projected.value(batch.w, batch.alpha, batch.M).numpy()
         assert (z <= perspective(w, feasible, batch.alpha) * (1 + 1e-12)).all()
 
 
