@@ -41,7 +41,9 @@ _FIRST_SMOOTHING, _SMOOTHING_FACTOR = 0.1, 0.5
 _INNER_SHARE = 0.1
 # |w_j| within this of M y, relatively, counts as touching: the proximal operator clips exactly.
 _TOUCH = 1e-9
-_DAMPING = 1e-13
+# The smallest damping of a Newton step, relative to the curvature along each coordinate, and the
+# smallest such curvature relative to the largest.
+_DAMPING, _SMALLEST_SCALE = 1e-13, 1e-9
 
 
 def solve(
@@ -299,11 +301,11 @@ class _Face(NamedTuple):
     E_y: Tensor  # (N, size)
     gradient: Tensor
     hessian: Tensor
+    scale: Tensor  # (size,), what damping is relative to: the largest curvature along each of x
 
     def direction(self, damping: float) -> tuple[Tensor, Tensor, float]:
         """The Newton step in w and in y, and the slope of the objective along it."""
-        diagonal = self.hessian.diagonal()
-        damped = self.hessian + damping * torch.diag(diagonal + diagonal.max())
+        damped = self.hessian + damping * torch.diag(self.scale)
         dx, failed = torch.linalg.solve_ex(damped, -self.gradient)
         if failed or not bool(dx.isfinite().all()):
             dx = torch.zeros_like(dx)
@@ -344,4 +346,7 @@ def _face(task: _Task, smooth: _SmoothLoss, w: Tensor) -> _Face | None:
     H = A.reshape(-1, size).T @ (smooth.hessian(f) @ A).reshape(-1, size) / problem.n
     bend = (E_w - s.unsqueeze(-1) * E_y.unsqueeze(-2)).reshape(-1, size)
     weight = (2 * alpha * task.price.unsqueeze(-1) / raised).expand_as(w).reshape(-1, 1)
-    return _Face(E_w, E_y, g, H + bend.T @ (weight * bend))
+    H = H + bend.T @ (weight * bend)
+    scale = H.diagonal() + smooth.curvature * A.square().sum((0, 1)) / problem.n
+    scale = scale + _SMALLEST_SCALE * scale.max()
+    return _Face(E_w, E_y, g, H, scale)
