@@ -256,22 +256,27 @@ def prox(
     return (x.sign() * shrunk).to(v.dtype)
 
 
-def slope_of(u: Tensor, alpha: float, M: Bound) -> Tensor:
+def slope_of(u: Tensor, alpha: float, M: Bound, *, metric: Bound = 1.0) -> Tensor:
     r"""h(u) = sum_j phi(u_j) - (1 - alpha), shape (..., N): what raising y by one gains at slope u.
 
-    phi(u) = u^2 / (4 alpha) if |u| <= 2 alpha M, else M |u| - alpha M^2: the conjugate of the
+    phi(u) = u^2 / (4 a) if |u| <= 2 a M, else M |u| - a M^2, with a = alpha: the conjugate of the
     quadratic on the box.  h decides whether an indicator wants to be 0 (h <= 0) or 1 (h >= 0), which
     is what safe fixing and branching read.
+
+    ``metric`` (a positive number or a tensor that broadcasts against u) weighs the quadratic term,
+    alpha sum_j metric_j w_j^2 / y: a = alpha metric_j.  A branch and bound that moves curvature of
+    the loss into the perspective term has one coefficient a weight.
 
     >>> slope_of(torch.tensor([[2.0, 0.0]]), alpha=0.5, M=10.0).item()
     1.5
     """
     x = _compute(u)
     bound = _per_entity(M, x).unsqueeze(-1)
+    a = alpha * _per_entity(metric, x)
     magnitude = x.abs()
-    clipped = magnitude > 2 * alpha * bound
-    r = torch.where(clipped, bound, magnitude / (2 * alpha) if alpha > 0 else 0.0)
-    return ((r * magnitude - alpha * r * r).sum(-1) - (1 - alpha)).to(u.dtype)
+    clipped = magnitude > 2 * a * bound
+    r = torch.where(clipped, bound, magnitude / (2 * a) if alpha > 0 else 0.0)
+    return ((r * magnitude - a * r * r).sum(-1) - (1 - alpha)).to(u.dtype)
 
 
 def conjugate(
@@ -282,19 +287,20 @@ def conjugate(
     *,
     lower: Bound = 0.0,
     upper: Bound = 1.0,
+    metric: Bound = 1.0,
 ) -> Tensor:
     """z*(u) = sup over |w_j| <= M of <u, w> - z(w), shape (..., N).
 
     For a fixed y the supremum over w is y h(u), h as in `slope_of`; over y in [lower, upper] it is
     max(lower h, upper h), which is max(0, h) for a free indicator, h for y = 1, and 0 for y = 0.
-    Raises ``ValueError`` for the other variants.
+    ``metric`` is that of `slope_of`.  Raises ``ValueError`` for the other variants.
 
     >>> conjugate(torch.tensor([[2.0, 0.0], [0.1, 0.0]]), alpha=0.5, M=10.0).tolist()
     [1.5, 0.0]
     """
     _check(u, alpha, M, variant)
     _only_exact(variant, "conjugate")
-    h = slope_of(_compute(u), alpha, M)
+    h = slope_of(_compute(u), alpha, M, metric=metric)
     best = torch.maximum(_per_entity(lower, h) * h, _per_entity(upper, h) * h)
     return (best + 0.0).to(u.dtype)  # + 0.0 turns -0.0 into 0.0
 

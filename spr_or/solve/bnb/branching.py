@@ -1,0 +1,70 @@
+"""Which entity to branch on: a number for each free entity, the largest is taken.
+
+Measured against each other in docs/solver.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from spr_or.solve.bnb.nodes import Node
+
+
+class PseudoCosts:
+    """What fixing each entity has raised bounds by, a unit of distance moved, over the whole tree."""
+
+    def __init__(self, count: int, prior: float, device: torch.device) -> None:
+        self.total = torch.zeros((2, count), dtype=torch.float64, device=device)
+        self.times = torch.zeros((2, count), dtype=torch.float64, device=device)
+        self.prior = prior
+
+    def learn(self, position: int, value: int, gain: float, distance: float) -> None:
+        """An entity at ``position`` moved by ``distance`` to ``value`` and raised the bound by ``gain``."""
+        self.total[value, position] += max(gain, 0.0) / max(distance, 1e-3)
+        self.times[value, position] += 1
+
+    def rates(self, position: Tensor) -> Tensor:
+        """(2, n): averages, drawn to the average over all entities while little is known."""
+        overall = (self.total.sum(-1) + self.prior) / (self.times.sum(-1) + 1)
+        return (self.total[:, position] + overall[:, None]) / (self.times[:, position] + 1)
+
+
+Rule = Callable[[Node, PseudoCosts], Tensor]
+
+
+def most_fractional(node: Node, costs: PseudoCosts) -> Tensor:
+    """Nearest to 1/2."""
+    assert node.indicator is not None
+    return -(node.indicator - 0.5).abs()
+
+
+def safe_fixing_estimate(node: Node, costs: PseudoCosts) -> Tensor:
+    """The entity that the bounds forced by safe fixing say least about, weighed by its indicator:
+    the largest min(y, 1 - y) among the smallest |score|."""
+    assert node.indicator is not None and node.score is not None
+    y = node.indicator
+    return torch.minimum(y, 1 - y) - node.score.abs() / (node.score.abs().amax() + 1e-300)
+
+
+def pseudo_cost(node: Node, costs: PseudoCosts) -> Tensor:
+    """The product of both expected gains (Achterberg, Koch, Martin, 2005)."""
+    assert node.indicator is not None
+    down, up = costs.rates(node.position)
+    y = node.indicator
+    return (down * y).clamp(min=1e-9).log() + (up * (1 - y)).clamp(min=1e-9).log()
+
+
+RULES: dict[str, Rule] = {
+    "fractional": most_fractional,
+    "fixing": safe_fixing_estimate,
+    "pseudocost": pseudo_cost,
+}
+
+
+def choose(node: Node, rule: str, costs: PseudoCosts) -> int:
+    """The index within the node of the free entity to branch on."""
+    value = RULES[rule](node, costs)
+    return int(torch.where(node.free, value, -torch.inf).argmax())

@@ -1,0 +1,145 @@
+"""Good integer points: round, polish exactly on the support, and search the neighbourhood."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from spr_or.solve.bnb import first_order
+from spr_or.solve.bnb.bounds import Terms, penalty_of, scores
+from spr_or.solve.bnb.design import Design, loss_and_gradient
+from spr_or.solve.bnb.nodes import Node, SplitEngine
+
+_BATCH = 32
+
+
+class Incumbent(NamedTuple):
+    """support (N,) bool, W (N, k, q), and the objective of the integer problem there."""
+
+    objective: float
+    support: Tensor
+    W: Tensor
+
+
+Polish = Callable[[list[Tensor]], list[Incumbent]]
+
+
+def polisher(design: Design) -> Polish:
+    """A function from supports to incumbents with the best weights on them.
+
+    The squared loss with one output is solved by Newton's method, to rounding; others by the
+    first-order method, whose objective is an upper bound anyhow.
+    """
+    newton = design.loss == "squared" and design.shape[2] == 1 and design.moments is not None
+    return (lambda s: _by_newton(design, s)) if newton else (lambda s: _by_gradient(design, s))
+
+
+def local_search(
+    design: Design, start: Incumbent, polish: Polish, stop: Callable[[], bool], width: int = 6
+) -> Incumbent:
+    """Add, drop and swap single entities while that improves; ``stop`` is asked between rounds.
+
+    Adding is ranked by the score at the current weights, dropping by the quadratic the loss puts on an
+    entity's own weights; the best ones are polished, also in pairs.
+    """
+    penalty = penalty_of(design)
+    best, seen = start, {_key(start.support)}
+    while not stop():
+        _, gradient = loss_and_gradient(design, best.W.unsqueeze(0))
+        score = scores(penalty, gradient, None)[0]
+        cost = _drop_cost(design, best.W)
+        inside, outside = best.support.nonzero().flatten(), (~best.support).nonzero().flatten()
+        adds = outside[score[outside].argsort(descending=True)[: 2 * width]].tolist()
+        drops = inside[cost[inside].argsort()[: 4 * width]].tolist()
+        moves: list[tuple[tuple[int, ...], tuple[int, ...]]] = [((), (i,)) for i in adds] + [
+            ((j,), ()) for j in drops
+        ]
+        moves += [((j,), (i,)) for j in drops[:width] for i in adds[:width]]
+        candidates = []
+        for out, into in moves:
+            support = best.support.clone()
+            support[list(out)] = False
+            support[list(into)] = True
+            if (key := _key(support)) not in seen:
+                seen.add(key)
+                candidates.append(support)
+        found = min(polish(candidates), key=lambda x: x.objective) if candidates else best
+        if not found.objective < best.objective - 1e-12 * abs(best.objective):
+            break
+        best = found
+    return best
+
+
+def _key(support: Tensor) -> bytes:
+    return support.cpu().numpy().tobytes()
+
+
+def _drop_cost(design: Design, W: Tensor) -> Tensor:
+    if design.moments is not None:
+        N, k, _ = design.shape
+        blocks = design.moments.G.view(N, k, N, k).diagonal(dim1=0, dim2=2)  # (k, k, N)
+        return torch.einsum("iaq,abi,ibq->i", W, blocks, W)
+    return W.square().sum((1, 2))
+
+
+def _by_newton(design: Design, supports: list[Tensor]) -> list[Incumbent]:
+    # One step of nothing: with every indicator fixed the relaxation is the problem itself.
+    engine = SplitEngine(design, mu=0.0, steps=0, curvature_one=torch.inf)
+    assert design.moments is not None
+    ridge = design.ridge.unsqueeze(-1).expand(design.shape[:2])
+    result = []
+    supports = sorted(supports, key=lambda s: int(s.sum()))
+    for start in range(0, len(supports), _BATCH):
+        chunk = supports[start : start + _BATCH]
+        nodes = []
+        for support in chunk:
+            at = support.nonzero().flatten()
+            one = torch.ones(len(at), dtype=torch.bool, device=at.device)
+            zero = design.X.new_zeros((len(at), design.shape[1], 1))
+            nodes.append(Node(at, one, zero, ridge[at].clamp(min=0)))
+        engine(nodes, torch.inf)
+        W = design.X.new_zeros((len(chunk), *design.shape))
+        for b, node in enumerate(nodes):
+            W[b, node.position] = node.W
+        result += _incumbents(design, W, chunk)
+    return result
+
+
+def _by_gradient(design: Design, supports: list[Tensor]) -> list[Incumbent]:
+    if not supports:
+        return []
+    union = torch.stack(supports).any(0).nonzero().flatten()
+    if len(union) == 0:
+        return _incumbents(design, design.X.new_zeros((len(supports), *design.shape)), supports)
+    small = design.restrict(union)
+    block = None if small.moments is not None else small.block()
+    smoothness = first_order.lipschitz(small, block)
+    result = []
+    for start in range(0, len(supports), _BATCH):
+        chunk = supports[start : start + _BATCH]
+        one = torch.stack(chunk)[:, union]
+        zero = small.X.new_zeros((len(chunk), *small.shape))
+        solved = first_order.solve(
+            small, zero, Terms(None, torch.zeros_like(one), one), smoothness=smoothness,
+            block=block, tolerance=1e-9, iterations=500,
+        )  # fmt: skip
+        W = design.X.new_zeros((len(chunk), *design.shape))
+        W[:, union] = solved.W
+        result += _incumbents(design, W, chunk)
+    return result
+
+
+def _incumbents(design: Design, W: Tensor, supports: list[Tensor]) -> list[Incumbent]:
+    penalty = penalty_of(design)
+    chosen = torch.stack(supports)
+    inside = chosen.any(0).nonzero().flatten()
+    if len(inside) == 0:
+        inside = torch.zeros(1, dtype=torch.int64, device=W.device)
+    small = design.restrict(inside)
+    value, _ = loss_and_gradient(small, W[:, inside])
+    cost = penalty.ridge * W.square().sum((2, 3)) + penalty.price * chosen
+    total = (value + cost.sum(-1)).tolist()
+    return [Incumbent(total[b], supports[b], W[b]) for b in range(len(supports))]

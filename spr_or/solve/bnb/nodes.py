@@ -1,0 +1,129 @@
+"""A node of the tree, and the evaluation of many at a time by the engine that fits the problem."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from spr_or.solve.bnb import first_order, splitting
+from spr_or.solve.bnb.bounds import Terms
+from spr_or.solve.bnb.design import Design
+
+_ITERATIONS = 300
+_LAST_ITERATIONS = 20_000
+
+
+@dataclass(eq=False)
+class Node:
+    """Entities outside ``position`` are fixed to 0; of those inside, ``one`` are fixed to 1.
+
+    position : (n,) int64 into the design; one : (n,) bool
+    W : (n, k, q), the tangent point; d : (n, k), the moved curvature, or None
+    own : the bound at the tangent point; bound : the best one known, of a parent or its own
+    score (n,), indicator (n,) : as evaluated; record : its number in the proof
+    """
+
+    position: Tensor
+    one: Tensor
+    W: Tensor
+    d: Tensor | None
+    own: float = -torch.inf
+    bound: float = -torch.inf
+    score: Tensor | None = None
+    indicator: Tensor | None = None
+    record: int = -1
+
+    @property
+    def free(self) -> Tensor:
+        """(n,) bool."""
+        return ~self.one
+
+    def keep(self, kept: Tensor, one: Tensor) -> Node:
+        """A node of the entities ``kept`` (n,) bool, with ``one`` (n,) fixed to 1."""
+        d = None if self.d is None else self.d[kept]
+        return Node(self.position[kept], one[kept], self.W[kept], d, self.own, self.bound)
+
+
+class Engine(Protocol):
+    """Evaluates nodes in place: W, d, own, bound (never below the parent's), score, indicator."""
+
+    def __call__(self, nodes: Sequence[Node], cutoff: float) -> None:
+        """Nodes whose bound passes ``cutoff`` need not be solved any further."""
+        ...
+
+
+class FirstOrderEngine:
+    """`first_order.solve` on one design for all nodes."""
+
+    def __init__(self, design: Design, tolerance: float) -> None:
+        self.design = design
+        self.block = None if design.moments is not None else design.block()
+        self.smoothness = first_order.lipschitz(design, self.block)
+        self.tolerance = tolerance
+
+    def __call__(self, nodes: Sequence[Node], cutoff: float) -> None:
+        N, k, q = self.design.shape
+        B = len(nodes)
+        W = self.design.X.new_zeros((B, N, k, q))
+        one = torch.zeros((B, N), dtype=torch.bool, device=W.device)
+        free = one.clone()
+        for b, node in enumerate(nodes):
+            W[b, node.position] = node.W
+            one[b, node.position] = node.one
+            free[b, node.position] = node.free
+        # Where nothing is left to branch on, accuracy alone can close the node.
+        iterations = _ITERATIONS if bool(free.any()) else _LAST_ITERATIONS
+        solved = first_order.solve(
+            self.design, W, Terms(None, free, one), smoothness=self.smoothness, block=self.block,
+            cutoff=cutoff, tolerance=self.tolerance, iterations=iterations,
+        )  # fmt: skip
+        bounds = solved.bound.tolist()
+        for b, node in enumerate(nodes):
+            at = node.position
+            node.W, node.score = solved.W[b, at], solved.score[b, at]
+            node.indicator, node.own = solved.indicator[b, at], bounds[b]
+            node.bound = max(node.bound, node.own)
+
+
+class SplitEngine:
+    """`splitting.evaluate` on the entities each node has left."""
+
+    def __init__(self, design: Design, mu: float, steps: int, curvature_one: float) -> None:
+        self.design, self.mu, self.steps = design, mu, steps
+        self.curvature_one = curvature_one
+
+    def __call__(self, nodes: Sequence[Node], cutoff: float) -> None:
+        batch = self.gather(nodes)
+        quadratic = splitting.quadratic_of(self.design, batch.position, batch.present)
+        split = splitting.evaluate(quadratic, batch, self.mu, self.steps)
+        bounds = split.bound.tolist()
+        for b, node in enumerate(nodes):
+            n = len(node.position)
+            node.W, node.d = split.w[b, :n].unsqueeze(-1), split.d[b, :n]
+            node.score, node.indicator = split.score[b, :n], split.indicator[b, :n]
+            node.own = bounds[b]
+            node.bound = max(node.bound, node.own)
+
+    def gather(self, nodes: Sequence[Node]) -> splitting.Nodes:
+        """Pad the nodes to the longest one."""
+        B, n, k = len(nodes), max(1, *(len(node.position) for node in nodes)), self.design.shape[1]
+        X = self.design.X
+        position = torch.zeros((B, n), dtype=torch.int64, device=X.device)
+        present = torch.zeros((B, n), dtype=torch.bool, device=X.device)
+        one = present.clone()
+        w, d = X.new_zeros((B, n, k)), X.new_full((B, n, k), 0.5)
+        for b, node in enumerate(nodes):
+            m = len(node.position)
+            position[b, :m], present[b, :m], one[b, :m] = node.position, True, node.one
+            assert node.d is not None
+            w[b, :m] = node.W.squeeze(-1)
+            # Fixed entities need no moved curvature: what they give back, the free ones can use.
+            small = node.d.clamp(max=self.curvature_one)
+            d[b, :m] = torch.where(node.one.unsqueeze(-1), small, node.d)
+        real = self.design.real[position] & present.unsqueeze(-1)
+        d = torch.where(real, d, 0.5)
+        return splitting.Nodes(position, present, present & ~one, one, w, d)

@@ -1,0 +1,279 @@
+r"""The tree as a proof: what a reader needs to see that no better solution exists, and the check.
+
+Each record states a point (W, d) whose tangent bounds its node (`bounds`), the entities that this
+bound fixes safely, and either the entity branched on (two children, y = 0 and y = 1), or one child
+that continues with those fixings, or nothing: a leaf.  The check trusts none of the numbers the search
+had: it follows the fixings from the root, sees that both sides of every branching are there, evaluates
+every bound again from the samples, proves R positive semidefinite by a Cholesky factorisation, and
+takes the least over all leaves and over the far sides of all fixings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from spr_or.solve.bnb.bounds import Penalty, Terms, dual_bound
+from spr_or.solve.bnb.design import Design, loss_and_gradient
+
+CONTINUES = -1  # the value of a record that is no side of a branching
+
+
+@dataclass(eq=False)
+class Record:
+    """One node: ``value`` is the side of the parent's branching; entities are the problem's numbers.
+
+    ``entities`` (n,) carry the weights W (n, k, q), all others are at zero; d (n, k) is the moved
+    curvature, None for lambda u alpha.
+    """
+
+    parent: int
+    value: int
+    entities: Tensor
+    W: Tensor
+    d: Tensor | None
+    zeros: Tensor
+    ones: Tensor
+    branch: int = -1
+
+
+@dataclass(eq=False)
+class Proof:
+    """The records, parents before children; record 0 is the root."""
+
+    records: list[Record] = field(default_factory=list)
+
+    def add(self, parent: int, value: int, entities: Tensor, W: Tensor, d: Tensor | None) -> int:
+        """Append a record and return its number.  Without d, entities at zero need not be kept."""
+        entities, W = entities.cpu(), W.detach().cpu()
+        if d is None:
+            used = (W != 0).flatten(1).any(-1)
+            entities, W = entities[used], W[used]
+        nothing = torch.empty(0, dtype=torch.int64)
+        moved = None if d is None else d.detach().cpu().clone()
+        self.records.append(
+            Record(parent, value, entities.clone(), W.clone(), moved, nothing, nothing)
+        )
+        return len(self.records) - 1
+
+    def fix(self, record: int, zeros: Tensor, ones: Tensor) -> None:
+        """Add entities that the bound of ``record`` fixes."""
+        at = self.records[record]
+        at.zeros = torch.cat([at.zeros, zeros.cpu()])
+        at.ones = torch.cat([at.ones, ones.cpu()])
+
+    def branch(self, record: int, entity: int) -> None:
+        """Branch on an entity; both children are added next."""
+        self.records[record].branch = entity
+
+
+class Verified(NamedTuple):
+    """What a check found: the bound it could prove itself, and everything that was wrong."""
+
+    bound: Any
+    problems: list[str]
+
+
+class State(NamedTuple):
+    """At a record: entities still alive (not zero), those at one, and the best bound above it."""
+
+    alive: Tensor
+    one: Tensor
+    inherited: Any
+
+
+Evaluator = Callable[[Record, State], "tuple[Any, Sequence[Any]] | None"]
+
+
+def verify(proof: Proof, count: int, evaluate: Evaluator) -> Verified:
+    """Walk a proof over ``count`` entities, its bounds computed by ``evaluate``.
+
+    ``evaluate(record, state)`` gives the tangent bound and the score of each entity, as floats
+    (`FloatBounds`) or fractions (`exact.ExactBounds`), or None where R is not positive semidefinite.
+    """
+    problems = list(structure(proof))
+    if problems:
+        return Verified(-math.inf, problems)
+    states: dict[int, State] = {}
+    children = _children(proof)
+    least = math.inf
+    for number, record in enumerate(proof.records):
+        if record.parent < 0:
+            nothing = torch.zeros(count, dtype=torch.bool)
+            state = State(~nothing, nothing, -math.inf)
+        else:
+            state = _descend(states[record.parent], proof.records[record.parent], record.value)
+        wrong = _inadmissible(record, state)
+        if wrong:
+            return Verified(-math.inf, [f"record {number}: {wrong}"])
+        found = evaluate(record, state)
+        if found is None:
+            return Verified(-math.inf, [f"record {number}: R is not positive semidefinite"])
+        bound, score = found
+        below = max(bound, state.inherited)
+        far = [bound + max(0, -score[i]) for i in record.zeros.tolist()]
+        far += [bound + max(0, score[i]) for i in record.ones.tolist()]
+        least = min(least, *(max(x, below) for x in far)) if far else least
+        if children[number]:
+            states[number] = State(*_fixed(state, record), below)
+        else:
+            least = min(least, below)
+        if record.parent >= 0 and number == children[record.parent][-1]:
+            del states[record.parent]
+    return Verified(least, [])
+
+
+def structure(proof: Proof) -> Iterator[str]:
+    """Whether the records form a tree whose leaves cover the root."""
+    if not proof.records:
+        yield "the proof has no records"
+    children = _children(proof)
+    for number, record in enumerate(proof.records):
+        if (number == 0) != (record.parent < 0) or record.parent >= number:
+            yield f"record {number}: its parent {record.parent} does not come before it"
+        values = sorted(proof.records[child].value for child in children[number])
+        if record.branch >= 0 and values != [0, 1]:
+            yield f"record {number}: branches on entity {record.branch}, but has the sides {values}"
+        if record.branch < 0 and values not in ([], [CONTINUES]):
+            yield f"record {number}: has children {values} without a branching"
+
+
+def _children(proof: Proof) -> list[list[int]]:
+    children: list[list[int]] = [[] for _ in proof.records]
+    for number, record in enumerate(proof.records):
+        if 0 <= record.parent < number:
+            children[record.parent].append(number)
+    return children
+
+
+def _fixed(state: State, record: Record) -> tuple[Tensor, Tensor]:
+    alive, one = state.alive.clone(), state.one.clone()
+    alive[record.zeros] = False
+    one[record.ones] = True
+    return alive, one
+
+
+def _descend(state: State, parent: Record, value: int) -> State:
+    """The state of a child (the parent's own fixings are already in ``state``)."""
+    alive, one = state.alive.clone(), state.one.clone()
+    if value == 0:
+        alive[parent.branch] = False
+    elif value == 1:
+        one[parent.branch] = True
+    return State(alive, one, state.inherited)
+
+
+def _inadmissible(record: Record, state: State) -> str:
+    """What is wrong with the entities a record names; empty where nothing is."""
+    free = state.alive & ~state.one
+    named = torch.cat([record.zeros, record.ones])
+    if len(named) and not bool(free[named].all()):
+        return "fixes an entity that is not free"
+    if len(named) != len(named.unique()):
+        return "fixes an entity twice"
+    alive, one = _fixed(state, record)
+    if record.branch >= 0 and not bool((alive & ~one)[record.branch]):
+        return f"branches on entity {record.branch}, which is not free"
+    if not bool(state.alive[record.entities].all()):
+        return "gives weights to an entity that is fixed to zero"
+    if len(record.entities) != len(record.entities.unique()):
+        return "names an entity twice"
+    if record.d is not None:
+        if len(record.entities) != int(state.alive.sum()):
+            return "moves curvature without naming every entity that is left"
+        if not bool((record.d > 0).all()):
+            return "moves a curvature that is not positive"
+    if not bool(record.W.isfinite().all()):
+        return "has weights that are not finite"
+    return ""
+
+
+class FloatBounds:
+    """Bounds of records in float64: through G for moved curvature, through the samples else.
+
+    ``design`` holds all entities, on the CPU.
+    """
+
+    def __init__(self, design: Design, proof: Proof) -> None:
+        self.design = design
+        split = [record.entities for record in proof.records if record.d is not None]
+        self.used = torch.cat(split).unique() if split else torch.empty(0, dtype=torch.int64)
+        self.small = design.restrict(self.used).with_moments() if split else None
+
+    def __call__(self, record: Record, state: State) -> tuple[float, list[float]] | None:
+        """The bound and the scores (N,); None where R is not positive semidefinite."""
+        return self._plain(record, state) if record.d is None else self._split(record, state)
+
+    def _plain(self, record: Record, state: State) -> tuple[float, list[float]]:
+        active = state.alive.nonzero().flatten()
+        small = self.design if len(active) == len(state.alive) else self.design.restrict(active)
+        W = torch.zeros((1, *small.shape), dtype=torch.float64)
+        W[0, torch.searchsorted(active, record.entities)] = record.W
+        value, gradient = loss_and_gradient(small, W)
+        return self._finish(active, state, value, gradient, W, None)
+
+    def _split(self, record: Record, state: State) -> tuple[float, list[float]] | None:
+        assert self.small is not None and self.small.moments is not None and record.d is not None
+        design = self.small.restrict(torch.searchsorted(self.used, record.entities))
+        assert design.moments is not None
+        G, C, c0 = design.moments
+        k = design.columns.shape[1]
+        real = design.real.flatten()
+        R = G.clone()
+        move = torch.where(real, design.ridge.repeat_interleave(k) - record.d.flatten(), 0.0)
+        R.diagonal().add_(move)
+        if not semidefinite(R):
+            return None
+        w = record.W.flatten(0, 1) * real.unsqueeze(-1)
+        Rw = R @ w
+        value = (w * (Rw - 2 * C)).sum() + c0
+        shape = (1, *record.W.shape)
+        gradient = (2 * (Rw - C)).view(shape)
+        return self._finish(
+            record.entities, state, value.unsqueeze(0), gradient, w.view(shape), record.d
+        )
+
+    def _finish(
+        self,
+        active: Tensor,
+        state: State,
+        value: Tensor,
+        gradient: Tensor,
+        W: Tensor,
+        d: Tensor | None,
+    ) -> tuple[float, list[float]]:
+        design = self.design
+        weight = design.ridge + design.price
+        penalty = Penalty(
+            weight[active], design.ridge[active], design.price[active], design.M[active],
+            design.alpha,
+        )  # fmt: skip
+        one = state.one[active].unsqueeze(0)
+        terms = Terms(None if d is None else d.unsqueeze(0), ~one, one)
+        bound, score = dual_bound(penalty, value, gradient, W, terms)
+        full = torch.full((design.shape[0],), torch.nan, dtype=torch.float64)
+        full[active] = score[0]
+        return float(bound), full.tolist()
+
+
+def semidefinite(R: Tensor) -> bool:
+    """Whether the symmetric float64 R (P, P) is provably positive semidefinite.
+
+    If floating-point Cholesky runs through on R - s I with s >= gamma_{P+1} trace(R) / (1 - gamma),
+    R is (Rump, BIT Numerical Mathematics 46, 2006, Theorem 2.3); s here is twice that, for the
+    rounding of R itself.
+    """
+    count = R.shape[0]
+    if count == 0:
+        return True
+    unit = torch.finfo(R.dtype).eps / 2
+    gamma = (count + 2) * unit / (1 - (count + 2) * unit)
+    shift = 2 * gamma / (1 - gamma) * float(R.diagonal().sum().clamp(min=0))
+    shifted = R.clone()
+    shifted.diagonal().sub_(shift)
+    return int(torch.linalg.cholesky_ex(shifted)[1]) == 0

@@ -1,0 +1,259 @@
+"""The tree search: best-first with dives, safe fixing, incumbents, and the proof as it grows."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from spr_or.solve.bnb import branching, incumbents
+from spr_or.solve.bnb.bounds import forced_bounds
+from spr_or.solve.bnb.design import Design
+from spr_or.solve.bnb.incumbents import Incumbent
+from spr_or.solve.bnb.nodes import Engine, Node
+from spr_or.solve.bnb.proof import CONTINUES, Proof
+from spr_or.solve.interrupt import Budget
+
+_DIVE_EVERY = 8
+GRAM_COLUMNS = 6000  # up to here a Gram matrix (288 MB) pays
+
+
+class Progress(NamedTuple):
+    """Where a search stands: seconds, best objective, bound, nodes evaluated and nodes open."""
+
+    seconds: float
+    objective: float
+    bound: float
+    nodes: int
+    open: int
+
+    @property
+    def gap(self) -> float:
+        """As of a `Certificate`."""
+        return max(0.0, self.objective - self.bound) / max(1e-10, abs(self.objective))
+
+
+@dataclass
+class Search:
+    """The state of one search; nodes are numbered as ``design``, ``best`` as the whole problem.
+
+    ``closed`` is the least bound of anything cut off so far: leaves, and the other side of every
+    safe fixing.
+    """
+
+    design: Design
+    budget: Budget
+    gap: float
+    proof: Proof
+    best: Incumbent
+    listener: Callable[[Progress], None] | None
+    rule: str = "pseudocost"
+    closed: float = math.inf
+    evaluated: int = 0
+    heap: list[tuple[float, int, Node]] = field(default_factory=list)
+    trace: list[Progress] = field(default_factory=list)
+    counter: itertools.count = field(default_factory=itertools.count)
+
+    @property
+    def cutoff(self) -> float:
+        """Nodes at or above it cannot improve the incumbent by more than the gap asked for."""
+        return self.best.objective - 0.9 * self.gap * abs(self.best.objective)
+
+    @property
+    def progress(self) -> Progress:
+        """Where it stands."""
+        return Progress(
+            self.budget.seconds, self.best.objective, self.bound, self.evaluated, len(self.heap)
+        )
+
+    @property
+    def bound(self) -> float:
+        """Proven so far."""
+        open_bound = self.heap[0][0] if self.heap else math.inf
+        return min(self.closed, open_bound, self.best.objective)
+
+    def report(self) -> None:
+        """Note the progress, and tell who listens."""
+        now = self.progress
+        self.trace.append(now)
+        if self.listener is not None:
+            self.listener(now)
+
+    def offer(self, found: Incumbent) -> bool:
+        """Take an incumbent of the current design if it is better."""
+        better = found.objective < self.best.objective
+        if better:
+            self.best = enlarge(found, self.design, self.best.support.shape[0])
+        return better
+
+    def fix(self, node: Node) -> Node:
+        """Safe fixing of an evaluated node; what was fixed goes into the proof."""
+        assert node.score is not None
+        one_bound, zero_bound = forced_bounds(
+            torch.tensor(node.own, dtype=node.score.dtype, device=node.score.device), node.score
+        )
+        to_zero = node.free & (one_bound >= self.cutoff)
+        to_one = node.free & (zero_bound >= self.cutoff) & ~to_zero
+        if not bool((to_zero | to_one).any()):
+            return node
+        cut = torch.cat([one_bound[to_zero], zero_bound[to_one]])
+        self.closed = min(self.closed, float(cut.min()))
+        entities = self.design.entities[node.position]
+        self.proof.fix(node.record, entities[to_zero], entities[to_one])
+        fixed = node.keep(~to_zero, node.one | to_one)
+        fixed.record, fixed.score = node.record, node.score[~to_zero]
+        assert node.indicator is not None
+        fixed.indicator = torch.where(to_one, 1.0, node.indicator)[~to_zero]
+        return fixed
+
+    def record(self, node: Node, parent: int, value: int) -> None:
+        """Write an evaluated node into the proof, as side ``value`` of its parent."""
+        entities = self.design.entities[node.position]
+        node.record = self.proof.add(parent, value, entities, node.W, node.d)
+
+    def push(self, node: Node) -> None:
+        """Keep a node open, or close it where it cannot improve."""
+        if node.bound >= self.cutoff:
+            self.closed = min(self.closed, node.bound)
+        else:
+            heapq.heappush(self.heap, (node.bound, next(self.counter), node))
+
+    def open(self, node: Node) -> None:
+        """Make ``node`` the only open one: it continues the one that was."""
+        self.heap.clear()
+        self.push(node)
+
+    def shrink(self, node: Node) -> None:
+        """Go on with the entities of ``node``, the only open one; the others it has fixed to zero."""
+        self.design = self.design.restrict(node.position)
+        if self.design.loss == "squared" and self.design.real.numel() <= GRAM_COLUMNS:
+            self.design = self.design.with_moments()
+        node.position = torch.arange(len(node.position), device=node.position.device)
+
+    def take(self, batch: int, round_number: int) -> list[Node]:
+        """The most promising open nodes, every few rounds the deepest one among them."""
+        taken: list[Node] = []
+        if round_number % _DIVE_EVERY == 0 and self.heap:
+            place = min(range(len(self.heap)), key=lambda i: int(self.heap[i][2].free.sum()))
+            taken.append(self.heap.pop(place)[2])
+            heapq.heapify(self.heap)
+        while self.heap and len(taken) < batch:
+            bound, _, node = heapq.heappop(self.heap)
+            if bound >= self.cutoff:
+                self.closed = min(self.closed, bound)
+            else:
+                taken.append(node)
+        return taken
+
+    def round_support(self, node: Node) -> list[Tensor]:
+        """Supports suggested by a node: its indicators cut at two thresholds."""
+        assert node.indicator is not None
+        supports = []
+        for threshold in (0.5, 0.2):
+            support = torch.zeros(
+                self.design.shape[0], dtype=torch.bool, device=self.design.X.device
+            )
+            support[node.position[node.indicator > threshold]] = True
+            supports.append(support)
+        return supports
+
+    def run(self, engine: Engine, batch: int, max_nodes: float = math.inf) -> None:
+        """Branch until the gap is closed, the time is up or ``max_nodes`` have been evaluated."""
+        polish = incumbents.polisher(self.design)
+        costs = branching.PseudoCosts(
+            self.design.shape[0], float(self.design.price.mean()), self.design.X.device
+        )
+        tried: set[bytes] = set()
+        for round_number in itertools.count(1):
+            if not self.heap or self.budget.spent or self.evaluated >= max_nodes:
+                break
+            parents = self.take(batch, round_number)
+            children, origin = [], []
+            for parent in parents:
+                parent = self.fix(parent)  # the incumbent may have improved since
+                if not bool(parent.free.any()):
+                    self.close_fixed(parent, engine, polish)
+                    continue
+                index = branching.choose(parent, self.rule, costs)
+                self.proof.branch(parent.record, int(self.design.entities[parent.position[index]]))
+                for value in (0, 1):
+                    children.append(_child(parent, index, value))
+                    origin.append((parent, index, value))
+            if children:
+                self.evaluate(children, origin, engine, costs)
+                self.try_rounding(children, polish, tried)
+            for child in children:
+                self.push(child if child.bound >= self.cutoff else self.fix(child))
+            self.report()
+
+    def evaluate(
+        self,
+        children: list[Node],
+        origin: list[tuple[Node, int, int]],
+        engine: Engine,
+        costs: branching.PseudoCosts,
+    ) -> None:
+        """Bound the children, write them into the proof, and learn what the branchings gained."""
+        engine(children, self.cutoff)
+        self.evaluated += len(children)
+        for child, (parent, index, value) in zip(children, origin, strict=True):
+            self.record(child, parent.record, value)
+            gain = child.own - parent.own
+            assert parent.indicator is not None
+            y = float(parent.indicator[index])
+            costs.learn(int(parent.position[index]), value, gain, y if value == 0 else 1 - y)
+
+    def close_fixed(self, node: Node, engine: Engine, polish: incumbents.Polish) -> None:
+        """A node whose last entity was fixed: evaluate it once more, now without a choice."""
+        last = Node(node.position, node.one, node.W, node.d, bound=node.bound)
+        engine([last], math.inf)
+        self.evaluated += 1
+        self.record(last, node.record, CONTINUES)
+        self.closed = min(self.closed, last.bound)
+        support = torch.zeros(self.design.shape[0], dtype=torch.bool, device=self.design.X.device)
+        support[node.position] = True
+        self.offer(polish([support])[0])
+
+    def try_rounding(
+        self, children: list[Node], polish: incumbents.Polish, tried: set[bytes]
+    ) -> None:
+        """Polish what the children round to, and search around what improves."""
+        fresh = []
+        for child in children:
+            if child.bound >= self.cutoff:
+                continue
+            for support in self.round_support(child):
+                key = support.cpu().numpy().tobytes()
+                if key not in tried:
+                    tried.add(key)
+                    fresh.append(support)
+        if fresh:
+            found = min(polish(fresh), key=lambda x: x.objective)
+            if self.offer(found):
+                stop = lambda: self.budget.spent  # noqa: E731
+                self.offer(incumbents.local_search(self.design, found, polish, stop))
+
+
+def _child(parent: Node, index: int, value: int) -> Node:
+    kept = torch.ones_like(parent.one)
+    one = parent.one.clone()
+    if value == 0:
+        kept[index] = False
+    else:
+        one[index] = True
+    return parent.keep(kept, one)
+
+
+def enlarge(found: Incumbent, design: Design, count: int) -> Incumbent:
+    """An incumbent of a design in the numbering of the problem's ``count`` entities."""
+    support = torch.zeros(count, dtype=torch.bool, device=design.X.device)
+    W = design.X.new_zeros((count, *found.W.shape[1:]))
+    support[design.entities] = found.support
+    W[design.entities] = found.W
+    return Incumbent(found.objective, support, W)

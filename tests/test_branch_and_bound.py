@@ -1,0 +1,367 @@
+"""The certified solver against enumeration, and its proofs against tampering."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from spr_or import bigm
+from spr_or.entities import groups
+from spr_or.losses import LOSSES
+from spr_or.problem import SparseTrainingProblem
+from spr_or.solve import enumeration
+from spr_or.solve.bnb import branching
+from spr_or.solve.bnb.bounds import Terms, dual_bound, penalty_of
+from spr_or.solve.bnb.certificate import load
+from spr_or.solve.bnb.design import design_of, loss_and_gradient, theta_of
+from spr_or.solve.bnb.exact import fractions_of, semidefinite
+from spr_or.solve.bnb.nodes import Node, SplitEngine
+from spr_or.solve.bnb.proof import semidefinite as proven
+from spr_or.solve.branch_and_bound import branch_and_bound
+
+
+def random_problem(seed: int, *, loss: str | None = None) -> SparseTrainingProblem:
+    """A small problem; shape, loss, penalty and bound drawn by the seed, n < p included."""
+    rng = np.random.default_rng(seed)
+    loss = loss or ("logistic" if seed % 4 == 3 else "squared")
+    sizes = rng.integers(1, 4, size=rng.integers(3, 8))
+    p, n = int(sizes.sum()), int(rng.integers(6, 30))
+    q = int(rng.integers(1, 3)) if loss == "squared" else 1
+    X = rng.normal(size=(n, p)) @ (np.eye(p) + 0.5 * rng.normal(size=(p, p)) / np.sqrt(p))
+    W = rng.normal(size=(p, q)) * (rng.random((p, 1)) < 0.5)
+    y = X @ W + rng.normal(size=(n, q))
+    if loss == "logistic":
+        y = np.where(y > 0, 1.0, -1.0)
+    stops = np.cumsum(sizes)
+    parts = [list(range(stop - size, stop)) for size, stop in zip(sizes, stops, strict=True)]
+    if q == 2 and seed % 8 == 1:  # entities of single cells
+        parts = [[(j, o) for j in part] for part in parts for o in range(q)]
+    alpha = [0.0, 0.05, 0.3, 0.9, 1.0][rng.integers(0, 5)]
+    return SparseTrainingProblem.linear(
+        X, y, parts, loss, lam=float(rng.choice([0.02, 0.1, 0.5])), alpha=alpha,
+        M=float(rng.choice([0.3, 1.0, 5.0])), u=rng.uniform(0.5, 2, size=len(parts)),
+        name=f"random-{seed}",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_agrees_with_enumeration_and_checks(seed):
+    problem = random_problem(seed)
+    certificate = branch_and_bound(problem, gap=1e-5)
+    truth = enumeration.solve(problem)
+    assert certificate.status == "optimal"
+    scale = max(abs(truth.objective), 1e-6)
+    assert abs(certificate.objective - truth.objective) <= 2e-5 * scale
+    assert certificate.bound <= truth.objective + 1e-9 * scale
+    check = certificate.check()
+    assert check.ok, check.problems
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(40, 200))
+def test_agrees_with_enumeration_on_many_more(seed):
+    test_agrees_with_enumeration_and_checks(seed)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 4, 5, 6])
+def test_the_exact_check_confirms_the_float_one(seed):
+    problem = random_problem(seed)
+    certificate = branch_and_bound(problem, gap=1e-4)
+    check = certificate.check(exact=True)
+    assert check.ok, check.problems
+    assert check.bound == pytest.approx(certificate.check().bound, rel=1e-8)
+
+
+def test_the_exact_check_states_its_limits():
+    with pytest.raises(ValueError, match="squared loss alone"):
+        branch_and_bound(random_problem(3)).check(exact=True)
+
+
+@pytest.mark.parametrize("rule", branching.RULES)
+def test_every_branching_rule_proves_the_same_optimum(rule):
+    problem = tree_problem()
+    certificate = branch_and_bound(problem, rule=rule)
+    assert certificate.status == "optimal" and certificate.check().ok
+    assert certificate.objective == pytest.approx(enumeration.solve(problem).objective, rel=1e-6)
+
+
+def test_the_plain_bound_is_the_fenchel_bound_of_the_problem():
+    for seed in (0, 3):
+        problem = random_problem(seed)
+        design = design_of(problem)
+        W = torch.randn(1, *design.shape, dtype=torch.float64) * design.real.unsqueeze(-1)
+        value, gradient = loss_and_gradient(design, W)
+        count = len(problem.entities)
+        one = torch.zeros(1, count, dtype=torch.bool)
+        one[0, 0] = True
+        free = ~one
+        free[0, 1] = False
+        bound, _ = dual_bound(penalty_of(design), value, gradient, W, Terms(None, free, one))
+        theta = theta_of(problem, design, W[0]).requires_grad_()
+        prediction = problem.predict(theta.detach()).requires_grad_()
+        LOSSES[problem.loss].value(prediction, problem.y).sum().backward()
+        expected = problem.dual_bound(
+            prediction.grad, lower=one[0].double(), upper=(one | free)[0].double()
+        )
+        assert float(bound) == pytest.approx(float(expected), rel=1e-9)
+
+
+def split_nodes(problem):
+    """The root of a problem with moved curvature, ready to evaluate."""
+    design = design_of(problem).with_moments()
+    Q = design.moments.G.clone()
+    Q.diagonal().add_(design.ridge.repeat_interleave(design.columns.shape[1]))
+    smallest = float(torch.linalg.eigvalsh(Q)[0])
+    count = design.shape[0]
+    node = Node(
+        torch.arange(count), torch.zeros(count, dtype=torch.bool),
+        torch.zeros(design.shape, dtype=torch.float64),
+        torch.full(design.shape[:2], 0.9 * smallest, dtype=torch.float64),
+    )  # fmt: skip
+    return design, node, smallest
+
+
+def test_moved_curvature_lies_between_the_relaxation_and_the_optimum():
+    """Against an independent semidefinite program (without the box): the best split is its value."""
+    cvxpy = pytest.importorskip("cvxpy")
+    problem = tree_problem()
+    problem = dataclasses.replace(problem, M=50 * problem.M)
+    design, node, smallest = split_nodes(problem)
+    plain = Node(node.position, node.one, node.W, node.d)
+    SplitEngine(design, 1e-6, 0, 0.1 * smallest)([plain], torch.inf)
+    for mu in (1e-3, 1e-4, 1e-5, 1e-6, 1e-7):
+        SplitEngine(design, mu, 40, 0.1 * smallest)([node], torch.inf)
+    G, C, c0 = (x.numpy() for x in design.moments)
+    N, k, _ = design.shape
+    p = N * k
+    Q = G + np.diag(design.ridge.repeat_interleave(k).numpy())
+    big = cvxpy.Variable((p + 1, p + 1), PSD=True)
+    y = cvxpy.Variable(N)
+    w = big[:p, p]
+    rules = [big[p, p] == 1, y >= 0, y <= 1]
+    for i in range(N):
+        rules += [cvxpy.quad_over_lin(w[j], y[i]) <= big[j, j] for j in range(i * k, (i + 1) * k)]
+    cost = cvxpy.trace(Q @ big[:p, :p]) - 2 * C[:, 0] @ w + c0 + design.price.numpy() @ y
+    best = cvxpy.Problem(cvxpy.Minimize(cost), rules).solve(solver=cvxpy.CLARABEL)
+    assert plain.own < node.own <= best + 1e-6 * abs(best)
+    assert node.own == pytest.approx(best, rel=2e-3)
+    assert best <= enumeration.solve(problem).objective
+
+
+def test_a_batch_of_nodes_gives_the_bounds_of_its_nodes_alone():
+    problem = tree_problem()
+    design, root, smallest = split_nodes(problem)
+    engine = SplitEngine(design, 1e-4, 3, 0.1 * smallest)
+    engine([root], torch.inf)
+
+    def children():
+        made = []
+        for i in range(4):
+            kept = torch.ones_like(root.one)
+            one = root.one.clone()
+            kept[: i % 3] = False
+            one[3:] = i > 1
+            made.append(root.keep(kept, one))
+        return made
+
+    together = children()
+    engine(together, torch.inf)
+    for node, alone in zip(together, children(), strict=True):
+        engine([alone], torch.inf)
+        assert node.own == pytest.approx(alone.own, rel=1e-6)
+
+
+def tree_problem() -> SparseTrainingProblem:
+    """Eight groups of three with correlated noise: needs branching, so that the proof has a tree."""
+    rng = np.random.default_rng(4)
+    X = rng.normal(size=(30, 24)) + rng.normal(size=(30, 1))
+    w = np.where(np.arange(24) % 9 < 3, rng.normal(size=24), 0)
+    y = X @ w + 2.0 * rng.normal(size=30)
+    return SparseTrainingProblem.linear(
+        X, y, groups(24, 3), lam=0.25, alpha=0.02, M=2.0, name="tree"
+    )
+
+
+@pytest.fixture(scope="module")
+def tree():
+    certificate = branch_and_bound(tree_problem(), gap=1e-5)
+    records = certificate.proof.records
+    assert any(r.branch >= 0 for r in records) and any(r.d is not None for r in records)
+    assert certificate.check().ok
+    return certificate
+
+
+def reloaded(tree, path):
+    """An equal certificate whose parts may be changed."""
+    tree.save(path / "tree.json")
+    return load(path / "tree.json", tree_problem())
+
+
+def test_saved_and_loaded_it_checks_the_same(tree, tmp_path):
+    again = reloaded(tree, tmp_path)
+    assert again.check() == tree.check()
+    assert again.bound == tree.bound and again.nodes == tree.nodes
+
+
+def test_large_proofs_keep_their_numbers_beside_the_json(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr("spr_or.solve.bnb.certificate._INLINE", 10)
+    again = reloaded(tree, tmp_path)
+    assert (tmp_path / "tree.npz").exists() and again.check() == tree.check()
+
+
+def _raise_bound(c):
+    return dataclasses.replace(c, bound=c.bound + 1e-3 * abs(c.bound))
+
+
+def _lower_objective(c):
+    return dataclasses.replace(c, objective=c.objective * (1 - 1e-6))
+
+
+def _change_weights(c):
+    c.weights[c.weights != 0] *= 1.001
+    return c
+
+
+def _leave_the_box(c):
+    c.weights[(c.weights == 0).nonzero()[0]] = 0.1
+    return c
+
+
+def _drop_leaf(c):
+    parents = {r.parent for r in c.proof.records}
+    leaf = max(i for i in range(len(c.proof.records)) if i not in parents)
+    assert leaf == len(c.proof.records) - 1
+    c.proof.records.pop()
+    return c
+
+
+def _hide_branching(c):
+    """Both children gone: the inner node claims to be a leaf."""
+    inner = next(r for r in c.proof.records if r.branch >= 0)
+    number = c.proof.records.index(inner)
+    del c.proof.records[number + 1 :]
+    inner.branch = -1
+    return c
+
+
+def _fix_more(c):
+    free = {r.branch for r in c.proof.records} - {-1}
+    c.proof.records[0].zeros = torch.cat([c.proof.records[0].zeros, torch.tensor([free.pop()])])
+    return c
+
+
+def _move_too_much_curvature(c):
+    record = next(r for r in reversed(c.proof.records) if r.d is not None)
+    record.d *= 50
+    return c
+
+
+def _change_leaf_point(c):
+    for record in c.proof.records:
+        record.W += 0.5
+    return c
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        _raise_bound, _lower_objective, _change_weights, _leave_the_box, _drop_leaf,
+        _hide_branching, _fix_more, _move_too_much_curvature, _change_leaf_point,
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_tampered_certificate_fails(tree, tmp_path, tamper, exact):
+    changed = tamper(reloaded(tree, tmp_path))
+    assert not changed.check(exact=exact).ok
+
+
+def test_other_data_is_refused_and_fails_the_check(tree, tmp_path):
+    tree.save(tmp_path / "tree.json")
+    other = tree_problem()
+    other.X[0, 0] += 0.5
+    with pytest.raises(ValueError, match="data_sha256"):
+        load(tmp_path / "tree.json", other)
+    assert not dataclasses.replace(tree, problem=other).check().ok
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": "another"}'])
+def test_a_file_that_is_no_certificate_is_refused(tmp_path, text):
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="bad.json"):
+        load(path, tree_problem())
+
+
+def test_json_holds_plain_numbers(tree, tmp_path):
+    tree.save(tmp_path / "tree.json")
+    content = json.loads((tmp_path / "tree.json").read_text())
+    assert content["result"]["bound"] == tree.bound
+
+
+def test_rational_semidefiniteness_is_exact():
+    near = np.array([[1.0, 1.0], [1.0, 1.0]])
+    assert semidefinite(fractions_of(near))
+    near[1, 1] = np.nextafter(1.0, 0.0)
+    assert not semidefinite(fractions_of(near))
+
+
+def test_floating_semidefiniteness_never_accepts_an_indefinite_matrix():
+    Q, _ = torch.linalg.qr(torch.randn(30, 30, dtype=torch.float64))
+    values = torch.linspace(0, 3, 30, dtype=torch.float64)
+    values[0] = 1e-9
+    assert proven(Q @ values.diag() @ Q.T)
+    values[0] = -1e-9
+    assert not proven(Q @ values.diag() @ Q.T)
+
+
+def test_a_spent_time_limit_still_gives_a_valid_certificate():
+    certificate = branch_and_bound(tree_problem(), time_limit=0)
+    assert certificate.status == "time_limit" and certificate.gap > 1e-4
+    assert certificate.check().ok
+    assert certificate.bound <= enumeration.solve(tree_problem()).objective
+
+
+@pytest.mark.parametrize("when", [1, 2, 4])
+def test_interrupted_it_returns_the_best_so_far(when):
+    calls = []
+
+    def interrupt(progress):
+        calls.append(progress)
+        if len(calls) == when:
+            raise KeyboardInterrupt
+
+    certificate = branch_and_bound(tree_problem(), node_batch=1, progress=interrupt)
+    assert certificate.status == "interrupted"
+    assert certificate.check().ok, certificate.check().problems
+
+
+def test_the_objective_is_that_of_the_integer_problem(tree):
+    problem = tree.problem
+    penalty = bigm.penalty(problem.entities.rows(tree.weights), tree.indicators, problem.alpha)
+    assert float(problem.objective(tree.weights, penalty)) == pytest.approx(tree.objective)
+
+
+def test_wrong_arguments_are_named():
+    problem = tree_problem()
+    with pytest.raises(ValueError, match="gap must"):
+        branch_and_bound(problem, gap=-1)
+    with pytest.raises(ValueError, match="node_batch must"):
+        branch_and_bound(problem, node_batch=0)
+    with pytest.raises(ValueError, match="rule must"):
+        branch_and_bound(problem, rule="nonsense")
+    absolute = SparseTrainingProblem.linear(
+        [[1.0]], [1.0], [[0]], "absolute", lam=1, alpha=0.5, M=1
+    )
+    with pytest.raises(ValueError, match="absolute"):
+        branch_and_bound(absolute)
+
+
+@pytest.mark.gpu
+def test_on_an_accelerator_it_finds_the_same():
+    certificate = branch_and_bound(tree_problem(), device="cuda", gap=1e-5)
+    assert certificate.check().ok
+    assert certificate.objective == pytest.approx(
+        branch_and_bound(tree_problem(), gap=1e-5).objective, rel=1e-6
+    )
