@@ -147,8 +147,9 @@ def test_project_returns_a_point_of_the_domain(loss: Loss) -> None:
 
 
 @each_loss
-def test_curvature_bounds_the_hessian_and_is_reached(loss: Loss) -> None:
+def test_hessian_is_autograd_and_curvature_its_largest_eigenvalue(loss: Loss) -> None:
     if loss.curvature is None:
+        assert loss.hessian is None
         # Not smooth: the slope jumps by a fixed amount over an arbitrarily short step.
         f, y = samples(loss, 1)
         kink = y.clone()
@@ -159,15 +160,18 @@ def test_curvature_bounds_the_hessian_and_is_reached(loss: Loss) -> None:
     f[0] = 0  # where the logistic loss is most curved
     if loss.name == "softmax":
         f[1] = torch.tensor([0.0, 0.0, -60.0, -60.0])  # two classes share all: the worst case
-    largest = [
-        torch.linalg.eigvalsh(
+    autograd = torch.stack(
+        [
             torch.autograd.functional.hessian(
                 lambda point, m=m: loss.value(point[None], y[m : m + 1]).sum(), f[m]
             )
-        )[-1].item()
-        for m in range(len(f))
-    ]
-    assert max(largest) == pytest.approx(loss.curvature, rel=1e-9)
+            for m in range(len(f))
+        ]
+    )
+    assert loss.hessian is not None
+    torch.testing.assert_close(loss.hessian(f, y), autograd, rtol=1e-10, atol=1e-12)
+    largest = torch.linalg.eigvalsh(autograd)[:, -1].max().item()
+    assert largest == pytest.approx(loss.curvature, rel=1e-9)
 
 
 @each_loss
