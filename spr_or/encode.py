@@ -11,7 +11,9 @@ with an interval that contains it for every admissible w.  Per sample m and unit
 
   .. math::  a \ge z, \quad a \ge 0, \quad a \le z - L (1 - s), \quad a \le U s .
 
-  Where the interval fixes the sign, a = z (L >= 0) or a = 0 (U <= 0) and no binary is made.
+  Where the interval fixes the sign, a = z (L >= 0) or a = 0 (U <= 0) and no binary is made.  With
+  |w_j| <= M_i y_i the interval shrinks with the indicators, whence also a <= sum_i share_i y_i + rest
+  (three neurons, six samples: a tenth of the nodes).
 * **Weights of known size** (`wiring.scaled_weights`), w_j = M_free (2 sigma_j - 1) with sigma_j
   binary: the product with L <= x <= U is M_free (2 q - x) with q = sigma_j x, which is linear,
 
@@ -25,7 +27,7 @@ sample by sample and unit by unit, never from a default constant.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -41,12 +43,15 @@ class Signal:
 
     values : n lists of numbers or Pyomo variables, one a unit
     lower, upper : (n, units) float64
+    share : (n, units, N + 1) float64, |value| <= sum_i share_i y_i + share_N: what each entity, and
+        in the last column everything else, can contribute
     shape : of one sample as torch sees it, e.g. (channels, height, width)
     """
 
     values: list[list[Any]]
     lower: Tensor
     upper: Tensor
+    share: Tensor
     shape: torch.Size
 
 
@@ -62,7 +67,9 @@ def predictions(model: Any, problem: SparseTrainingProblem) -> Signal:
 
     bound = weight_bounds(problem)
     data = problem.X.flatten(1)
-    signal = Signal(data.tolist(), data, data, problem.X.shape[1:])
+    share = torch.zeros(*data.shape, len(problem.entities) + 1, dtype=torch.float64)
+    share[..., -1] = data.abs()
+    signal = Signal(data.tolist(), data, data, share, problem.X.shape[1:])
     _fix_scale(model, problem)
     if problem.net is None:
         model.layer = pyo.Block([0])
@@ -76,20 +83,26 @@ def predictions(model: Any, problem: SparseTrainingProblem) -> Signal:
         if wiring is not None:
             signal = _affine(model, block, signal, wiring.weight, wiring.bias, bound)
         elif isinstance(layer, nn.ReLU):
-            signal = _relu(block, signal)
+            signal = _relu(model, block, signal)
         elif isinstance(layer, nn.Flatten):
             flat = torch.Size([signal.shape.numel()])
-            signal = Signal(signal.values, signal.lower, signal.upper, flat)
+            signal = replace(signal, shape=flat)
         else:
             signal = _fixed(block, signal, layer)
     return signal
 
 
 def weight_bounds(problem: SparseTrainingProblem) -> Tensor:
-    """B with |w_j| <= B_j, shape (P,): M of the parameter's entity, M_free where it has none."""
-    rows = problem.M.unsqueeze(-1).expand(problem.entities.index.shape)
-    free = torch.full((len(problem.entities.free),), problem.M_free, dtype=torch.float64)
-    return problem.entities.flat(rows, free)
+    """B with |w_j| <= sum_i B_ji y_i + B_jN, shape (P, N + 1): M_i in the column of w_j's entity.
+
+    A parameter in no entity has M_free in the last column; every row has one entry.
+    """
+    count = len(problem.entities)
+    B = torch.zeros(problem.entities.n_parameters, count + 1, dtype=torch.float64)
+    B[problem.entities.free, count] = problem.M_free
+    for i, group in enumerate(problem.entities.groups):
+        B[list(group), i] = problem.M[i]
+    return B
 
 
 def _fix_scale(model: Any, problem: SparseTrainingProblem) -> None:
@@ -106,9 +119,11 @@ def _affine(
     model: Any, block: Any, x: Signal, weight: Tensor, bias: Tensor, bound: Tensor
 ) -> Signal:
     """z_mo = sum_i w_{k(i,o)} x_mi + b_o with |z_mo| <= sum_i B_{k(i,o)} max|x_mi| + B_{b_o}."""
-    padded = torch.cat([torch.zeros(1, dtype=torch.float64), bound])
     k = weight.flatten(1)
-    reach = torch.maximum(x.lower.abs(), x.upper.abs()) @ padded[k] + padded[bias.flatten()]
+    B = torch.cat([torch.zeros_like(bound[:1]), bound])
+    size = torch.maximum(x.lower.abs(), x.upper.abs())
+    share = torch.einsum("mi,ioe->moe", size, B[k]) + B[bias.flatten()]
+    reach = share.sum(-1)
     # A bias is the weight of an input that is always 1.
     inputs = [[*row, 1.0] for row in x.values]
     columns = torch.cat([k, bias.view(1, -1)]).T.tolist()
@@ -118,13 +133,13 @@ def _affine(
     def product(m: int, i: int, j: int) -> Any:
         value = inputs[m][i]
         if (m, i, j) in block.q:
-            return bound[j].item() * (2 * block.q[m, i, j] - value)
+            return float(bound[j, -1]) * (2 * block.q[m, i, j] - value)
         return 0.0 if isinstance(value, float) and value == 0 else model.w[j] * value
 
     def row(m: int, o: int) -> Any:
         return _sum(product(m, i, j) for i, j in meets[o])
 
-    return _signal(block, row, -reach, reach, bias.shape)
+    return _signal(block, row, -reach, reach, share, bias.shape)
 
 
 def _signed_products(model: Any, block: Any, x: Signal, meets: set[tuple[int, int]]) -> None:
@@ -157,16 +172,22 @@ def _fixed(block: Any, x: Signal, layer: nn.Module) -> Signal:
     def row(m: int, o: int) -> Any:
         return _sum(a * x.values[m][i] for i, a in enumerate(columns[o]) if a != 0)
 
-    return _signal(block, row, x.lower @ A, x.upper @ A, image.shape[1:])
+    share = torch.einsum("mie,io->moe", x.share, A)
+    return _signal(block, row, x.lower @ A, x.upper @ A, share, image.shape[1:])
 
 
-def _relu(block: Any, x: Signal) -> Signal:
+def _relu(model: Any, block: Any, x: Signal) -> Signal:
     """a = max(0, z): numbers stay numbers, a known sign needs no binary."""
     import pyomo.environ as pyo
 
     L, U = x.lower.tolist(), x.upper.tolist()
     units = [(m, o) for m, row in enumerate(x.values) for o in range(len(row))]
     split = [(m, o) for m, o in units if L[m][o] < 0 < U[m][o]]
+
+    def reach(m: int, o: int) -> Any:
+        *entities, rest = x.share[m, o].tolist()
+        return rest + _sum(c * model.y[i] for i, c in enumerate(entities) if c > 0)
+
     block.a = pyo.Var(split, bounds=lambda _, m, o: (0, U[m][o]))
     block.fires = pyo.Var(split, domain=pyo.Binary)
     z, a, s = x.values, block.a, block.fires
@@ -175,6 +196,7 @@ def _relu(block: Any, x: Signal) -> Signal:
     block.firing = pyo.Constraint(
         split, rule=lambda _, m, o: a[m, o] <= z[m][o] - L[m][o] * (1 - s[m, o])
     )
+    block.reach = pyo.Constraint(split, rule=lambda _, m, o: a[m, o] <= reach(m, o))
     values = [
         [
             a[m, o] if (m, o) in a else (value if L[m][o] >= 0 else 0.0)
@@ -182,10 +204,12 @@ def _relu(block: Any, x: Signal) -> Signal:
         ]
         for m, row in enumerate(z)
     ]
-    return Signal(values, x.lower.clamp(min=0), x.upper.clamp(min=0), x.shape)
+    return replace(x, values=values, lower=x.lower.clamp(min=0), upper=x.upper.clamp(min=0))
 
 
-def _signal(block: Any, row: Any, lower: Tensor, upper: Tensor, shape: torch.Size) -> Signal:
+def _signal(
+    block: Any, row: Any, lower: Tensor, upper: Tensor, share: Tensor, shape: torch.Size
+) -> Signal:
     """Name the expressions ``row(m, o)`` by variables z with bounds; numbers stay numbers."""
     import pyomo.environ as pyo
 
@@ -198,7 +222,7 @@ def _signal(block: Any, row: Any, lower: Tensor, upper: Tensor, shape: torch.Siz
     block.affine = pyo.Constraint(named, rule=lambda _, m, o: block.z[m, o] == values[m][o])
     for m, o in named:
         values[m][o] = block.z[m, o]
-    return Signal(values, lower, upper, shape)
+    return Signal(values, lower, upper, share, shape)
 
 
 def _sum(terms: Iterable[Any]) -> Any:

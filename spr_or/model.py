@@ -32,10 +32,13 @@ def start(problem: SparseTrainingProblem, relaxed: bool) -> Any:
 
     ``w[j]``, j = 0..P-1, are the weights, within M of their entity (or M_free); ``y[i]`` the
     indicators, binary or in [0, 1]; the set ``members`` holds the pairs (i, j) with j in entity i.
+    ``problem`` is the problem as written: `SparseTrainingProblem.condensed`, which spares a solver
+    most of the samples of a least-squares problem.
     """
     import pyomo.environ as pyo
 
-    bound = encode.weight_bounds(problem).tolist()
+    problem = problem.condensed()
+    bound = encode.weight_bounds(problem).sum(-1).tolist()
     groups = problem.entities.groups
     m = pyo.ConcreteModel(name=problem.name)
     m.problem = problem
