@@ -46,6 +46,8 @@ class Entities:
         Raises ``ValueError`` for no entities, an empty entity, an index that is not an integer or
         lies outside theta, and an index that occurs twice; the message names entity and index.
         """
+        if not isinstance(groups, Iterable):
+            raise ValueError(f"entities must be a collection of index lists, got {groups!r}")
         checked = tuple(_as_indices(group, i) for i, group in enumerate(groups))
         if not checked:
             raise ValueError("entities is empty: at least one entity is needed")
@@ -100,7 +102,7 @@ def _as_indices(group: Iterable[int], i: int) -> tuple[int, ...]:
     try:
         indices = tuple(int(j) for j in values)
         whole = all(j == value for j, value in zip(indices, values, strict=True))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         whole = False
     if not whole:
         raise ValueError(f"entity {i} holds an index that is not an integer: {values!r}")

@@ -84,7 +84,8 @@ def _softmax_conjugate(nu: Tensor, y: Tensor) -> Tensor:
 def _softmax_project(nu: Tensor, y: Tensor) -> Tensor:
     corner = F.one_hot(y, nu.shape[-1]).to(nu)
     p = (nu + corner).clamp(min=0)
-    return p / p.sum(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny) - corner
+    total = p.sum(-1, keepdim=True)
+    return torch.where(total > 0, p / total, 1 / p.shape[-1]) - corner
 
 
 def _logistic_hessian(f: Tensor, y: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ r"""The sparse training problem that the three formulations share.
 from __future__ import annotations
 
 import copy
+import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from spr_or import projected
-from spr_or.entities import Entities
+from spr_or.entities import Entities, _as_indices
 from spr_or.losses import LOSSES
 
 ENCODABLE = (nn.Linear, nn.Conv2d, nn.ReLU, nn.Flatten, nn.AvgPool2d)
@@ -204,6 +206,26 @@ class SparseTrainingProblem:
         """
         return self.loss_value(theta) + self.lam * (self.u * penalty).sum(-1)
 
+    def condensed(self) -> SparseTrainingProblem:
+        """The same objective on at most p + q samples, where the loss is squared and the model linear.
+
+        With [X y] = Q R, ||X W - y||^2 = ||R_x W - R_y||^2, since Q is orthogonal; the rows of R are
+        scaled so that their mean loss is the mean over the n samples.  Other problems come back
+        unchanged.
+
+        >>> X, y = torch.randn(50, 2), torch.randn(50)
+        >>> p = SparseTrainingProblem.linear(X, y, [[0], [1]], lam=0.1, alpha=0.5, M=2)
+        >>> q, theta = p.condensed(), torch.tensor([0.3, -0.2], dtype=torch.float64)
+        >>> q.n, bool(torch.isclose(q.loss_value(theta), p.loss_value(theta)))
+        (3, True)
+        """
+        if not self.convex or self.loss != "squared" or self.n <= self.X.shape[1] + self.n_outputs:
+            return self
+        R = torch.linalg.qr(torch.cat([self.X, self.y], dim=1), mode="r").R
+        R = R * math.sqrt(len(R) / self.n)
+        p = self.X.shape[1]
+        return dataclasses.replace(self, X=R[:, :p].contiguous(), y=R[:, p:].contiguous())
+
     def projected_objective(self, theta: Tensor, variant: str = "exact") -> Tensor:
         """The objective of formulation (5) at theta."""
         rows = self.entities.rows(theta)
@@ -229,7 +251,7 @@ class SparseTrainingProblem:
 
 def _array(value: Any, name: str) -> Tensor:
     try:
-        plain = value.detach().cpu().numpy() if torch.is_tensor(value) else value
+        plain = value.detach().cpu().double().numpy() if torch.is_tensor(value) else value
         array = np.array(plain, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} is not a rectangular array of numbers: {error}") from None
@@ -303,6 +325,8 @@ def _targets(y: Any, loss: str, n: int) -> tuple[Tensor, int]:
 
 def _column_partition(entities: Iterable[Iterable[Any]], p: int, q: int) -> Entities:
     """Column groups, or groups of (column, output) pairs, as entities of W.flatten()."""
+    if not isinstance(entities, Iterable):
+        raise ValueError(f"entities must be a collection of column lists, got {entities!r}")
     groups = [list(group) if isinstance(group, Iterable) else [group] for group in entities]
     if any(np.ndim(j) > 0 for group in groups for j in group):
         flat = [
@@ -324,8 +348,9 @@ def _column_partition(entities: Iterable[Iterable[Any]], p: int, q: int) -> Enti
 
 def _cells(j: Any, i: int, p: int, q: int) -> list[int]:
     if np.ndim(j) == 0:
-        return [int(j) * q + o for o in range(q)]
-    pair = tuple(int(k) for k in j)
+        (column,) = _as_indices([j], i)
+        return [column * q + o for o in range(q)]
+    pair = _as_indices(j, i)
     if len(pair) != 2 or not (0 <= pair[0] < p and 0 <= pair[1] < q):
         raise ValueError(
             f"entity {i} holds {pair}, not a (column, output) pair within {p} columns, {q} outputs"

@@ -112,7 +112,7 @@ def entity_terms(
     slope = _norm_slope(alpha, variant)
     value = torch.where(in_norm, slope * norm, value)
     radial = torch.where(in_norm, slope / safe_norm, 2 * q / safe_y)
-    at_peak = torch.where(in_bound, ((1 - alpha) - q * (norm / safe_y) ** 2) / M, 0.0)
+    at_peak = torch.where(in_bound, ((1 - alpha) - (math.sqrt(q) * norm / safe_y) ** 2) / M, 0.0)
     zero = norm == 0
     return EntityTerms(
         regime, y, value, torch.where(zero, 0.0, radial), torch.where(zero, 0.0, at_peak)
@@ -172,7 +172,7 @@ def gradient(w: Tensor, alpha: float, M: Bound, variant: str = "exact") -> Tenso
     terms = _terms_of(w, alpha, M, variant)
     x = _compute(w)
     magnitude = x.abs()
-    attains = magnitude == magnitude.amax(-1, keepdim=True)
+    attains = (magnitude == magnitude.amax(-1, keepdim=True)).to(x)
     share = attains / attains.sum(-1, keepdim=True)
     result = terms.radial.unsqueeze(-1) * x + terms.peak.unsqueeze(-1) * x.sign() * share
     return result.to(w.dtype)
@@ -227,8 +227,9 @@ def prox(
 
     largest = magnitude.amax(-1, keepdim=True)
     if alpha < 1:
-        clipped_root = largest / bound + (alpha * t - price / bound**2)
-        alone = torch.where(alpha * bound**2 <= 1 - alpha, clipped_root, largest * _ratio(alpha))
+        clipped_root = largest / bound + (alpha * t - price / bound / bound)
+        on_the_line = math.sqrt(alpha) * bound <= math.sqrt(1 - alpha)
+        alone = torch.where(on_the_line, clipped_root, largest * _ratio(alpha))
     else:
         alone = ceiling
     s = clamp(alone)
@@ -241,10 +242,11 @@ def prox(
         total = (quadratic + torch.where(clipped, bound * (magnitude - bound * s), 0.0)).sum(
             -1, keepdim=True
         )
-        slope = 2 * unclipped / divisor + bound**2 * clipped.sum(-1, keepdim=True)
+        slope = 2 * unclipped / divisor + bound * (bound * clipped.sum(-1, keepdim=True))
         newton = s + (total - price) / slope.clamp(min=tiny)
         inner = s * (unclipped / price.clamp(min=tiny)).sqrt()
-        following = clamp(torch.maximum(newton, inner))
+        # Never back: within rounding of the root a step could land anywhere on its left.
+        following = torch.maximum(s, clamp(torch.maximum(newton, inner)))
         if s.device.type == "cpu" and torch.equal(following, s):
             break
         s = following
