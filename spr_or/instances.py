@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
+from torch import nn
 
-from spr_or.entities import groups
+from spr_or.entities import filters, groups, neurons
 from spr_or.problem import SparseTrainingProblem
 
 
@@ -106,6 +108,56 @@ def digits_softmax() -> SparseTrainingProblem:
     )  # fmt: skip
 
 
+def relu_xor() -> SparseTrainingProblem:
+    """A ReLU net with two hidden neurons on six points of a smoothed exclusive or."""
+    X = [[0, 0], [0, 1], [1, 0], [1, 1], [0.5, 0.5], [0.2, 0.9]]
+    y = [0, 3, 3, 0, 0.6, 2.1]
+    net = _one_hidden_layer(2, 2)
+    return SparseTrainingProblem.network(
+        net, X, y, neurons(net), lam=0.15, alpha=0.2, M=3.0, name="relu-xor"
+    )
+
+
+def relu_hinge() -> SparseTrainingProblem:
+    """A ReLU net with two hidden neurons that separates a band, hinge loss."""
+    X = [[-1.0, 0.2], [-0.7, -0.5], [-0.1, 0.4], [0.1, -0.3], [0.8, 0.5], [1.0, -0.2]]
+    y = [-1, -1, 1, 1, -1, -1]
+    net = _one_hidden_layer(2, 2)
+    return SparseTrainingProblem.network(
+        net, X, y, neurons(net), loss="hinge", lam=0.03, alpha=0.2, M=2.0, name="relu-band-hinge"
+    )
+
+
+def relu_three() -> SparseTrainingProblem:
+    """A ReLU net with three hidden neurons on five points of a zigzag; one neuron is spare."""
+    x = np.linspace(-1, 1, 5)
+    X = np.stack([x, np.ones_like(x) * 0.3], axis=1)
+    y = 3 * np.abs(x + 0.2) - 1.5 * np.maximum(x - 0.4, 0)
+    net = _one_hidden_layer(2, 3)
+    return SparseTrainingProblem.network(
+        net, X, y, neurons(net), lam=0.1, alpha=0.3, M=2.5, name="relu-zigzag-3"
+    )
+
+
+def conv_tiny() -> SparseTrainingProblem:
+    """A convolution with two 2x2 filters on five 3x3 images: edges against blobs."""
+    images = torch.zeros(5, 1, 3, 3)
+    images[0, 0, 0] = images[1, 0, 1] = 1.0  # horizontal strokes
+    images[2, 0, :, 0] = images[3, 0, :, 2] = 1.0  # vertical strokes
+    images[4, 0, 1, 1] = 1.0
+    net = nn.Sequential(
+        nn.Conv2d(1, 2, 2, bias=False), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(2, 1)
+    )
+    return SparseTrainingProblem.network(
+        net, images, [2, 2, 0, 0, 1], filters(net), lam=0.1, alpha=0.2, M=2.0,
+        name="conv-2x2-filters",
+    )  # fmt: skip
+
+
+def _one_hidden_layer(inputs: int, hidden: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+
+
 def _sparse_regression(
     n: int, sizes: list[int], active: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -147,4 +199,8 @@ INSTANCES: dict[str, Callable[[], SparseTrainingProblem]] = {
     "digits-hinge": digits_hinge,
     "digits-logistic": digits_logistic,
     "digits-softmax": digits_softmax,
+    "relu-xor": relu_xor,
+    "relu-band-hinge": relu_hinge,
+    "relu-zigzag-3": relu_three,
+    "conv-2x2-filters": conv_tiny,
 }

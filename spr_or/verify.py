@@ -75,7 +75,16 @@ def routes(
     problem: SparseTrainingProblem, time_limit: float
 ) -> Iterator[tuple[str, Callable[[], Certificate]]]:
     """(label, computation) for every way of solving that applies to the problem."""
-    from spr_or.solve import conic, cuts, descent, enumeration, first_order, highs, scip
+    from spr_or.solve import (
+        conic,
+        cuts,
+        descent,
+        enumeration,
+        first_order,
+        highs,
+        network_enumeration,
+        scip,
+    )
 
     limited = {"time_limit": time_limit}
     formulations = ("bigm", "perspective")
@@ -90,7 +99,10 @@ def routes(
                 )
         yield "projected relaxed, proximal SGD", partial(descent.solve, problem)
         if len(problem.entities) <= MAX_ENUMERATED_NETWORK:
-            yield "enumeration, SCIP", partial(scip.enumerate_supports, problem, **limited)
+            yield (
+                "enumeration, SCIP on each support",
+                partial(network_enumeration.solve, problem, **limited),
+            )
         return
     if highs.applies(problem, relaxed=True):
         yield "bigm relaxed, HiGHS", partial(highs.solve, problem, relaxed=True, **limited)

@@ -21,8 +21,8 @@ from spr_or.solve.certificate import Certificate, certify
 def solve(
     problem: SparseTrainingProblem,
     *,
-    starts: int = 64,
-    steps: int = 600,
+    starts: int = 48,
+    steps: int = 500,
     lr: float = 0.05,
     momentum: float = 0.9,
     batch: int | None = None,
