@@ -127,7 +127,7 @@ def _of_batches(xs: Sequence[Tensor], dims: Sequence[int], slopes: Slopes) -> li
 def _pieces(
     target: Tensor, x: Tensor, dim: int, slopes: Slopes
 ) -> Iterator[tuple[Tensor, Tensor, Slopes]]:
-    if x.numel() <= _PIECE:
+    if x.numel() <= _PIECE or torch.compiler.is_compiling():
         yield target, x, slopes
         return
     count = max(1, _PIECE * x.shape[dim] // x.numel())

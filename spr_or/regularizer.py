@@ -105,6 +105,7 @@ class SPR(nn.Module):
             _check_numbers(importance[layer.name], "weights", layer.name, positive=False)
         self._formula = penalties_and_slopes
         self._gradients = gradients
+        self._add_gradients_ = add_gradients_
         self._lam: Tensor
         self.bound: Tensor
         self.importance: Tensor
@@ -180,7 +181,7 @@ class SPR(nn.Module):
                 parameter.grad = torch.zeros_like(parameter)
         targets = self._targets(xs)
         if targets is not None:
-            add_gradients_(targets, xs, dims, slopes)
+            self._add_gradients_(targets, xs, dims, slopes)
         elif trained:
             parts = self._scatter(self._gradients(xs, dims, slopes))
             pairs = [(p.grad, part) for p, part in parts if p.requires_grad and p.grad is not None]
@@ -189,10 +190,13 @@ class SPR(nn.Module):
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Fuse the kernels of a step by `torch.compile`, with its arguments; changes no result.
 
-        For accelerators, where launching the formula's small kernels costs more than running them.
+        Of use on an accelerator, where launching the formula's many small kernels costs more than
+        running them, and for large networks on a CPU. It needs a compiler, and a minute or less
+        at the first step.
         """
         self._formula = torch.compile(penalties_and_slopes, *args, **kwargs)
         self._gradients = torch.compile(gradients, *args, **kwargs)
+        self._add_gradients_ = torch.compile(add_gradients_, *args, **kwargs)
 
     @torch.no_grad()
     def entity_values(self) -> dict[str, EntityValues]:

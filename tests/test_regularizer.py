@@ -506,8 +506,12 @@ def test_compiled_passes_change_nothing():
         pytest.skip(f"torch.compile has no compiler here: {error}")
     compiled.backward()
     assert compiled.item() == pytest.approx(value, rel=1e-12)
-    for name, gradient in gradients_of(net, FILTERS).items():
-        torch.testing.assert_close(gradient, slopes[name], rtol=1e-11, atol=1e-14)
+    for use in (None, spr.add_gradient_):
+        if use is not None:
+            net.zero_grad()
+            use()
+        for name, gradient in gradients_of(net, FILTERS).items():
+            torch.testing.assert_close(gradient, slopes[name], rtol=1e-11, atol=1e-14)
 
 
 @pytest.mark.gpu

@@ -1,0 +1,1 @@
+"""Measurements that anyone can repeat: what `spr-or bench` prints."""

@@ -1,0 +1,315 @@
+"""`spr-or bench regularizer`: what SPR costs.
+
+Two questions:
+
+1. How much longer is a training step with SPR? ResNet-20 and ResNet-56 take steps on a batch of
+   random CIFAR-sized images: plain SGD, and each way of using SPR, on copies of one network.
+   The ways take turns and every turn is compared with its own plain step, so that a slow moment
+   of the machine strikes both; the ratio is the median over turns.
+2. How close is SPR to the speed of memory? Its gradient needs one pass that reads the weights and
+   one that reads weights and gradients and writes gradients. ResNet-18's 11 million weights pass
+   through `SPR.add_gradient_` and, in turns, through the two plainest kernels that move as much:
+   a sum, and an addition in place.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+STEP_TARGETS = {"cpu": 1.03, "cuda": 1.05}
+MEMORY_TARGET = 3.0
+BATCH = 128
+COMPILED = "add_gradient_, compiled"
+_WARMUP = 1
+_LEAST_TURNS = 5
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement: medians over ``turns``; ``ratio`` is to the plain step or the plain passes."""
+
+    network: str
+    setting: str
+    method: str
+    milliseconds: float
+    ratio: float
+    spread: float
+    turns: int
+    target: float | None
+
+
+def command(
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="F", help="Write all numbers to F.")
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, metavar="S", help="Time for each block of the table.")
+    ] = 40.0,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads. Default: what torch takes.")
+    ] = None,
+) -> None:
+    """What SPR costs: a training step with and without it, and its own speed against memory."""
+    import torch
+    from rich.console import Console
+    from rich.progress import track
+
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise typer.BadParameter(f"the folder of {json_file} does not exist: make it first")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    blocks = list(_blocks(seconds))
+    progress = Console(stderr=True)
+    rows = [
+        row
+        for block in track(blocks, "measuring", console=progress, transient=True)
+        for row in block()
+    ]
+    machine = describe_machine()
+    _print(Console(), machine, rows)
+    if json_file is not None:
+        _write(json_file, {"machine": machine, "rows": [asdict(row) for row in rows]})
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, threads, device and versions: what the figures hold for."""
+    import torch
+
+    return {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _blocks(seconds: float) -> Iterator[Callable[[], list[Row]]]:
+    import torch
+
+    from models.resnet import resnet18
+    from models.resnet_cifar import resnet20, resnet56
+
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    for device, make in itertools.product(devices, (resnet20, resnet56)):
+        for setting in SETTINGS[device]:
+
+            def block(make: Any = make, device: str = device, setting: str = setting) -> list[Row]:
+                return step_rows(make(), make.__name__, device, setting, seconds)
+
+            yield block
+    for device in devices:
+        yield lambda device=device: memory_rows(resnet18(), "resnet18", device, seconds)  # type: ignore[misc]
+
+
+SETTINGS = {"cpu": ("float32",), "cuda": ("float32", "bf16 channels_last", "bf16 captured")}
+
+
+def step_rows(model: Any, name: str, device: str, setting: str, seconds: float) -> list[Row]:
+    """Training steps of ``model``, plain and with every way of using SPR.
+
+    ``setting``: "float32"; "bf16 channels_last"; or "bf16 captured", the latter as a CUDA graph.
+    """
+    import torch
+
+    images = torch.randn(BATCH, 3, 32, 32, device=device)
+    labels = torch.randint(10, (BATCH,), device=device)
+    model = model.to(device).train()
+    if setting != "float32":
+        model = model.to(memory_format=torch.channels_last)
+        images = images.to(memory_format=torch.channels_last)
+    methods = ["plain SGD", "add_gradient_", "loss + spr()", "ProxSGD"]
+    if device != "cpu":
+        methods.insert(2, COMPILED)
+    steps: dict[str, Callable[[], object]] = {
+        method: _step(copy.deepcopy(model), method, setting, images, labels) for method in methods
+    }
+    targets = {"add_gradient_": STEP_TARGETS[device]}
+    return _rows(name, f"{device} {setting}", steps, targets, device, seconds)
+
+
+def memory_rows(model: Any, name: str, device: str, seconds: float) -> list[Row]:
+    """The gradient of SPR on all filters of ``model``, against moving as much memory."""
+    import torch
+
+    from spr_or.regularizer import SPR
+
+    model = model.to(device)
+    spr = SPR(model, 1.0, 0.1, SPR.bounds_from(model))
+    values, gradients = [], []
+    for layer in spr.layers:
+        for weight in layer.parameters:
+            weight.grad = torch.zeros_like(weight)
+            values.append(weight.detach())
+            gradients.append(weight.grad)
+
+    def passes() -> None:
+        for value in values:
+            value.sum()
+        torch._foreach_add_(gradients, values)
+
+    compiled = SPR(model, 1.0, 0.1, SPR.bounds_from(model))
+    compiled.compile()
+    steps: dict[str, Callable[[], object]] = {
+        "read; read, read, write": passes,
+        "add_gradient_": spr.add_gradient_,
+        COMPILED: compiled.add_gradient_,
+    }
+    network = f"{name}, {sum(value.numel() for value in values):,} weights"
+    targets = {"add_gradient_": MEMORY_TARGET}
+    return _rows(network, f"{device} float32", steps, targets, device, seconds)
+
+
+def _step(model: Any, method: str, setting: str, images: Any, labels: Any) -> Callable[[], object]:
+    import torch
+
+    from spr_or.prox_sgd import ProxSGD
+    from spr_or.regularizer import SPR
+    from spr_or.train.step import captured, forward, make_step
+
+    spr = SPR(model, 1.0, 0.1, SPR.bounds_from(model))
+    # A rate so small that the networks stay alike: the time of a step does not depend on it.
+    rates: dict[str, Any] = {"lr": 1e-6, "momentum": 0.9, "weight_decay": 5e-4}
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), **rates)
+    add_gradient = None
+    if method == "ProxSGD":
+        optimizer = ProxSGD(model, spr, **rates)
+    elif method.startswith("add_gradient_"):
+        add_gradient = spr.add_gradient_
+    if method == COMPILED:
+        spr.compile()
+    bf16 = setting.startswith("bf16")
+    step = make_step(model, optimizer, add_gradient=add_gradient, bf16=bf16)
+    if method == "loss + spr()":
+
+        def step(images: Any, labels: Any) -> Any:
+            optimizer.zero_grad(set_to_none=True)
+            logits = forward(model, images, bf16)
+            loss = torch.nn.functional.cross_entropy(logits, labels) + spr()
+            loss.backward()
+            optimizer.step()
+            return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+
+    if setting.endswith("captured"):
+        step = captured(step, optimizer)
+    return lambda: step(images, labels)
+
+
+def _take_turns(runs: list[Callable[[], object]], device: str, seconds: float) -> list[list[float]]:
+    """Seconds of each run in every turn, for about ``seconds`` in all; the order alternates."""
+    import torch
+
+    calls = 1 if device == "cpu" else 20  # a synchronised call would time the launch alone
+    times: list[list[float]] = [[] for _ in runs]
+    begun = time.perf_counter()
+    for turn in itertools.count():
+        order = range(len(runs)) if turn % 2 else reversed(range(len(runs)))
+        for i in order:
+            if device != "cpu":
+                torch.accelerator.synchronize()
+            started = time.perf_counter()
+            for _ in range(calls):
+                runs[i]()
+            if device != "cpu":
+                torch.accelerator.synchronize()
+            if turn >= _WARMUP:
+                times[i].append((time.perf_counter() - started) / calls)
+        if len(times[0]) >= _LEAST_TURNS and time.perf_counter() - begun > seconds:
+            return times
+    raise AssertionError("unreachable")
+
+
+def _rows(
+    network: str,
+    setting: str,
+    steps: dict[str, Callable[[], object]],
+    targets: dict[str, float],
+    device: str,
+    seconds: float,
+) -> list[Row]:
+    """Measure the steps in turns; the first one is what the others are compared with."""
+    if COMPILED in steps and not _compiles(steps[COMPILED]):
+        del steps[COMPILED]
+    times = _take_turns(list(steps.values()), device, seconds)
+    rows = []
+    for method, taken in zip(steps, times, strict=True):
+        ratios = sorted(t / plain for t, plain in zip(taken, times[0], strict=True))
+        quarter = len(ratios) // 4
+        rows.append(
+            Row(
+                network=network,
+                setting=setting,
+                method=method,
+                milliseconds=1e3 * statistics.median(taken),
+                ratio=statistics.median(ratios),
+                spread=(ratios[-1 - quarter] - ratios[quarter]) / 2,
+                turns=len(ratios),
+                target=targets.get(method),
+            )
+        )
+    return rows
+
+
+def _compiles(step: Callable[[], object]) -> bool:
+    """Whether torch.compile has the compiler it needs here: only a step can tell."""
+    try:
+        step()
+    except Exception:  # each backend has errors of its own
+        return False
+    return True
+
+
+def _print(console: Any, machine: dict[str, Any], rows: list[Row]) -> None:
+    from rich.table import Table
+
+    parts = (f"{key} {value}" for key, value in machine.items() if value is not None)
+    console.print(", ".join(parts), highlight=False, soft_wrap=True)
+    table = Table(title=f"SPR's cost, batch {BATCH}", title_justify="left")
+    for heading in ("network", "setting", "method"):
+        table.add_column(heading)
+    for heading in ("ms", "ratio", "± half IQR", "turns", "at most"):
+        table.add_column(heading, justify="right")
+    for i, row in enumerate(rows):
+        ratio = f"{row.ratio:.3f}"
+        if row.target is not None:
+            ratio = f"[{'green' if row.ratio <= row.target else 'red'}]{ratio}[/]"
+        target = "" if row.target is None else f"{row.target:g}"
+        last = i + 1 == len(rows) or (rows[i + 1].network, rows[i + 1].setting) != (
+            row.network,
+            row.setting,
+        )
+        table.add_row(
+            row.network, row.setting, row.method, f"{row.milliseconds:.2f}", ratio,
+            f"{row.spread:.3f}", str(row.turns), target, end_section=last,
+        )  # fmt: skip
+    console.print(table)
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    import json
+
+    from spr_or.files import write_aside
+
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_aside(path, lambda aside: aside.write_text(text))
