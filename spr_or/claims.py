@@ -238,4 +238,7 @@ def printed_variant(ladder: Ladder) -> Check:
 
 
 def _solvers(rungs: list[Rung]) -> str:
-    return ", ".join(f"{rung.formulation}/{rung.solver}" for rung in rungs)
+    return ", ".join(
+        rung.solver if rung.solver == rung.formulation else f"{rung.formulation} {rung.solver}"
+        for rung in rungs
+    )

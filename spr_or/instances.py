@@ -77,7 +77,7 @@ def diabetes() -> SparseTrainingProblem:
     X = (X - X.mean(0)) / X.std(0)
     y = (data.target - data.target.mean()) / data.target.std()
     return SparseTrainingProblem.linear(
-        X, y, entities, lam=0.02, alpha=0.1, M=2.0, name="diabetes-polynomial"
+        X, y, entities, lam=0.04, alpha=0.2, M=1.0, name="diabetes-polynomial"
     )
 
 
@@ -92,7 +92,7 @@ def digits_hinge() -> SparseTrainingProblem:
 
 def digits_logistic() -> SparseTrainingProblem:
     """The same digits with the logistic loss."""
-    X, label = _pooled_digits([3, 8], n=60)
+    X, label = _pooled_digits([3, 8], n=40)
     return SparseTrainingProblem.linear(
         X, 2.0 * label - 1, groups(16, 2), loss="logistic", lam=0.05, alpha=0.2, M=2.0,
         name="digits-logistic",
@@ -101,7 +101,7 @@ def digits_logistic() -> SparseTrainingProblem:
 
 def digits_softmax() -> SparseTrainingProblem:
     """Three digits, 16 pixels: an entity is four pixels' weights over all three classes."""
-    X, label = _pooled_digits([0, 1, 2], n=45)
+    X, label = _pooled_digits([0, 1, 2], n=30)
     return SparseTrainingProblem.linear(
         X, label, groups(16, 4), loss="softmax", lam=0.05, alpha=0.3, M=1.5,
         name="digits-softmax",
@@ -129,8 +129,8 @@ def relu_hinge() -> SparseTrainingProblem:
 
 
 def relu_three() -> SparseTrainingProblem:
-    """A ReLU net with three hidden neurons on five points of a zigzag; one neuron is spare."""
-    x = np.linspace(-1, 1, 5)
+    """A ReLU net with three hidden neurons on four points of a zigzag; one neuron is spare."""
+    x = np.linspace(-1, 1, 4)
     X = np.stack([x, np.ones_like(x) * 0.3], axis=1)
     y = 3 * np.abs(x + 0.2) - 1.5 * np.maximum(x - 0.4, 0)
     net = _one_hidden_layer(2, 3)

@@ -51,14 +51,19 @@ def _ladder(axis: Any, ladder: Ladder) -> None:
     for place, (_, integrality, formulation) in enumerate(STEPS):
         rungs = ladder.of(integrality, *([formulation] if formulation else []))
         _rungs(axis, place, rungs, COLOURS[formulation or "mip"])
-    axis.set_xticks(range(len(STEPS)), [label for label, _, _ in STEPS], fontsize=8)
+    labels = [label for label, _, _ in STEPS]
+    if not ladder.convex:
+        labels[2] = "projected,\nbest SGD run"
+    axis.set_xticks(range(len(STEPS)), labels, fontsize=8)
     axis.set_xlim(-0.5, len(STEPS) - 0.5)
     axis.tick_params(axis="y", labelsize=8)
     axis.set_ylabel("objective", fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     closed = ladder.root_gap_closed
     share = (
-        f"the cone closes {closed:.0%} of the root gap" if math.isfinite(closed) else "no root gap"
+        f"the cone closes {abs(closed):.0%} of the root gap"
+        if math.isfinite(closed)
+        else "no root gap"
     )
     axis.set_title(f"{ladder.name}\n{share}", fontsize=9)
     if not ladder.ok:
