@@ -46,4 +46,5 @@ def serve() -> None:
         print(child, flush=True)
 
 
-serve()
+if __name__ == "__main__":
+    serve()

@@ -100,6 +100,11 @@ def _wait_for_epochs(folder: Path, count: int) -> None:
 def _assert_same_result(one: Path, two: Path) -> None:
     for name in ("compact.safetensors", "dense.safetensors"):
         assert (one / name).read_bytes() == (two / name).read_bytes()
+    assert sorted(p.name for p in (two / "checkpoints").iterdir()) == [
+        "best.pt",
+        "last.pt",
+        "previous.pt",
+    ]
     states = [load(folder / "checkpoints" / "last.pt") for folder in (one, two)]
     _assert_identical(states[0], states[1], "last.pt")
     records = [read_metrics(folder / "metrics.jsonl") for folder in (one, two)]

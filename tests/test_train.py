@@ -1,5 +1,7 @@
 """The phases of a run: what each leaves behind, and that a seed repeats it."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from test_imports import LAZY
 from torch import nn
 from training import tiny_recipe
 
@@ -260,6 +263,7 @@ def test_without_regularizer_nothing_is_removed(tmp_path: Path) -> None:
         ({"model": "models.resnet_cifar:resnet20"}, r"does not take images of shape \(1, 8, 8\)"),
         ({"model_kwargs": {"num_classes": 4}}, r"digits has 10 classes: --set .*num_classes=10"),
         ({"model": "test_train:untraceable"}, "test_train:untraceable cannot be compacted"),
+        ({"model": "models.toy:mlp"}, r"\[spr\] does not fit models.toy:mlp: .*no layer"),
         ({"speed": {"cuda_graph": True}}, "speed.cuda_graph = true needs a CUDA device"),
         ({"speed": {"device": "no-device"}}, "speed.device = 'no-device' cannot be used"),
     ],
@@ -296,6 +300,12 @@ def test_reproducible_arithmetic_is_undone() -> None:
         assert torch.are_deterministic_algorithms_enabled() and torch.get_num_threads() == 1
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.get_num_threads() == threads
+
+
+def test_training_loads_no_solver_and_no_plotting() -> None:
+    code = f"import sys, spr_or.train.run; print(*(m for m in {LAZY!r} if m in sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0 and result.stdout.split() == [], result
 
 
 def test_seeds_of_epochs_differ() -> None:

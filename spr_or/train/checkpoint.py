@@ -64,6 +64,12 @@ def load(path: Path) -> State:
     return state
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process had not finished writing."""
+    for path in folder.glob(".*"):
+        path.unlink()
+
+
 def load_last(folder: Path) -> tuple[State | None, str | None]:
     """The newest usable checkpoint, and a warning if it is not the last one that was written.
 

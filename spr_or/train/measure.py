@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from spr_or.train.phases import make_optimizer, make_spr
+from spr_or.train.pruning import make_optimizer, make_sgd, make_spr
 from spr_or.train.recipe import Recipe
 from spr_or.train.step import make_step
 
@@ -48,12 +48,10 @@ def spr_step_overhead(
     for regularised in (False, True):
         network = copy.deepcopy(model).train()
         spr = make_spr(recipe.spr, network, bounds)
-        if regularised:
-            optimizer = make_optimizer(recipe, network, spr)
-        else:
-            optimizer = torch.optim.SGD(network.parameters(), momentum=recipe.train.momentum)
+        make = partial(make_optimizer, spr=spr) if regularised else make_sgd
+        optimizer = make(recipe, network)
         for group in optimizer.param_groups:
-            group["lr"] = 1e-6  # the times do not depend on it; a larger one might diverge
+            group["lr"] = recipe.spr.lr
         add = spr.add_gradient_ if regularised and recipe.spr.method == "gradient" else None
         step = make_step(network, optimizer, add_gradient=add, bf16=bf16)
         steps.append(partial(step, *batch))

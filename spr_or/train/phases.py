@@ -17,16 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from spr_or.projected import Regime
-from spr_or.prox_sgd import ProxSGD
-from spr_or.prune import (
-    apply_masks_,
-    collapsed_layers,
-    count_parameters,
-    hold_masks,
-    masked_filter_weights,
-    masks_by_threshold,
-)
+from spr_or.prune import apply_masks_, collapsed_layers, hold_masks
 from spr_or.regularizer import SPR
 from spr_or.train import checkpoint
 from spr_or.train.data import Data
@@ -34,7 +25,15 @@ from spr_or.train.display import Display
 from spr_or.train.durable import write_durably
 from spr_or.train.loop import NonFiniteLoss, Scores, evaluate, train_epoch
 from spr_or.train.metrics import Metrics, Record
-from spr_or.train.recipe import Recipe, SprRecipe
+from spr_or.train.pruning import (
+    decide_masks,
+    describe,
+    make_optimizer,
+    make_sgd,
+    make_spr,
+    masked_pct,
+)
+from spr_or.train.recipe import Recipe
 from spr_or.train.schedule import learning_rate
 from spr_or.train.setup import fresh_model, load_weights
 from spr_or.train.step import Step, captured, make_step
@@ -125,7 +124,7 @@ def dense_phase(run: Run) -> nn.Module:
         run,
         "dense",
         model,
-        _sgd(run.recipe, model),
+        make_sgd(run.recipe, model),
         epochs=recipe.epochs,
         rate=lambda epoch: learning_rate(recipe, epoch, recipe.epochs),
     )
@@ -175,11 +174,11 @@ def finetune_phase(
         run,
         "finetune",
         model,
-        _sgd(run.recipe, model),
+        make_sgd(run.recipe, model),
         epochs=run.recipe.finetune.epochs,
         rate=_pruning_rate(run.recipe, run.recipe.spr.epochs),
         after=hold_masks(model, masks),
-        describe=lambda: {"masked_filter_weights_pct": _masked_pct(model, masks)},
+        describe=lambda: {"masked_filter_weights_pct": masked_pct(model, masks)},
     )
     return run.evaluate(model).accuracy, before if best is None else best
 
@@ -257,6 +256,11 @@ def _train_phase(
         checkpoint.save_last(run.checkpoints, state)
         if better:
             checkpoint.save_best(run.checkpoints, state)
+    if epochs > done:
+        last = run.metrics.records[-1]
+        run.display.say(
+            f"seed {run.seed} {phase}: {epochs} epochs, accuracy {last['eval_accuracy']:.2f} %"
+        )
     return best
 
 
@@ -267,74 +271,6 @@ def epoch_seed(seed: int, phase: str, epoch: int) -> int:
     (1, 500000)
     """
     return (seed * 4 + PHASES.index(phase)) * 100_000 + epoch
-
-
-def make_spr(recipe: SprRecipe, model: nn.Module, bounds: dict[str, Tensor]) -> SPR:
-    """The recipe's regularizer on a network."""
-    return SPR(
-        model,
-        recipe.lam,
-        recipe.alpha,
-        bounds,
-        entities=recipe.entities,
-        variant=recipe.variant,
-        weights=recipe.weights,
-        include_norm=recipe.include_norm,
-    )
-
-
-def make_optimizer(recipe: Recipe, model: nn.Module, spr: SPR) -> torch.optim.Optimizer:
-    """SGD for the gradient method, ProxSGD for the proximal one."""
-    if recipe.spr.method == "gradient":
-        return _sgd(recipe, model)
-    shared = recipe.train
-    return ProxSGD(
-        model,
-        spr,
-        lr=recipe.spr.lr,
-        momentum=shared.momentum,
-        weight_decay=shared.weight_decay,
-        nesterov=shared.nesterov,
-    )
-
-
-def decide_masks(model: nn.Module, spr: SPR, recipe: SprRecipe) -> dict[str, Tensor]:
-    """True = keep, for each regularised layer: the paper's threshold, or exact zeros."""
-    names = [layer.name for layer in spr.layers]
-    if recipe.method == "prox":
-        return masks_by_threshold(model, names, zero_below=0.0, share=1.0)
-    return masks_by_threshold(model, names, recipe.zero_below, recipe.share)
-
-
-def describe(model: nn.Module, spr: SPR, recipe: SprRecipe) -> Record:
-    """The value of SPR, how many entities are in which regime or gone, and what that weighs."""
-    masks = decide_masks(model, spr, recipe)
-    values = spr.entity_values()
-    keep = torch.cat([masks[name] for name in values])
-    regime = torch.cat([value.regime for value in values.values()])
-    counts = {r.name.lower(): int(((regime == r) & keep).sum()) for r in Regime}
-    with torch.no_grad():
-        penalty = float(spr())
-    return {
-        "spr": penalty,
-        "masked_filter_weights_pct": _masked_pct(model, masks),
-        "regimes": {"zero": int((~keep).sum()), **counts},
-    }
-
-
-def _masked_pct(model: nn.Module, masks: dict[str, Tensor]) -> float:
-    return 100 * masked_filter_weights(model, masks) / count_parameters(model)
-
-
-def _sgd(recipe: Recipe, model: nn.Module) -> torch.optim.SGD:
-    shared = recipe.train
-    return torch.optim.SGD(
-        model.parameters(),
-        lr=0.1,  # set anew each epoch
-        momentum=shared.momentum,
-        weight_decay=shared.weight_decay,
-        nesterov=shared.nesterov,
-    )
 
 
 def _pruning_rate(recipe: Recipe, offset: int) -> Callable[[int], float]:

@@ -16,7 +16,8 @@ from spr_or.prune import collapsed_layers, count_macs, count_parameters, masked_
 from spr_or.train.durable import write_text
 from spr_or.train.measure import latency_ms, spr_step_overhead
 from spr_or.train.page import write_page
-from spr_or.train.phases import Run, Trained, make_spr
+from spr_or.train.phases import Run, Trained
+from spr_or.train.pruning import make_spr
 from spr_or.train.recipe import Recipe
 
 Summary = dict[str, Any]

@@ -54,6 +54,7 @@ def _run_seed(
     recipe: Recipe, seed: int, folder: Path, device: Any, data: Data, display: Display
 ) -> Summary:
     folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.remove_leftovers(folder / "checkpoints")
     state, warning = checkpoint.load_last(folder / "checkpoints")
     if warning:
         display.warn(warning)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from spr_or.compact import CompactionError, compact
 from spr_or.train.data import Data
+from spr_or.train.pruning import make_spr
 from spr_or.train.recipe import Recipe, RecipeError, SpeedRecipe, build_model
 
 
@@ -71,8 +72,8 @@ def fresh_model(recipe: Recipe, seed: int, device: torch.device) -> nn.Module:
 def check_model(recipe: Recipe, model: nn.Module, data: Data, device: torch.device) -> None:
     """Fail now, not after hours: one forward pass, and a compaction that removes nothing.
 
-    Raises `RecipeError` where the network does not take the images, has too few outputs, or
-    cannot be compacted.
+    Raises `RecipeError` where the network does not take the images, has too few outputs, holds
+    nothing of what is to be regularised, or cannot be compacted.
     """
     model.eval()
     images = torch.zeros(2, *data.shape, device=device)
@@ -88,6 +89,10 @@ def check_model(recipe: Recipe, model: nn.Module, data: Data, device: torch.devi
             f"{recipe.model} gives outputs of shape {shape} for 2 images, but {data.name} has "
             f"{data.classes} classes: --set model_kwargs.num_classes={data.classes}"
         )
+    try:
+        make_spr(recipe.spr, model, 1.0)
+    except ValueError as error:
+        raise RecipeError(f"[spr] does not fit {recipe.model}: {error}") from error
     try:
         compact(model, {}, images)
     except CompactionError as error:
