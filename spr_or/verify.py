@@ -135,4 +135,4 @@ def _restated(problem: SparseTrainingProblem, rung: Rung, variant: str) -> Rung:
 
 def _is_solved_perspective_relaxation(rung: Rung) -> bool:
     named = (rung.formulation, rung.integrality) == ("perspective", "relaxed")
-    return named and math.isfinite(rung.value)
+    return named and rung.closed

@@ -88,7 +88,8 @@ def _problem(name: str) -> SparseTrainingProblem:
         hint = f"did you mean {near[0]!r}?" if near else "see --list."
         raise typer.BadParameter(f"no instance is called {name!r}: {hint}")
     try:
-        problem = load_object(name)()
+        make = load_object(name)
+        problem = make() if callable(make) else make
     except (ImportError, AttributeError, ValueError) as error:
         raise typer.BadParameter(f"{name}: {error}") from None
     if not isinstance(problem, SparseTrainingProblem):
