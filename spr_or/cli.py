@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from spr_or.commands import verify
+from spr_or.bench import regularizer as bench_regularizer
+from spr_or.commands import run, verify
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -13,12 +14,12 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _root() -> None:
-    """Keep `verify` a subcommand even while it is alone."""
-
+bench = typer.Typer(no_args_is_help=True, help="Measurements, side by side in one run.")
 
 app.command("verify")(verify.command)
+app.command("run")(run.command)
+bench.command("regularizer")(bench_regularizer.command)
+app.add_typer(bench, name="bench")
 
 if __name__ == "__main__":
     app()

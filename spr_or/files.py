@@ -1,8 +1,10 @@
 """Files that appear whole or not at all."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def write_aside(path: str | Path, write: Callable[[Path], object]) -> None:
@@ -24,3 +26,9 @@ def write_aside(path: str | Path, write: Callable[[Path], object]) -> None:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: dict[str, Any]) -> None:
+    """Write a dictionary of plain values as JSON; `ValueError` for a number that is not finite."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))

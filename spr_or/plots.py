@@ -11,6 +11,7 @@ from typing import Any
 
 import matplotlib
 
+from spr_or.files import write_aside
 from spr_or.ladder import Ladder, Rung
 from spr_or.sweep_m import SweepPoint
 
@@ -128,7 +129,5 @@ def plot_sweep(points: Sequence[SweepPoint], path: Path) -> None:
 
 
 def _save(figure: Any, path: Path) -> None:
-    aside = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    figure.savefig(aside, dpi=150)
+    write_aside(path, lambda aside: figure.savefig(aside, dpi=150))
     plt.close(figure)
-    aside.replace(path)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from spr_or.files import write_json
 from spr_or.imports import load_object
 
 if TYPE_CHECKING:
@@ -211,10 +212,3 @@ def _sweep(
     if json_file:
         write_json(json_file, {"sweep": [vars(point) for point in found]})
         console.print(f"numbers: {json_file}")
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write aside, then replace: a reader never sees half a file."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    aside.replace(path)
