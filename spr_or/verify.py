@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 from spr_or import claims, projected
 from spr_or.ladder import Ladder, Rung
@@ -86,7 +87,7 @@ def routes(
         scip,
     )
 
-    limited = {"time_limit": time_limit}
+    limited: dict[str, Any] = {"time_limit": time_limit}
     formulations = ("bigm", "perspective")
     if not problem.convex:
         for relaxed in (True, False):
