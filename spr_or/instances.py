@@ -66,7 +66,8 @@ def diabetes() -> SparseTrainingProblem:
     from sklearn.datasets import load_diabetes
 
     data = load_diabetes(scaled=False)
-    columns, entities = [], []
+    columns: list[np.ndarray] = []
+    entities: list[list[int]] = []
     for j in range(data.data.shape[1]):
         x = data.data[:, j]
         x = (x - x.mean()) / x.std()
