@@ -36,10 +36,8 @@ from spr_or.solve.linear import Array, LinearData, linear_data, margin_split
 
 # HiGHS takes nothing tighter than 1e-10; its default 1e-7 would show in the compared optima.
 _FEASIBILITY = 1e-9
-# HiGHS ignores smaller coefficients; `_Master.add` keeps a cut valid without them.
+# HiGHS ignores smaller coefficients; `_Master._row` keeps a cut valid without them.
 _TINY = 1e-9
-# A tangent at a smaller slope says no more than t >= 0 to within its square.
-_SMALLEST_SLOPE = 1e-5
 # Tangents whose terms together violate less than this share of the gap asked for are not added.
 _NEGLIGIBLE = 0.1
 _MAX_ROUNDS = 500
@@ -83,7 +81,7 @@ def solve(
     try:
         master = _Master(problem, data)
         status = _relax(problem, master, progress, budget)
-        if status == "optimal" and not relaxed:
+        if not relaxed and not budget.spent:
             status = _branch(problem, master, progress, budget)
     except KeyboardInterrupt:
         status = "interrupted"
@@ -140,7 +138,7 @@ def _relax(
     """Cut until the linear program's solution is worth what its bound says; a status."""
     relaxed = not progress.integer
     for _ in range(_MAX_ROUNDS):
-        if budget.spent or run_highs(master.highs, budget) != "Optimal":
+        if budget.spent or master.run(budget) != "Optimal":
             break
         progress.raise_bound(master.highs.getInfo().objective_function_value)
         theta, y = feasible(problem, *master.point(), integer=False)
@@ -167,7 +165,7 @@ def _branch(
     for _ in range(_MAX_ROUNDS):
         if budget.spent:
             break
-        solved = run_highs(master.highs, budget)
+        solved = master.run(budget)
         progress.raise_bound(master.highs.getInfo().mip_dual_bound)
         if solved != "Optimal":
             break
@@ -192,7 +190,9 @@ def _nested_supports(y: Tensor) -> list[Tensor]:
 class _Master:
     """The linear (later mixed-integer) program in HiGHS and the cuts it has been given.
 
-    Columns: theta (P), y (N), t (P), then those of the loss.
+    Columns: theta / M (P), y (N), ridge t (P), then those of the loss.  Scaled like this all columns
+    with a bound lie in [-1, 1] and the others count in units of the objective, so that HiGHS's
+    absolute tolerances mean the same on every problem.
     """
 
     def __init__(self, problem: SparseTrainingProblem, data: LinearData) -> None:
@@ -205,13 +205,13 @@ class _Master:
             self.highs.setOptionValue(f"{tolerance}_feasibility_tolerance", _FEASIBILITY)
         weights, count = len(data.M), len(data.cost)
         self._bounds = np.zeros(0)
-        self._theta = self._columns(np.zeros(weights), -data.M, data.M)
-        self._y = self._columns(data.cost, np.zeros(count), np.ones(count))
-        self._t = self._columns(data.ridge, np.zeros(weights), np.full(weights, self._inf))
+        self._theta = self._columns(np.zeros(weights), lower=-1.0, upper=1.0)
+        self._y = self._columns(data.cost, lower=0.0, upper=1.0)
+        self._t = self._columns(np.ones(weights))
         for j in range(weights):
             for sign in (1.0, -1.0):
                 where = np.array([self._theta[j], self._y[data.owner[j]]])
-                self._row(where, np.array([sign, -data.M[j]]), upper=0.0)
+                self._row(where, np.array([sign, -1.0]), upper=0.0)
         self._loss = None if LOSSES[problem.loss].curvature is None else _pieces(problem, data)
         if self._loss is None:
             self._linear_loss(problem)
@@ -219,14 +219,16 @@ class _Master:
             self._smooth_loss(self._loss)
         self._first_cut = self.highs.getNumRow()
 
-    def _columns(self, cost: Array, lower: Array, upper: Array) -> NDArray[np.int64]:
-        first = len(self._bounds)
-        count = len(cost)
+    def _columns(
+        self, cost: Array, lower: float = 0.0, upper: float = math.inf
+    ) -> NDArray[np.int64]:
+        """Add a column for each cost; their numbers."""
+        first, count = self.highs.getNumCol(), len(cost)
         empty = np.zeros(0, dtype=np.int32)
         self.highs.addCols(
-            count, cost, lower, upper, 0, np.zeros(count, np.int32), empty, np.zeros(0)
-        )
-        self._bounds = np.concatenate([self._bounds, np.maximum(np.abs(lower), np.abs(upper))])
+            count, cost, np.full(count, lower), np.full(count, upper),
+            0, np.zeros(count, np.int32), empty, np.zeros(0),
+        )  # fmt: skip
         return np.arange(first, first + count)
 
     def _row(
@@ -238,12 +240,11 @@ class _Master:
     ) -> None:
         """Add lower <= coefficients . columns <= upper, without its tiny coefficients.
 
-        The sides give way by what a dropped term can amount to within the bounds of its column, so
-        that the row cuts off nothing that satisfied it whole.
+        The columns of such coefficients lie in [-1, 1]; the sides give way by what the dropped terms
+        can amount to, so that the row cuts off nothing that satisfied it whole.
         """
         keep = np.abs(coefficients) >= _TINY
-        dropped = coefficients[~keep]
-        slack = float(np.abs(dropped) @ self._bounds[columns[~keep]]) if dropped.any() else 0.0
+        slack = float(np.abs(coefficients[~keep]).sum())
         self.highs.addRow(
             lower - slack, upper + slack, int(keep.sum()),
             columns[keep].astype(np.int32), coefficients[keep],
@@ -251,30 +252,37 @@ class _Master:
 
     def _linear_loss(self, problem: SparseTrainingProblem) -> None:
         B, m, negative = margin_split(problem, self._data)
-        rows = len(m)
-        zero, inf = np.zeros(rows), np.full(rows, self._inf)
-        above = self._columns(np.full(rows, 1 / problem.n), zero, inf)
-        below = self._columns(np.full(rows, negative / problem.n), zero, inf)
-        for row in range(rows):
+        B, m = B * self._data.M / problem.n, m / problem.n
+        above = self._columns(np.ones(len(m)))
+        below = self._columns(np.full(len(m), negative))
+        for row in range(len(m)):
             where = np.concatenate([self._theta, [above[row], below[row]]])
             self._row(where, np.concatenate([B[row], [1.0, -1.0]]), m[row], m[row])
 
     def _smooth_loss(self, loss: _Pieces) -> None:
-        reach = np.abs(loss.G) @ self._data.M
-        self._g = self._columns(np.zeros(len(reach)), -reach, reach)
-        count = len(reach) // loss.width
-        self._eta = self._columns(
-            np.full(count, loss.weight), np.zeros(count), np.full(count, self._inf)
-        )
+        self._g = self._columns(np.zeros(len(loss.G)), lower=-1.0, upper=1.0)
+        self._eta = self._columns(np.ones(len(loss.G) // loss.width))
         self.highs.changeObjectiveOffset(loss.offset)
         for row, g in enumerate(self._g):
             where = np.concatenate([self._theta, [g]])
-            self._row(where, np.concatenate([loss.G[row], [-1.0]]), 0.0, 0.0)
+            scaled = loss.G[row] * self._data.M / loss.reach[row]
+            self._row(where, np.concatenate([scaled, [-1.0]]), 0.0, 0.0)
+
+    def run(self, budget: Budget) -> str:
+        """HiGHS's status; a failure for numerical reasons gets a second try without the old basis."""
+        status = run_highs(self.highs, budget)
+        if status != "Optimal" and not budget.spent:
+            self.highs.clearSolver()
+            status = run_highs(self.highs, budget)
+        return status
+
+    def _solution(self) -> Array:
+        return np.array(self.highs.getSolution().col_value)
 
     def point(self) -> tuple[Tensor, Tensor]:
         """theta (P,) and y (N,) of HiGHS's current solution."""
-        x = torch.tensor(self.highs.getSolution().col_value, dtype=torch.float64)
-        return x[self._theta], x[self._y]
+        x = self._solution()
+        return torch.from_numpy(x[self._theta] * self._data.M), torch.from_numpy(x[self._y])
 
     def drop_slack_cuts(self) -> None:
         """Forget the cuts without a multiplier: the current solution stays optimal, programs shrink."""
@@ -301,7 +309,7 @@ class _Master:
         x = None
         negligible = -math.inf
         if tolerance is not None:
-            x = np.array(self.highs.getSolution().col_value)
+            x = self._solution()
             negligible = _NEGLIGIBLE * tolerance
         return self._cut_perspective(theta.numpy(), y.numpy(), x, negligible) + self._cut_loss(
             theta.numpy(), x, negligible
@@ -310,15 +318,16 @@ class _Master:
     def _cut_perspective(self, theta: Array, y: Array, x: Array | None, negligible: float) -> int:
         data = self._data
         raised = y[data.owner]
-        s = np.divide(theta, raised, out=np.zeros_like(theta), where=raised > 0)
-        s = np.clip(s, -data.M, data.M)
-        chosen = (np.abs(s) > _SMALLEST_SLOPE) & (data.ridge > 0)
+        s = np.divide(theta, raised * data.M, out=np.zeros_like(theta), where=raised > 0)
+        s = np.clip(s, -1, 1)
+        unit = data.ridge * data.M**2
+        chosen = unit * s**2 > _TINY
         if x is not None:
-            says = 2 * s * x[self._theta] - s**2 * x[self._y][data.owner]
-            chosen &= data.ridge * (says - x[self._t]) > negligible / len(s)
+            says = unit * (2 * s * x[self._theta] - s**2 * x[self._y][data.owner])
+            chosen &= says - x[self._t] > negligible / len(s)
         for j in np.flatnonzero(chosen):
             where = np.array([self._t[j], self._theta[j], self._y[data.owner[j]]])
-            self._row(where, np.array([1.0, -2 * s[j], s[j] ** 2]), lower=0.0)
+            self._row(where, np.array([1.0, -2 * unit[j] * s[j], unit[j] * s[j] ** 2]), lower=0.0)
         return int(chosen.sum())
 
     def _cut_loss(self, theta: Array, x: Array | None, negligible: float) -> int:
@@ -327,12 +336,13 @@ class _Master:
             return 0
         g = (loss.G @ theta).reshape(-1, loss.width)
         value, slope = loss.tangent(g)
-        constant = value - (slope * g).sum(-1)
+        constant = loss.weight * (value - (slope * g).sum(-1))
+        slope = loss.weight * slope * loss.reach.reshape(-1, loss.width)
         columns = self._g.reshape(-1, loss.width)
         chosen = np.ones(len(g), dtype=bool)
         if x is not None:
             says = constant + (slope * x[columns]).sum(-1)
-            chosen = loss.weight * (says - x[self._eta]) > negligible / len(g)
+            chosen = says - x[self._eta] > negligible / len(g)
         for e in np.flatnonzero(chosen):
             where = np.concatenate([[self._eta[e]], columns[e]])
             self._row(where, np.concatenate([[1.0], -slope[e]]), lower=constant[e])
@@ -342,10 +352,11 @@ class _Master:
 class _Pieces(NamedTuple):
     """A smooth loss as offset + weight sum_e l_e(g_e), where g = G theta has ``width`` rows a piece.
 
-    ``tangent`` takes g (E, width) to the values (E,) and slopes (E, width).
+    ``tangent`` takes g (E, width) to the values (E,) and slopes (E, width); ``reach`` bounds |G theta|.
     """
 
     G: Array
+    reach: Array
     width: int
     weight: float
     offset: float
@@ -362,8 +373,9 @@ def _pieces(problem: SparseTrainingProblem, data: LinearData) -> _Pieces:
         target = data.target / math.sqrt(problem.n)
         c = (U.T @ target)[:, None]
         outside = target - U @ c[:, 0]
+        G = S[:, None] * Vt
         return _Pieces(
-            S[:, None] * Vt, 1, 1.0, float(outside @ outside),
+            G, _reach(G, data), 1, 1.0, float(outside @ outside),
             lambda g: (((g - c) ** 2)[:, 0], 2 * (g - c)),
         )  # fmt: skip
     loss = LOSSES[problem.loss]
@@ -372,4 +384,11 @@ def _pieces(problem: SparseTrainingProblem, data: LinearData) -> _Pieces:
         f = torch.from_numpy(g)
         return loss.value(f, problem.y).numpy(), loss.gradient(f, problem.y).numpy()
 
-    return _Pieces(data.A, problem.n_outputs, 1 / problem.n, 0.0, tangent)
+    reach = _reach(data.A, data)
+    return _Pieces(data.A, reach, problem.n_outputs, 1 / problem.n, 0.0, tangent)
+
+
+def _reach(G: Array, data: LinearData) -> Array:
+    """The largest |G theta| in the box; 1 for a row of zeros."""
+    reach = np.abs(G) @ data.M
+    return np.where(reach > 0, reach, 1.0)

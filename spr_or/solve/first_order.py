@@ -43,7 +43,7 @@ _INNER_SHARE = 0.1
 _TOUCH = 1e-9
 # The smallest damping of a Newton step, relative to the curvature along each coordinate, and the
 # smallest such curvature relative to the largest.
-_DAMPING, _SMALLEST_SCALE = 1e-13, 1e-9
+_DAMPING, _LARGEST_DAMPING, _SMALLEST_SCALE = 1e-13, 1e6, 1e-9
 
 
 def solve(
@@ -278,7 +278,7 @@ def _newton_steps(task: _Task, smooth: _SmoothLoss, w: Tensor) -> Tensor:
     value, damping = objective(w), _DAMPING
     for _ in range(_NEWTON_STEPS):
         face = _face(task, smooth, w)
-        while face is not None and damping <= 1:
+        while face is not None and damping <= _LARGEST_DAMPING:
             dw, dy, slope = face.direction(damping)
             trial = task.clip(w + dw, task.indicator(w) + dy)
             trial_value = objective(trial)
@@ -315,37 +315,41 @@ class _Face(NamedTuple):
 def _face(task: _Task, smooth: _SmoothLoss, w: Tensor) -> _Face | None:
     r"""The face of w, or None if it is a single point.
 
-    Zero entities, weights with |w_j| = M y and indicators at a bound are kept so.  The others are
+    Zero entities, weights with |w_j| = M y and indicators at a bound are kept so, unless the
+    objective falls when they leave (Bertsekas, SIAM J. Control Optim. 20, 1982).  The others are
     free: (w, y) = E x + e, and the objective in x is loss + lambda sum u_i penalty_i with the
     perspective penalty (4), whose minimum over y is z.  Along (dw, dy) its second derivative is
     2 alpha (dw - (w / y) dy)^2 / y.
     """
     problem, alpha = task.problem, task.problem.alpha
     y = task.indicator(w)
-    M = problem.M.unsqueeze(-1)
+    M, price = problem.M.unsqueeze(-1), task.price.unsqueeze(-1)
     on = (w != 0).any(-1, keepdim=True)
+    f = task.predict(w)
+    raised = torch.where(y > 0, y, 1.0).unsqueeze(-1)
+    s = w / raised
+    per_w = task.pull(smooth.gradient(f)) + price * 2 * alpha * s
+    per_y = task.price * ((1 - alpha) - alpha * s.square().sum(-1))
+
+    at_lower, at_upper = y <= task.lower + _TOUCH, y >= task.upper - _TOUCH
     touching = on & (w.abs() >= M * y.unsqueeze(-1) * (1 - _TOUCH))
-    free_w = on & ~touching & task.occupied
-    free_y = on.squeeze(-1) & (y > task.lower + _TOUCH) & (y < task.upper - _TOUCH)
+    held = touching & ~(at_upper.unsqueeze(-1) & (per_w * w > 0))
+    free_w = on & ~held & task.occupied
+    free_y = on.squeeze(-1) & ~at_lower & ~at_upper
+    moved = torch.where(held, w.sign() * M, 0.0)  # how w follows y
     size_w, size = int(free_w.sum()), int(free_w.sum() + free_y.sum())
     if size == 0:
         return None
     E_y = w.new_zeros(*y.shape, size)
     E_y[free_y, torch.arange(size_w, size)] = 1
-    E_w = torch.where(touching, w.sign() * M, 0.0).unsqueeze(-1) * E_y.unsqueeze(-2)
+    E_w = moved.unsqueeze(-1) * E_y.unsqueeze(-2)
     E_w[free_w, torch.arange(size_w)] = 1
-
-    f = task.predict(w)
-    raised = torch.where(y > 0, y, 1.0).unsqueeze(-1)
-    s = w / raised
-    per_w = task.pull(smooth.gradient(f)) + task.price.unsqueeze(-1) * 2 * alpha * s
-    per_y = task.price * ((1 - alpha) - alpha * s.square().sum(-1))
     g = per_w.flatten() @ E_w.reshape(-1, size) + per_y @ E_y
 
     A = (task.A @ E_w.reshape(-1, size)).reshape(*f.shape, size)
     H = A.reshape(-1, size).T @ (smooth.hessian(f) @ A).reshape(-1, size) / problem.n
     bend = (E_w - s.unsqueeze(-1) * E_y.unsqueeze(-2)).reshape(-1, size)
-    weight = (2 * alpha * task.price.unsqueeze(-1) / raised).expand_as(w).reshape(-1, 1)
+    weight = (2 * alpha * price / raised).expand_as(w).reshape(-1, 1)
     H = H + bend.T @ (weight * bend)
     scale = H.diagonal() + smooth.curvature * A.square().sum((0, 1)) / problem.n
     scale = scale + _SMALLEST_SCALE * scale.max()
