@@ -289,7 +289,7 @@ def _newton_steps(task: _Task, smooth: _SmoothLoss, w: Tensor) -> Tensor:
             break
         gained, w, value = value - trial_value, trial, trial_value
         damping = max(damping / 100, _DAMPING)
-        if gained <= 1e-15 * max(1.0, abs(value)):
+        if gained <= 1e-16 * abs(value):
             break
     return w
 
@@ -331,7 +331,7 @@ def _face(task: _Task, smooth: _SmoothLoss, w: Tensor) -> _Face | None:
     per_w = task.pull(smooth.gradient(f)) + price * 2 * alpha * s
     per_y = task.price * ((1 - alpha) - alpha * s.square().sum(-1))
 
-    at_lower, at_upper = y <= task.lower + _TOUCH, y >= task.upper - _TOUCH
+    at_lower, at_upper = y <= task.lower * (1 + _TOUCH), y >= task.upper * (1 - _TOUCH)
     touching = on & (w.abs() >= M * y.unsqueeze(-1) * (1 - _TOUCH))
     held = touching & ~(at_upper.unsqueeze(-1) & (per_w * w > 0))
     free_w = on & ~held & task.occupied
