@@ -28,7 +28,8 @@ def test_every_recipe_of_the_project_is_valid_and_names_a_network(path: Path) ->
 
 
 def test_there_are_recipes() -> None:
-    assert {"digits", "cifar10_resnet20", "cifar10_resnet20_smoke"} <= {p.stem for p in RECIPES}
+    names = {"digits", "digits_exact", "digits_printed"}
+    assert names | {"cifar10_resnet20", "cifar10_resnet20_smoke"} <= {p.stem for p in RECIPES}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The phases of a run: what each leaves behind, and that a seed repeats it."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from test_data import encoded, picture, write_split
 from test_imports import LAZY
 from torch import nn
 from training import tiny_recipe
@@ -201,6 +203,40 @@ def test_speed_options_change_little(speed: dict[str, Any], tmp_path: Path) -> N
     plain, fast = (read_metrics(tmp_path / n / "metrics.jsonl") for n in ("plain", "fast"))
     for one, two in zip(plain[:2], fast[:2], strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=0.05)
+
+
+def test_a_streamed_set_is_trained_on_and_resumed_like_any_other(tmp_path: Path) -> None:
+    images = [encoded(picture(i, (8, 8))) for i in range(48)]
+    for name in ("train", "test"):
+        write_split(tmp_path / "set" / f"{name}.parquet", images, [i % 3 for i in range(48)])
+    data = {"source": str(tmp_path / "set"), "memory": "stream", "workers": 0, "batch_size": 16,
+            "flip": True, "train_rows": None, "eval_rows": None}  # fmt: skip
+    recipe = tiny_recipe(model_kwargs={"in_channels": 3}, data=data)
+    summary = run_recipe(recipe, tmp_path / "whole")
+    assert summary["train_images"] == 48 and summary["max_abs_logit_diff"] < 1e-4
+
+    def stop_at_epoch(self: Display, record: dict[str, Any]) -> None:
+        if record["phase"] == "spr" and record["epoch"] == 1:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Display, "epoch", stop_at_epoch)
+        run_recipe(recipe, tmp_path / "broken")
+    run_recipe(recipe, tmp_path / "broken", resume=True)
+    compacts = [(tmp_path / n / "compact.safetensors").read_bytes() for n in ("whole", "broken")]
+    assert compacts[0] == compacts[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_gives_the_same_losses(tmp_path: Path) -> None:
+    losses = []
+    for compiled in (False, True):
+        recipe = tiny_recipe(spr={"epochs": 1}, finetune={"epochs": 1}, speed={"compile": compiled})
+        run_recipe(recipe, tmp_path / str(compiled))
+        records = read_metrics(tmp_path / str(compiled) / "metrics.jsonl")
+        losses.append([record["loss"] for record in records])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 def test_the_rate_runs_on_from_spr_through_finetuning(tmp_path: Path) -> None:
