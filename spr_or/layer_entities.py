@@ -52,9 +52,14 @@ class SliceEntities:
         return torch.full((self.count,), sum(p.numel() for p in self.parameters) // self.count)
 
     @property
+    def is_one_weight(self) -> bool:
+        """Whether `gather` gives a parameter itself, element for element."""
+        return len(self.parameters) == 1
+
+    @property
     def entity_dim(self) -> int:
         """The dimension of `gather`'s result that counts the entities."""
-        return self.dim if len(self.parameters) == 1 else 0
+        return self.dim if self.is_one_weight else 0
 
     @property
     def shape_key(self) -> tuple[object, ...]:
@@ -95,6 +100,7 @@ class PositionEntities:
     _on_device: dict[torch.device, Entities] = field(default_factory=dict)
 
     entity_dim = 0
+    is_one_weight = False
 
     @property
     def count(self) -> int:

@@ -13,22 +13,19 @@ weights, in whatever memory order x has. An entity enters the formula by ||w||_2
 
 where n weights attain the maximum, r = lambda u radial and s = lambda u peak / ||w||_inf.
 
-Every function is pure, branches on nothing but shapes, dtypes and the kind of device, and reads
-nothing back from it: a step can be compiled and captured.
+The functions branch on nothing but shapes, dtypes and the kind of device, and read nothing back
+from it: a step can be compiled and captured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from spr_or import projected
-
-# Weights of 4 bytes whose temporaries a CPU's cache holds; measured best between 2^18 and 2^20.
-_PIECE = 2**19
 
 
 class Slopes(NamedTuple):
@@ -61,9 +58,7 @@ def norms_and_peaks(xs: Sequence[Tensor], dims: Sequence[int]) -> tuple[Tensor, 
             peaks.append(torch.maximum(x.amax(others), -x.amin(others)).abs())
         else:
             peaks.append(torch.linalg.vector_norm(x, torch.inf, others))
-    norm, peak = torch.cat(norms), torch.cat(peaks)
-    # The squares of weights below 1e-19 underflow; the peak is then the better norm.
-    return torch.maximum(norm, peak), peak
+    return torch.cat(norms), torch.cat(peaks)
 
 
 def penalties_and_slopes(
@@ -80,6 +75,21 @@ def penalties_and_slopes(
     ``lam`` is a scalar, ``importance`` and ``bound`` are (N,) over the entities of all batches.
     """
     norm, peak = norms_and_peaks(xs, dims)
+    return penalties_and_slopes_of(norm, peak, lam, importance, bound, alpha, variant)
+
+
+def penalties_and_slopes_of(
+    norm: Tensor,
+    peak: Tensor,
+    lam: Tensor,
+    importance: Tensor,
+    bound: Tensor,
+    alpha: float,
+    variant: str,
+) -> tuple[Tensor, Slopes]:
+    """`penalties_and_slopes` from the two norms of every entity, (N,)."""
+    # The squares of weights below 1e-19 underflow; the peak is then the better norm.
+    norm = torch.maximum(norm, peak)
     terms = projected.entity_terms(norm, peak, alpha, bound.to(norm), variant)
     price = lam.to(norm) * importance.to(norm)
     # Quotients by denormal numbers overflow, and infinity would spread as 0 times infinity.
@@ -101,19 +111,15 @@ def gradients(xs: Sequence[Tensor], dims: Sequence[int], slopes: Slopes) -> list
 def add_gradients_(
     targets: Sequence[Tensor], xs: Sequence[Tensor], dims: Sequence[int], slopes: Slopes
 ) -> None:
-    """Add the gradient of each batch to its target, (of the batch's shape and dtype), piecewise.
-
-    The pieces keep temporaries in cache: on a CPU this is twice as fast as `gradients` and a sum.
-    """
+    """Add the gradient of each batch to its target, of the batch's shape and dtype."""
     parts = _of_batches(xs, dims, slopes)
     for target, x, dim, part in zip(targets, xs, dims, parts, strict=True):
-        for piece, rows, row_slopes in _pieces(target, x, dim, part):
-            piece.addcmul_(rows, factor(rows, dim, row_slopes))
+        target.addcmul_(x, factor(x, dim, part))
 
 
 def factor(x: Tensor, dim: int, slopes: Slopes) -> Tensor:
     """The gradient divided by w: r, and s / n more where |w_j| is the peak that n weights attain."""
-    shape = [-1 if d == dim else 1 for d in range(x.dim())]
+    shape = _column(x, dim)
     attains = x.abs().eq_(slopes.peak.view(shape))
     ties = attains.sum(_others(x, dim), keepdim=True)
     return attains.mul_(slopes.slope.view(shape) / ties).add_(slopes.radial.view(shape))
@@ -124,17 +130,8 @@ def _of_batches(xs: Sequence[Tensor], dims: Sequence[int], slopes: Slopes) -> li
     return slopes.split(counts, [x.dtype for x in xs])
 
 
-def _pieces(
-    target: Tensor, x: Tensor, dim: int, slopes: Slopes
-) -> Iterator[tuple[Tensor, Tensor, Slopes]]:
-    if x.numel() <= _PIECE or torch.compiler.is_compiling():
-        yield target, x, slopes
-        return
-    count = max(1, _PIECE * x.shape[dim] // x.numel())
-    columns = zip(*(column.split(count) for column in slopes), strict=True)
-    slices = zip(target.split(count, dim), x.split(count, dim), columns, strict=True)
-    for piece, rows, column in slices:
-        yield piece, rows, Slopes(*column)
+def _column(x: Tensor, dim: int) -> list[int]:
+    return [-1 if d == dim else 1 for d in range(x.dim())]
 
 
 def _others(x: Tensor, dim: int) -> list[int]:

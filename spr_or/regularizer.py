@@ -9,13 +9,13 @@ whatever the autocast (float64 for float64 parameters), and nothing is read back
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from spr_or import projected
+from spr_or import cpu_passes, projected
 from spr_or.layer_entities import EntitySpec, LayerEntities, layer_entities
 from spr_or.layer_passes import (
     Slopes,
@@ -103,7 +103,8 @@ class SPR(nn.Module):
         for layer in self.layers:
             _check_numbers(bound[layer.name], "M", layer.name, positive=True)
             _check_numbers(importance[layer.name], "weights", layer.name, positive=False)
-        self._formula = penalties_and_slopes
+        self._fused = False
+        self._formula: Callable[..., tuple[Tensor, Slopes]] = penalties_and_slopes
         self._gradients = gradients
         self._add_gradients_ = add_gradients_
         self._lam: Tensor
@@ -111,7 +112,7 @@ class SPR(nn.Module):
         self.importance: Tensor
         self.register_buffer("_lam", torch.zeros((), dtype=dtype, device=device))
         for name, values in (("bound", bound), ("importance", importance)):
-            flat = torch.cat([values[layer.name].double().cpu() for layer in self._ordered()])
+            flat = torch.cat([values[layer.name].cpu().double() for layer in self._ordered()])
             self.register_buffer(name, flat.to(device=device, dtype=dtype))
         self.lam = lam
 
@@ -174,12 +175,16 @@ class SPR(nn.Module):
         scaler, after unscaling).
         """
         xs, dims = self._gather()
-        _, slopes = self._evaluate(xs, dims)
         trained = [p for layer in self._ordered() for p in layer.parameters if p.requires_grad]
         for parameter in trained:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         targets = self._targets(xs)
+        fused = self._fused or torch.compiler.is_compiling()
+        if targets is not None and not fused:
+            cpu_passes.add_gradients_(targets, xs, dims, *self._numbers())
+            return
+        _, slopes = self._formula(xs, dims, *self._numbers())
         if targets is not None:
             self._add_gradients_(targets, xs, dims, slopes)
         elif trained:
@@ -194,6 +199,7 @@ class SPR(nn.Module):
         running them, and for large networks on a CPU. It needs a compiler, and a minute or less
         at the first step.
         """
+        self._fused = True
         self._formula = torch.compile(penalties_and_slopes, *args, **kwargs)
         self._gradients = torch.compile(gradients, *args, **kwargs)
         self._add_gradients_ = torch.compile(add_gradients_, *args, **kwargs)
@@ -251,18 +257,18 @@ class SPR(nn.Module):
             xs.append(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x)
         return xs, [batch[0].entity_dim for batch in self._batches()]
 
-    def _evaluate(self, xs: list[Tensor], dims: list[int]) -> tuple[Tensor, Slopes]:
-        return self._formula(
-            xs, dims, self._lam, self.importance, self.bound, self.alpha, self.variant
-        )
+    def _numbers(self) -> tuple[Tensor, Tensor, Tensor, float, str]:
+        """What the formula needs besides the weights."""
+        return self._lam, self.importance, self.bound, self.alpha, self.variant
 
     def _targets(self, xs: list[Tensor]) -> list[Tensor] | None:
-        """Where the gradients of the batches can be added directly; None where they cannot."""
-        layers = self._ordered()
-        if xs[0].device.type != "cpu" or any(len(layer.parameters) > 1 for layer in layers):
+        """Where the gradients of the batches can be added in place, on a CPU; else None."""
+        if xs[0].device.type != "cpu":
             return None
         targets: list[Tensor] = []
-        for layer, x in zip(layers, xs, strict=True):
+        for layer, x in zip(self._ordered(), xs, strict=True):
+            if not layer.is_one_weight:
+                return None
             weight = layer.parameters[0]
             gradient = weight.grad if weight.requires_grad else None
             if gradient is None or gradient.dtype != x.dtype or gradient.shape != x.shape:
@@ -285,7 +291,7 @@ class _Penalty(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, spr: SPR, *parameters: Tensor) -> Tensor:
-        penalties, slopes = spr._evaluate(*spr._gather())
+        penalties, slopes = spr._formula(*spr._gather(), *spr._numbers())
         ctx.spr = spr
         # The parameters are saved so that changing them before backward() is an error.
         ctx.save_for_backward(*slopes, *parameters)

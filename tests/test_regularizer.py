@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models.resnet_cifar import resnet20
 from models.toy import convnet, mlp
-from spr_or import entities, layer_passes, projected
+from spr_or import entities, projected
 from spr_or.layer_entities import layer_entities
 from spr_or.regularizer import SPR
 
@@ -216,6 +216,19 @@ def test_positions_give_the_same_as_slices():
     assert with_bias().item() == pytest.approx(0.7 * total, rel=1e-12)
 
 
+def test_positions_in_another_order_than_the_weight():
+    """As many rows as the weight has, of its length: yet they must not be taken for its rows."""
+    net = nn.Sequential(nn.Linear(4, 3, bias=False)).double()
+    groups = [[8, 9, 10, 11], [0, 5, 2, 3], [4, 1, 6, 7]]
+    spr = SPR(net, 0.7, ALPHA, 0.5, entities=groups, weights="uniform")
+    theta = net[0].weight.detach().flatten()
+    expected = torch.zeros(12).double()
+    for group in groups:
+        expected[group] = 0.7 * projected.gradient(theta[group][None], ALPHA, 0.5)[0]
+    spr.add_gradient_()
+    torch.testing.assert_close(net[0].weight.grad.flatten(), expected)
+
+
 def test_batch_norm_enters_the_entity_when_asked():
     net = network()
     spr = SPR(net, 0.7, ALPHA, 0.5, include_norm=True, weights="uniform")
@@ -316,19 +329,32 @@ def test_channels_last_weights_are_read_where_they_lie():
         torch.testing.assert_close(gradient, slopes[name])
 
 
-def test_pieces_change_nothing(monkeypatch):
-    net = network()
-    spr = SPR(net, 0.7, ALPHA, 0.5, entities=["filters", "neurons"])
-    names = FILTERS | {"hidden": "neurons"}
-    spr().backward()
-    whole = gradients_of(net, names)
-    for size in (1, 50, 200):
-        monkeypatch.setattr(layer_passes, "_PIECE", size)
-        for parameter in net.parameters():
-            parameter.grad = torch.zeros_like(parameter)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_searching_blocks_finds_every_weight_at_the_maximum(memory_format, kernel):
+    """Entities long enough for several blocks, with ties inside one block and across blocks."""
+    net = nn.Sequential(nn.Conv2d(128, 6, kernel, bias=False)).double()
+    k = 128 * kernel**2
+    rows = 0.1 * torch.randn(6, k).double().clamp(-3, 3)
+    rows[1, [3, 5]] = torch.tensor([0.5, -0.5]).double()  # in one block
+    rows[2, [3, k - 1, k // 2]] = 0.5  # in several
+    rows[3] = 0.5
+    rows[4] = 0.0
+    net[0].weight.data = rows.clone().view(6, 128, kernel, kernel)
+    net = net.to(memory_format=memory_format)
+    # At this alpha rows are in BOUND, the fourth in FULL.
+    spr = SPR(net, 2.0, 1e-3, 0.7, weights="uniform")
+    regimes = spr.entity_values()["0"].regime.tolist()
+    assert regimes[:3] == [1, 1, 1]
+    for start in (0.0, 3.0):
+        net[0].weight.grad = torch.full_like(net[0].weight, start)
         spr.add_gradient_()
-        for name, gradient in gradients_of(net, names).items():
-            torch.testing.assert_close(gradient, whole[name])
+        expected = start + 2.0 * projected.gradient(rows, 1e-3, 0.7)
+        torch.testing.assert_close(net[0].weight.grad.flatten(1), expected)
+    # A gradient in another memory order than the weight's.
+    net[0].weight.grad = torch.zeros(6, 128, kernel, kernel).double()
+    spr.add_gradient_()
+    torch.testing.assert_close(net[0].weight.grad.flatten(1), expected - 3.0)
 
 
 def test_no_graph_and_frozen_layers():

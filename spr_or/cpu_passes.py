@@ -1,0 +1,87 @@
+"""SPR's gradient on a CPU, where a look at a number is free and moving memory is not.
+
+`spr_or.layer_passes` finds the weights that attain an entity's maximum by comparing all of them,
+which a device that cannot be asked has to. Here the maxima of short blocks are kept from the
+reduction, and only blocks that attain their entity's maximum are searched: the network's weights
+are read for the norms and once more for the gradient, and nothing of their size is allocated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from spr_or.layer_passes import Slopes, factor, penalties_and_slopes_of
+
+_BLOCK = 128  # weights
+_SHORTEST = 32
+
+
+def add_gradients_(
+    targets: Sequence[Tensor],
+    xs: Sequence[Tensor],
+    dims: Sequence[int],
+    lam: Tensor,
+    importance: Tensor,
+    bound: Tensor,
+    alpha: float,
+    variant: str,
+) -> None:
+    """Add SPR's gradient with respect to each batch to its target, of equal shape and dtype.
+
+    The other arguments are those of `spr_or.layer_passes.penalties_and_slopes`.
+    """
+    tops = [_tops(x, dim) for x, dim in zip(xs, dims, strict=True)]
+    peaks = [top.amax(1) for top in tops]
+    norms = [
+        torch.linalg.vector_norm(x, 2, [d for d in range(x.dim()) if d != dim])
+        for x, dim in zip(xs, dims, strict=True)
+    ]
+    _, slopes = penalties_and_slopes_of(
+        torch.cat(norms), torch.cat(peaks), lam, importance, bound, alpha, variant
+    )
+    parts = slopes.split([len(peak) for peak in peaks], [x.dtype for x in xs])
+    for target, x, dim, top, part in zip(targets, xs, dims, tops, parts, strict=True):
+        rows, target_rows = _rows(x, dim), _rows(target, dim)
+        if rows is None or target_rows is None or x.stride() != target.stride():
+            target.addcmul_(x, factor(x, dim, part))
+        else:
+            target_rows.addcmul_(rows, part.radial.unsqueeze(1))
+            _add_peaks_(target_rows, rows, top, part)
+
+
+def _add_peaks_(target: Tensor, x: Tensor, tops: Tensor, slopes: Slopes) -> None:
+    """target += s / n w_j at the n weights of each row that attain its maximum; all (N, k)."""
+    n_blocks = tops.shape[1]
+    searched = (tops == slopes.peak.unsqueeze(1)) & (slopes.slope != 0).unsqueeze(1)
+    owner, block = searched.nonzero(as_tuple=True)
+    index = owner * n_blocks + block
+    blocks = x.view(len(x) * n_blocks, -1)
+    w = blocks.index_select(0, index)
+    attains = w.abs().eq_(slopes.peak[owner].unsqueeze(1))
+    ties = torch.zeros_like(slopes.slope).index_add_(0, owner, attains.sum(1))
+    added = attains.mul_((slopes.slope / ties)[owner].unsqueeze(1)).mul_(w)
+    into = target.view(blocks.shape)
+    into.index_copy_(0, index, into.index_select(0, index).add_(added))
+
+
+def _tops(x: Tensor, dim: int) -> Tensor:
+    """The largest magnitude in each block of each entity, (N, blocks)."""
+    rows = _rows(x, dim)
+    if rows is None:
+        others = [d for d in range(x.dim()) if d != dim]
+        return torch.maximum(x.amax(others), x.amin(others).neg_()).abs_().unsqueeze(1)
+    k = rows.shape[1]
+    width = math.gcd(k, _BLOCK)
+    blocks = rows.view(len(rows), -1, width if width >= _SHORTEST else k)
+    return torch.maximum(blocks.amax(2), blocks.amin(2).neg_()).abs_()
+
+
+def _rows(x: Tensor, dim: int) -> Tensor | None:
+    """x as (N, k) in the order its memory has; None where entities do not lie one after another."""
+    k = x.numel() // x.shape[dim]
+    dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+    return x.as_strided((x.shape[0], k), (k, 1)) if dim == 0 and dense else None
