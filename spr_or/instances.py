@@ -136,7 +136,7 @@ def relu_three() -> SparseTrainingProblem:
     y = 3 * np.abs(x + 0.2) - 1.5 * np.maximum(x - 0.4, 0)
     net = _one_hidden_layer(2, 3)
     return SparseTrainingProblem.network(
-        net, X, y, neurons(net), lam=0.1, alpha=0.3, M=2.5, name="relu-zigzag-3"
+        net, X, y, neurons(net), lam=0.1, alpha=0.2, M=2.0, name="relu-zigzag-3"
     )
 
 

@@ -155,7 +155,7 @@ def _print_ladder(console: Any, ladder: Ladder) -> None:
         title=f"{ladder.name}: {ladder.n_entities} entities", title_justify="left", box=SIMPLE_HEAD
     )
     for heading in ("rung", "solver"):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=True)
     for heading in ("value", "bound", "seconds"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("status", no_wrap=True)

@@ -61,7 +61,7 @@ def solve(
         problem,
         formulation="projected",
         integrality="relaxed",
-        solver=f"proximal SGD, best of {starts}",
+        solver=f"SGD, best of {starts}",
         version=torch.__version__,
         status="heuristic",
         bound=-math.inf,

@@ -56,7 +56,7 @@ def solve(problem: SparseTrainingProblem, time_limit: float | None = None) -> Ce
         problem,
         formulation="enumeration",
         integrality="integer",
-        solver="scip, each support",
+        solver="scip by support",
         version=best.version if best else "",
         status=status,
         bound=bound,
