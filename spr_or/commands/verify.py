@@ -152,7 +152,10 @@ def _print_ladder(console: Any, ladder: Ladder) -> None:
     from rich.table import Table
 
     table = Table(
-        title=f"{ladder.name}: {ladder.n_entities} entities", title_justify="left", box=SIMPLE_HEAD
+        title=f"{ladder.name}: {ladder.n_entities} entities",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     for heading in ("rung", "solver"):
         table.add_column(heading, no_wrap=True)
