@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spr_or import projected
@@ -93,15 +94,17 @@ class ProxSGD(torch.optim.SGD):
 
     @torch.no_grad()
     def _shrink(self) -> None:
-        """The proximal operator on every entity: one call a batch of layers of equal shape."""
+        """Replace every entity by its proximal point."""
         spr = self.spr
         xs, dims = spr._gather()
-        counts = _counts(xs, dims)
-        steps = self._steps().split(counts)
-        bounds = spr.bound.to(steps[0]).split(counts)
+        moved = [x.movedim(dim, 0) for x, dim in zip(xs, dims, strict=True)]
+        rows = [x.flatten(1) for x in moved]
+        shrink = _in_pieces if rows[0].device.type == "cpu" else _at_once
         shrunk = [
-            _prox(x, dim, step.to(x.dtype), bound.to(x.dtype), spr.alpha)
-            for x, dim, step, bound in zip(xs, dims, steps, bounds, strict=True)
+            part.reshape(x.shape).movedim(0, dim)
+            for part, x, dim in zip(
+                shrink(rows, self._steps(), spr.bound, spr.alpha), moved, dims, strict=True
+            )
         ]
         pairs = [(p, part) for p, part in spr._scatter(shrunk) if p.requires_grad]
         torch._foreach_copy_([p for p, _ in pairs], [part for _, part in pairs])
@@ -139,15 +142,20 @@ class ProxSGD(torch.optim.SGD):
         return groups
 
 
-def _prox(x: Tensor, dim: int, step: Tensor, bound: Tensor, alpha: float) -> Tensor:
-    moved = x.movedim(dim, 0)
-    rows = moved.flatten(1)
-    # On a CPU in pieces whose temporaries stay in its cache.
-    count = max(1, _PIECE // rows.shape[1]) if x.device.type == "cpu" else len(rows)
-    pieces = zip(rows.split(count), step.split(count), bound.split(count), strict=True)
-    shrunk = torch.cat([projected.prox(r, t, alpha, m) for r, t, m in pieces])
-    return shrunk.view(moved.shape).movedim(0, dim)
+def _in_pieces(rows: list[Tensor], steps: Tensor, bounds: Tensor, alpha: float) -> list[Tensor]:
+    """The proximal points of each batch (N, k), in pieces whose temporaries a CPU's cache holds."""
+    counts = [len(x) for x in rows]
+    shrunk = []
+    for x, step, bound in zip(rows, steps.split(counts), bounds.split(counts), strict=True):
+        count = max(1, _PIECE // x.shape[1])
+        pieces = zip(x.split(count), step.split(count), bound.split(count), strict=True)
+        shrunk.append(torch.cat([projected.prox(w, t, alpha, m) for w, t, m in pieces]))
+    return shrunk
 
 
-def _counts(xs: list[Tensor], dims: list[int]) -> list[int]:
-    return [x.shape[dim] for x, dim in zip(xs, dims, strict=True)]
+def _at_once(rows: list[Tensor], steps: Tensor, bounds: Tensor, alpha: float) -> list[Tensor]:
+    """The same in one call, padded to one width: an accelerator pays for each kernel."""
+    width = max(x.shape[1] for x in rows)
+    padded = torch.cat([F.pad(x, (0, width - x.shape[1])) for x in rows])
+    shrunk = projected.prox(padded, steps, alpha, bounds).split([len(x) for x in rows])
+    return [part[:, : x.shape[1]].to(x.dtype) for part, x in zip(shrunk, rows, strict=True)]

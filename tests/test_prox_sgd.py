@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from models.toy import convnet
-from spr_or import projected
+from spr_or import projected, prox_sgd
 from spr_or.prox_sgd import ProxSGD
 from spr_or.regularizer import SPR
 
@@ -30,6 +30,7 @@ def set_gradients(net: nn.Module, seed: int, scale: float = 1.0) -> None:
 def test_a_step_is_sgd_then_the_prox_of_every_entity(entities, momentum, merged, monkeypatch):
     if merged:  # what an accelerator does
         monkeypatch.setattr(SPR, "_batches", lambda self: self._runs)
+        monkeypatch.setattr(prox_sgd, "_in_pieces", prox_sgd._at_once)
     net, plain = network(), network()
     M = {k: 0.8 * v for k, v in SPR.bounds_from(net, entities, "entity").items()}
     spr = SPR(net, 20.0, ALPHA, M, entities=entities)
