@@ -3,17 +3,19 @@ r"""What the big-M and the perspective model share: the weights, the indicators 
 The mean loss (1/n) sum_m l(f_m; y_m) becomes an expression ``loss`` on the predictions f, with an
 epigraph variable ``e`` a sample (and output) where l is not quadratic:
 
-=========  ==========================================  =============================
-loss       rows                                        l
-=========  ==========================================  =============================
-squared    none                                        (f - y)^2, summed over outputs
-absolute   e >= f - y,  e >= y - f                     e, summed over outputs
-hinge      e >= 1 - y f,  e >= 0                       e
-logistic   exp(-e) + exp(-y f - e) <= 1                e = log(1 + exp(-y f))
-softmax    sum_c exp(f_c - f_y - e) <= 1               e = logsumexp(f) - f_y
-=========  ==========================================  =============================
+=========  ================================================  ==============================
+loss       rows                                              l
+=========  ================================================  ==============================
+squared    none                                              (f - y)^2, summed over outputs
+absolute   e >= f - y,  e >= y - f                           e, summed over outputs
+hinge      e >= 1 - y f,  e >= 0                             e
+logistic   v_0 = -e,  v_1 = -y f - e,  exp v_0 + exp v_1 <= 1  e = log(1 + exp(-y f))
+softmax    v_c = f_c - f_y - e,  sum_c exp v_c <= 1          e = logsumexp(f) - f_y
+=========  ================================================  ==============================
 
-The last two are sums of exponentials of linear functions, convex as they stand.
+The last two are convex as they stand.  Their arguments v are variables with the upper bound 0, which
+the row implies anyway: without it a solver meets exp(100) on its way, and SCIP then "proved" values
+twice as large as the optimum.
 """
 
 from __future__ import annotations
@@ -31,13 +33,11 @@ def start(problem: SparseTrainingProblem, relaxed: bool) -> Any:
     """A Pyomo model with ``w``, ``y``, the expression ``loss``, and no constraint between w and y.
 
     ``w[j]``, j = 0..P-1, are the weights, within M of their entity (or M_free); ``y[i]`` the
-    indicators, binary or in [0, 1]; the set ``members`` holds the pairs (i, j) with j in entity i.
-    ``problem`` is the problem as written: `SparseTrainingProblem.condensed`, which spares a solver
-    most of the samples of a least-squares problem.
+    indicators, binary or in [0, 1]; the set ``members`` holds the pairs (i, j) with j in entity i;
+    ``f[m, o]`` is the prediction for sample m.
     """
     import pyomo.environ as pyo
 
-    problem = problem.condensed()
     bound = encode.weight_bounds(problem).sum(-1).tolist()
     groups = problem.entities.groups
     m = pyo.ConcreteModel(name=problem.name)
@@ -46,10 +46,10 @@ def start(problem: SparseTrainingProblem, relaxed: bool) -> Any:
     m.y = pyo.Var(range(len(groups)), domain=pyo.UnitInterval if relaxed else pyo.Binary)
     m.members = pyo.Set(dimen=2, initialize=[(i, j) for i, g in enumerate(groups) for j in g])
     f = encode.predictions(m, problem)
-    m.f = pyo.Expression(
-        range(problem.n), range(problem.n_outputs), rule=lambda _, k, o: f.values[k][o]
-    )
-    _add_loss(m, problem, f)
+    cells = [(k, o) for k in range(problem.n) for o in range(problem.n_outputs)]
+    m.f = pyo.Expression(cells, rule=lambda _, k, o: f.values[k][o])
+    # The largest |f| bounds the loss of a sample, which branching on f needs.
+    _LOSSES[problem.loss](m, problem, torch.maximum(f.lower.abs(), f.upper.abs()))
     return m
 
 
@@ -58,37 +58,66 @@ def squares(m: Any, i: int) -> Any:
     return sum(m.w[j] ** 2 for j in m.problem.entities.groups[i])
 
 
-def _add_loss(m: Any, problem: SparseTrainingProblem, f: encode.Signal) -> None:
+def _squared(m: Any, problem: SparseTrainingProblem, reach: torch.Tensor) -> None:
     import pyomo.environ as pyo
 
-    n, q = problem.n, problem.n_outputs
     y = problem.y.tolist()
-    cells = [(k, o) for k in range(n) for o in range(q)]
-    samples = range(n)
-    m.loss_rows = pyo.ConstraintList()
-    # The largest |f| a sample can reach bounds its loss, which branching on f needs.
-    reach = torch.maximum(f.lower.abs(), f.upper.abs())
-    if problem.loss == "squared":
-        m.loss = pyo.Expression(expr=sum((m.f[k, o] - y[k][o]) ** 2 for k, o in cells) / n)
-        return
-    if problem.loss == "absolute":
-        top = (reach + problem.y.abs()).tolist()
-        m.e = pyo.Var(cells, bounds=lambda _, k, o: (0, top[k][o]))
-        for k, o in cells:
-            m.loss_rows.add(m.e[k, o] >= m.f[k, o] - y[k][o])
-            m.loss_rows.add(m.e[k, o] >= y[k][o] - m.f[k, o])
-    elif problem.loss == "hinge":
-        m.e = pyo.Var(samples, bounds=lambda _, k: (0, 1 + float(reach[k])))
-        for k in samples:
-            m.loss_rows.add(m.e[k] >= 1 - y[k][0] * m.f[k, 0])
-    elif problem.loss == "logistic":
-        top = torch.nn.functional.softplus(reach).flatten().tolist()
-        m.e = pyo.Var(samples, bounds=lambda _, k: (0, top[k]))
-        for k in samples:
-            m.loss_rows.add(pyo.exp(-m.e[k]) + pyo.exp(-y[k][0] * m.f[k, 0] - m.e[k]) <= 1)
-    else:
-        top = (2 * reach.amax(-1) + math.log(q)).tolist()
-        m.e = pyo.Var(samples, bounds=lambda _, k: (0, top[k]))
-        for k in samples:
-            m.loss_rows.add(sum(pyo.exp(m.f[k, c] - m.f[k, y[k]] - m.e[k]) for c in range(q)) <= 1)
-    m.loss = pyo.Expression(expr=sum(m.e.values()) / n)
+    m.loss = pyo.Expression(expr=sum((m.f[k, o] - y[k][o]) ** 2 for k, o in m.f) / problem.n)
+
+
+def _absolute(m: Any, problem: SparseTrainingProblem, reach: torch.Tensor) -> None:
+    import pyomo.environ as pyo
+
+    y = problem.y.tolist()
+    top = (reach + problem.y.abs()).tolist()
+    m.e = pyo.Var(list(m.f), bounds=lambda _, k, o: (0, top[k][o]))
+    m.over = pyo.Constraint(list(m.f), rule=lambda m, k, o: m.e[k, o] >= m.f[k, o] - y[k][o])
+    m.under = pyo.Constraint(list(m.f), rule=lambda m, k, o: m.e[k, o] >= y[k][o] - m.f[k, o])
+    m.loss = pyo.Expression(expr=sum(m.e.values()) / problem.n)
+
+
+def _hinge(m: Any, problem: SparseTrainingProblem, reach: torch.Tensor) -> None:
+    import pyomo.environ as pyo
+
+    y = problem.y.flatten().tolist()
+    top = (1 + reach.flatten()).tolist()
+    m.e = pyo.Var(range(problem.n), bounds=lambda _, k: (0, top[k]))
+    m.margin = pyo.Constraint(range(problem.n), rule=lambda m, k: m.e[k] >= 1 - y[k] * m.f[k, 0])
+    m.loss = pyo.Expression(expr=sum(m.e.values()) / problem.n)
+
+
+def _logistic(m: Any, problem: SparseTrainingProblem, reach: torch.Tensor) -> None:
+    y = problem.y.flatten().tolist()
+    _log_sum_exp(m, problem, 2, reach.amax(-1), lambda k, c: -c * y[k] * m.f[k, 0])
+
+
+def _softmax(m: Any, problem: SparseTrainingProblem, reach: torch.Tensor) -> None:
+    y = problem.y.tolist()
+    q = problem.n_outputs
+    _log_sum_exp(m, problem, q, 2 * reach.amax(-1), lambda k, c: m.f[k, c] - m.f[k, y[k]])
+
+
+def _log_sum_exp(
+    m: Any, problem: SparseTrainingProblem, terms: int, reach: torch.Tensor, term: Any
+) -> None:
+    """e_k >= log sum_c exp(term(k, c)), where |term(k, c)| <= reach_k and some term is 0."""
+    import pyomo.environ as pyo
+
+    top = (reach + math.log(terms)).tolist()
+    low = (-2 * reach - math.log(terms)).tolist()
+    m.e = pyo.Var(range(problem.n), bounds=lambda _, k: (0, top[k]))
+    m.v = pyo.Var(range(problem.n), range(terms), bounds=lambda _, k, c: (low[k], 0))
+    m.argument = pyo.Constraint(list(m.v), rule=lambda m, k, c: m.v[k, c] == term(k, c) - m.e[k])
+    m.total = pyo.Constraint(
+        range(problem.n), rule=lambda m, k: sum(pyo.exp(m.v[k, c]) for c in range(terms)) <= 1
+    )
+    m.loss = pyo.Expression(expr=sum(m.e.values()) / problem.n)
+
+
+_LOSSES = {
+    "squared": _squared,
+    "absolute": _absolute,
+    "hinge": _hinge,
+    "logistic": _logistic,
+    "softmax": _softmax,
+}

@@ -119,14 +119,15 @@ def _relaxation_bound(
         nu = loss.gradient(problem.predict(weights), problem.y)
     else:
         duals = result.solution_loader.get_duals()
-        pull = torch.tensor(
-            [abs(duals.get(row, 0.0)) for row in model.loss_rows.values()], dtype=torch.float64
-        )
-        if problem.loss == "absolute":  # rows come in pairs e >= f - y, e >= y - f
-            above, below = pull.view(-1, 2).unbind(1)
-            nu = problem.n * (above - below).view_as(problem.y)
+
+        def pull(rows: Any) -> Tensor:
+            values = [abs(duals.get(row, 0.0)) for row in rows.values()]
+            return problem.n * torch.tensor(values, dtype=torch.float64).view_as(problem.y)
+
+        if problem.loss == "absolute":
+            nu = pull(model.over) - pull(model.under)
         else:
-            nu = -problem.n * pull.view(-1, 1) * problem.y
+            nu = -pull(model.margin) * problem.y
     bound = float(bigm_dual_bound(problem, loss.project(nu, problem.y)))
     return bound if math.isfinite(bound) else 0.0
 
