@@ -30,6 +30,9 @@ $(BIN)/python:
 demo: setup
 	@mkdir -p build
 	$(BIN)/spr-or verify --json build/verify.json --plot build/ladders.png
+	@rm -rf build/digits
+	$(BIN)/spr-or run experiments/recipes/digits.toml --out build/digits
+	@echo "Pictures of the ladders: build/ladders.png. Report of the pruning run: open build/digits/report.html"
 
 test: setup
 	$(BIN)/python -m pytest
