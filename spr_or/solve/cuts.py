@@ -41,6 +41,8 @@ _TINY = 1e-9
 # Tangents whose terms together violate less than this share of the gap asked for are not added.
 _NEGLIGIBLE = 0.1
 _MAX_ROUNDS = 500
+# Of the supports one flip away from a visited one, this many get their tangents too.
+_NEIGHBOURS = 3
 # The incumbent comes from `support.fit` and the trees are small: HiGHS's searches for a solution, for
 # symmetry and for the best branching cost more than they save (a third of the time without them).
 _MIP_OPTIONS = {
@@ -158,9 +160,15 @@ def _branch(
     _, relaxed_y = master.point()
     master.drop_slack_cuts()
     for y in _nested_supports(relaxed_y):
+        if budget.spent:
+            return "time_limit"
         best = support.fit(problem, y).weights
         progress.offer(best, y)
         master.cut(best, y)
+    value = math.inf
+    while progress.value < value and not budget.spent:  # downhill by single flips
+        value = progress.value
+        _cut_neighbours(problem, master, progress, progress.y)
     master.restrict_to_binary(progress.tolerance)
     for _ in range(_MAX_ROUNDS):
         if budget.spent:
@@ -178,6 +186,7 @@ def _branch(
         added = master.cut(best, y, progress.tolerance) + master.cut(theta, y, progress.tolerance)
         if not added:
             return "optimal"
+        _cut_neighbours(problem, master, progress, y)
     return "time_limit" if budget.spent else "inexact"
 
 
@@ -185,6 +194,21 @@ def _nested_supports(y: Tensor) -> list[Tensor]:
     """Supports {i : y_i >= threshold} of relaxed indicators, for every threshold that differs."""
     thresholds = y[y > 0].unique()
     return [(y >= threshold).to(y) for threshold in thresholds]
+
+
+def _cut_neighbours(
+    problem: SparseTrainingProblem, master: _Master, progress: _Progress, y: Tensor
+) -> None:
+    """Train the supports one flip away from y; the tangents of the best ones keep HiGHS off them."""
+    fits = []
+    for i in range(len(y)):
+        flipped = y.clone()
+        flipped[i] = 1 - y[i]
+        weights, value, _ = support.fit(problem, flipped)
+        progress.offer(weights, flipped)
+        fits.append((value, i, weights, flipped))
+    for *_, weights, flipped in sorted(fits, key=lambda fit: fit[:2])[:_NEIGHBOURS]:
+        master.cut(weights, flipped)
 
 
 class _Master:
