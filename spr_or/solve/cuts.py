@@ -227,8 +227,7 @@ class _Master:
         self.highs.silent()
         for tolerance in ("primal", "dual", "mip"):
             self.highs.setOptionValue(f"{tolerance}_feasibility_tolerance", _FEASIBILITY)
-        weights, count = len(data.M), len(data.cost)
-        self._bounds = np.zeros(0)
+        weights = len(data.M)
         self._theta = self._columns(np.zeros(weights), lower=-1.0, upper=1.0)
         self._y = self._columns(data.cost, lower=0.0, upper=1.0)
         self._t = self._columns(np.ones(weights))

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ _NEWTON_STEPS = 100
 # Added to a Hessian relative to its trace, so that singular ones (alpha = 0) can be solved.
 _REGULARISATION = 1e-13
 _MAX_HALVINGS = 40
+_CONIC_TOLERANCE = 1e-11
 # Values this close, relative to max(1, value), differ by rounding; steps that gain no more than that
 # are still taken while they lower the gap, which sees errors that the value no longer shows.
 _ROUNDING = 1e-14
@@ -59,8 +60,8 @@ def fit(problem: SparseTrainingProblem, y: Tensor) -> SupportFit:
     >>> X = [[1.0, 0.0], [0.0, 1.0]]
     >>> p = SparseTrainingProblem.linear(X, [1, 0], [[0], [1]], lam=0.5, alpha=0.5, M=2)
     >>> best = fit(p, torch.tensor([1, 0]))
-    >>> best.weights.tolist(), round(best.value, 6), round(best.bound, 6)
-    ([0.6666666666666666, 0.0], 0.416667, 0.416667)
+    >>> best.weights.round(decimals=4).tolist(), round(best.value, 6), round(best.bound, 6)
+    ([0.6667, 0.0], 0.416667, 0.416667)
     """
     data = _data(problem)
     chosen = np.asarray(y)
@@ -126,7 +127,7 @@ def _newton(problem: SparseTrainingProblem, data: LinearData, free: Array) -> tu
         inside = ~((np.abs(w) >= M) & (g * w < 0))
         step = np.zeros_like(w)
         B = A[:, inside]
-        H = _hessian(problem, B, curvature) / n + np.diag(2 * ridge[inside])
+        H = _hessian(B, curvature) / n + np.diag(2 * ridge[inside])
         H[np.diag_indices_from(H)] += _REGULARISATION * max(np.trace(H), 1.0)
         step[inside] = -np.linalg.solve(H, g[inside])
         for halving in range(_MAX_HALVINGS):
@@ -140,25 +141,49 @@ def _newton(problem: SparseTrainingProblem, data: LinearData, free: Array) -> tu
 
 
 def _derivatives(problem: SparseTrainingProblem, f: Array) -> tuple[Array, Array]:
-    """l'(f) flat (n q,) and what `_hessian` needs: the second derivatives, for softmax p (n, q)."""
-    if problem.loss == "squared":
-        residual = f - _data(problem).target
-        return 2 * residual, np.full_like(f, 2.0)
-    nu = LOSSES[problem.loss].gradient(_shaped(problem, f), problem.y).numpy()
-    if problem.loss == "logistic":
-        s = np.abs(nu[:, 0])
-        return nu[:, 0], s * (1 - s)
-    p = nu.copy()
-    p[np.arange(problem.n), problem.y.numpy()] += 1
-    return nu.reshape(-1), p
+    """l'(f), flat (n q,), and l''(f), (n, q, q)."""
+    loss, shaped = LOSSES[problem.loss], _shaped(problem, f)
+    assert loss.hessian is not None
+    gradient = loss.gradient(shaped, problem.y).numpy().reshape(-1)
+    return gradient, loss.hessian(shaped, problem.y).numpy()
 
 
-def _hessian(problem: SparseTrainingProblem, B: Array, curvature: Array) -> Array:
-    """B' l''(f) B: diagonal l'' but for softmax, whose blocks are diag(p) - p p'."""
-    if problem.loss != "softmax":
-        return B.T @ (curvature[:, None] * B)
-    mean = np.einsum("nq,nqj->nj", curvature, B.reshape(*curvature.shape, -1))
-    return B.T @ (curvature.reshape(-1, 1) * B) - mean.T @ mean
+def _hessian(B: Array, curvature: Array) -> Array:
+    """B' l'' B, where l'' (n, q, q) holds the diagonal blocks."""
+    n, q, _ = curvature.shape
+    if q == 1:
+        return B.T @ (curvature.reshape(-1, 1) * B)
+    return B.T @ (curvature @ B.reshape(n, q, -1)).reshape(n * q, -1)
+
+
+class _SplitForm(NamedTuple):
+    """min 1/2 x'Px + q'x over the cones below, x = (theta, s+, s-); columns are dropped per support."""
+
+    constraints: Any  # rows B theta + s+ - s- = m, s+ >= 0, s- >= 0, theta <= M, -theta <= M; CSC
+    right: Array
+    quadratic: Array  # the diagonal of P
+    linear: Array
+
+
+@lru_cache(maxsize=4)
+def _split_form(problem: SparseTrainingProblem) -> _SplitForm:
+    from scipy import sparse
+
+    data = _data(problem)
+    B, m, negative = margin_split(problem, data)
+    rows, columns = B.shape
+    eye, box = sparse.identity(rows), sparse.identity(columns)
+    constraints = sparse.bmat(
+        [[B, eye, -eye], [None, -eye, None], [None, None, -eye], [box, None, None], [-box, None, None]],
+        format="csc",
+    )  # fmt: skip
+    n = problem.n
+    return _SplitForm(
+        constraints,
+        np.concatenate([m, np.zeros(2 * rows), data.M, data.M]),
+        np.concatenate([2 * data.ridge, np.zeros(2 * rows)]),
+        np.concatenate([np.zeros(columns), np.full(rows, 1 / n), np.full(rows, negative / n)]),
+    )
 
 
 def _quadratic_program(
@@ -168,33 +193,21 @@ def _quadratic_program(
     import clarabel
     from scipy import sparse
 
-    B, m, negative = margin_split(problem, data)
-    B = B[:, free]
-    rows, k = B.shape
-    n = problem.n
-    eye, box = sparse.identity(rows, format="csc"), sparse.identity(k, format="csc")
-    constraints = sparse.bmat(
-        [
-            [sparse.csc_matrix(B), eye, -eye],
-            [None, -eye, None],
-            [None, None, -eye],
-            [box, None, None],
-            [-box, None, None],
-        ],
-        format="csc",
-    )
-    M = data.M[free]
-    right = np.concatenate([m, np.zeros(2 * rows), M, M])
-    cones = [clarabel.ZeroConeT(rows), clarabel.NonnegativeConeT(2 * rows + 2 * k)]
-    P = sparse.diags(np.concatenate([2 * data.ridge[free], np.zeros(2 * rows)]), format="csc")
-    q = np.concatenate([np.zeros(k), np.full(rows, 1 / n), np.full(rows, negative / n)])
+    form = _split_form(problem)
+    rows, width = len(data.A), len(data.M)
+    columns = np.concatenate([free, np.arange(width, len(form.linear))])
+    cones = [clarabel.ZeroConeT(rows), clarabel.NonnegativeConeT(len(form.right) - rows)]
+    P = sparse.diags_array(form.quadratic[columns], format="csc")
     settings = clarabel.DefaultSettings()
     settings.verbose = False
     settings.presolve_enable = False
-    settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = 1e-11
-    solution = clarabel.DefaultSolver(P, q, constraints, right, cones, settings).solve()
-    w = np.clip(np.array(solution.x[:k]), -M, M)
-    nu = np.array(solution.z[:rows]) * n
+    settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = _CONIC_TOLERANCE
+    solution = clarabel.DefaultSolver(
+        P, form.linear[columns], form.constraints[:, columns], form.right, cones, settings
+    ).solve()
+    bound = data.M[free]
+    w = np.clip(np.array(solution.x[: len(free)]), -bound, bound)
+    nu = np.array(solution.z[:rows]) * problem.n
     if problem.loss == "hinge":
         nu = nu * data.target
     inside = LOSSES[problem.loss].project(_shaped(problem, nu), problem.y)
