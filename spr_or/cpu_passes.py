@@ -34,38 +34,40 @@ def add_gradients_(
 
     The other arguments are those of `spr_or.layer_passes.penalties_and_slopes`.
     """
-    tops = [_tops(x, dim) for x, dim in zip(xs, dims, strict=True)]
-    peaks = [top.amax(1) for top in tops]
-    norms = [
-        torch.linalg.vector_norm(x, 2, [d for d in range(x.dim()) if d != dim])
-        for x, dim in zip(xs, dims, strict=True)
-    ]
-    _, slopes = penalties_and_slopes_of(
-        torch.cat(norms), torch.cat(peaks), lam, importance, bound, alpha, variant
-    )
-    parts = slopes.split([len(peak) for peak in peaks], [x.dtype for x in xs])
-    for target, x, dim, top, part in zip(targets, xs, dims, tops, parts, strict=True):
+    tops, peaks, norms = [], [], []
+    for x, dim in zip(xs, dims, strict=True):  # a layer is read three times while it is in cache
+        tops.append(_tops(x, dim))
+        peaks.append(tops[-1].amax(1))
+        norms.append(torch.linalg.vector_norm(x, 2, [d for d in range(x.dim()) if d != dim]))
+    norm, peak = torch.cat(norms), torch.cat(peaks)
+    _, slopes = penalties_and_slopes_of(norm, peak, lam, importance, bound, alpha, variant)
+    # Where the maximum has no slope it need not be found: no magnitude is -1.
+    sought = torch.where(slopes.slope != 0, peak, -1.0).split([len(top) for top in tops])
+    parts = slopes.split([len(top) for top in tops], [x.dtype for x in xs])
+    batches = list(zip(targets, xs, dims, tops, sought, parts, strict=True))
+    for target, x, dim, top, sought_peak, part in reversed(
+        batches
+    ):  # the last ones are still in cache
         rows, target_rows = _rows(x, dim), _rows(target, dim)
         if rows is None or target_rows is None or x.stride() != target.stride():
             target.addcmul_(x, factor(x, dim, part))
         else:
             target_rows.addcmul_(rows, part.radial.unsqueeze(1))
-            _add_peaks_(target_rows, rows, top, part)
+            _add_peaks_(target_rows, rows, top, sought_peak, part)
 
 
-def _add_peaks_(target: Tensor, x: Tensor, tops: Tensor, slopes: Slopes) -> None:
+def _add_peaks_(target: Tensor, x: Tensor, tops: Tensor, sought: Tensor, slopes: Slopes) -> None:
     """target += s / n w_j at the n weights of each row that attain its maximum; all (N, k)."""
     n_blocks = tops.shape[1]
-    searched = (tops == slopes.peak.unsqueeze(1)) & (slopes.slope != 0).unsqueeze(1)
-    owner, block = searched.nonzero(as_tuple=True)
-    index = owner * n_blocks + block
+    index = (tops == sought.unsqueeze(1)).flatten().nonzero().squeeze(1)
+    owner = index // n_blocks
     blocks = x.view(len(x) * n_blocks, -1)
     w = blocks.index_select(0, index)
-    attains = w.abs().eq_(slopes.peak[owner].unsqueeze(1))
+    attains = w.abs().eq_(slopes.peak.index_select(0, owner).unsqueeze(1))
     ties = torch.zeros_like(slopes.slope).index_add_(0, owner, attains.sum(1))
-    added = attains.mul_((slopes.slope / ties)[owner].unsqueeze(1)).mul_(w)
-    into = target.view(blocks.shape)
-    into.index_copy_(0, index, into.index_select(0, index).add_(added))
+    share = (slopes.slope / ties).index_select(0, owner)
+    added = attains.mul_(share.unsqueeze(1)).mul_(w)
+    target.view(blocks.shape).index_add_(0, index, added)
 
 
 def _tops(x: Tensor, dim: int) -> Tensor:
@@ -73,11 +75,11 @@ def _tops(x: Tensor, dim: int) -> Tensor:
     rows = _rows(x, dim)
     if rows is None:
         others = [d for d in range(x.dim()) if d != dim]
-        return torch.maximum(x.amax(others), x.amin(others).neg_()).abs_().unsqueeze(1)
+        return torch.maximum(x.amax(others), x.amin(others).neg_()).unsqueeze(1)
     k = rows.shape[1]
     width = math.gcd(k, _BLOCK)
     blocks = rows.view(len(rows), -1, width if width >= _SHORTEST else k)
-    return torch.maximum(blocks.amax(2), blocks.amin(2).neg_()).abs_()
+    return torch.maximum(blocks.amax(2), blocks.amin(2).neg_())
 
 
 def _rows(x: Tensor, dim: int) -> Tensor | None:
