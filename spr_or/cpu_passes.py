@@ -45,9 +45,8 @@ def add_gradients_(
     sought = torch.where(slopes.slope != 0, peak, -1.0).split([len(top) for top in tops])
     parts = slopes.split([len(top) for top in tops], [x.dtype for x in xs])
     batches = list(zip(targets, xs, dims, tops, sought, parts, strict=True))
-    for target, x, dim, top, sought_peak, part in reversed(
-        batches
-    ):  # the last ones are still in cache
+    # The last layers are still in cache.
+    for target, x, dim, top, sought_peak, part in reversed(batches):
         rows, target_rows = _rows(x, dim), _rows(target, dim)
         if rows is None or target_rows is None or x.stride() != target.stride():
             target.addcmul_(x, factor(x, dim, part))

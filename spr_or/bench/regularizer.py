@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import itertools
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -214,16 +215,19 @@ def _take_turns(
     seconds: float,
     before: Callable[[], object] | None,
 ) -> list[list[float]]:
-    """Seconds of each run in every turn, for about ``seconds`` in all; the order alternates."""
+    """Seconds of each run in every turn, for about ``seconds`` in all.
+
+    The order of a turn is drawn at random: what ran before leaves its mark on caches and heap.
+    """
     import torch
 
     # On a device that works behind the program's back, several steps hide the wait at their end.
     calls = 20 if device != "cpu" and before is None else 1
     times: list[list[float]] = [[] for _ in runs]
+    draw = random.Random(0)
     begun = time.perf_counter()
     for turn in itertools.count():
-        order = range(len(runs)) if turn % 2 else reversed(range(len(runs)))
-        for i in order:
+        for i in draw.sample(range(len(runs)), len(runs)):
             if before is not None:
                 before()
             if device != "cpu":
