@@ -171,7 +171,7 @@ def _split_root(search: Search, node: Node, smallest: float) -> Engine:
     for factor in (10.0, 1.0):
         if search.budget.spent:
             break
-        child = Node(parent.position, parent.one, parent.W, parent.d, bound=parent.bound)
+        child = parent.keep(torch.ones_like(parent.one), parent.one)
         SplitEngine(design, factor * mu, 20, 0.1 * smallest)([child], search.cutoff)
         search.evaluated += 1
         search.record(child, parent.record, CONTINUES)

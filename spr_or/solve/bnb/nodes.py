@@ -45,7 +45,10 @@ class Node:
     def keep(self, kept: Tensor, one: Tensor) -> Node:
         """A node of the entities ``kept`` (n,) bool, with ``one`` (n,) fixed to 1."""
         d = None if self.d is None else self.d[kept]
-        return Node(self.position[kept], one[kept], self.W[kept], d, self.own, self.bound)
+        y = None if self.indicator is None else self.indicator[kept]
+        return Node(
+            self.position[kept], one[kept], self.W[kept], d, self.own, self.bound, indicator=y
+        )
 
 
 class Engine(Protocol):
@@ -115,15 +118,16 @@ class SplitEngine:
         position = torch.zeros((B, n), dtype=torch.int64, device=X.device)
         present = torch.zeros((B, n), dtype=torch.bool, device=X.device)
         one = present.clone()
-        w, d = X.new_zeros((B, n, k)), X.new_full((B, n, k), 0.5)
+        y, d = X.new_full((B, n), 0.5), X.new_full((B, n, k), 0.5)
         for b, node in enumerate(nodes):
             m = len(node.position)
             position[b, :m], present[b, :m], one[b, :m] = node.position, True, node.one
             assert node.d is not None
-            w[b, :m] = node.W.squeeze(-1)
+            if node.indicator is not None:
+                y[b, :m] = node.indicator
             # Fixed entities need no moved curvature: what they give back, the free ones can use.
             small = node.d.clamp(max=self.curvature_one)
             d[b, :m] = torch.where(node.one.unsqueeze(-1), small, node.d)
         real = self.design.real[position] & present.unsqueeze(-1)
         d = torch.where(real, d, 0.5)
-        return splitting.Nodes(position, present, present & ~one, one, w, d)
+        return splitting.Nodes(position, present, present & ~one, one, y, d)

@@ -211,7 +211,7 @@ class Search:
 
     def close_fixed(self, node: Node, engine: Engine, polish: incumbents.Polish) -> None:
         """A node whose last entity was fixed: evaluate it once more, now without a choice."""
-        last = Node(node.position, node.one, node.W, node.d, bound=node.bound)
+        last = node.keep(torch.ones_like(node.one), node.one)
         engine([last], math.inf)
         self.evaluated += 1
         self.record(last, node.record, CONTINUES)

@@ -4,20 +4,35 @@ For the squared loss with one output, Q = G + diag(lambda u alpha), any diagonal
 R = Q - D positive semidefinite gives a valid bound (see `bounds`); which D is best is a semidefinite
 program (Zheng, Sun, Li, 2014; Dong, Chen, Linderoth, 2015).  We solve the saddle problem
 
-.. math::  \max_d \min_{w} \; w'Rw - 2c'w + \sum_i \psi_i(w, d) + \mu \log\det R + \nu \sum_j \log d_j
+.. math::  \max_d \min_{y, w} \; w'Rw - 2c'w + \sum_i \bigl[\sum_j d_j w_j^2 / y_i + p_i y_i\bigr]
+           + \mu \log\det R + \nu \sum_j \log d_j , \qquad |w_j| \le M_i,\; 0 \le y_i \le 1,
 
-by Newton's method in d.  With q_i = sum_j d_j w_j^2 and the best indicator y_i = min(1, sqrt(q_i/p_i)),
-p_i = lambda u_i (1 - alpha), psi_i = q_i / y_i + p_i y_i.  (The box enters this inner problem as
-|w_j| <= M only, and the bound in full: any w and d give a valid bound.)
+with p_i = lambda u_i (1 - alpha), by Newton's method in d around Newton's method in y.  (The box is M_i
+y_i in the bound itself; here, where any d and w will do, M_i leaves fewer columns at their limit.)
 
-The derivative in d_j is t_j - mu (R^-1)_jj + nu / d_j with t_j = w_j^2 (1/y_i - 1): an entity wants more
-curvature where its indicator is fractional.  Minus the second derivative, with w eliminated, is
+**Given d and y**, w solves linear equations.  With omega_j = w_j / y_i, g = 2 (Rw - c) and S = sqrt(y),
+omega_j = -g_j / (2 d_j) on the columns that do not touch the box, and there
 
-.. math::  \mu R^{-1} \circ R^{-1} + \nu / d^2 + J' A^{-1} J + \tfrac12 \mathrm{blk}(w^2 w^{2\prime} / (y q))
+.. math::  (S R S + D)\, (w / S) = S (c - R\, w_{clipped}),
 
-where A is the Hessian in w and J the mixed derivative.  A node starts from its parent's d and w: D stays
-admissible when an entity leaves (a principal submatrix) and when one is fixed to 1 (its d only falls),
-so that two or three steps are enough.
+which needs no division by y.  **The value phi(y)** is smooth and convex with derivative -h_i,
+h_i = sum_j d_j omega_j^2 - p_i, so that phi(y) is within sum_i [h_i]_+ - y_i h_i of its minimum.  Its
+Hessian is, with Omega = blockdiag(omega^i) on the columns not clipped and T = (S R S + D)^{-1} there,
+
+.. math::  H = 2\,\Omega' \bigl(R - R S\, T\, S R\bigr) \Omega
+           + \mathrm{diag} \sum_{clipped} 2 d_j \omega_j^2 / y_i .
+
+No kink at w = 0, no case distinction.
+
+**In d**, the derivative is t_j - mu (R^-1)_jj + nu / d_j with t_j = omega_j^2 y_i (1 - y_i): an entity wants
+more curvature where its indicator is fractional.  Minus the second derivative, y and w eliminated, is
+
+.. math::  \mu R^{-1} \circ R^{-1} + \nu / d^2 + 2\, \tau\tau' \circ (S T S) + E H^{-1} E',
+           \qquad \tau_j = \omega_j (1 - y_i),\; E_{ji} = 2 \tau_j\, \partial w_j / \partial y_i
+           - [j \in i]\, \omega_j^2 .
+
+A node starts from its parent's d and y: D stays admissible when an entity leaves (a principal submatrix)
+and when one is fixed to 1 (its d only falls), so that two steps in d are enough.
 """
 
 from __future__ import annotations
@@ -31,23 +46,23 @@ from spr_or.solve.bnb.bounds import Penalty, Terms, dual_bound
 from spr_or.solve.bnb.design import Design
 
 _SHRINK = 0.5
-_TRIALS = 8
-_NEWTON_STEPS = 25
-_SMALL_Y = 1e-6
+_TRIALS = 10
+_STEPS_Y = 30
+_CLIP_ROUNDS = 25
 
 
 class Nodes(NamedTuple):
     """A batch of nodes, each over its own active entities, padded with absent ones.
 
     position : (B, n) int64 into the design's entities (absent: 0); present, free, one : (B, n) bool
-    w, d : (B, n, k), the tangent point and the moved curvature
+    y : (B, n), indicators to start from; d : (B, n, k), the moved curvature
     """
 
     position: Tensor
     present: Tensor
     free: Tensor
     one: Tensor
-    w: Tensor
+    y: Tensor
     d: Tensor
 
 
@@ -96,215 +111,277 @@ def quadratic_of(design: Design, position: Tensor, present: Tensor) -> Quadratic
 
 def evaluate(quadratic: Quadratic, nodes: Nodes, mu: float, steps: int) -> Split:
     """Bound a batch of nodes after at most ``steps`` Newton steps in d (0: d as it comes)."""
-    state = _State(quadratic, nodes, mu)
-    return state.run(steps)
+    return _Batch(quadratic, nodes, mu).run(steps)
+
+
+class _Inner(NamedTuple):
+    """The answer to a given y (B, n): w, omega, gradient g and ``clipped`` (B, P), the factor of
+    S R S + D, the scores h (B, n) and phi (B,)."""
+
+    y: Tensor
+    w: Tensor
+    omega: Tensor
+    clipped: Tensor
+    L: Tensor
+    h: Tensor
+    phi: Tensor
+
+    def gap(self) -> Tensor:
+        """How far phi(y) can be above its minimum, (B,)."""
+        return (self.h.clamp(min=0) - self.y * self.h).sum(-1)
 
 
 class _Point(NamedTuple):
-    """d with its R, Cholesky factor, minimiser w, indicator y, and the barrier's value f; all (B, .)."""
+    """d (B, P) with R, its Cholesky factor, the minimising `_Inner` and the barrier's value (B,)."""
 
     d: Tensor
-    w: Tensor
-    y: Tensor
+    R: Tensor
     L: Tensor
+    inner: _Inner
     f: Tensor
 
 
-class _State:
-    """The data of one batch in flat (B, P) form."""
+class _Batch:
+    """One batch in flat (B, P) form, P = n k."""
 
     def __init__(self, quadratic: Quadratic, nodes: Nodes, mu: float) -> None:
         self.quadratic, self.nodes, self.mu = quadratic, nodes, mu
-        self.B, self.n, self.k = nodes.w.shape
+        self.B, self.n, self.k = nodes.d.shape
         self.P = self.n * self.k
         self.Q, self.c = quadratic.Q, quadratic.c
         self.free = nodes.free
         self.movable = (nodes.free.unsqueeze(-1) & quadratic.real).view(self.B, self.P)
         self.barrier_d = 0.02 * mu
-        self.price = quadratic.penalty.price.clamp(min=torch.finfo(torch.float64).tiny)
-        self.M = quadratic.penalty.M.repeat_interleave(self.k, dim=-1)
-        # The decrements at which Newton's method in w stops: on the way, and at the end.
+        self.price = torch.where(nodes.present, quadratic.penalty.price, 0.0)
+        self.M = self.columns(quadratic.penalty.M)
+        eye = torch.eye(self.n, dtype=self.Q.dtype, device=self.Q.device)
+        self.membership = eye.repeat_interleave(self.k, dim=0)  # (P, n)
+        # The gaps at which Newton's method in y stops: on the way, and at the end.
         scale = float(quadratic.c0.clamp(min=1e-30))
-        self.loose, self.tight = 1e-6 * scale, 1e-11 * scale
+        self.loose, self.tight = max(0.1 * mu, 1e-9 * scale), 1e-9 * scale
 
     def columns(self, x: Tensor) -> Tensor:
         """(B, n) repeated over columns, (B, P)."""
         return x.repeat_interleave(self.k, dim=-1)
 
     def entity_sum(self, x: Tensor) -> Tensor:
+        """(B, P) summed over the columns of each entity, (B, n)."""
         return x.view(self.B, self.n, self.k).sum(-1)
 
-    def add_blocks(self, matrix: Tensor, left: Tensor, right: Tensor, factor: Tensor) -> None:
-        """matrix += blockdiag(factor_i left_i right_i'), in place."""
-        shape = (self.B, self.n, self.k)
-        blocks = (factor.unsqueeze(-1) * left.view(shape)).unsqueeze(-1) * right.view(
-            shape
-        ).unsqueeze(-2)
-        view = matrix.view(self.B, self.n, self.k, self.n, self.k)
-        view.diagonal(dim1=1, dim2=3).add_(blocks.permute(0, 2, 3, 1))
+    def times_omega(self, R: Tensor, omega: Tensor) -> Tensor:
+        """R Omega, (B, P, n)."""
+        blocks = R.view(self.B, self.P, self.n, self.k) * omega.view(self.B, 1, self.n, self.k)
+        return blocks.sum(-1)
 
-    def indicator(self, w: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-        q = self.entity_sum(d * w * w)
-        y = torch.where(self.free, (q / self.price).sqrt().clamp(_SMALL_Y, 1.0), 1.0)
-        return q, y
-
-    def inner_value(self, w: Tensor, Rw: Tensor, q: Tensor) -> Tensor:
-        relaxed = torch.where(q < self.price, 2 * (self.price * q).sqrt(), q + self.price)
-        psi = torch.where(self.free, relaxed, q)
-        return (w * (Rw - 2 * self.c)).sum(-1) + psi.sum(-1)
-
-    def hessian(self, R: Tensor, w: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """A, y and 1/(y q) of the entities in between, at (w, d)."""
-        q, y = self.indicator(w, d)
-        inner = self.free & (y < 1)
-        factor = torch.where(inner, 1 / (y * q.clamp(min=1e-20)), 0.0)
-        A = 2 * R
-        A.diagonal(dim1=-2, dim2=-1).add_(2 * d / self.columns(y) + 1e-12)
-        dw = d * w
-        self.add_blocks(A, dw, dw, -2 * factor * (1 - 1e-9))
-        return A, y, factor
-
-    def clipped(self, w: Tensor, gradient: Tensor) -> Tensor:
-        return (w.abs() >= self.M * (1 - 1e-12)) & (gradient * w < 0)
-
-    def minimise(self, R: Tensor, d: Tensor, w: Tensor, stop: float) -> Tensor:
-        """Projected Newton in w on |w_j| <= M; entities that cross zero stop there.
-
-        An entity at zero stays there while its pull sum_j g_j^2 / (4 d_j) is at most its price, the
-        condition for the kink of psi to hold it, and is nudged off it otherwise.
-        """
-        w = self.seeded(R, w, d)
+    def inner(self, R: Tensor, d: Tensor, y: Tensor, w: Tensor) -> _Inner:
+        """Solve for w at y by projected Newton from w (B, P): one step where no column is clipped."""
+        columns_y = self.columns(y)
+        S, alive = columns_y.sqrt(), columns_y > 0
+        weight = torch.where(alive, d / columns_y.clamp(min=1e-300), 0.0)
+        scaled = S.unsqueeze(-1) * R * S.unsqueeze(-2)
+        scaled.diagonal(dim1=-2, dim2=-1).add_(d)
+        w = w.clamp(-self.M, self.M).masked_fill(~alive, 0.0)
         Rw = _times(R, w)
-        q, y = self.indicator(w, d)
-        f = self.inner_value(w, Rw, q)
-        active = torch.ones(self.B, dtype=torch.bool, device=w.device)
-        for _ in range(_NEWTON_STEPS):
-            A, y, _factor = self.hessian(R, w, d)
-            gradient = 2 * (Rw - self.c) + 2 * d * w / self.columns(y)
-            fixed = self.clipped(w, gradient) | self.columns(self.free & (q == 0))
-            step = -_solve_masked(A, gradient, fixed)
-            decrement = -(gradient * step).masked_fill(fixed, 0.0).sum(-1)
-            active = active & (decrement > stop)
+        clipped = self.clipped(w, Rw, weight)
+        for _ in range(_CLIP_ROUNDS):
+            target, L = self.solve_clipped(R, scaled, S, w, clipped)
+            moved = target.clamp(-self.M, self.M)
+            if bool((moved != target).any()):
+                moved = self.box_search(R, weight, w, Rw, target)
+            w = moved
+            Rw = _times(R, w)
+            now = self.clipped(w, Rw, weight)
+            if bool((now == clipped).all()):
+                break
+            clipped = now
+        g = 2 * (Rw - self.c)
+        omega = torch.where(clipped, w / columns_y.clamp(min=1e-300), -g / (2 * d))
+        h = (self.entity_sum(d * omega.square()) - self.price).masked_fill(~self.free, 0.0)
+        phi = self.value(w, Rw, weight) + (self.price * y).sum(-1)
+        return _Inner(y, w, omega, clipped, L, h, phi)
+
+    def value(self, w: Tensor, Rw: Tensor, weight: Tensor) -> Tensor:
+        """w'Rw - 2c'w + sum_j weight_j w_j^2, (B,)."""
+        return (w * (Rw - 2 * self.c + weight * w)).sum(-1)
+
+    def clipped(self, w: Tensor, Rw: Tensor, weight: Tensor) -> Tensor:
+        """Columns that touch the box and that the gradient pushes against it."""
+        gradient = Rw - self.c + weight * w
+        return (w.abs() >= self.M) & (gradient * w < 0)
+
+    def solve_clipped(
+        self, R: Tensor, scaled: Tensor, S: Tensor, w: Tensor, clipped: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The minimiser with the clipped columns held at w, and the factor of S R S + D."""
+        if not bool(clipped.any()):
+            L = _cholesky(scaled)
+            return S * torch.cholesky_solve((S * self.c).unsqueeze(-1), L).squeeze(-1), L
+        held = w.masked_fill(~clipped, 0.0)
+        system = scaled.clone()
+        _mask(system, clipped)
+        L = _cholesky(system)
+        right = (S * (self.c - _times(R, held))).masked_fill(clipped, 0.0)
+        return S * torch.cholesky_solve(right.unsqueeze(-1), L).squeeze(-1) + held, L
+
+    def box_search(
+        self, R: Tensor, weight: Tensor, w: Tensor, Rw: Tensor, target: Tensor
+    ) -> Tensor:
+        """The longest projected step towards ``target`` that lowers the value."""
+        old = self.value(w, Rw, weight)
+        size = torch.ones_like(old)
+        for _ in range(_TRIALS):
+            moved = (w + size.unsqueeze(-1) * (target - w)).clamp(-self.M, self.M)
+            ok = self.value(moved, _times(R, moved), weight) <= old + 1e-13 * self.quadratic.c0
+            if bool(ok.all()):
+                break
+            size = torch.where(ok, size, _SHRINK * size)
+        return _where(ok, moved, w)
+
+    def hessian(self, R: Tensor, at: _Inner, d: Tensor) -> tuple[Tensor, Tensor]:
+        """H (B, n, n), and the derivative of w in y, (B, P, n)."""
+        S = self.columns(at.y).sqrt().masked_fill(at.clipped, 0.0)
+        omega = at.omega.masked_fill(at.clipped, 0.0)
+        RO = self.times_omega(R, omega)
+        back = S.unsqueeze(-1) * torch.cholesky_solve(S.unsqueeze(-1) * RO, at.L)
+        derivative = omega.unsqueeze(-1) * self.membership - back
+        blocks = (omega.unsqueeze(-1) * (R @ derivative)).view(self.B, self.n, self.k, self.n)
+        H = 2 * blocks.sum(2)
+        H = 0.5 * (H + H.mT)
+        rest = self.entity_sum((2 * d * at.omega.square()).masked_fill(~at.clipped, 0.0))
+        H.diagonal(dim1=-2, dim2=-1).add_(rest / at.y.clamp(min=1e-12))
+        return H, derivative
+
+    def at_limit(self, at: _Inner) -> Tensor:
+        """(B, n): indicators that stay where they are, fixed ones and those held by 0 or 1."""
+        return ~self.free | ((at.y <= 0) & (at.h <= 0)) | ((at.y >= 1) & (at.h >= 0))
+
+    def minimise(self, R: Tensor, d: Tensor, start: _Inner, stop: float) -> _Inner:
+        """Projected Newton in y from a solved start."""
+        at = start
+        active = torch.ones(self.B, dtype=torch.bool, device=d.device)
+        for _ in range(_STEPS_Y):
+            active = active & (at.gap() > stop)
             if not bool(active.any()):
                 break
-            size = torch.where(active, 1.0, 0.0).to(w)
+            H, _ = self.hessian(R, at, d)
+            held = self.at_limit(at)
+            _mask(H, held)
+            H.diagonal(dim1=-2, dim2=-1).add_(
+                1e-12 + 1e-9 * H.diagonal(dim1=-2, dim2=-1).amax(-1, True)
+            )
+            right = at.h.masked_fill(held, 0.0)
+            step = torch.cholesky_solve(right.unsqueeze(-1), _cholesky(H)).squeeze(-1)
+            size = torch.where(active, 1.0, 0.0).to(d)
             for _trial in range(_TRIALS):
-                moved = (w + size.unsqueeze(-1) * step).clamp(-self.M, self.M)
-                crossed = self.free & (self.entity_sum(d * w * moved) <= 1e-3 * q)
-                moved = moved.masked_fill(self.columns(crossed), 0.0)
-                Rmoved = _times(R, moved)
-                qmoved, _ = self.indicator(moved, d)
-                fmoved = self.inner_value(moved, Rmoved, qmoved)
-                slope = (gradient * (moved - w)).sum(-1).clamp(max=0.0)
-                ok = fmoved <= f + 0.1 * slope + 1e-14 * self.quadratic.c0
+                y = torch.where(self.free, (at.y + size.unsqueeze(-1) * step).clamp(0, 1), at.y)
+                moved = self.inner(R, d, y, at.w)
+                expected = (at.h * (y - at.y)).sum(-1)
+                ok = moved.phi <= at.phi - 0.01 * expected + 1e-13 * self.quadratic.c0
                 if bool((ok | ~active).all()):
                     break
                 size = torch.where(ok, size, _SHRINK * size)
             active = active & ok
-            w, Rw, q = (_where(active, *x) for x in ((moved, w), (Rmoved, Rw), (qmoved, q)))
-            f = torch.where(active, fmoved, f)
-        return w
+            at = _Inner(*(_where(active, new, old) for new, old in zip(moved, at, strict=True)))
+        return at
+
+    def point(self, d: Tensor, R: Tensor, L: Tensor, near: _Inner) -> _Point:
+        inner = self.minimise(R, d, self.inner(R, d, near.y, near.w), self.loose)
+        logdet = 2 * L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        logs = torch.where(self.movable, d.log(), 0.0).sum(-1)
+        return _Point(d, R, L, inner, inner.phi + self.mu * logdet + self.barrier_d * logs)
 
     def factor(self, d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """R, its Cholesky factor, and whether it is positive definite, (B,)."""
         R = self.Q - torch.diag_embed(d)
         L, info = torch.linalg.cholesky_ex(R)
         return R, L, info == 0
 
-    def point(self, R: Tensor, L: Tensor, d: Tensor, w: Tensor) -> _Point:
-        w = self.minimise(R, d, w, self.loose)
-        q, y = self.indicator(w, d)
-        value = self.inner_value(w, _times(R, w), q)
-        logdet = 2 * L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        logs = torch.where(self.movable, d.clamp(min=1e-300).log(), 0.0).sum(-1)
-        return _Point(d, w, y, L, value + self.mu * logdet + self.barrier_d * logs)
-
-    def step(self, R: Tensor, at: _Point) -> tuple[Tensor, Tensor]:
+    def step(self, at: _Point) -> tuple[Tensor, Tensor]:
         """Newton's step in d (B, P) and its decrement (B,)."""
+        inner, y = at.inner, self.columns(at.inner.y)
         inverse = torch.cholesky_inverse(at.L)
-        A, y, factor = self.hessian(R, at.w, at.d)
-        slope = torch.where(self.columns(self.free), 1 / self.columns(y) - 1, 0.0)
-        t = at.w.square() * slope
-        J = torch.diag_embed(2 * at.w * slope)
-        self.add_blocks(J, at.d * at.w, at.w.square(), -factor)
-        gradient_w = 2 * (_times(R, at.w) - self.c) + 2 * at.d * at.w / self.columns(y)
-        clipped = self.clipped(at.w, gradient_w) | self.columns(
-            self.free & (at.w == 0).view(self.B, self.n, self.k).all(-1)
+        S = y.sqrt().masked_fill(inner.clipped, 0.0)
+        tau = inner.omega * (1 - y)
+        scaled = (tau * S).masked_fill(inner.clipped, 0.0)
+        N = 2 * scaled.unsqueeze(-1) * torch.cholesky_inverse(inner.L) * scaled.unsqueeze(-2)
+        N.addcmul_(inverse, inverse, value=self.mu)
+        H, derivative = self.hessian(at.R, inner, at.d)
+        held = self.at_limit(inner)
+        _mask(H, held)
+        H.diagonal(dim1=-2, dim2=-1).add_(1e-10)
+        E = 2 * tau.unsqueeze(-1) * derivative
+        E = E - inner.omega.square().unsqueeze(-1) * self.membership
+        E = E.masked_fill(held.unsqueeze(-2), 0.0)
+        Z = torch.linalg.solve_triangular(_cholesky(H), E.mT, upper=False)
+        N.baddbmm_(Z.mT, Z)
+        d = at.d
+        N.diagonal(dim1=-2, dim2=-1).add_(
+            torch.where(self.movable, self.barrier_d / d.square(), 1.0)
         )
-        J = J.masked_fill(clipped.unsqueeze(-1), 0.0)
-        _mask(A, clipped)
-        Z = torch.linalg.solve_triangular(_cholesky(A), J, upper=False)
-        H = torch.baddbmm(self.mu * inverse.square(), Z.mT, Z)
-        H.diagonal(dim1=-2, dim2=-1).add_(
-            torch.where(self.movable, self.barrier_d / at.d.square().clamp(min=1e-300), 1.0)
-        )
-        w2 = at.w.square()
-        self.add_blocks(H, w2, w2, 0.5 * factor)
         fixed = ~self.movable
-        _mask(H, fixed)
-        gradient = t - self.mu * inverse.diagonal(dim1=-2, dim2=-1)
-        gradient = torch.where(fixed, 0.0, gradient + self.barrier_d / at.d.clamp(min=1e-300))
-        step = torch.cholesky_solve(gradient.unsqueeze(-1), _cholesky(H)).squeeze(-1)
+        _mask(N, fixed)
+        t = inner.omega.square() * y * (1 - y)
+        gradient = t - self.mu * inverse.diagonal(dim1=-2, dim2=-1) + self.barrier_d / d
+        gradient = gradient.masked_fill(fixed, 0.0)
+        step = torch.cholesky_solve(gradient.unsqueeze(-1), _cholesky(N)).squeeze(-1)
         return step, (gradient * step).sum(-1)
 
     def run(self, steps: int) -> Split:
         d = self.nodes.d.reshape(self.B, self.P)
-        w = self.nodes.w.reshape(self.B, self.P)
         R, L, _ = self.factor(d)
-        at = self.point(R, L, d, w)
-        active = torch.ones(self.B, dtype=torch.bool, device=d.device)
-        for _ in range(steps):
-            step, decrement = self.step(R, at)
-            active = active & (decrement > 0.1 * self.mu * self.P) & step.isfinite().all(-1)
-            if not bool(active.any()):
-                break
-            room = torch.where(step < 0, -at.d / step, torch.inf).amin(-1)
-            size = torch.where(active, (0.9 * room).clamp(max=1.0), 0.0)
-            moved, R, active = self.line_search(at, step, size, active, R)
-            at = moved
-        w = self.minimise(R, at.d, at.w, self.tight)
-        _, y = self.indicator(w, at.d)
-        bound, score = self.bound(R, w, at.d)
+        y = torch.where(self.nodes.one, 1.0, torch.where(self.free, self.nodes.y, 0.0))
+        start = self.inner(R, d, y, torch.zeros_like(d))
+        inner = start
+        if steps:
+            at = self.point(d, R, L, start)
+            active = torch.ones(self.B, dtype=torch.bool, device=d.device)
+            for _ in range(steps):
+                step, decrement = self.step(at)
+                active = active & (decrement > self.mu) & step.isfinite().all(-1)
+                if not bool(active.any()):
+                    break
+                at, active = self.line_search(at, step, active)
+            d, R, inner = at.d, at.R, at.inner
+        inner = self.minimise(R, d, inner, self.tight)
+        bound, score = self.bound(R, inner.w, d)
         shape = (self.B, self.n, self.k)
-        return Split(w.view(shape), at.d.view(shape), bound, score, y)
+        return Split(inner.w.view(shape), d.view(shape), bound, score, inner.y)
 
-    def line_search(
-        self, at: _Point, step: Tensor, size: Tensor, active: Tensor, R: Tensor
-    ) -> tuple[_Point, Tensor, Tensor]:
-        """Shrink until R stays definite and the barrier rises; nodes without success stay."""
+    def line_search(self, at: _Point, step: Tensor, active: Tensor) -> tuple[_Point, Tensor]:
+        """Shrink until R stays definite and the barrier rises; nodes without success stay.
+
+        Definite with a tenth to spare: at the very border the barrier would hold the next steps.
+        """
+        room = torch.where(step < 0, -at.d / step, torch.inf).amin(-1)
+        size = torch.where(active, (0.8 * room).clamp(max=1.0), 0.0)
         for _ in range(2 * _TRIALS):
-            d = at.d + size.unsqueeze(-1) * step
-            trial, L, definite = self.factor(d)
+            definite = self.factor(at.d + 1.1 * size.unsqueeze(-1) * step)[2]
             if bool(definite.all()):
                 break
             size = torch.where(definite, size, 0.7 * size)
-        moved = self.point(trial, torch.where(definite[:, None, None], L, at.L), d, at.w)
-        up = definite & active & (moved.f >= at.f)
         for _ in range(3):
+            d = at.d + size.unsqueeze(-1) * step
+            R, L, definite = self.factor(d)
+            moved = self.point(d, R, _where(definite, L, at.L), at.inner)
+            up = definite & active & (moved.f >= at.f - self.loose)
             if bool((up | ~active).all()):
                 break
             size = torch.where(up, size, 0.4 * size)
-            d = at.d + size.unsqueeze(-1) * step
-            trial, L, definite = self.factor(d)
-            moved = self.point(trial, torch.where(definite[:, None, None], L, at.L), d, at.w)
-            up = definite & active & (moved.f >= at.f)
-        chosen = _Point(*(_where(up, new, old) for new, old in zip(moved, at, strict=True)))
-        return chosen, torch.where(up[:, None, None], trial, R), up
-
-    def seeded(self, R: Tensor, w: Tensor, d: Tensor) -> Tensor:
-        """Entities at zero whose pull exceeds their price, moved a little along it."""
-        gradient = 2 * (_times(R, w) - self.c)
-        q = self.entity_sum(d * w * w)
-        pull = self.entity_sum(gradient.square() / (4 * d.clamp(min=1e-300)))
-        leaving = self.free & (q == 0) & (pull > self.price)
-        nudge = -1e-2 * gradient / self.Q.diagonal(dim1=-2, dim2=-1)
-        return torch.where(self.columns(leaving), nudge, w).clamp(-self.M, self.M)
+        inner = _Inner(
+            *(_where(up, new, old) for new, old in zip(moved.inner, at.inner, strict=True))
+        )
+        chosen = _Point(
+            _where(up, d, at.d), _where(up, R, at.R), _where(up, L, at.L), inner,
+            torch.where(up, moved.f, at.f),
+        )  # fmt: skip
+        return chosen, up
 
     def bound(self, R: Tensor, w: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
         shape = (self.B, self.n, self.k)
         Rw = _times(R, w)
         value = (w * (Rw - 2 * self.c)).sum(-1) + self.quadratic.c0
         gradient = (2 * (Rw - self.c)).view(*shape, 1)
-        terms = Terms(d.view(shape).clamp(min=1e-300), self.nodes.free, self.nodes.one)
+        terms = Terms(d.view(shape), self.nodes.free, self.nodes.one)
         return dual_bound(self.quadratic.penalty, value, gradient, w.view(*shape, 1), terms)
 
 
@@ -331,10 +408,3 @@ def _cholesky(matrix: Tensor) -> Tensor:
         lifted = matrix + torch.diag_embed((failed * lift).unsqueeze(-1).expand(matrix.shape[:-1]))
         L, _ = torch.linalg.cholesky_ex(lifted)
     return L
-
-
-def _solve_masked(A: Tensor, right: Tensor, rows: Tensor) -> Tensor:
-    """A^-1 right over the columns outside ``rows``, 0 inside; A is overwritten."""
-    _mask(A, rows)
-    solution = torch.cholesky_solve(right.masked_fill(rows, 0.0).unsqueeze(-1), _cholesky(A))
-    return solution.squeeze(-1)
