@@ -18,6 +18,7 @@ from spr_or.layer_passes import Slopes, factor, penalties_and_slopes_of
 
 _BLOCK = 128  # weights
 _SHORTEST = 32
+_LARGE = 2**17
 
 
 def add_gradients_(
@@ -82,7 +83,13 @@ def _tops(x: Tensor, dim: int) -> Tensor:
 
 
 def _rows(x: Tensor, dim: int) -> Tensor | None:
-    """x as (N, k) in the order its memory has; None where entities do not lie one after another."""
+    """x as (N, k) in the order its memory has.
+
+    None where entities do not lie one after another, and where x is so small that comparing all
+    its weights takes fewer microseconds than the calls of a search.
+    """
     k = x.numel() // x.shape[dim]
     dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
-    return x.as_strided((x.shape[0], k), (k, 1)) if dim == 0 and dense else None
+    if dim != 0 or not dense or x.numel() < _LARGE:
+        return None
+    return x.as_strided((x.shape[0], k), (k, 1))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models.resnet_cifar import resnet20
 from models.toy import convnet, mlp
-from spr_or import entities, projected
+from spr_or import cpu_passes, entities, projected
 from spr_or.layer_entities import layer_entities
 from spr_or.regularizer import SPR
 
@@ -107,9 +107,11 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("variant", projected.VARIANTS)
 @pytest.mark.parametrize("per", ["layer", "entity"])
-@pytest.mark.parametrize("merged", [False, True])
-def test_value_and_gradient_are_those_of_the_formula(case, variant, per, merged, monkeypatch):
-    if merged:  # what an accelerator does: layers of one shape in one tensor
+@pytest.mark.parametrize("way", ["compare", "search", "merge"])
+def test_value_and_gradient_are_those_of_the_formula(case, variant, per, way, monkeypatch):
+    if way == "search":  # what a CPU does for large layers
+        monkeypatch.setattr(cpu_passes, "_LARGE", 0)
+    if way == "merge":  # what an accelerator does: layers of one shape in one tensor
         monkeypatch.setattr(SPR, "_batches", lambda self: self._runs)
         monkeypatch.setattr(SPR, "_targets", lambda self, xs: None)
     spec, names = CASES[case]
@@ -163,7 +165,9 @@ def test_gradient_against_finite_differences(alpha):
         assert (up - down) / (2 * h) == pytest.approx(slope, rel=1e-6)
 
 
-def test_ties_share_the_slope_of_the_maximum():
+@pytest.mark.parametrize("large", [0, cpu_passes._LARGE])
+def test_ties_share_the_slope_of_the_maximum(large, monkeypatch):
+    monkeypatch.setattr(cpu_passes, "_LARGE", large)
     net = nn.Sequential(nn.Conv2d(2, 4, 1, bias=False)).double()
     weight = torch.tensor([[0.4, -0.4], [0.4, 0.1], [0.0, 0.0], [-0.4, -0.4]])
     net[0].weight.data = weight.double().view(4, 2, 1, 1)
@@ -178,7 +182,9 @@ def test_ties_share_the_slope_of_the_maximum():
 
 
 @pytest.mark.parametrize("scale", [1e-42, 1e-38, 1e-30, 1e-20, 1e-15, 1e10])
-def test_extreme_weights_give_finite_gradients(scale):
+@pytest.mark.parametrize("large", [0, cpu_passes._LARGE])
+def test_extreme_weights_give_finite_gradients(scale, large, monkeypatch):
+    monkeypatch.setattr(cpu_passes, "_LARGE", large)
     net = nn.Sequential(nn.Conv2d(3, 2, 3, bias=False))
     with torch.no_grad():
         net[0].weight.normal_().mul_(scale)
@@ -331,8 +337,9 @@ def test_channels_last_weights_are_read_where_they_lie():
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_searching_blocks_finds_every_weight_at_the_maximum(memory_format, kernel):
+def test_searching_blocks_finds_every_weight_at_the_maximum(memory_format, kernel, monkeypatch):
     """Entities long enough for several blocks, with ties inside one block and across blocks."""
+    monkeypatch.setattr(cpu_passes, "_LARGE", 0)
     net = nn.Sequential(nn.Conv2d(128, 6, kernel, bias=False)).double()
     k = 128 * kernel**2
     rows = 0.1 * torch.randn(6, k).double().clamp(-3, 3)
