@@ -82,9 +82,9 @@ def solve(
     progress = _Progress(problem, integer=not relaxed, gap=gap)
     try:
         master = _Master(problem, data)
-        status = _relax(problem, master, progress, budget)
+        status, y = _relax(problem, master, progress, budget)
         if not relaxed and not budget.spent:
-            status = _branch(problem, master, progress, budget)
+            status = _branch(problem, master, progress, budget, y)
     except KeyboardInterrupt:
         status = "interrupted"
     return certify(
@@ -136,29 +136,31 @@ def _value(problem: SparseTrainingProblem, theta: Tensor, y: Tensor) -> float:
 
 def _relax(
     problem: SparseTrainingProblem, master: _Master, progress: _Progress, budget: Budget
-) -> str:
-    """Cut until the linear program's solution is worth what its bound says; a status."""
-    relaxed = not progress.integer
+) -> tuple[str, Tensor]:
+    """Cut until the linear program's solution is worth what its bound says; a status, and y."""
+    y = progress.y
     for _ in range(_MAX_ROUNDS):
         if budget.spent or master.run(budget) != "Optimal":
-            break
+            return "time_limit" if budget.spent else "inexact", y
         progress.raise_bound(master.highs.getInfo().objective_function_value)
         theta, y = feasible(problem, *master.point(), integer=False)
-        if relaxed:
+        if not progress.integer:
             progress.offer(theta, y)
-        if progress.closed(progress.value if relaxed else _value(problem, theta, y)):
-            return "optimal"
-        if not master.cut(theta, y, progress.tolerance):
-            return "optimal"
-    return "time_limit" if budget.spent else "inexact"
+        value = _value(problem, theta, y) if progress.integer else progress.value
+        if progress.closed(value) or not master.cut(theta, y, progress.tolerance):
+            master.drop_slack_cuts()
+            return "optimal", y
+    return "inexact", y
 
 
 def _branch(
-    problem: SparseTrainingProblem, master: _Master, progress: _Progress, budget: Budget
+    problem: SparseTrainingProblem,
+    master: _Master,
+    progress: _Progress,
+    budget: Budget,
+    relaxed_y: Tensor,
 ) -> str:
     """Binary indicators from here on; one mixed-integer program a round; a status."""
-    _, relaxed_y = master.point()
-    master.drop_slack_cuts()
     for y in _nested_supports(relaxed_y):
         if budget.spent:
             return "time_limit"
@@ -173,8 +175,10 @@ def _branch(
     for _ in range(_MAX_ROUNDS):
         if budget.spent:
             break
-        solved = master.run(budget)
-        progress.raise_bound(master.highs.getInfo().mip_dual_bound)
+        try:
+            solved = master.run(budget)
+        finally:  # a bound proven before the limit or Ctrl-C counts
+            progress.raise_bound(master.highs.getInfo().mip_dual_bound)
         if solved != "Optimal":
             break
         theta, y = master.point()
@@ -222,7 +226,7 @@ class _Master:
     def __init__(self, problem: SparseTrainingProblem, data: LinearData) -> None:
         import highspy
 
-        self._data, self._inf = data, highspy.kHighsInf
+        self._data = data
         self.highs = highspy.Highs()
         self.highs.silent()
         for tolerance in ("primal", "dual", "mip"):

@@ -75,14 +75,14 @@ def solve(
         smooth = _SmoothLoss.of(task)
         w = best.w
         for _ in range(_MAX_ROUNDS):
+            if budget.spent:
+                status = "time_limit"
+                break
             w = _newton_steps(task, smooth, _proximal_steps(task, smooth, w))
             nu = smooth.gradient(task.predict(w))
             best.offer(w, nu)
             if best.closed:
                 status = "optimal"
-                break
-            if budget.spent:
-                status = "time_limit"
                 break
             smooth = smooth.tightened(task, w, nu)
     except KeyboardInterrupt:

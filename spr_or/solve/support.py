@@ -26,11 +26,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from spr_or.losses import LOSSES
 from spr_or.problem import SparseTrainingProblem
 from spr_or.solve.linear import Array, LinearData, linear_data, margin_split
+
+Indices = NDArray[np.int64]
 
 # The gap that Newton's method stops at, relative to max(1, value), and its cap on steps.
 _GAP = 1e-11
@@ -90,7 +93,7 @@ def _shaped(problem: SparseTrainingProblem, f: Array) -> Tensor:
 
 
 def _evaluate(
-    problem: SparseTrainingProblem, data: LinearData, free: Array, w: Array, nu: Array
+    problem: SparseTrainingProblem, data: LinearData, free: Indices, w: Array, nu: Array
 ) -> tuple[float, float]:
     """Value and bound without the cost of the indicators; see the top of this file."""
     A, ridge = data.A[:, free], data.ridge[free]
@@ -102,7 +105,7 @@ def _evaluate(
     )
 
 
-def _newton(problem: SparseTrainingProblem, data: LinearData, free: Array) -> tuple[Array, Array]:
+def _newton(problem: SparseTrainingProblem, data: LinearData, free: Indices) -> tuple[Array, Array]:
     """Projected Newton for the smooth losses: weights and nu = the loss gradient there.
 
     A weight at its bound whose gradient pushes outwards is held; the others take a Newton step,
@@ -112,12 +115,13 @@ def _newton(problem: SparseTrainingProblem, data: LinearData, free: Array) -> tu
     n = problem.n
     w, f = np.zeros(len(free)), np.zeros(len(A))
     value = _loss(problem, f)
-    gained, best_gap, best = math.inf, math.inf, (w, f)
+    gained = best_gap = math.inf
+    best = (w, f)
     for _ in range(_NEWTON_STEPS):
         nu, curvature = _derivatives(problem, f)
         g = A.T @ nu / n + 2 * ridge * w
         scale = max(1.0, value)
-        gap = w @ g + M @ np.abs(g)
+        gap = float(w @ g + M @ np.abs(g))
         if gap < best_gap:
             best_gap, best = gap, (w, nu)
         elif abs(gained) <= _ROUNDING * scale:
@@ -187,7 +191,7 @@ def _split_form(problem: SparseTrainingProblem) -> _SplitForm:
 
 
 def _quadratic_program(
-    problem: SparseTrainingProblem, data: LinearData, free: Array
+    problem: SparseTrainingProblem, data: LinearData, free: Indices
 ) -> tuple[Array, Array]:
     """Absolute and hinge loss in the split form of `margin_split`; nu from the multipliers."""
     import clarabel
