@@ -22,7 +22,7 @@ from spr_or.solve.bnb import incumbents, root
 from spr_or.solve.bnb.branching import RULES
 from spr_or.solve.bnb.certificate import ProofCertificate, rounding
 from spr_or.solve.bnb.design import Design, design_of, theta_of, weights_of
-from spr_or.solve.bnb.nodes import Engine, FirstOrderEngine, Node, SplitEngine
+from spr_or.solve.bnb.nodes import Engine, FirstOrderEngine, MixedEngine, Node, SplitEngine
 from spr_or.solve.bnb.proof import CONTINUES, Proof
 from spr_or.solve.bnb.search import Progress, Search
 from spr_or.solve.certificate import certify
@@ -30,6 +30,8 @@ from spr_or.solve.interrupt import Budget
 
 _CANDIDATES = 200  # entities the first local search looks at
 _SPLIT_COLUMNS = 1000  # above, one semidefinite step costs more than it brings
+_MIXED_COLUMNS = 160  # below, the split pays in any case
+_PAYS = 0.3  # the share of the root gap the split must close to be used everywhere
 _NODE_STEPS = 2
 _BATCH = {"cpu": 8, "cuda": 256}
 
@@ -147,39 +149,48 @@ def _search_around(search: Search, near: Tensor, supports: list[Tensor]) -> None
 
 
 def _engine(search: Search, node: Node) -> Engine:
-    """The engine for what the root left over; with moved curvature where that is possible."""
+    """The engine for what the root left over; with moved curvature where that is possible and pays."""
     design = search.design
-    tolerance = 0.3 * search.gap * abs(search.best.objective)
     N, k, q = design.shape
-    if design.loss != "squared" or design.moments is None:
-        return FirstOrderEngine(design, tolerance)
-    G = design.moments.G.clone()
-    G.diagonal().add_(design.ridge.repeat_interleave(k))
-    eigenvalues = torch.linalg.eigvalsh(G) if N * k <= _SPLIT_COLUMNS else G.new_zeros(2)
+    first = FirstOrderEngine(design, 0.3 * search.gap * abs(search.best.objective))
+    if design.loss != "squared" or design.moments is None or q > 1:
+        return first
+    mu = 2e-3 * abs(search.best.objective) / max(1, N * k)
+    Q = design.moments.G.clone()
+    Q.diagonal().add_(design.ridge.repeat_interleave(k))
+    if N * k > _SPLIT_COLUMNS:
+        small = 0.1 * float(design.ridge.min())
+        return MixedEngine(first, SplitEngine(design, mu, _NODE_STEPS, small), _MIXED_COLUMNS)
+    eigenvalues = torch.linalg.eigvalsh(Q)
     smallest, largest = float(eigenvalues[0]), float(eigenvalues[-1])
-    if q > 1 or smallest <= 1e-8 * largest:
-        return FirstOrderEngine(design, tolerance)
-    return _split_root(search, node, smallest)
+    split = SplitEngine(design, mu, _NODE_STEPS, 0.1 * smallest)
+    mixed = MixedEngine(first, split, _MIXED_COLUMNS)
+    if smallest <= 1e-8 * largest:
+        return mixed
+    pays = _split_root(search, node, split, smallest)
+    return split if pays else mixed
 
 
-def _split_root(search: Search, node: Node, smallest: float) -> Engine:
-    """Solve the root again with the best split, fix, and leave the search on what remains."""
-    design = search.design
-    node.d = design.X.new_full(node.W.shape[:2], 0.9 * smallest)
-    mu = 2e-3 * abs(search.best.objective) / max(1, design.shape[0] * design.shape[1])
-    parent = node
+def _split_root(search: Search, node: Node, split: SplitEngine, smallest: float) -> bool:
+    """Solve the root again with the best split and fix; whether that is worth it at every node."""
+    before = node.bound
+    child = node.keep(torch.ones_like(node.one), node.one)
+    child.d = 0.9 * smallest * torch.ones_like(node.W[..., 0])
     for factor in (10.0, 1.0):
-        if search.budget.spent:
-            break
-        child = parent.keep(torch.ones_like(parent.one), parent.one)
-        SplitEngine(design, factor * mu, 20, 0.1 * smallest)([child], search.cutoff)
+        SplitEngine(split.design, factor * split.mu, 15, split.curvature_one)(
+            [child], search.cutoff
+        )
         search.evaluated += 1
-        search.record(child, parent.record, CONTINUES)
-        child = search.fix(child)
-        search.open(child)
-        search.report()
-        parent = child
-    return SplitEngine(design, mu, _NODE_STEPS, 0.1 * smallest)
+    if child.own <= node.own:
+        return False
+    search.record(child, node.record, CONTINUES)
+    pays = child.own - before > _PAYS * (search.best.objective - before)
+    child = search.fix(child)
+    if not pays and child.position.numel() * split.design.shape[1] > _MIXED_COLUMNS:
+        child.d = None
+    search.open(child)
+    search.report()
+    return pays
 
 
 def _certificate(problem: SparseTrainingProblem, search: Search, status: str) -> ProofCertificate:

@@ -14,22 +14,24 @@ from spr_or.solve.bnb.nodes import Node
 
 
 class PseudoCosts:
-    """What fixing each entity has raised bounds by, a unit of distance moved, over the whole tree."""
+    """What fixing each entity has raised bounds by, a unit of distance moved, over the whole tree.
 
-    def __init__(self, count: int, prior: float, device: torch.device) -> None:
-        self.total = torch.zeros((2, count), dtype=torch.float64, device=device)
-        self.times = torch.zeros((2, count), dtype=torch.float64, device=device)
-        self.prior = prior
+    Before anything is known an entity is worth its ``price`` (N,), whatever others were worth.
+    """
+
+    def __init__(self, price: Tensor) -> None:
+        self.price = price
+        self.total = price.new_zeros((2, len(price)))
+        self.times = price.new_zeros((2, len(price)))
 
     def learn(self, position: int, value: int, gain: float, distance: float) -> None:
         """An entity at ``position`` moved by ``distance`` to ``value`` and raised the bound by ``gain``."""
-        self.total[value, position] += max(gain, 0.0) / max(distance, 1e-3)
+        self.total[value, position] += max(gain, 0.0) / max(distance, 1e-2)
         self.times[value, position] += 1
 
     def rates(self, position: Tensor) -> Tensor:
-        """(2, n): averages, drawn to the average over all entities while little is known."""
-        overall = (self.total.sum(-1) + self.prior) / (self.times.sum(-1) + 1)
-        return (self.total[:, position] + overall[:, None]) / (self.times[:, position] + 1)
+        """(2, n): averages of what was seen and, once, the price."""
+        return (self.total[:, position] + self.price[position]) / (self.times[:, position] + 1)
 
 
 Rule = Callable[[Node, PseudoCosts], Tensor]

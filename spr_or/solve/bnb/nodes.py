@@ -15,6 +15,7 @@ from spr_or.solve.bnb.design import Design
 
 _ITERATIONS = 300
 _LAST_ITERATIONS = 20_000
+_FIRST_STEPS = 6  # in d, where a node begins to move curvature
 
 
 @dataclass(eq=False)
@@ -131,3 +132,40 @@ class SplitEngine:
         real = self.design.real[position] & present.unsqueeze(-1)
         d = torch.where(real, d, 0.5)
         return splitting.Nodes(position, present, present & ~one, one, y, d)
+
+
+class MixedEngine:
+    """First-order while a node is large, and the split once it has at most ``columns`` columns."""
+
+    def __init__(self, first: FirstOrderEngine, split: SplitEngine, columns: int) -> None:
+        self.first, self.split, self.columns = first, split, columns
+
+    def __call__(self, nodes: Sequence[Node], cutoff: float) -> None:
+        plain = [node for node in nodes if node.d is None]
+        if plain:
+            self.first(plain, cutoff)
+        k = self.split.design.shape[1]
+        for node in plain:
+            if node.bound < cutoff and len(node.position) * k <= self.columns:
+                self.try_split(node, cutoff)
+        split = [node for node in nodes if node.d is not None and node not in plain]
+        if split:
+            self.split(split, cutoff)
+
+    def try_split(self, node: Node, cutoff: float) -> None:
+        """Begin to move curvature at this node, if its matrix allows that and the bound gains."""
+        design = self.split.design
+        Q = splitting.quadratic_of(
+            design, node.position.unsqueeze(0), torch.ones_like(node.one).unsqueeze(0)
+        ).Q[0]
+        if Q.shape[0] == 0 or not bool(node.free.any()):
+            return
+        values = torch.linalg.eigvalsh(Q)
+        if float(values[0]) <= 1e-8 * float(values[-1]):
+            return
+        trial = node.keep(torch.ones_like(node.one), node.one)
+        trial.d = torch.full_like(node.W[..., 0], 0.9 * float(values[0]))
+        SplitEngine(design, self.split.mu, _FIRST_STEPS, self.split.curvature_one)([trial], cutoff)
+        if trial.own > node.own:
+            node.W, node.d, node.own, node.bound = trial.W, trial.d, trial.own, trial.bound
+            node.score, node.indicator = trial.score, trial.indicator

@@ -166,9 +166,7 @@ class Search:
     def run(self, engine: Engine, batch: int, max_nodes: float = math.inf) -> None:
         """Branch until the gap is closed, the time is up or ``max_nodes`` have been evaluated."""
         polish = incumbents.polisher(self.design)
-        costs = branching.PseudoCosts(
-            self.design.shape[0], float(self.design.price.mean()), self.design.X.device
-        )
+        costs = branching.PseudoCosts(self.design.price)
         tried: set[bytes] = set()
         for round_number in itertools.count(1):
             if not self.heap or self.budget.spent or self.evaluated >= max_nodes:
