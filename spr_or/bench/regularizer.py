@@ -138,7 +138,7 @@ def step_rows(model: Any, name: str, device: str, setting: str, seconds: float) 
         method: _step(copy.deepcopy(model), method, setting, images, labels) for method in methods
     }
     targets = {"add_gradient_": STEP_TARGETS[device]}
-    return _rows(name, f"{device} {setting}", steps, targets, device, seconds)
+    return _rows(f"{name}, batch {BATCH}", f"{device} {setting}", steps, targets, device, seconds)
 
 
 def memory_rows(model: Any, name: str, device: str, seconds: float) -> list[Row]:
@@ -293,25 +293,19 @@ def _print(console: Any, machine: dict[str, Any], rows: list[Row]) -> None:
 
     parts = (f"{key} {value}" for key, value in machine.items() if value is not None)
     console.print(", ".join(parts), highlight=False, soft_wrap=True)
-    table = Table(title=f"SPR's cost, batch {BATCH}", title_justify="left")
-    for heading in ("network", "setting", "method"):
-        table.add_column(heading)
-    for heading in ("ms", "ratio", "± half IQR", "turns", "at most"):
-        table.add_column(heading, justify="right")
-    for i, row in enumerate(rows):
-        ratio = f"{row.ratio:.3f}"
-        if row.target is not None:
-            ratio = f"[{'green' if row.ratio <= row.target else 'red'}]{ratio}[/]"
-        target = "" if row.target is None else f"{row.target:g}"
-        last = i + 1 == len(rows) or (rows[i + 1].network, rows[i + 1].setting) != (
-            row.network,
-            row.setting,
-        )
-        table.add_row(
-            row.network, row.setting, row.method, f"{row.milliseconds:.2f}", ratio,
-            f"{row.spread:.3f}", str(row.turns), target, end_section=last,
-        )  # fmt: skip
-    console.print(table)
+    for (network, setting), block in itertools.groupby(rows, lambda r: (r.network, r.setting)):
+        table = Table(title=f"{network}, {setting}", title_justify="left")
+        table.add_column("method")
+        for heading in ("ms", "ratio", "± half IQR", "turns", "at most"):
+            table.add_column(heading, justify="right")
+        for row in block:
+            ratio, target = f"{row.ratio:.3f}", ""
+            if row.target is not None:
+                ratio = f"[{'green' if row.ratio <= row.target else 'red'}]{ratio}[/]"
+                target = f"{row.target:g}"
+            numbers = (f"{row.milliseconds:.2f}", ratio, f"{row.spread:.3f}", str(row.turns))
+            table.add_row(row.method, *numbers, target)
+        console.print(table)
 
 
 def _processor() -> str:

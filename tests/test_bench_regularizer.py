@@ -1,0 +1,50 @@
+"""The bench runs and reports every method; what it measures is no subject of a test."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from models.toy import digits_resnet
+from spr_or.bench import regularizer as bench
+
+
+def test_the_bench_reports_every_method(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "BATCH", 2)
+    monkeypatch.setattr(bench, "_CACHE_FLOATS", 1)
+    monkeypatch.setattr(bench, "_compiles", lambda step: False)
+    monkeypatch.setattr("models.resnet_cifar.resnet20", digits_colour)
+    monkeypatch.setattr("models.resnet_cifar.resnet56", digits_colour)
+    monkeypatch.setattr("models.resnet.resnet18", digits_colour)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    path = tmp_path / "bench.json"
+    from spr_or.cli import app
+
+    arguments = ["bench", "regularizer", "--seconds", "0.1", "--json", str(path)]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "add_gradient_" in result.stdout
+    content = json.loads(path.read_text())
+    assert content["machine"]["threads"] >= 1
+    methods = [row["method"] for row in content["rows"]]
+    steps = ["plain SGD", "add_gradient_", "loss + spr()", "ProxSGD"]
+    assert methods == steps * 2 + ["read; read, read, write", "add_gradient_"]
+    for row in content["rows"]:
+        assert row["milliseconds"] > 0
+        assert row["turns"] >= bench._LEAST_TURNS
+        if row["method"] in ("plain SGD", "read; read, read, write"):
+            assert row["ratio"] == pytest.approx(1.0)
+            assert row["target"] is None
+
+
+def digits_colour():
+    return digits_resnet(in_channels=3)
+
+
+def test_a_missing_folder_is_named_before_anything_is_measured(tmp_path):
+    from spr_or.cli import app
+
+    missing = tmp_path / "nowhere" / "bench.json"
+    result = CliRunner().invoke(app, ["bench", "regularizer", "--json", str(missing)])
+    assert result.exit_code == 2
+    assert "does not exist" in result.output.replace("\n", " ")
