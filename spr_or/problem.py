@@ -10,8 +10,6 @@ r"""The sparse training problem that the three formulations share.
 from __future__ import annotations
 
 import copy
-import dataclasses
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -205,26 +203,6 @@ class SparseTrainingProblem:
         ``penalty`` comes from `bigm.penalty`, `perspective.penalty` or `projected.value`.
         """
         return self.loss_value(theta) + self.lam * (self.u * penalty).sum(-1)
-
-    def condensed(self) -> SparseTrainingProblem:
-        """The same objective on at most p + q samples, where the loss is squared and the model linear.
-
-        With [X y] = Q R, ||X W - y||^2 = ||R_x W - R_y||^2, since Q is orthogonal; the rows of R are
-        scaled so that their mean loss is the mean over the n samples.  Other problems come back
-        unchanged.
-
-        >>> X, y = torch.randn(50, 2), torch.randn(50)
-        >>> p = SparseTrainingProblem.linear(X, y, [[0], [1]], lam=0.1, alpha=0.5, M=2)
-        >>> q, theta = p.condensed(), torch.tensor([0.3, -0.2], dtype=torch.float64)
-        >>> q.n, bool(torch.isclose(q.loss_value(theta), p.loss_value(theta)))
-        (3, True)
-        """
-        if not self.convex or self.loss != "squared" or self.n <= self.X.shape[1] + self.n_outputs:
-            return self
-        R = torch.linalg.qr(torch.cat([self.X, self.y], dim=1), mode="r").R
-        R = R * math.sqrt(len(R) / self.n)
-        p = self.X.shape[1]
-        return dataclasses.replace(self, X=R[:, :p].contiguous(), y=R[:, p:].contiguous())
 
     def projected_objective(self, theta: Tensor, variant: str = "exact") -> Tensor:
         """The objective of formulation (5) at theta."""
