@@ -140,6 +140,8 @@ def spr_phase(run: Run, dense: nn.Module, bounds: dict[str, Tensor]) -> nn.Modul
     if recipe.start == "dense":
         model.load_state_dict(dense.state_dict())
     spr = make_spr(recipe, model, bounds)
+    if run.recipe.speed.compile:
+        spr.compile()
     _train_phase(
         run,
         "spr",
