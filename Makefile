@@ -35,7 +35,7 @@ demo: setup
 	@echo "Pictures of the ladders: build/ladders.png. Report of the pruning run: open build/digits/report.html"
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: setup
 	$(BIN)/ruff check

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-# The tensors of most tests are tiny: more than two threads only cost time there.
-torch.set_num_threads(min(torch.get_num_threads(), 2))
+# The tensors of most tests are tiny, and `make test` runs one process a core.
+torch.set_num_threads(1)
 
 # The same examples on every machine and no timing: a slow machine must not fail a test.
 # `pytest --hypothesis-profile=default` draws new examples instead.
