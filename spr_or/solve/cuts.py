@@ -40,7 +40,8 @@ _FEASIBILITY = 1e-9
 _TINY = 1e-9
 # Tangents whose terms together violate less than this share of the gap asked for are not added.
 _NEGLIGIBLE = 0.1
-_MAX_ROUNDS = 500
+# Rounds without a smaller gap after which the linear program counts as solved.
+_PATIENCE = 60
 # Of the supports one flip away from a visited one, this many get their tangents too.
 _NEIGHBOURS = 3
 # The incumbent comes from `support.fit` and the trees are small: HiGHS's searches for a solution, for
@@ -65,7 +66,7 @@ def solve(
 ) -> Certificate:
     """The optimum of formulation (4) of a linear problem, or of its relaxation, by cuts in HiGHS.
 
-    ``gap`` is relative to max(1, |objective|).  When stopped by ``time_limit`` (seconds) or Ctrl-C,
+    ``gap`` is relative to max(0.1, |objective|).  When stopped by ``time_limit`` (seconds) or Ctrl-C,
     the certificate holds the incumbent and the bound so far.  The bound is that of HiGHS on the
     outer approximation, proven to its feasibility tolerance of 1e-9.
 
@@ -123,7 +124,7 @@ class _Progress:
     @property
     def tolerance(self) -> float:
         """The absolute gap that is asked for."""
-        return self._gap * max(1.0, abs(self.value))
+        return self._gap * max(0.1, abs(self.value))
 
     def closed(self, value: float) -> bool:
         return value - self.bound <= self.tolerance
@@ -137,9 +138,12 @@ def _value(problem: SparseTrainingProblem, theta: Tensor, y: Tensor) -> float:
 def _relax(
     problem: SparseTrainingProblem, master: _Master, progress: _Progress, budget: Budget
 ) -> tuple[str, Tensor]:
-    """Cut until the linear program's solution is worth what its bound says; a status, and y."""
-    y = progress.y
-    for _ in range(_MAX_ROUNDS):
+    """Cut until the linear program's solution is worth what its bound says; a status, and y.
+
+    When HiGHS's tolerances let neither side move any more, the certificate judges what is left.
+    """
+    y, least, stalled = progress.y, math.inf, 0
+    while stalled < _PATIENCE:
         if budget.spent or master.run(budget) != "Optimal":
             return "time_limit" if budget.spent else "inexact", y
         progress.raise_bound(master.highs.getInfo().objective_function_value)
@@ -148,9 +152,12 @@ def _relax(
             progress.offer(theta, y)
         value = _value(problem, theta, y) if progress.integer else progress.value
         if progress.closed(value) or not master.cut(theta, y, progress.tolerance):
-            master.drop_slack_cuts()
-            return "optimal", y
-    return "inexact", y
+            break
+        left = value - progress.bound
+        stalled = 0 if left < 0.99 * least else stalled + 1
+        least = min(left, least)
+    master.drop_slack_cuts()
+    return "optimal", y
 
 
 def _branch(
@@ -172,9 +179,8 @@ def _branch(
         value = progress.value
         _cut_neighbours(problem, master, progress, progress.y)
     master.restrict_to_binary(progress.tolerance)
-    for _ in range(_MAX_ROUNDS):
-        if budget.spent:
-            break
+    visited: set[tuple[float, ...]] = set()
+    while not budget.spent:
         try:
             solved = master.run(budget)
         finally:  # a bound proven before the limit or Ctrl-C counts
@@ -185,11 +191,12 @@ def _branch(
         y = y.round()
         best = support.fit(problem, y).weights
         progress.offer(best, y)
-        if progress.closed(progress.value):
+        # Back at a support whose tangents it has, HiGHS is at its tolerances: the certificate judges.
+        if progress.closed(progress.value) or tuple(y.tolist()) in visited:
             return "optimal"
-        added = master.cut(best, y, progress.tolerance) + master.cut(theta, y, progress.tolerance)
-        if not added:
-            return "optimal"
+        visited.add(tuple(y.tolist()))
+        master.cut(best, y)
+        master.cut(theta, y, progress.tolerance)
         _cut_neighbours(problem, master, progress, y)
     return "time_limit" if budget.spent else "inexact"
 
