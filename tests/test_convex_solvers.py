@@ -35,7 +35,7 @@ def random_problem(
     most: int = 10,
     cells: bool = False,
 ) -> SparseTrainingProblem:
-    """A group regression as issue-sized problems go: 4..most entities of 1-4 correlated columns."""
+    """A random group regression: 40-100 samples, 4..most entities of 1-4 correlated columns."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, 5, rng.integers(4, most + 1))
     p, n = int(sizes.sum()), int(rng.integers(40, 101))
