@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from spr_or import bigm, projected
 from spr_or.losses import LOSSES
 from spr_or.problem import SparseTrainingProblem
 from spr_or.solve import conic, cuts, enumeration, first_order, support
+from spr_or.solve.certificate import Certificate
 from spr_or.solve.interrupt import Budget, run_highs
 
 ALL_LOSSES = tuple(LOSSES)
@@ -260,8 +263,8 @@ def fit_elsewhere(problem: SparseTrainingProblem, y: np.ndarray) -> float:
     def smooth(w: np.ndarray) -> tuple[float, np.ndarray]:
         x = torch.from_numpy(w).requires_grad_()
         value = problem.loss_value(theta.index_put((index,), x)) + torch.from_numpy(ridge) @ x**2
-        value.backward()
-        return value.item(), x.grad.numpy()
+        (slope,) = torch.autograd.grad(value, x)
+        return value.item(), slope.numpy()
 
     if not len(free):
         return fixed + float(problem.loss_value(theta))
@@ -378,7 +381,7 @@ def test_support_fit_wants_zeros_and_ones(bad: torch.Tensor) -> None:
 
 # --- limits and interruptions ---------------------------------------------------------------------
 
-ROUTES = {
+ROUTES: dict[str, tuple[Any, dict[str, Any]]] = {
     "conic": (conic, {}),
     "conic-bigm": (conic, {"formulation": "bigm"}),
     "first-order": (first_order, {}),
@@ -389,7 +392,9 @@ ROUTES = {
 each_route = pytest.mark.parametrize("route", ROUTES)
 
 
-def assert_honest(problem, certificate, reference, status: str) -> None:
+def assert_honest(
+    problem: SparseTrainingProblem, certificate: Certificate, reference: Certificate, status: str
+) -> None:
     """A stopped solve still gives a feasible point and a bound on the true optimum."""
     assert certificate.status == status
     assert np.isfinite(certificate.objective) and np.isfinite(certificate.bound)
@@ -413,11 +418,11 @@ def test_a_time_limit_yields_an_honest_certificate(route: str) -> None:
         assert certificate.status in ("time_limit", "optimal")
 
 
-def raising_at(call: int, function):
+def raising_at(call: int, function: Callable) -> Callable:
     """``function`` with a Ctrl-C at its ``call``-th call."""
     calls = itertools.count(1)
 
-    def wrapped(*args, **kwargs):
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
         if next(calls) == call:
             raise KeyboardInterrupt
         return function(*args, **kwargs)
@@ -439,7 +444,7 @@ def raising_at(call: int, function):
     ],
 )
 def test_an_interrupt_yields_an_honest_certificate(
-    monkeypatch: pytest.MonkeyPatch, route: str, target, name: str, call: int
+    monkeypatch: pytest.MonkeyPatch, route: str, target: Any, name: str, call: int
 ) -> None:
     module, options = ROUTES[route]
     problem = random_problem(9, "hinge", most=6)
@@ -459,7 +464,7 @@ def test_interrupted_tree_search_keeps_the_bound_of_highs(monkeypatch: pytest.Mo
     relaxed = cuts.solve(problem, relaxed=True)
     original = cuts.run_highs
 
-    def stop_after_tree(highs, budget):
+    def stop_after_tree(highs: Any, budget: Budget) -> str:
         status = original(highs, budget)
         if highs.getInfo().mip_node_count >= 0:
             raise KeyboardInterrupt
