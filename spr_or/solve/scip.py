@@ -20,11 +20,30 @@ from spr_or.solve.certificate import Certificate, certify
 
 FORMULATIONS = {"bigm": bigm.build, "perspective": perspective.build}
 
-_HEURISTICS = (
-    "adaptivediving alns conflictdiving crossover distributiondiving feaspump fracdiving "
-    "guideddiving intshifting linesearchdiving mpec nlpdiving objpscostdiving pscostdiving "
-    "randrounding rins rootsoldiving rounding shifting undercover veclendiving zirounding"
-).split()
+_HEURISTICS = [
+    "adaptivediving",
+    "alns",
+    "conflictdiving",
+    "crossover",
+    "distributiondiving",
+    "feaspump",
+    "fracdiving",
+    "guideddiving",
+    "intshifting",
+    "linesearchdiving",
+    "mpec",
+    "nlpdiving",
+    "objpscostdiving",
+    "pscostdiving",
+    "randrounding",
+    "rins",
+    "rootsoldiving",
+    "rounding",
+    "shifting",
+    "undercover",
+    "veclendiving",
+    "zirounding",
+]
 _OPTIONS = {
     "nlhdlr/perspective/enabled": False,
     "numerics/feastol": 1e-9,
