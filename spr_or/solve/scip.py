@@ -2,13 +2,12 @@
 
 SCIP is a branch and bound for mixed-integer nonlinear programs: cones, exponentials, and the
 bilinear products of a network whose layers are all free.  Its dual bound holds to its feasibility
-tolerance (here 1e-9), not to the last bit.  SCIP would strengthen a big-M model by perspective cuts of its
-own; that is switched off, so that a formulation is measured as it stands.
+tolerance, here 1e-9, not to the last bit.  SCIP would strengthen a big-M model by perspective cuts
+of its own; that is switched off, so that a formulation is measured as it stands.
 """
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
@@ -16,11 +15,14 @@ from torch import Tensor
 
 from spr_or import bigm, perspective
 from spr_or.problem import SparseTrainingProblem
+from spr_or.solve import support
 from spr_or.solve.certificate import Certificate, certify
+from spr_or.solve.interrupt import Budget
 
 FORMULATIONS = {"bigm": bigm.build, "perspective": perspective.build}
 
 _HEURISTICS = [
+]
     "adaptivediving",
     "alns",
     "conflictdiving",
@@ -54,6 +56,11 @@ _OPTIONS = {
     "separating/maxrounds": 1,
     **{f"heuristics/{name}/freq": -1 for name in _HEURISTICS},
 }
+_STATUS = {
+    "convergenceCriteriaSatisfied": "optimal",
+    "maxTimeLimit": "time_limit",
+    "interrupted": "interrupted",
+}
 
 
 def solve(
@@ -86,62 +93,64 @@ def solve(
     """
     from pyomo.contrib.solver.common.factory import SolverFactory
 
-    began = time.perf_counter()
     if formulation not in FORMULATIONS:
         known = ", ".join(FORMULATIONS)
         raise ValueError(f"formulation must be one of {known}, got {formulation!r}")
-    model = FORMULATIONS[formulation](problem, relaxed)
-    _fix(model, fixed)
     optimizer = SolverFactory(solver)
-    if not optimizer.available():
+    if not optimizer or not optimizer.available():
         raise ValueError(f"the Pyomo solver {solver!r} is not installed")
-    result = optimizer.solve(
-        model,
-        time_limit=time_limit,
-        rel_gap=gap,
-        solver_options=_OPTIONS if solver == "scip_direct" else {},
-        load_solutions=False,
-        raise_exception_on_nonoptimal_result=False,
-    )
-    weights = indicators = None
-    if result.incumbent_objective is not None:
-        result.solution_loader.load_vars()
-        weights = _values(model.w)
-        indicators = _values(model.y)
+    budget = Budget(time_limit)
+    # w = 0 satisfies every constraint and no loss is negative: what an early stop falls back to.
+    weights = torch.zeros(problem.entities.n_parameters, dtype=torch.float64)
+    indicators = _indicators(problem, fixed)
+    bound, status = 0.0, "interrupted"
+    try:
+        model = FORMULATIONS[formulation](problem, relaxed)
+        if fixed is not None:
+            for y, value in zip(model.y.values(), indicators.tolist(), strict=True):
+                y.fix(value)
+        result = optimizer.solve(
+            model,
+            time_limit=None if time_limit is None else budget.left(),
+            rel_gap=gap,
+            solver_options=_OPTIONS if solver == "scip_direct" else {},
+            load_solutions=False,
+            raise_exception_on_nonoptimal_result=False,
+        )
+        status = _STATUS.get(result.termination_condition.name, "inexact")
+        bound = max(bound, result.objective_bound)
+        if result.incumbent_objective is not None:
+            result.solution_loader.load_vars()
+            weights, indicators = _values(model.w), _values(model.y)
+            if problem.convex and not relaxed:
+                # What the solver's tolerances left of the weights, training on the support removes.
+                weights = support.fit(problem, indicators.round()).weights
+    except KeyboardInterrupt:
+        status = "interrupted"
     return certify(
         problem,
         formulation=formulation,
         integrality="relaxed" if relaxed else "integer",
         solver="scip" if solver == "scip_direct" else solver,
         version=".".join(map(str, optimizer.version())),
-        status=_status(result.termination_condition.name),
-        bound=result.objective_bound,
-        seconds=time.perf_counter() - began,
+        status=status,
+        bound=bound,
+        seconds=budget.seconds,
         weights=weights,
         indicators=indicators,
     )
 
 
-def _fix(model: Any, fixed: Tensor | None) -> None:
+def _indicators(problem: SparseTrainingProblem, fixed: Tensor | None) -> Tensor:
+    count = len(problem.entities)
     if fixed is None:
-        return
-    values = torch.as_tensor(fixed).tolist()
-    if len(values) != len(model.y) or any(v not in (0, 1) for v in values):
-        raise ValueError(f"fixed must hold {len(model.y)} zeros and ones, got {values}")
-    for y, value in zip(model.y.values(), values, strict=True):
-        y.fix(value)
+        return torch.zeros(count, dtype=torch.float64)
+    values = torch.as_tensor(fixed, dtype=torch.float64).flatten()
+    if len(values) != count or not bool(((values == 0) | (values == 1)).all()):
+        raise ValueError(f"fixed must hold {count} zeros and ones, got {values.tolist()}")
+    return values
 
 
 def _values(variables: Any) -> Tensor:
     # A variable that occurs in no constraint has no value: any value is optimal, so 0.
     return torch.tensor([v.value or 0.0 for v in variables.values()], dtype=torch.float64)
-
-
-def _status(condition: str) -> str:
-    names = {
-        "convergenceCriteriaSatisfied": "optimal",
-        "maxTimeLimit": "time_limit",
-        "interrupted": "interrupted",
-        "provenInfeasible": "infeasible",
-    }
-    return names.get(condition, condition)
