@@ -22,7 +22,6 @@ from spr_or.solve.interrupt import Budget
 FORMULATIONS = {"bigm": bigm.build, "perspective": perspective.build}
 
 _HEURISTICS = [
-]
     "adaptivediving",
     "alns",
     "conflictdiving",
