@@ -87,6 +87,7 @@ def solve(
     against = reason_against(problem, relaxed)
     if against:
         raise ValueError(against)
+    import pyomo.environ  # noqa: F401  (registers the solvers)
     from pyomo.contrib.solver.common.factory import SolverFactory
 
     budget = Budget(time_limit)
