@@ -30,10 +30,10 @@ from spr_or.solve.interrupt import Budget
 
 _CANDIDATES = 200  # entities the first local search looks at
 _SPLIT_COLUMNS = 1000  # above, one semidefinite step costs more than it brings
-_MIXED_COLUMNS = 160  # below, the split pays in any case
+_MIXED_COLUMNS = 60  # below, the split pays in any case
 _PAYS = 0.3  # the share of the root gap the split must close to be used everywhere
 _NODE_STEPS = 2
-_BATCH = {"cpu": 8, "cuda": 256}
+_BATCH = {"cpu": 16, "cuda": 256}
 
 
 def branch_and_bound(
@@ -54,7 +54,7 @@ def branch_and_bound(
     problem : linear, squared or logistic loss
     gap : relative, (objective - bound) / |objective|
     time_limit : seconds of wall-clock time, or None; what is running when it ends is finished
-    node_batch : nodes evaluated at a time (default: 8 on the CPU, 256 on an accelerator)
+    node_batch : nodes evaluated at a time (default: 16 on the CPU, 256 on an accelerator)
     device : where the node computations run; float64 throughout
     start : weights (P,) to begin with, such as the solution for a neighbouring lambda
     rule : how to choose the entity to branch on, see `spr_or.solve.bnb.branching`

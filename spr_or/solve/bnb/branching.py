@@ -25,7 +25,7 @@ class PseudoCosts:
         self.times = price.new_zeros((2, len(price)))
 
     def learn(self, position: int, value: int, gain: float, distance: float) -> None:
-        """An entity at ``position`` moved by ``distance`` to ``value`` and raised the bound by ``gain``."""
+        """An entity moved by ``distance`` to ``value`` and raised the bound by ``gain``."""
         self.total[value, position] += max(gain, 0.0) / max(distance, 1e-2)
         self.times[value, position] += 1
 
@@ -66,7 +66,7 @@ RULES: dict[str, Rule] = {
 }
 
 
-def choose(node: Node, rule: str, costs: PseudoCosts) -> int:
-    """The index within the node of the free entity to branch on."""
-    value = RULES[rule](node, costs)
-    return int(torch.where(node.free, value, -torch.inf).argmax())
+def choose(node: Node, rule: str, costs: PseudoCosts, count: int) -> list[int]:
+    """The indices within the node of the ``count`` free entities that the rule likes best."""
+    value = torch.where(node.free, RULES[rule](node, costs), -torch.inf)
+    return value.topk(min(count, int(node.free.sum()))).indices.tolist()

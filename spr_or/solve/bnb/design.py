@@ -161,7 +161,7 @@ def loss_and_gradient(
     flat = W.flatten(1, 2)  # (B, P, q)
     if design.moments is not None:
         G, C, c0 = design.moments
-        product = (flat.mT.reshape(-1, G.shape[0]) @ G).view(B, -1, G.shape[0]).mT  # G = G'
+        product = _times_gram(flat, G)
         value = (flat * (product - 2 * C)).sum((1, 2)) + c0
         return value, (2 * (product - C)).view(B, *shape)
     samples = design.block() if block is None else block
@@ -173,6 +173,15 @@ def loss_and_gradient(
     slope = loss.gradient(prediction, design.Y) / design.n  # (B, n, q)
     gradient = (slope.mT.reshape(-1, samples.shape[0]) @ samples).view(B, -1, samples.shape[1]).mT
     return value, gradient.reshape(B, *shape) * design.real.unsqueeze(-1)
+
+
+def _times_gram(flat: Tensor, G: Tensor) -> Tensor:
+    """G W for W (B, P, q); of G only the rows whose columns any W uses are read."""
+    B, P, _ = flat.shape
+    used = (flat != 0).any(0).any(-1).nonzero().flatten()
+    rows = flat.mT.reshape(-1, P)
+    product = rows @ G if 2 * len(used) > P else rows[:, used] @ G[used]
+    return product.view(B, -1, P).mT
 
 
 def _whole_columns(groups: tuple[tuple[int, ...], ...], q: int) -> list[list[int]] | None:

@@ -44,17 +44,16 @@ class ExactBounds:
         W = data.zero.copy()
         W[record.entities.numpy()] = fractions_of(record.W)
         alive = [i for i, alive in enumerate(state.alive.tolist()) if alive]
+        used = sorted({*alive, *record.entities.tolist()})
         d = [[ridge] * data.k for ridge in data.ridge]
         if record.d is not None:
             for row, i in enumerate(record.entities.tolist()):
                 d[i] = list(fractions_of(record.d[row]))
-            if not semidefinite(data.quadratic(alive, d)):
+            if not semidefinite(data.quadratic(used, d)):
                 return None
-        real = [(i, j) for i in alive for j in range(data.k) if data.real[i][j]]
+        real = [(i, j) for i in used for j in range(data.k) if data.real[i][j]]
         at = [i * data.k + j for i, j in real]
-        Q, C = data.G[np.ix_(at, at)].copy(), data.C[at]
-        for row, (i, j) in enumerate(real):
-            Q[row, row] += data.ridge[i] - d[i][j]
+        Q, C = data.quadratic(used, d), data.C[at]
         w = W.reshape(-1, W.shape[2])[at]
         Qw = Q.dot(w)
         bound = data.c0 + (w * (Qw - 2 * C)).sum() - (2 * (Qw - C) * w).sum()
@@ -79,9 +78,9 @@ class _Data(NamedTuple):
     k: int
     zero: Rational
 
-    def quadratic(self, alive: list[int], d: list[list[Fraction]]) -> Rational:
-        """R over the columns of the entities alive."""
-        real = [(i, j) for i in alive for j in range(self.k) if self.real[i][j]]
+    def quadratic(self, entities: list[int], d: list[list[Fraction]]) -> Rational:
+        """R over the columns of some entities."""
+        real = [(i, j) for i in entities for j in range(self.k) if self.real[i][j]]
         at = [i * self.k + j for i, j in real]
         R = self.G[np.ix_(at, at)].copy()
         for row, (i, j) in enumerate(real):

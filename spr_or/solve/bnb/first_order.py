@@ -18,6 +18,8 @@ from spr_or.solve.bnb.bounds import Terms, dual_bound, penalty_of
 from spr_or.solve.bnb.design import Design, loss_and_gradient
 
 _CHECK_EVERY = 10
+_POWER_STEPS = 20
+_RELATIVE = 0.03
 
 
 class Solved(NamedTuple):
@@ -36,15 +38,19 @@ def lipschitz(design: Design, block: Tensor | None) -> float:
     curvature = LOSSES[design.loss].curvature
     assert curvature is not None
     if design.moments is not None:
-        return curvature * float(torch.linalg.matrix_norm(design.moments.G, ord=2))
-    samples = design.block() if block is None else block
-    v = torch.ones(samples.shape[1], dtype=samples.dtype, device=samples.device)
-    size = v.norm()
-    for _ in range(30):
-        v = samples.mT @ (samples @ (v / size))
-        size = v.norm().clamp(min=torch.finfo(v.dtype).tiny)
-    # Power iteration approaches from below, hence the margin; a divergence would only cost bounds.
-    return curvature * 1.1 * float(size) / design.n
+        G = design.moments.G
+        times, size = (lambda v: G @ v), G.shape[0]
+    else:
+        samples = design.block() if block is None else block
+        times = lambda v: samples.mT @ (samples @ v) / design.n  # noqa: E731
+        size = samples.shape[1]
+    v = torch.ones(size, dtype=design.X.dtype, device=design.X.device)
+    length = v.norm()
+    for _ in range(_POWER_STEPS):
+        v = times(v / length)
+        length = v.norm().clamp(min=torch.finfo(v.dtype).tiny)
+    # It approaches from below, hence the margin; a step that is too long only costs bounds.
+    return curvature * 1.1 * float(length)
 
 
 def solve(
@@ -62,16 +68,18 @@ def solve(
     bound passes ``cutoff``."""
     penalty = penalty_of(design)
     step = 1 / smoothness
-    lower, upper = terms.one.to(W), (terms.one | terms.free).to(W)
-    shape = W.shape
-    V, momentum = W, torch.ones(shape[0], dtype=W.dtype, device=W.device)
-    best = _evaluate(design, W, terms, block)
+    best = evaluate(design, W, terms, block)
+    open_ = (~done(best, tolerance, cutoff)).nonzero().flatten()
+    W, V, terms = W[open_], W[open_], _of(terms, open_)
+    momentum = torch.ones(len(W), dtype=W.dtype, device=W.device)
     for iteration in range(1, iterations + 1):
+        if len(open_) == 0:
+            break
         _, gradient = loss_and_gradient(design, V, block)
-        target = (V - step * gradient).flatten(-2)
         following = projected.prox(
-            target, step * penalty.weight, design.alpha, design.M, lower=lower, upper=upper
-        ).view(shape)
+            (V - step * gradient).flatten(-2), step * penalty.weight, design.alpha, design.M,
+            lower=terms.one.to(W), upper=(terms.one | terms.free).to(W),
+        ).view(W.shape)  # fmt: skip
         move = following - W
         away = ((V - following) * move).sum((1, 2, 3)) > 0
         momentum = torch.where(away, 1.0, momentum)
@@ -79,13 +87,30 @@ def solve(
         V = following + ((momentum - 1) / grown)[:, None, None, None] * move
         W, momentum = following, grown
         if iteration % _CHECK_EVERY == 0:
-            best = _better(best, _evaluate(design, W, terms, block))
-            if bool(((best.value - best.bound <= tolerance) | (best.bound >= cutoff)).all()):
-                break
+            part = better(Solved(*(x[open_] for x in best)), evaluate(design, W, terms, block))
+            for whole, piece in zip(best, part, strict=True):
+                whole[open_] = piece
+            left = ~done(part, tolerance, cutoff)
+            if not bool(left.all()):
+                open_, W, V, momentum = open_[left], W[left], V[left], momentum[left]
+                terms = _of(terms, left)
     return best
 
 
-def _evaluate(design: Design, W: Tensor, terms: Terms, block: Tensor | None) -> Solved:
+def done(at: Solved, tolerance: float, cutoff: float) -> Tensor:
+    """(B,): accurate enough, or cut off; a node far below the cutoff needs no accuracy yet."""
+    wanted = (_RELATIVE * (cutoff - at.bound)).clamp(min=tolerance, max=1e300)
+    if cutoff == float("inf"):
+        wanted = torch.full_like(wanted, tolerance)
+    return (at.value - at.bound <= wanted) | (at.bound >= cutoff)
+
+
+def _of(terms: Terms, rows: Tensor) -> Terms:
+    return Terms(None, terms.free[rows], terms.one[rows])
+
+
+def evaluate(design: Design, W: Tensor, terms: Terms, block: Tensor | None) -> Solved:
+    """Bound and value at W as it is."""
     value, gradient = loss_and_gradient(design, W, block)
     penalty = penalty_of(design)
     bound, score = dual_bound(penalty, value, gradient, W, terms)
@@ -98,7 +123,7 @@ def _evaluate(design: Design, W: Tensor, terms: Terms, block: Tensor | None) -> 
     return Solved(W, bound, score, y, value + cost)
 
 
-def _better(old: Solved, new: Solved) -> Solved:
+def better(old: Solved, new: Solved) -> Solved:
     """Node by node: the point with the higher bound, and the lower of both values."""
     up = new.bound > old.bound
     return Solved(

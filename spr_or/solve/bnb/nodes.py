@@ -15,6 +15,7 @@ from spr_or.solve.bnb.design import Design
 
 _ITERATIONS = 300
 _LAST_ITERATIONS = 20_000
+_ROUNDS = 8
 _FIRST_STEPS = 6  # in d, where a node begins to move curvature
 
 
@@ -61,12 +62,15 @@ class Engine(Protocol):
 
 
 class FirstOrderEngine:
-    """`first_order.solve` on one design for all nodes."""
+    """`first_order.solve` for all nodes at a time, over the entities that any of them uses.
+
+    The other entities only have to agree: those that would rather leave zero join, and the nodes that
+    wanted them are solved again.
+    """
 
     def __init__(self, design: Design, tolerance: float) -> None:
         self.design = design
         self.block = None if design.moments is not None else design.block()
-        self.smoothness = first_order.lipschitz(design, self.block)
         self.tolerance = tolerance
 
     def __call__(self, nodes: Sequence[Node], cutoff: float) -> None:
@@ -79,18 +83,42 @@ class FirstOrderEngine:
             W[b, node.position] = node.W
             one[b, node.position] = node.one
             free[b, node.position] = node.free
-        # Where nothing is left to branch on, accuracy alone can close the node.
-        iterations = _ITERATIONS if bool(free.any()) else _LAST_ITERATIONS
-        solved = first_order.solve(
-            self.design, W, Terms(None, free, one), smoothness=self.smoothness, block=self.block,
-            cutoff=cutoff, tolerance=self.tolerance, iterations=iterations,
-        )  # fmt: skip
+        solved = self.solve(W, free, one, cutoff)
         bounds = solved.bound.tolist()
         for b, node in enumerate(nodes):
             at = node.position
             node.W, node.score = solved.W[b, at], solved.score[b, at]
             node.indicator, node.own = solved.indicator[b, at], bounds[b]
             node.bound = max(node.bound, node.own)
+
+    def solve(self, W: Tensor, free: Tensor, one: Tensor, cutoff: float) -> first_order.Solved:
+        """Rounds over a growing working set."""
+        terms = Terms(None, free, one)
+        # Where nothing is left to branch on, accuracy alone can close the node.
+        iterations = _ITERATIONS if bool(free.any()) else _LAST_ITERATIONS
+        best = first_order.evaluate(self.design, W, terms, self.block)
+        missing = one | (W != 0).flatten(2).any(-1) | (free & (best.score > 0))
+        working = missing.any(0).nonzero().flatten()
+        for _ in range(_ROUNDS):
+            if len(working) == 0:
+                break
+            small = self.design.restrict(working)
+            block = None if small.moments is not None else small.block()
+            part = first_order.solve(
+                small, best.W[:, working], Terms(None, free[:, working], one[:, working]),
+                smoothness=first_order.lipschitz(small, block), block=block, cutoff=cutoff,
+                tolerance=0.5 * self.tolerance, iterations=iterations,
+            )  # fmt: skip
+            W = torch.zeros_like(W)
+            W[:, working] = part.W
+            best = first_order.better(best, first_order.evaluate(self.design, W, terms, self.block))
+            done = first_order.done(best, self.tolerance, cutoff)
+            missing = free & (best.score > 0) & ~done.unsqueeze(-1)
+            missing[:, working] = False
+            if not bool(missing.any()):
+                break
+            working = torch.cat([working, missing.any(0).nonzero().flatten()])
+        return best
 
 
 class SplitEngine:

@@ -29,7 +29,8 @@ class Record:
     """One node: ``value`` is the side of the parent's branching; entities are the problem's numbers.
 
     ``entities`` (n,) carry the weights W (n, k, q), all others are at zero; d (n, k) is the moved
-    curvature, None for lambda u alpha.
+    curvature, None for lambda u alpha.  An entity that is fixed to 0 may have weights: the tangent is
+    taken at W, feasible or not.
     """
 
     parent: int
@@ -179,12 +180,12 @@ def _inadmissible(record: Record, state: State) -> str:
     alive, one = _fixed(state, record)
     if record.branch >= 0 and not bool((alive & ~one)[record.branch]):
         return f"branches on entity {record.branch}, which is not free"
-    if not bool(state.alive[record.entities].all()):
-        return "gives weights to an entity that is fixed to zero"
     if len(record.entities) != len(record.entities.unique()):
         return "names an entity twice"
     if record.d is not None:
-        if len(record.entities) != int(state.alive.sum()):
+        named = torch.zeros_like(state.alive)
+        named[record.entities] = True
+        if not bool((named | ~state.alive).all()):
             return "moves curvature without naming every entity that is left"
         if not bool((record.d > 0).all()):
             return "moves a curvature that is not positive"
@@ -210,7 +211,9 @@ class FloatBounds:
         return self._plain(record, state) if record.d is None else self._split(record, state)
 
     def _plain(self, record: Record, state: State) -> tuple[float, list[float]]:
-        active = state.alive.nonzero().flatten()
+        used = state.alive.clone()
+        used[record.entities] = True  # weights of an entity fixed to zero may shape the tangent
+        active = used.nonzero().flatten()
         small = self.design if len(active) == len(state.alive) else self.design.restrict(active)
         W = torch.zeros((1, *small.shape), dtype=torch.float64)
         W[0, torch.searchsorted(active, record.entities)] = record.W
@@ -254,7 +257,8 @@ class FloatBounds:
             design.alpha,
         )  # fmt: skip
         one = state.one[active].unsqueeze(0)
-        terms = Terms(None if d is None else d.unsqueeze(0), ~one, one)
+        free = state.alive[active].unsqueeze(0) & ~one
+        terms = Terms(None if d is None else d.unsqueeze(0), free, one)
         bound, score = dual_bound(penalty, value, gradient, W, terms)
         full = torch.full((design.shape[0],), torch.nan, dtype=torch.float64)
         full[active] = score[0]

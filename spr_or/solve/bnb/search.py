@@ -21,6 +21,7 @@ from spr_or.solve.bnb.proof import CONTINUES, Proof
 from spr_or.solve.interrupt import Budget
 
 _DIVE_EVERY = 8
+_TRY = 1
 GRAM_COLUMNS = 6000  # up to here a Gram matrix (288 MB) pays
 
 
@@ -37,6 +38,31 @@ class Progress(NamedTuple):
     def gap(self) -> float:
         """As of a `Certificate`."""
         return max(0.0, self.objective - self.bound) / max(1e-10, abs(self.objective))
+
+
+@dataclass(eq=False)
+class Trial:
+    """Both sides of branching on the entity at ``index`` of ``parent``."""
+
+    parent: Node
+    index: int
+    zero: Node
+    one: Node
+
+    @property
+    def children(self) -> tuple[Node, Node]:
+        """The sides y = 0 and y = 1."""
+        return self.zero, self.one
+
+    def gain(self, value: int) -> float:
+        """What a side raises the bound by."""
+        return max(self.children[value].own - self.parent.own, 0.0)
+
+    @property
+    def merit(self) -> float:
+        """The product of both gains, with a floor for gains of nothing."""
+        floor = 1e-6 * (abs(self.parent.own) + 1e-12)
+        return max(self.gain(0), floor) * max(self.gain(1), floor)
 
 
 @dataclass
@@ -163,49 +189,96 @@ class Search:
             supports.append(support)
         return supports
 
-    def run(self, engine: Engine, batch: int, max_nodes: float = math.inf) -> None:
-        """Branch until the gap is closed, the time is up or ``max_nodes`` have been evaluated."""
+    def run(self, engine: Engine, batch: int) -> None:
+        """Branch until the gap is closed or the time is up.
+
+        With fewer open nodes than ``batch``, each tries several entities at once (strong branching).
+        """
         polish = incumbents.polisher(self.design)
         costs = branching.PseudoCosts(self.design.price)
         tried: set[bytes] = set()
         for round_number in itertools.count(1):
-            if not self.heap or self.budget.spent or self.evaluated >= max_nodes:
+            if not self.heap or self.budget.spent:
                 break
-            parents = self.take(batch, round_number)
-            children, origin = [], []
+            parents = []
+            for node in self.take(batch, round_number):
+                node = self.fix(node)  # the incumbent may have improved since
+                if bool(node.free.any()):
+                    parents.append(node)
+                else:
+                    self.close_fixed(node, engine, polish)
+            trials = self.try_branchings(parents, engine, costs, batch)
+            children = [child for trial in trials for child in trial.children]
+            self.try_rounding(children, polish, tried)
+            reduced = []
             for parent in parents:
-                parent = self.fix(parent)  # the incumbent may have improved since
-                if not bool(parent.free.any()):
-                    self.close_fixed(parent, engine, polish)
-                    continue
-                index = branching.choose(parent, self.rule, costs)
-                self.proof.branch(parent.record, int(self.design.entities[parent.position[index]]))
-                for value in (0, 1):
-                    children.append(_child(parent, index, value))
-                    origin.append((parent, index, value))
-            if children:
-                self.evaluate(children, origin, engine, costs)
-                self.try_rounding(children, polish, tried)
-            for child in children:
-                self.push(child if child.bound >= self.cutoff else self.fix(child))
+                reduced += self.conclude(parent, [t for t in trials if t.parent is parent])
+            if reduced:
+                engine(reduced, self.cutoff)
+                self.evaluated += len(reduced)
+                for node in reduced:
+                    self.record(node, node.record, CONTINUES)
+                    self.settle(node)
             self.report()
 
-    def evaluate(
-        self,
-        children: list[Node],
-        origin: list[tuple[Node, int, int]],
-        engine: Engine,
-        costs: branching.PseudoCosts,
-    ) -> None:
-        """Bound the children, write them into the proof, and learn what the branchings gained."""
-        engine(children, self.cutoff)
-        self.evaluated += len(children)
-        for child, (parent, index, value) in zip(children, origin, strict=True):
-            self.record(child, parent.record, value)
-            gain = child.own - parent.own
-            assert parent.indicator is not None
-            y = float(parent.indicator[index])
-            costs.learn(int(parent.position[index]), value, gain, y if value == 0 else 1 - y)
+    def try_branchings(
+        self, parents: list[Node], engine: Engine, costs: branching.PseudoCosts, batch: int
+    ) -> list[Trial]:
+        """Evaluate both sides of the entities that the rule likes best."""
+        each = max(1, min(_TRY, batch // max(1, len(parents))))
+        trials = [
+            Trial(parent, index, _child(parent, index, 0), _child(parent, index, 1))
+            for parent in parents
+            for index in branching.choose(parent, self.rule, costs, each)
+        ]
+        if not trials:
+            return []
+        engine([child for trial in trials for child in trial.children], self.cutoff)
+        self.evaluated += 2 * len(trials)
+        for trial in trials:
+            assert trial.parent.indicator is not None
+            position, y = int(trial.parent.position[trial.index]), trial.parent.indicator
+            distance = float(y[trial.index])
+            costs.learn(position, 0, trial.gain(0), distance)
+            costs.learn(position, 1, trial.gain(1), 1 - distance)
+        return trials
+
+    def settle(self, node: Node) -> None:
+        """Fix what an evaluated and recorded node can, and keep it open or close it."""
+        self.push(node if node.bound >= self.cutoff else self.fix(node))
+
+    def conclude(self, parent: Node, trials: list[Trial]) -> list[Node]:
+        """Branch on the best trial; or, where trials fixed entities, the node that is left, if any."""
+        decided = [t for t in trials if max(c.bound for c in t.children) >= self.cutoff]
+        if len(decided) <= 1:
+            best = decided[0] if decided else max(trials, key=lambda t: t.merit)
+            self.proof.branch(parent.record, self.entity(parent, best.index))
+            for value, child in enumerate(best.children):
+                self.record(child, parent.record, value)
+                self.settle(child)
+            return []
+        at, kept, one = parent.record, torch.ones_like(parent.one), parent.one.clone()
+        for trial in decided:
+            self.proof.branch(at, self.entity(parent, trial.index))
+            losing = [v for v, c in enumerate(trial.children) if c.bound >= self.cutoff]
+            for value in losing:
+                self.record(trial.children[value], at, value)
+                self.closed = min(self.closed, trial.children[value].bound)
+            if len(losing) == 2:
+                return []
+            # The record of the other side has no point of its own: it inherits the bound.
+            at = self.proof.add(at, 1 - losing[0], parent.position[:0], parent.W[:0], None)
+            if losing[0] == 1:
+                kept[trial.index] = False
+            else:
+                one[trial.index] = True
+        left = parent.keep(kept, one)
+        left.record = at
+        return [left]
+
+    def entity(self, node: Node, index: int) -> int:
+        """The problem's number of an entity of a node."""
+        return int(self.design.entities[node.position[index]])
 
     def close_fixed(self, node: Node, engine: Engine, polish: incumbents.Polish) -> None:
         """A node whose last entity was fixed: evaluate it once more, now without a choice."""

@@ -296,8 +296,8 @@ class _Batch:
         L, info = torch.linalg.cholesky_ex(R)
         return R, L, info == 0
 
-    def step(self, at: _Point) -> tuple[Tensor, Tensor]:
-        """Newton's step in d (B, P) and its decrement (B,)."""
+    def step(self, at: _Point) -> tuple[Tensor, Tensor, Tensor]:
+        """Newton's step in d (B, P), how y answers to it (B, n), and the decrement (B,)."""
         inner, y = at.inner, self.columns(at.inner.y)
         inverse = torch.cholesky_inverse(at.L)
         S = y.sqrt().masked_fill(inner.clipped, 0.0)
@@ -312,7 +312,8 @@ class _Batch:
         E = 2 * tau.unsqueeze(-1) * derivative
         E = E - inner.omega.square().unsqueeze(-1) * self.membership
         E = E.masked_fill(held.unsqueeze(-2), 0.0)
-        Z = torch.linalg.solve_triangular(_cholesky(H), E.mT, upper=False)
+        factor = _cholesky(H)
+        Z = torch.linalg.solve_triangular(factor, E.mT, upper=False)
         N.baddbmm_(Z.mT, Z)
         d = at.d
         N.diagonal(dim1=-2, dim2=-1).add_(
@@ -324,7 +325,8 @@ class _Batch:
         gradient = t - self.mu * inverse.diagonal(dim1=-2, dim2=-1) + self.barrier_d / d
         gradient = gradient.masked_fill(fixed, 0.0)
         step = torch.cholesky_solve(gradient.unsqueeze(-1), _cholesky(N)).squeeze(-1)
-        return step, (gradient * step).sum(-1)
+        answer = -torch.cholesky_solve(E.mT @ step.unsqueeze(-1), factor).squeeze(-1)
+        return step, answer, (gradient * step).sum(-1)
 
     def run(self, steps: int) -> Split:
         d = self.nodes.d.reshape(self.B, self.P)
@@ -336,18 +338,20 @@ class _Batch:
             at = self.point(d, R, L, start)
             active = torch.ones(self.B, dtype=torch.bool, device=d.device)
             for _ in range(steps):
-                step, decrement = self.step(at)
+                step, answer, decrement = self.step(at)
                 active = active & (decrement > self.mu) & step.isfinite().all(-1)
                 if not bool(active.any()):
                     break
-                at, active = self.line_search(at, step, active)
+                at, active = self.line_search(at, step, answer, active)
             d, R, inner = at.d, at.R, at.inner
         inner = self.minimise(R, d, inner, self.tight)
         bound, score = self.bound(R, inner.w, d)
         shape = (self.B, self.n, self.k)
         return Split(inner.w.view(shape), d.view(shape), bound, score, inner.y)
 
-    def line_search(self, at: _Point, step: Tensor, active: Tensor) -> tuple[_Point, Tensor]:
+    def line_search(
+        self, at: _Point, step: Tensor, answer: Tensor, active: Tensor
+    ) -> tuple[_Point, Tensor]:
         """Shrink until R stays definite and the barrier rises; nodes without success stay.
 
         Definite with a tenth to spare: at the very border the barrier would hold the next steps.
@@ -362,7 +366,11 @@ class _Batch:
         for _ in range(3):
             d = at.d + size.unsqueeze(-1) * step
             R, L, definite = self.factor(d)
-            moved = self.point(d, R, _where(definite, L, at.L), at.inner)
+            y = torch.where(
+                self.free, (at.inner.y + size.unsqueeze(-1) * answer).clamp(0, 1), at.inner.y
+            )
+            near = at.inner._replace(y=y)
+            moved = self.point(d, R, _where(definite, L, at.L), near)
             up = definite & active & (moved.f >= at.f - self.loose)
             if bool((up | ~active).all()):
                 break
