@@ -31,7 +31,7 @@ from spr_or.solve.interrupt import Budget
 _CANDIDATES = 200  # entities the first local search looks at
 _SPLIT_COLUMNS = 1000  # above, one semidefinite step costs more than it brings
 _MIXED_COLUMNS = 60  # below, the split pays in any case
-_PAYS = 0.3  # the share of the root gap the split must close to be used everywhere
+_PAYS = 0.25  # the share of the root gap the split must close to be used everywhere
 _NODE_STEPS = 2
 _BATCH = {"cpu": 16, "cuda": 256}
 

@@ -237,19 +237,25 @@ class _Batch:
             size = torch.where(ok, size, _SHRINK * size)
         return _where(ok, moved, w)
 
-    def hessian(self, R: Tensor, at: _Inner, d: Tensor) -> tuple[Tensor, Tensor]:
-        """H (B, n, n), and the derivative of w in y, (B, P, n)."""
+    def hessian(self, R: Tensor, at: _Inner, d: Tensor) -> Tensor:
+        """H (B, n, n)."""
         S = self.columns(at.y).sqrt().masked_fill(at.clipped, 0.0)
         omega = at.omega.masked_fill(at.clipped, 0.0)
         RO = self.times_omega(R, omega)
-        back = S.unsqueeze(-1) * torch.cholesky_solve(S.unsqueeze(-1) * RO, at.L)
-        derivative = omega.unsqueeze(-1) * self.membership - back
-        blocks = (omega.unsqueeze(-1) * (R @ derivative)).view(self.B, self.n, self.k, self.n)
-        H = 2 * blocks.sum(2)
+        Z = torch.linalg.solve_triangular(at.L, S.unsqueeze(-1) * RO, upper=False)
+        blocks = (omega.unsqueeze(-1) * RO).view(self.B, self.n, self.k, self.n)
+        H = 2 * torch.baddbmm(blocks.sum(2), Z.mT, Z, alpha=-1)
         H = 0.5 * (H + H.mT)
         rest = self.entity_sum((2 * d * at.omega.square()).masked_fill(~at.clipped, 0.0))
         H.diagonal(dim1=-2, dim2=-1).add_(rest / at.y.clamp(min=1e-12))
-        return H, derivative
+        return H
+
+    def derivative(self, R: Tensor, at: _Inner) -> Tensor:
+        """dw / dy, (B, P, n)."""
+        S = self.columns(at.y).sqrt().masked_fill(at.clipped, 0.0).unsqueeze(-1)
+        omega = at.omega.masked_fill(at.clipped, 0.0)
+        back = S * torch.cholesky_solve(S * self.times_omega(R, omega), at.L)
+        return omega.unsqueeze(-1) * self.membership - back
 
     def at_limit(self, at: _Inner) -> Tensor:
         """(B, n): indicators that stay where they are, fixed ones and those held by 0 or 1."""
@@ -263,7 +269,7 @@ class _Batch:
             active = active & (at.gap() > stop)
             if not bool(active.any()):
                 break
-            H, _ = self.hessian(R, at, d)
+            H = self.hessian(R, at, d)
             held = self.at_limit(at)
             _mask(H, held)
             H.diagonal(dim1=-2, dim2=-1).add_(
@@ -305,11 +311,11 @@ class _Batch:
         scaled = (tau * S).masked_fill(inner.clipped, 0.0)
         N = 2 * scaled.unsqueeze(-1) * torch.cholesky_inverse(inner.L) * scaled.unsqueeze(-2)
         N.addcmul_(inverse, inverse, value=self.mu)
-        H, derivative = self.hessian(at.R, inner, at.d)
+        H = self.hessian(at.R, inner, at.d)
         held = self.at_limit(inner)
         _mask(H, held)
         H.diagonal(dim1=-2, dim2=-1).add_(1e-10)
-        E = 2 * tau.unsqueeze(-1) * derivative
+        E = 2 * tau.unsqueeze(-1) * self.derivative(at.R, inner)
         E = E - inner.omega.square().unsqueeze(-1) * self.membership
         E = E.masked_fill(held.unsqueeze(-2), 0.0)
         factor = _cholesky(H)
