@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spr_or.train.step import Step, forward
+from spr_or.train.step import Step, make_scoring
+
+Batch = tuple[Tensor, Tensor]
 
 
 class Scores(NamedTuple):
-    """Mean loss, and accuracy in percent."""
+    """Mean loss, accuracy in percent, and the share of the time that went into waiting for data.
+
+    The wait is that of the program. An accelerator may still be working off what it was given, so
+    its own idle time is at most that share.
+    """
 
     loss: float
     accuracy: float
+    data_wait_share: float = 0.0
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -30,7 +37,7 @@ class NonFiniteLoss(ArithmeticError):
 
 def train_epoch(
     step: Step,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[Batch],
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> Scores:
     """Take one step a batch; ``on_batch(rows)`` follows each.
@@ -42,7 +49,8 @@ def train_epoch(
     losses: list[Tensor] = []
     correct: list[Tensor] = []
     rows = 0
-    for images, labels in batches:
+    started, waited = time.perf_counter(), [0.0]
+    for images, labels in _timed(batches, waited):
         loss, right = step(images, labels)
         losses.append(loss)
         correct.append(right)
@@ -55,25 +63,47 @@ def train_epoch(
     if len(wrong):
         first = int(wrong[0])
         raise NonFiniteLoss(first, float(history[first]))
-    return Scores(float(history.mean()), 100 * int(torch.stack(correct).sum()) / rows)
+    accuracy = 100 * int(torch.stack(correct).sum()) / rows
+    share = waited[0] / (time.perf_counter() - started)
+    return Scores(float(history.mean()), accuracy, share)
 
 
-@torch.no_grad()
 def evaluate(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], bf16: bool = False
+    model: nn.Module,
+    batches: Iterable[Batch],
+    bf16: bool = False,
+    score: Step | None = None,
 ) -> Scores:
-    """Loss and accuracy over all batches in evaluation mode; the model's mode is kept."""
+    """Loss and accuracy over all batches in evaluation mode; the model's mode is kept.
+
+    ``score`` replaces ``make_scoring(model, bf16)``, by the same captured as a graph for instance.
+    """
+    score = score or make_scoring(model, bf16)
     training = model.training
     model.eval()
     losses: list[Tensor] = []
     correct: list[Tensor] = []
     rows = 0
-    for images, labels in batches:
-        logits = forward(model, images, bf16)
-        losses.append(F.cross_entropy(logits, labels, reduction="sum"))
-        correct.append((logits.argmax(1) == labels).sum())
+    started, waited = time.perf_counter(), [0.0]
+    for images, labels in _timed(batches, waited):
+        loss, right = score(images, labels)
+        losses.append(loss)
+        correct.append(right)
         rows += len(labels)
     model.train(training)
-    return Scores(
-        float(torch.stack(losses).sum()) / rows, 100 * int(torch.stack(correct).sum()) / rows
-    )
+    loss_sum, right_sum = torch.stack(losses).sum(), torch.stack(correct).sum()
+    accuracy = 100 * int(right_sum) / rows
+    share = waited[0] / (time.perf_counter() - started)
+    return Scores(float(loss_sum) / rows, accuracy, share)
+
+
+def _timed(batches: Iterable[Batch], waited: list[float]) -> Iterator[Batch]:
+    """The batches; the seconds spent on getting them are added to ``waited[0]``."""
+    source = iter(batches)
+    while True:
+        asked = time.perf_counter()
+        batch = next(source, None)
+        waited[0] += time.perf_counter() - asked
+        if batch is None:
+            return
+        yield batch

@@ -36,7 +36,7 @@ from spr_or.train.pruning import (
 from spr_or.train.recipe import Recipe
 from spr_or.train.schedule import learning_rate
 from spr_or.train.setup import fresh_model, load_weights
-from spr_or.train.step import Step, captured, make_step
+from spr_or.train.step import Step, captured, make_scoring, make_step
 
 PHASES = ("dense", "spr", "finetune")
 _KEYS = {"dense": "dense.lr", "spr": "spr.lr and spr.lam", "finetune": "spr.lr"}
@@ -59,6 +59,7 @@ class Run:
     metrics: Metrics
     state: checkpoint.State | None = None
     fixed: dict[str, Any] = field(default_factory=dict)  # in every checkpoint from here on
+    scorings: dict[nn.Module, Step] = field(default_factory=dict)  # a graph is captured once
 
     @property
     def checkpoints(self) -> Path:
@@ -75,7 +76,11 @@ class Run:
 
     def evaluate(self, model: nn.Module) -> Scores:
         """Scores on the evaluation split."""
-        return evaluate(model, self.data.evaluate(0), self.recipe.speed.amp == "bf16")
+        speed = self.recipe.speed
+        if model not in self.scorings:
+            score = make_scoring(model, speed.amp == "bf16")
+            self.scorings[model] = captured(score) if speed.cuda_graph else score
+        return evaluate(model, self.data.evaluate(0), score=self.scorings[model])
 
 
 @dataclass(frozen=True)
@@ -240,6 +245,7 @@ def _train_phase(
             "eval_accuracy": test.accuracy,
             **describe(),
             "seconds": round(time.perf_counter() - started, 3),
+            "data_wait_share": round(scores.data_wait_share, 4),
         }
         run.metrics.add(record)
         run.display.epoch(record)

@@ -1,18 +1,21 @@
-"""One training step, and the same step captured as a CUDA graph.
+"""One training step, one scored batch, and both captured as CUDA graphs.
 
-A step takes a batch on the device and returns its loss and its number of correct answers as
-tensors, without waiting for the device.
+A step takes a batch on the device and returns two scalars on it, a loss and a number of correct
+answers, without waiting for the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# Takes what a graph is to do, records it, and returns what replays it.
+Recorder = Callable[[Callable[[], None]], Callable[[], None]]
 
 _EAGER_STEPS = 3  # before a capture: momentum buffers and library workspaces must exist
 
@@ -33,7 +36,10 @@ def make_step(
     label_smoothing: float = 0.0,
     bf16: bool = False,
 ) -> Step:
-    """Forward, backward, ``add_gradient()`` (SPR's), optimiser, ``after()`` (masks held)."""
+    """Forward, backward, ``add_gradient()`` (SPR's), optimiser, ``after()`` (masks held).
+
+    The loss is the mean over the batch.
+    """
 
     def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         optimizer.zero_grad(set_to_none=True)
@@ -50,43 +56,113 @@ def make_step(
     return step
 
 
-def captured(step: Step, optimizer: torch.optim.Optimizer) -> Step:
-    """``step`` as one CUDA graph, replayed for every batch; meaning and order stay the same.
+def make_scoring(model: nn.Module, bf16: bool = False) -> Step:
+    """The loss summed over the batch, in the mode that the model is in; no gradients."""
 
-    The first steps run as they are, on a side stream, as capture demands. The learning rate is
-    a constant of the graph: when it changes, the step is captured again. All batches must have
-    one shape. Raises ``ValueError`` on tensors that are not on a CUDA device.
+    @torch.no_grad()
+    def score(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = forward(model, images, bf16)
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        return loss, (logits.argmax(1) == labels).sum()
+
+    return score
+
+
+def cuda_graph(body: Callable[[], None]) -> Callable[[], None]:
+    """Record ``body`` as a CUDA graph; recording does not run it."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        body()
+    return graph.replay
+
+
+def captured(
+    step: Step, optimizer: torch.optim.Optimizer | None = None, record: Recorder = cuda_graph
+) -> Step:
+    """``step`` as one graph, replayed for every batch; meaning and order stay the same.
+
+    A graph keeps addresses, not values: a batch is copied to where the graph reads it, weights,
+    BatchNorm statistics, lambda, bounds and masks are tensors that are changed in place, and the
+    learning rates of ``optimizer`` are written into tensors whenever they change. So one capture
+    serves a whole phase.
+
+    The first steps run as they are, on a side stream, as capture demands. The first of the others
+    sets the shape; batches of another shape (the last one of an evaluation) run as they are.
+
+    ``record`` is for tests: any function that records a body and returns what replays it. Raises
+    ``ValueError`` on tensors that are not on a CUDA device when ``record`` is `cuda_graph`.
     """
-    graph: torch.cuda.CUDAGraph | None = None
-    rates: list[float] = []
+    groups = [] if optimizer is None else optimizer.param_groups
+    written: list[float] = []
+    rates: list[Tensor] = []
     inputs: list[Tensor] = []
-    outputs: tuple[Tensor, Tensor]
+    outputs: list[Tensor] = []
+    replay: Callable[[], None] | None = None
     eager_left = _EAGER_STEPS
 
-    def replay(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        nonlocal graph, rates, inputs, outputs, eager_left
-        if images.device.type != "cuda":
+    def run(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with _tensors_as_rates(optimizer, rates):
+            return step(images, labels)
+
+    def body() -> None:
+        for output, result in zip(outputs, run(inputs[0], inputs[1]), strict=True):
+            output.copy_(result)
+
+    def replayed(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal written, rates, inputs, outputs, replay, eager_left
+        if record is cuda_graph and images.device.type != "cuda":
             raise ValueError(f"speed.cuda_graph needs a CUDA device, not {images.device}")
+        given = [float(group["lr"]) for group in groups]
+        if not rates:
+            rates = [torch.zeros((), device=images.device) for _ in groups]
+        if given != written:
+            for rate, value in zip(rates, given, strict=True):
+                rate.fill_(value)
+            written = given
         if eager_left > 0:
             eager_left -= 1
-            return _on_side_stream(step, images, labels)
-        now = [float(group["lr"]) for group in optimizer.param_groups]
-        if graph is None or now != rates:
-            rates = now
+            return _on_side_stream(run, images, labels)
+        if replay is None:
             inputs = [images.clone(), labels.clone()]
-            optimizer.zero_grad(set_to_none=True)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                outputs = step(*inputs)
+            outputs = [
+                torch.zeros((), device=images.device),
+                torch.zeros((), dtype=torch.int64, device=images.device),
+            ]
+            if optimizer is not None:
+                optimizer.zero_grad(set_to_none=True)
+            replay = record(body)
+        if images.shape != inputs[0].shape:
+            return run(images, labels)
         inputs[0].copy_(images)
         inputs[1].copy_(labels)
-        graph.replay()
+        replay()
         return outputs[0].clone(), outputs[1].clone()
 
-    return replay
+    return replayed
+
+
+@contextlib.contextmanager
+def _tensors_as_rates(
+    optimizer: torch.optim.Optimizer | None, rates: list[Tensor]
+) -> Iterator[None]:
+    """Let ``optimizer`` read its learning rates from tensors; numbers again on leaving.
+
+    Of torch's implementations of SGD only the fused one leaves such a tensor on its device.
+    """
+    groups = [] if optimizer is None else optimizer.param_groups
+    kept = [(group["lr"], group["fused"]) for group in groups]
+    for group, rate in zip(groups, rates, strict=True):
+        group["lr"], group["fused"] = rate, True
+    try:
+        yield
+    finally:
+        for group, (rate, fused) in zip(groups, kept, strict=True):
+            group["lr"], group["fused"] = rate, fused
 
 
 def _on_side_stream(step: Step, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    if images.device.type != "cuda":
+        return step(images, labels)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
