@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from spr_or.bench import regularizer as bench_regularizer
-from spr_or.commands import run, verify
+from spr_or.commands import run, sweep, verify
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,6 +18,7 @@ bench = typer.Typer(no_args_is_help=True, help="Measurements, side by side in on
 
 app.command("verify")(verify.command)
 app.command("run")(run.command)
+app.command("sweep")(sweep.command)
 bench.command("regularizer")(bench_regularizer.command)
 app.add_typer(bench, name="bench")
 
