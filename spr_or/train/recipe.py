@@ -94,6 +94,10 @@ class SprRecipe(Schedule):
     include_norm: bool = False  # BatchNorm's scale and shift inside the entity
     weights: Literal["parameters", "uniform"] = "parameters"  # the importances u
     bounds: Literal["layer", "entity"] = "layer"  # the bounds M
+    bounds_every: int = Field(default=0, ge=0)  # M read anew after so many epochs; 0: never
+    lam_warmup: int = Field(default=0, ge=0)  # epochs of a linear rise of lambda
+    # A budget: lam is where lambda starts, and it is moved so that this share of all parameters goes.
+    target_removed_pct: float | None = Field(default=None, gt=0, lt=100)
     start: Literal["dense", "scratch"] = "scratch"
     zero_below: float = Field(default=1e-4, ge=0)  # gradient: a smaller weight counts as zero
     share: float = Field(
@@ -106,11 +110,23 @@ class SprRecipe(Schedule):
             raise ValueError(f'method = "prox" needs variant = "exact", got {self.variant!r}')
         return self
 
+    @model_validator(mode="after")
+    def _lambda_can_move(self) -> SprRecipe:
+        if self.target_removed_pct is not None and self.lam == 0:
+            raise ValueError("target_removed_pct starts from lam, which must then be positive")
+        if self.lam_warmup and self.lam_warmup >= self.epochs:
+            raise ValueError(
+                f"lam_warmup = {self.lam_warmup} must be shorter than epochs = {self.epochs}"
+            )
+        return self
+
 
 class FinetuneRecipe(_Section):
     """[finetune]: epochs with the masks held."""
 
     epochs: int = Field(default=200, ge=0)
+    distill: float = Field(default=0.0, ge=0, le=1)  # weight of the dense network as a teacher
+    temperature: float = Field(default=4.0, gt=0)  # of the teacher's and the student's softmax
 
 
 class TrainRecipe(_Section):

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# Images, the network's logits and labels of a batch to the loss, a mean over it.
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 # Takes what a graph is to do, records it, and returns what replays it.
 Recorder = Callable[[Callable[[], None]], Callable[[], None]]
 
@@ -35,6 +37,7 @@ def make_step(
     after: Callable[[], None] | None = None,
     label_smoothing: float = 0.0,
     bf16: bool = False,
+    objective: Objective | None = None,
 ) -> Step:
     """Forward, backward, ``add_gradient()`` (SPR's), optimiser, ``after()`` (masks held).
 
@@ -44,7 +47,10 @@ def make_step(
     def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         optimizer.zero_grad(set_to_none=True)
         logits = forward(model, images, bf16)
-        loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        if objective is None:
+            loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        else:
+            loss = objective(images, logits, labels)
         loss.backward()
         if add_gradient is not None:
             add_gradient()
