@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spr_or import __version__
 from spr_or.problem import SparseTrainingProblem
-from spr_or.solve.bnb import incumbents, root
+from spr_or.solve.bnb import incumbents, many_outputs, root
 from spr_or.solve.bnb.branching import RULES
 from spr_or.solve.bnb.certificate import ProofCertificate, rounding
 from spr_or.solve.bnb.design import Design, design_of, theta_of, weights_of
@@ -153,8 +153,10 @@ def _engine(search: Search, node: Node) -> Engine:
     design = search.design
     N, k, q = design.shape
     first = FirstOrderEngine(design, 0.3 * search.gap * abs(search.best.objective))
-    if design.loss != "squared" or design.moments is None or q > 1:
+    if design.loss != "squared" or design.moments is None:
         return first
+    if q > 1:
+        return many_outputs.begin(search, node, first) or first
     mu = 2e-3 * abs(search.best.objective) / max(1, N * k)
     Q = design.moments.G.clone()
     Q.diagonal().add_(design.ridge.repeat_interleave(k))

@@ -30,11 +30,15 @@ Polish = Callable[[list[Tensor]], list[Incumbent]]
 def polisher(design: Design) -> Polish:
     """A function from supports to incumbents with the best weights on them.
 
-    The squared loss with one output is solved by Newton's method, to rounding; others by the
-    first-order method, whose objective is an upper bound anyhow.
+    The squared loss is solved to rounding: with one output by Newton's method, with several by its
+    normal equations where these leave the box alone; all else by the first-order method, whose
+    objective is an upper bound anyhow.
     """
-    newton = design.loss == "squared" and design.shape[2] == 1 and design.moments is not None
-    return (lambda s: _by_newton(design, s)) if newton else (lambda s: _by_gradient(design, s))
+    if design.loss != "squared" or design.moments is None:
+        return lambda supports: _by_gradient(design, supports)
+    if design.shape[2] > 1:
+        return lambda supports: _by_normal_equations(design, supports)
+    return lambda supports: _by_newton(design, supports)
 
 
 def local_search(
@@ -105,6 +109,27 @@ def _by_newton(design: Design, supports: list[Tensor]) -> list[Incumbent]:
         for b, node in enumerate(nodes):
             W[b, node.position] = node.W
         result += _incumbents(design, W, chunk)
+    return result
+
+
+def _by_normal_equations(design: Design, supports: list[Tensor]) -> list[Incumbent]:
+    assert design.moments is not None
+    G, C, c0 = design.moments
+    k = design.columns.shape[1]
+    result = []
+    for support in supports:
+        columns = support.repeat_interleave(k).nonzero().flatten()
+        Q, right = G[columns][:, columns], C[columns]
+        Q.diagonal().add_(design.ridge[support].repeat_interleave(k))
+        L, singular = torch.linalg.cholesky_ex(Q)
+        solved = torch.cholesky_solve(right, L)
+        W = design.X.new_zeros(design.shape)
+        W[support] = solved.view(-1, *design.shape[1:])
+        if int(singular) or bool((W.abs() > design.M[:, None, None]).any()):
+            result += _by_gradient(design, [support])
+            continue
+        objective = c0 - (right * solved).sum() + design.price[support].sum()
+        result.append(Incumbent(float(objective), support, W))
     return result
 
 
