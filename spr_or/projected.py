@@ -219,7 +219,7 @@ def prox(
     floor = shift + _per_entity(lower, x).expand(rows).unsqueeze(-1)
     ceiling = shift + _per_entity(upper, x).expand(rows).unsqueeze(-1)
     price = t * (1 - alpha)
-    tiny = torch.finfo(x.dtype).tiny
+    tiny, near = torch.finfo(x.dtype).tiny, 1 + 4 * torch.finfo(x.dtype).eps
     magnitude = x.abs()
 
     def clamp(s: Tensor) -> Tensor:
@@ -247,9 +247,10 @@ def prox(
         inner = s * (unclipped / price.clamp(min=tiny)).sqrt()
         # Never back: within rounding of the root a step could land anywhere on its left.
         following = torch.maximum(s, clamp(torch.maximum(newton, inner)))
-        if s.device.type == "cpu" and torch.equal(following, s):
-            break
+        done = s.device.type == "cpu" and bool((following <= near * s).all())
         s = following
+        if done:
+            break
     y = s - shift
     if alpha < 1:
         gain = slope_of(x / t, alpha, bound.squeeze(-1)).unsqueeze(-1)
@@ -336,12 +337,11 @@ def _check(w: Tensor, alpha: float, M: Bound, variant: str) -> None:
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
     _check_positive(M, "M")
     if torch.is_tensor(M) and M.dim() > 0:
-        try:
-            torch.broadcast_shapes(M.shape, w.shape[:-1])
-        except RuntimeError:
+        sizes = zip(reversed(M.shape), reversed(w.shape[:-1]), strict=False)
+        if M.dim() >= w.dim() or any(a != b and a != 1 for a, b in sizes):
             raise ValueError(
                 f"M of shape {tuple(M.shape)} does not fit entities of shape {tuple(w.shape[:-1])}"
-            ) from None
+            )
 
 
 def _check_positive(value: Bound, name: str) -> None:
