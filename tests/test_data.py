@@ -334,6 +334,48 @@ def test_worker_processes_share_an_epoch_and_repeat_it(
         assert sorted(image.numpy().tobytes() for image in epoch) == whole
 
 
+def test_batches_of_a_stream_do_not_depend_on_who_decodes_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spr_or.train.stream._WINDOW", 3)
+    split = open_split(folder, "train")
+    options = {"size": 4, "shuffle": True, "augment": True, "pin": False, "workers": 0}
+    reader = StreamReader(split, 2, **options)  # type: ignore[arg-type]
+    one = list(reader(5))
+    reader._workers = 3  # dealt for three workers, decoded by one
+    three = list(reader(5))
+    order = [[bytes(images.numpy()) for images, _ in epoch] for epoch in (one, three)]
+    assert len(one) == 5 and order[0] != order[1] and sorted(order[0]) == sorted(order[1])
+
+
+def test_a_streamed_subset_is_the_first_rows(folder: Path) -> None:
+    recipe = DataRecipe(source=str(folder), memory="stream", workers=0, train_rows=7, eval_rows=3)
+    data = load_data(recipe, CPU)
+    assert (data.train_rows, data.eval_rows) == (7, 3)
+    assert sum(len(labels) for _, labels in data.evaluate(0)) == 3
+    assert [len(labels) for _, labels in data.train(0)] == [7]
+    assert sorted(next(data.train(0))[1].tolist()) == sorted(i % 3 for i in range(7))
+    with pytest.raises(DataError, match=r"data\.train_rows = 11, but the split has 10 rows"):
+        load_data(recipe.model_copy(update={"train_rows": 11}), CPU)
+
+
+def test_mean_and_std_can_be_given(folder: Path, tmp_path: Path) -> None:
+    given = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+    for memory in ("device", "stream"):
+        recipe = DataRecipe(
+            source=str(folder), memory=memory, workers=0, cache=tmp_path, eval_batch_size=2, **given
+        )
+        images, _ = next(load_data(recipe, CPU).evaluate(0))
+        reference = (expected(1) / 255 - np.reshape(given["mean"], (3, 1, 1))) / np.reshape(
+            given["std"], (3, 1, 1)
+        )
+        np.testing.assert_allclose(images[1].numpy(), reference, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="mean and std belong together"):
+        DataRecipe(mean=(0.5,))
+    with pytest.raises(DataError, match="data.mean has 3 numbers, but the images have 1 channels"):
+        load_data(DataRecipe(**given), CPU)
+
+
 def test_the_order_of_a_stream_depends_on_the_seed(folder: Path) -> None:
     split = open_split(folder, "train")
     options = {"size": None, "shuffle": True, "augment": False, "pin": False, "workers": 0}
@@ -356,16 +398,16 @@ def test_a_stream_names_damaged_and_uneven_images(folder: Path) -> None:
         list(reader(0))
 
 
-def test_random_windows_keep_to_the_image_and_follow_the_generator() -> None:
+def test_random_windows_keep_to_the_image_and_follow_the_draws() -> None:
     image = picture(3, (60, 40))
     crops = [
-        np.asarray(random_resized_crop(image, 8, torch.Generator().manual_seed(seed)))
-        for seed in (0, 0, 1)
+        np.asarray(random_resized_crop(image, 8, torch.rand(10, 4, generator=g).tolist()))
+        for g in (torch.Generator().manual_seed(seed) for seed in (0, 0, 1))
     ]
     assert crops[0].shape == (8, 8, 3)
     assert (crops[0] == crops[1]).all() and (crops[0] != crops[2]).any()
     narrow = Image.new("RGB", (100, 2), (9, 9, 9))  # no window of this aspect fits: the centre
-    window = np.asarray(random_resized_crop(narrow, 8, torch.Generator().manual_seed(0)))
+    window = np.asarray(random_resized_crop(narrow, 8, torch.rand(10, 4).tolist()))
     assert window.shape == (8, 8, 3) and (window == 9).all()
 
 

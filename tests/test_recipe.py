@@ -46,7 +46,7 @@ def test_there_are_recipes() -> None:
         ("[dense]\nschedule = 'cosine'\nmilestones = [3]", "milestones belong to"),
         ("seeds = [0, 0]", "seeds must differ"),
         ("seeds = []", "seeds"),
-        ("[data]\nmemory = 'stream'\ntrain_rows = 5", "train_rows"),
+        ("[data]\nmean = [0.5]", "mean and std belong together"),
         ("[data]\nbatch_size = 'many'", r"data\.batch_size: .*got 'many'"),
         ("name = ", "no valid TOML"),
     ],

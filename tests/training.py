@@ -1,7 +1,10 @@
 """Runs small enough for tests: a plain chain on a few of scikit-learn's digits."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
+from spr_or.train.display import Display
 from spr_or.train.recipe import Recipe, parse_recipe
 
 
@@ -19,3 +22,20 @@ def tiny_recipe(**sections: Any) -> Recipe:
     for name, section in sections.items():
         values[name] = values.get(name, {}) | section if isinstance(section, dict) else section
     return parse_recipe(values)
+
+
+@contextlib.contextmanager
+def stopped_at(phase: str, epoch: int) -> Iterator[None]:
+    """Runs inside end with KeyboardInterrupt before the checkpoint of that epoch."""
+    shown = Display.epoch
+
+    def stop(self: Display, record: dict[str, Any]) -> None:
+        if (record["phase"], record["epoch"]) == (phase, epoch):
+            raise KeyboardInterrupt
+        shown(self, record)
+
+    Display.epoch = stop  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Display.epoch = shown  # type: ignore[method-assign]

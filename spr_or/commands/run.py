@@ -28,6 +28,7 @@ def command(
     """
     from rich.console import Console
 
+    from spr_or.train import distributed
     from spr_or.train.checkpoint import CheckpointError
     from spr_or.train.display import Display
     from spr_or.train.durable import DiskFull
@@ -37,9 +38,11 @@ def command(
     from spr_or.train.run import run_recipe
 
     errors = Console(stderr=True)
+    rank, processes = distributed.launched()
+    who = f"process {rank} of {processes}: " if processes > 1 else ""
 
     def stop(message: object, status: int) -> typer.Exit:
-        errors.print(f"error: {message}", style="bold red", markup=False, soft_wrap=True)
+        errors.print(f"{who}error: {message}", style="bold red", markup=False, soft_wrap=True)
         return typer.Exit(status)
 
     try:
@@ -52,6 +55,8 @@ def command(
         raise stop(error, 1) from None
     except KeyboardInterrupt:
         raise stop("interrupted; --resume continues from the last finished epoch", 130) from None
+    if rank > 0:
+        return
     console = Console()
     _print_summary(console, summary)
     console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from spr_or.train import distributed
 from spr_or.train.durable import write_durably
 
 State = dict[str, Any]
@@ -28,9 +29,10 @@ def save_last(folder: Path, state: State) -> None:
     """Make ``state`` the last checkpoint; the one before it becomes ``previous.pt``.
 
     Killed at any moment, this leaves at least one whole checkpoint. Raises `DiskFull`, with the
-    old checkpoints untouched.
+    old checkpoints untouched. Does nothing in a process that is not the first of several.
     """
-
+    if not distributed.is_first():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     last, following = folder / LAST, folder / _NEXT
     write_durably(following, lambda path: torch.save({"format": FORMAT, **state}, path))
@@ -66,6 +68,8 @@ def load(path: Path) -> State:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what a killed process had not finished writing."""
+    if not distributed.is_first():
+        return
     for path in folder.glob(".*"):
         path.unlink()
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spr_or.train import parquet
+from spr_or.train import distributed, parquet
 from spr_or.train.augment import crop_and_flip, draw, normalise
 from spr_or.train.cache import Arrays, cached, default_folder
 from spr_or.train.parquet import DataError, Split
@@ -23,6 +23,7 @@ Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
 
 _STATISTICS_ROWS = 10_000  # enough for channel means to a thousandth
+_CHUNK_BYTES = 2**27  # of float32 images that an accelerator augments at a time
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Data:
 
     ``train(seed)`` and ``evaluate(seed)`` iterate over one epoch of (float32 (B, C, H, W),
     int64 (B,)) on the device; the order and all random choices of a training epoch follow from
-    the seed alone, and are the same on every device for a set in memory.
+    the seed alone, and are the same on every device for a set in memory. Of several processes
+    each gets its share of the very batches that one process would get (see `distributed`).
     """
 
     name: str
@@ -61,6 +63,11 @@ def load_data(recipe: DataRecipe, device: torch.device, progress: Progress = _si
     if recipe.source == "digits":
         train, test = _digits()
         return _in_memory(recipe, device, train, test, "digits", 10)
+    with distributed.first_before_others():  # a download, or decoding into the cache
+        return _from_parquet(recipe, device, progress)
+
+
+def _from_parquet(recipe: DataRecipe, device: torch.device, progress: Progress) -> Data:
     folder = parquet.find_folder(recipe.source, recipe.revision)
     train_split = parquet.open_split(folder, recipe.train_split)
     eval_split = parquet.open_split(folder, recipe.eval_split)
@@ -102,7 +109,7 @@ def _in_memory(
     train = _subset(train, recipe.train_rows, "train_rows")
     test = _subset(test, recipe.eval_rows, "eval_rows")
     images, labels = (torch.from_numpy(array) for array in train)
-    mean, std = (part.to(device) for part in statistics(images[:_STATISTICS_ROWS]))
+    mean, std = _normalisation(recipe, images[:_STATISTICS_ROWS], device)
     batches = partial(_memory_batches, mean=mean, std=std)
     return Data(
         recipe.name or name,
@@ -112,7 +119,7 @@ def _in_memory(
             batches,
             images.to(device),
             labels.to(device),
-            batch_size=min(recipe.batch_size, len(images)),
+            batch_size=_shareable(min(recipe.batch_size, len(images))),
             augment=(recipe.crop, recipe.flip),
         ),
         partial(
@@ -141,17 +148,63 @@ def _memory_batches(
     rows = len(images)
     if augment is None:
         for start in range(0, rows, batch_size):
-            part = slice(start, start + batch_size)
-            yield normalise(images[part], mean, std), labels[part]
+            part = distributed.share(start, min(start + batch_size, rows))
+            if part.start < part.stop:
+                yield normalise(images[part], mean, std), labels[part]
         return
-    # Drawn on the CPU for the whole epoch: every device then sees the same epoch, with one copy.
+    # Drawn on the CPU for the whole epoch: every device and process then sees the same epoch.
+    crop, flip = augment
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(rows, generator=generator).to(images.device)
-    draws = draw(rows, *augment, generator).to(images.device)
-    for start in range(0, rows - batch_size + 1, batch_size):
-        part = slice(start, start + batch_size)
-        batch = crop_and_flip(images[order[part]], draws.take(part), augment[0])
-        yield normalise(batch, mean, std), labels[order[part]]
+    order = torch.randperm(rows, generator=generator)
+    draws = draw(rows, crop, flip, generator)
+    steps = rows // batch_size
+    whole = torch.arange(steps * batch_size).view(steps, batch_size)
+    places = whole[:, distributed.share(0, batch_size)]
+    local = places.shape[1]
+    places = places.flatten()
+    # Copied to the device once; after this, nothing waits for it.
+    order, draws = order[places].to(images.device), draws.take(places).to(images.device)
+    at_once = local * _batches_at_once(images, local)
+    for first in range(0, len(order), at_once):
+        chunk = slice(first, first + at_once)
+        chosen = order[chunk]
+        changed = normalise(crop_and_flip(images[chosen], draws.take(chunk), crop), mean, std)
+        yield from zip(changed.split(local), labels[chosen].split(local), strict=True)
+
+
+def _batches_at_once(images: Tensor, local: int) -> int:
+    """How many batches are augmented together: an accelerator pays for each kernel, a CPU's cache
+    for each byte."""
+    if images.device.type == "cpu":
+        return 1
+    return max(1, _CHUNK_BYTES // (4 * images[0].numel() * local))
+
+
+def _shareable(batch_size: int) -> int:
+    size = distributed.world().size
+    if batch_size % size:
+        raise DataError(
+            f"data.batch_size = {batch_size} is the batch of all processes together, and {size} "
+            f"processes cannot share it equally: --set data.batch_size={batch_size // size * size}"
+            if batch_size > size
+            else f"a batch of {batch_size} images is too small for {size} processes"
+        )
+    return batch_size
+
+
+def _normalisation(
+    recipe: DataRecipe, sample: Tensor, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The recipe's mean and std of each channel, or those of a sample of training images."""
+    if recipe.mean is None or recipe.std is None:
+        mean, std = statistics(sample)
+    else:
+        mean, std = torch.tensor(recipe.mean), torch.tensor(recipe.std)
+        if len(mean) != sample.shape[1]:
+            raise DataError(
+                f"data.mean has {len(mean)} numbers, but the images have {sample.shape[1]} channels"
+            )
+    return mean.to(device), std.to(device)
 
 
 def _subset(arrays: Arrays, rows: int | None, key: str) -> Arrays:
@@ -246,22 +299,25 @@ def _first_image(split: Split) -> np.ndarray:
 def _streamed(
     recipe: DataRecipe, device: torch.device, train: Split, test: Split, classes: int
 ) -> Data:
-    if recipe.train_rows or recipe.eval_rows:
-        raise DataError("data.train_rows and data.eval_rows need a set that fits into memory")
     if not classes:
         raise DataError(f"{train.files[0]} names no classes, which a streamed set needs")
+    train_rows = _first_of(train, recipe.train_rows, "train_rows")
+    eval_rows = _first_of(test, recipe.eval_rows, "eval_rows")
+    batch_size = _shareable(min(recipe.batch_size, train_rows))
     pin = device.type == "cuda"
     augment = recipe.random_resized_crop
     reader = partial(StreamReader, size=recipe.size, workers=recipe.workers, pin=pin)
-    train_reader = reader(train, recipe.batch_size, shuffle=True, augment=augment)
-    eval_reader = reader(test, recipe.eval_batch_size, shuffle=False, augment=False)
-    sample = next(reader(train, 256, shuffle=False, augment=False, workers=0)(0))[0]
-    mean, std = (part.to(device) for part in statistics(sample))
+    train_reader = reader(train, batch_size, shuffle=True, augment=augment, rows=train_rows)
+    eval_reader = reader(test, recipe.eval_batch_size, shuffle=False, augment=False, rows=eval_rows)
+    with distributed.alone():
+        sample = next(reader(train, 256, shuffle=False, augment=False, workers=0)(0))[0]
+    mean, std = _normalisation(recipe, sample, device)
 
     def train_batches(seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(seed)
+        mine = distributed.share(0, batch_size)
         for images, labels in train_reader(seed):
-            draws = draw(len(images), recipe.crop, recipe.flip, generator).to(device)
+            draws = draw(batch_size, recipe.crop, recipe.flip, generator).take(mine).to(device)
             images = crop_and_flip(images.to(device, non_blocking=pin), draws, recipe.crop)
             yield normalise(images, mean, std), labels.to(device, non_blocking=pin)
 
@@ -276,7 +332,13 @@ def _streamed(
         (sample.shape[1], sample.shape[2], sample.shape[3]),
         train_batches,
         eval_batches,
-        train.rows,
-        test.rows,
+        train_rows,
+        eval_rows,
         streamed=True,
     )
+
+
+def _first_of(split: Split, rows: int | None, key: str) -> int:
+    if rows is not None and rows > split.rows:
+        raise DataError(f"data.{key} = {rows}, but the split has {split.rows} rows")
+    return rows or split.rows

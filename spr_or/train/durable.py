@@ -1,4 +1,7 @@
-"""Files that survive a crash and a full disk: flushed before they take the old one's place."""
+"""Files that survive a crash and a full disk: flushed before they take the old one's place.
+
+Of several processes that train one network, the first one writes.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from spr_or.files import write_aside
+from spr_or.train import distributed
 
 
 class DiskFull(OSError):
@@ -18,8 +22,12 @@ class DiskFull(OSError):
 def write_durably(path: Path, write: Callable[[Path], object]) -> None:
     """`write_aside`, with the bytes on the disk before the file takes the place of ``path``.
 
-    Raises `DiskFull` instead of a bare OSError when the disk is full.
+    Does nothing in a process that is not the first. Raises `DiskFull` instead of a bare OSError
+    when the disk is full.
     """
+
+    if not distributed.is_first():
+        return
 
     def flushed(aside: Path) -> None:
         write(aside)

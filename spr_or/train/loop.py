@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spr_or.train import distributed
 from spr_or.train.step import Step, make_scoring
 
 Batch = tuple[Tensor, Tensor]
@@ -43,7 +45,8 @@ def train_epoch(
     """Take one step a batch; ``on_batch(rows)`` follows each.
 
     Nothing is read back from the device before the epoch's end, so a loss that is not finite is
-    found there, with the step where it first was. Raises `NonFiniteLoss`, and ``ValueError`` for
+    found there, with the step where it first was. Several processes that each take a share of the
+    batches get the scores of all of them. Raises `NonFiniteLoss`, and ``ValueError`` for
     an epoch without batches.
     """
     losses: list[Tensor] = []
@@ -58,14 +61,15 @@ def train_epoch(
         on_batch(len(labels))
     if not losses:
         raise ValueError("the epoch has no batch: data.batch_size is larger than the data")
-    history = torch.stack(losses).float().cpu()
-    wrong = (~history.isfinite()).nonzero()
-    if len(wrong):
-        first = int(wrong[0])
-        raise NonFiniteLoss(first, float(history[first]))
-    accuracy = 100 * int(torch.stack(correct).sum()) / rows
+    size = distributed.world().size
+    *history, right_sum, row_sum = distributed.total(
+        *torch.stack(losses).tolist(), int(torch.stack(correct).sum()), rows
+    )
+    for number, value in enumerate(history):
+        if not math.isfinite(value):
+            raise NonFiniteLoss(number, value)
     share = waited[0] / (time.perf_counter() - started)
-    return Scores(float(history.mean()), accuracy, share)
+    return Scores(sum(history) / len(history) / size, 100 * right_sum / row_sum, share)
 
 
 def evaluate(
@@ -91,10 +95,10 @@ def evaluate(
         correct.append(right)
         rows += len(labels)
     model.train(training)
-    loss_sum, right_sum = torch.stack(losses).sum(), torch.stack(correct).sum()
-    accuracy = 100 * int(right_sum) / rows
+    sums = [float(torch.stack(part).sum()) if part else 0.0 for part in (losses, correct)]
+    loss_sum, right_sum, row_sum = distributed.total(*sums, rows)
     share = waited[0] / (time.perf_counter() - started)
-    return Scores(float(loss_sum) / rows, accuracy, share)
+    return Scores(loss_sum / row_sum, 100 * right_sum / row_sum, share)
 
 
 def _timed(batches: Iterable[Batch], waited: list[float]) -> Iterator[Batch]:

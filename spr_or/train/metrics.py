@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from spr_or.train import distributed
 from spr_or.train.durable import disk_full_explained, write_text
 
 Record = dict[str, Any]
@@ -33,12 +34,14 @@ class Metrics:
         self.path = folder / "metrics.jsonl"
         self.records = read_metrics(self.path)[:kept]
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in self.records))
-        self._board = _tensorboard(folder / "tensorboard", kept)
+        first = distributed.is_first()
+        self._board = _tensorboard(folder / "tensorboard", kept) if first else None
 
     def add(self, record: Record) -> None:
         """Append one epoch."""
-        with disk_full_explained(self.path), self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record) + "\n")
+        if distributed.is_first():
+            with disk_full_explained(self.path), self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(record) + "\n")
         if self._board is not None:
             for key, value in record.items():
                 if isinstance(value, int | float):

@@ -12,7 +12,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 from torch import nn
@@ -36,24 +36,31 @@ class DataRecipe(_Section):
     revision: str | None = None  # of a Hub id
     train_split: str = "train"
     eval_split: str | None = None  # None: valid, validation, val or test, whichever is there first
-    train_rows: int | None = Field(default=None, ge=1)  # a fixed random subset of that size
+    # A fixed random subset of that size; of a streamed set, the first rows of its files.
+    train_rows: int | None = Field(default=None, ge=1)
     eval_rows: int | None = Field(default=None, ge=1)
     size: int | None = Field(default=None, ge=1)  # pixels; None: the images' own common size
     crop: int = Field(default=0, ge=0)  # pad by so many pixels, crop at random
     flip: bool = False
     random_resized_crop: bool = False  # streamed sets: a random window, scaled to `size`
-    batch_size: int = Field(default=128, ge=1)
+    mean: tuple[float, ...] | None = None  # of each channel in [0, 1]; None: measured
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    batch_size: int = Field(default=128, ge=1)  # of all processes together
     eval_batch_size: int = Field(default=512, ge=1)
     memory: Literal["auto", "device", "stream"] = "auto"
-    workers: int = Field(default=2, ge=0)  # processes that decode a streamed set
+    workers: int = Field(default=2, ge=0)  # that decode a streamed set, of each process
     cache: Path | None = None  # decoded images; None: $SPR_OR_CACHE or ~/.cache/spr-or
 
     @model_validator(mode="after")
     def _streamed_only(self) -> DataRecipe:
         if self.random_resized_crop and (self.size is None or self.memory != "stream"):
             raise ValueError('random_resized_crop needs size = … and memory = "stream"')
-        if self.memory == "stream" and (self.train_rows or self.eval_rows):
-            raise ValueError('train_rows and eval_rows need a set in memory, not "stream"')
+        return self
+
+    @model_validator(mode="after")
+    def _mean_with_std(self) -> DataRecipe:
+        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
+            raise ValueError("mean and std belong together, a number a channel each")
         return self
 
 

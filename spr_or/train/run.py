@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from spr_or.train import checkpoint
+import torch
+
+from spr_or.train import checkpoint, distributed
 from spr_or.train.data import Data, load_data
 from spr_or.train.display import Display
 from spr_or.train.durable import write_text
@@ -30,12 +32,28 @@ def run_recipe(
     run that stands in the folder is continued (a finished one is only read); without it such a
     folder is refused. Raises `RecipeError`, `DataError`, `RunError`, `CheckpointError`,
     `DiskFull`.
+
+    In processes that torchrun started, all of them train together (see `distributed`), on one
+    file system; the first one writes, and the summary of the others is empty.
     """
-    _check_folder(recipe, folder, resume)
     device = pick_device(recipe.speed)
+    try:
+        with distributed.joined(device):
+            if not distributed.is_first():
+                display = None
+            return _run(recipe, folder, resume, device, display)
+    except distributed.ProcessLost as error:
+        raise RunError(str(error)) from error
+
+
+def _run(
+    recipe: Recipe, folder: Path, resume: bool, device: torch.device, display: Display | None
+) -> Summary:
+    _check_folder(recipe, folder, resume)
     seeds = {seed: folder if len(recipe.seeds) == 1 else folder / f"seed-{seed}"
              for seed in recipe.seeds}  # fmt: skip
     summaries = {seed: _finished(place) for seed, place in seeds.items()}
+    distributed.barrier()  # all have looked before the first one writes
     with display or Display(quiet=True) as shown, reproducible(recipe.speed.threads):
         data: Data | None = None
         for seed, place in seeds.items():
@@ -46,24 +64,31 @@ def run_recipe(
                     folder.mkdir(parents=True, exist_ok=True)
                     write_text(folder / _RECIPE, recipe.model_dump_json(indent=2) + "\n")
                 summaries[seed] = _run_seed(recipe, seed, place, device, data, shown)
+    if not distributed.is_first():
+        return {}
     done = [summary for summary in summaries.values() if summary is not None]
     return done[0] if len(done) == 1 else report_seeds(folder, done)
 
 
 def _run_seed(
-    recipe: Recipe, seed: int, folder: Path, device: Any, data: Data, display: Display
+    recipe: Recipe, seed: int, folder: Path, device: torch.device, data: Data, display: Display
 ) -> Summary:
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.remove_leftovers(folder / "checkpoints")
     state, warning = checkpoint.load_last(folder / "checkpoints")
     if warning:
         display.warn(warning)
+    distributed.barrier()  # all have read before the first one writes
     if state is not None:
         display.say(f"seed {seed}: continuing phase {state['phase']} after epoch {state['epoch']}")
     metrics = Metrics(folder, kept=state["records"] if state else 0)
     run = Run(recipe, seed, folder, device, data, display, metrics, state)
     try:
-        return report_seed(run, train(run))
+        trained = train(run)
+        if not distributed.is_first():
+            return {}
+        with distributed.alone():
+            return report_seed(run, trained)
     finally:
         metrics.close()
 

@@ -13,13 +13,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from spr_or.compact import CompactionError, compact
+from spr_or.train import distributed
 from spr_or.train.data import Data
 from spr_or.train.pruning import make_spr
 from spr_or.train.recipe import Recipe, RecipeError, SpeedRecipe, build_model
 
 
 def pick_device(speed: SpeedRecipe) -> torch.device:
-    """The device of a recipe; raises `RecipeError` for one that is not there."""
+    """The device of a recipe; raises `RecipeError` for one that is not there.
+
+    Of several processes on a machine with GPUs, each takes the one of its own number.
+    """
     if speed.device == "auto":
         device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     else:
@@ -28,12 +32,34 @@ def pick_device(speed: SpeedRecipe) -> torch.device:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:  # torch raises either
             raise RecipeError(f"speed.device = {speed.device!r} cannot be used: {error}") from None
+    if distributed.launched().size > 1:
+        device = _of_this_process(speed, device)
     if speed.cuda_graph and device.type != "cuda":
         raise RecipeError(
             f"speed.cuda_graph = true needs a CUDA device, and this run is on {device}; "
             "--set speed.cuda_graph=false computes the same"
         )
     return device
+
+
+def _of_this_process(speed: SpeedRecipe, device: torch.device) -> torch.device:
+    for key in ("compile", "cuda_graph"):
+        if getattr(speed, key):
+            raise RecipeError(
+                f"speed.{key} = true has not been made to work with several processes: "
+                f"--set speed.{key}=false"
+            )
+    if device.type not in ("cpu", "cuda"):
+        raise RecipeError(f"several processes need a CPU or CUDA devices, not {device}")
+    if device.type == "cpu":
+        return device
+    number, count = distributed.local_rank(), torch.cuda.device_count()
+    if number >= count:
+        raise RecipeError(
+            f"process {number} of this machine finds no GPU of its own, there are {count}: start "
+            f"torchrun with --nproc-per-node {count}, or --set speed.device=cpu"
+        )
+    return torch.device("cuda", number)
 
 
 @contextlib.contextmanager

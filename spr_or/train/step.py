@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spr_or.train import distributed
+
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 # Images, the network's logits and labels of a batch to the loss, a mean over it.
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -41,12 +43,14 @@ def make_step(
 ) -> Step:
     """Forward, backward, ``add_gradient()`` (SPR's), optimiser, ``after()`` (masks held).
 
-    The loss is the mean over the batch.
+    The loss is the mean over the batch. Of several processes (see `distributed`) each steps on its
+    share: backward leaves the mean of all gradients, and SPR's is then added once by each of them.
     """
+    network = distributed.replica(model)
 
     def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         optimizer.zero_grad(set_to_none=True)
-        logits = forward(model, images, bf16)
+        logits = forward(network, images, bf16)
         if objective is None:
             loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         else:

@@ -1,0 +1,233 @@
+"""Two processes over gloo do what one does, share files and checkpoints, and end together."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from distributed_worker import SHARED
+from test_data import encoded, picture, write_split
+from torch import nn
+from training import stopped_at, tiny_recipe
+
+from spr_or.train import checkpoint, distributed, report
+from spr_or.train.data import Data, load_data
+from spr_or.train.distributed import World
+from spr_or.train.metrics import read_metrics
+from spr_or.train.parquet import DataError
+from spr_or.train.recipe import DataRecipe, RecipeError
+from spr_or.train.run import run_recipe
+from spr_or.train.setup import pick_device
+
+CPU = torch.device("cpu")
+TESTS = Path(__file__).parent
+RECIPE = """
+model = "models.toy:convnet"
+[data]
+train_rows = 256
+eval_rows = 61
+batch_size = 32
+crop = 1
+[dense]
+epochs = 2
+[spr]
+epochs = 3
+lam = 3.0
+alpha = 0.3
+lr = 0.05
+method = "gradient"
+zero_below = 0.01
+share = 0.2
+[finetune]
+epochs = 2
+[speed]
+device = "cpu"
+threads = 1
+"""
+
+
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+               "--master-addr", "127.0.0.1", "--master-port", str(port), *arguments]  # fmt: skip
+    paths = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "_draw", lambda *arguments: [])
+    monkeypatch.setattr(report, "spr_step_overhead", lambda *arguments: 1.0)
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    """The same masks, and losses and weights that differ by rounding."""
+    states = [checkpoint.load(folder / "checkpoints" / "last.pt") for folder in (one, two)]
+    masks = [state["masks"] for state in states]
+    left = torch.cat(list(masks[0].values()))
+    assert left.any() and not left.all()
+    for name, keep in masks[0].items():
+        assert torch.equal(keep, masks[1][name])
+    for name, tensor in states[0]["model"].items():
+        torch.testing.assert_close(states[1]["model"][name], tensor, rtol=1e-3, atol=1e-4)
+    records = [read_metrics(folder / "metrics.jsonl") for folder in (one, two)]
+    assert len(records[0]) == len(records[1]) == 7
+    for a, b in zip(*records, strict=True):
+        assert (a["phase"], a["epoch"]) == (b["phase"], b["epoch"])
+        for key in ("loss", "eval_loss"):
+            assert b[key] == pytest.approx(a[key], rel=1e-4)
+        for key in ("accuracy", "eval_accuracy"):  # at most an image on the border
+            assert b[key] == pytest.approx(a[key], abs=100 / 61 + 1e-6)
+
+
+def test_two_processes_train_like_one_and_share_its_checkpoints(tmp_path: Path) -> None:
+    run_recipe(SHARED, tmp_path / "whole")
+    with stopped_at("spr", 1), pytest.raises(KeyboardInterrupt):
+        run_recipe(SHARED, tmp_path / "from-one")
+    done = torchrun(str(TESTS / "distributed_worker.py"), str(tmp_path))
+
+    # Process 1 died in the last run: torchrun fails and names it, process 0 says what happened.
+    assert done.returncode != 0 and "SIGKILL" in done.stderr, done.stderr
+    words = (tmp_path / "last words").read_text()
+    assert "another process of this run ended" in words and "--resume" in words
+    assert checkpoint.load(tmp_path / "killed" / "checkpoints" / "last.pt")["epoch"] >= 1
+
+    assert_same_run(tmp_path / "whole", tmp_path / "from-one")
+    assert checkpoint.load(tmp_path / "from-two" / "checkpoints" / "last.pt")["epoch"] == 1
+    run_recipe(SHARED, tmp_path / "from-two", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "from-two")
+
+
+def test_the_command_under_torchrun(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    out = tmp_path / "out"
+    done = torchrun("-m", "spr_or.cli", "run", str(tmp_path / "tiny.toml"), "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("report: ") == 1  # one process speaks and writes
+    run_recipe(SHARED, tmp_path / "whole")
+    assert_same_run(tmp_path / "whole", out)
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == [
+        "best.pt", "last.pt", "previous.pt"]  # fmt: skip
+    assert len(read_metrics(out / "metrics.jsonl")) == 7
+
+
+# --- shares of the data, without processes --------------------------------------------------
+
+
+def as_process(rank: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "_world", World(rank, size))
+
+
+def epoch(data: Data, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return list(data.train(seed)) + list(data.evaluate(0))
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_shares_of_a_batch_in_memory_are_the_batch(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = DataRecipe(train_rows=50, eval_rows=41, batch_size=8, eval_batch_size=19, crop=2,
+                        flip=True)  # fmt: skip
+    whole = epoch(load_data(recipe, CPU), 5)
+    shares = []
+    for rank in range(size):
+        monkeypatch.setattr(distributed, "barrier", lambda: None)
+        as_process(rank, size, monkeypatch)
+        shares.append(epoch(load_data(recipe, CPU), 5))
+    assert len(whole) == 6 + 3
+    for step, (images, labels) in enumerate(whole):
+        parts = [share[step] for share in shares if step < len(share)]  # three rows for four
+        assert torch.equal(torch.cat([part[0] for part in parts]), images)
+        assert torch.equal(torch.cat([part[1] for part in parts]), labels)
+
+
+def write_set(folder: Path) -> DataRecipe:
+    for name, count in (("train", 46), ("test", 21)):
+        images = [encoded(picture(i, (9, 8))) for i in range(count)]
+        write_split(folder / f"{name}.parquet", images, [i % 3 for i in range(count)], row_group=5)
+    return DataRecipe(source=str(folder), memory="stream", size=6, random_resized_crop=True,
+                      flip=True, crop=1, batch_size=4, eval_batch_size=5, workers=0)  # fmt: skip
+
+
+def test_shares_of_a_streamed_batch_are_the_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spr_or.train.stream._WINDOW", 9)
+    recipe = write_set(tmp_path)
+    whole = epoch(load_data(recipe, CPU), 5)
+    assert len(whole) == 11 + 5
+    monkeypatch.setattr(distributed, "barrier", lambda: None)
+    shares = []
+    for rank in range(2):
+        as_process(rank, 2, monkeypatch)
+        shares.append(epoch(load_data(recipe, CPU), 5))
+    for step, (images, labels) in enumerate(whole):
+        parts = [share[step] for share in shares if step < len(share)]  # one row is left for one
+        assert torch.equal(torch.cat([part[0] for part in parts]), images)
+        assert torch.equal(torch.cat([part[1] for part in parts]), labels)
+
+
+def test_workers_and_processes_decode_each_image_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write_set(tmp_path).model_copy(
+        update={"random_resized_crop": False, "crop": 0, "flip": False, "batch_size": 2}
+    )
+    whole = [images for images, _ in load_data(recipe, CPU).train(3)]
+    monkeypatch.setattr(distributed, "barrier", lambda: None)
+    seen: list[torch.Tensor] = []
+    for rank in range(2):
+        as_process(rank, 2, monkeypatch)
+        data = load_data(recipe.model_copy(update={"workers": 2 * rank}), CPU)
+        seen += [images for images, _ in data.train(3)]
+    assert sorted(map(as_bytes, torch.cat(seen))) == sorted(map(as_bytes, torch.cat(whole)))
+    assert len(torch.cat(seen)) == 46 == len({as_bytes(image) for image in torch.cat(seen)})
+
+
+def as_bytes(image: torch.Tensor) -> bytes:
+    return image.numpy().tobytes()
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_process(0, 3, monkeypatch)
+    with pytest.raises(DataError, match=r"batch_size = 32 .* 3 processes .*data.batch_size=30"):
+        load_data(DataRecipe(batch_size=32), CPU)
+    with pytest.raises(DataError, match="2 images is too small for 3 processes"):
+        load_data(DataRecipe(batch_size=2), CPU)
+
+
+def test_what_several_processes_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(RecipeError, match=r"speed.compile = true has not .* several processes"):
+        pick_device(tiny_recipe(speed={"compile": True}).speed)
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 3), (6, 5, 3, 2)])
+@pytest.mark.parametrize("options", [{}, {"momentum": None}, {"affine": False}])
+def test_batchnorm_over_all_processes_is_torchs_on_the_whole_batch(
+    shape: tuple[int, ...], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the sum over processes taken away, one process is the whole batch."""
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
+    kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}[len(shape)]
+    torch_norm, ours = kind(5, **options), kind(5, **options)
+    twin = nn.Sequential(ours)
+    distributed._see_whole_batch(twin)
+    for _ in range(2):
+        x = torch.randn(shape)
+        inputs = [x.clone().requires_grad_(), x.clone().requires_grad_()]
+        outputs = [torch_norm(inputs[0]), twin(inputs[1])]
+        torch.testing.assert_close(outputs[1], outputs[0])
+        for y in outputs:
+            (y * torch.linspace(-1, 1, y.numel()).view(y.shape)).sum().backward()
+        torch.testing.assert_close(inputs[1].grad, inputs[0].grad, rtol=1e-4, atol=1e-5)
+        for name, tensor in torch_norm.state_dict().items():
+            torch.testing.assert_close(ours.state_dict()[name], tensor)
