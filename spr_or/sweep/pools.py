@@ -67,7 +67,7 @@ class LocalPool:
         for process, _ in self._busy.values():
             process.kill()
         for _, connection in self._idle:
-            connection.close()  # the worker reads the end of its input and returns
+            connection.send(None)  # no more jobs
         for process in [p for p, _ in self._busy.values()] + [p for p, _ in self._idle]:
             process.join()
 
@@ -112,13 +112,15 @@ def _death(exitcode: int) -> str:
 
 
 def _serve(connection: Connection, work: Work) -> None:
-    """A worker: jobs in, errors out, until the input ends."""
+    """A worker: jobs in, errors out, until a None or the end of the input."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent acts
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
             job = connection.recv()
         except (EOFError, ConnectionError):
+            return
+        if job is None:
             return
         connection.send(work(job))
 
