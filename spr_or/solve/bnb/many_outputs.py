@@ -67,15 +67,21 @@ def begin(search: Search, node: Node, first: FirstOrderEngine) -> SharedCurvatur
     if smallest <= 1e-8 * float(values[-1]):
         return None
     mu = _ACCURACY * abs(search.best.objective) / max(1, N * k)
-    child = node.keep(torch.ones_like(node.one), node.one)
+    best = node
+    trial = node
     for factor in _PATH:
-        SharedCurvatureEngine(first, factor * mu, _ROOT_STEPS, smallest)([child], search.cutoff)
+        # A node of its own each time: a bound counts only with the point that proves it.
+        before = trial
+        trial = node.keep(torch.ones_like(node.one), node.one)
+        trial.d, trial.indicator = before.d, before.indicator
+        SharedCurvatureEngine(first, factor * mu, _ROOT_STEPS, smallest)([trial], search.cutoff)
+        best = trial if trial.own > best.own else best
         if search.budget.spent:
             break
     search.evaluated += 1
-    if child.own > node.own:
-        search.record(child, node.record, CONTINUES)
-        search.open(search.fix(child))
+    if best is not node:
+        search.record(best, node.record, CONTINUES)
+        search.open(search.fix(best))
         search.report()
     return SharedCurvatureEngine(first, mu, _NODE_STEPS, smallest)
 
