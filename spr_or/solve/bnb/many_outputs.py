@@ -166,10 +166,8 @@ class Relaxation:
         d = torch.full_like(self.ridge, engine.floor) if node.d is None else node.d.flatten()
         small = d.clamp(max=engine.curvature_one)
         d = torch.where(node.one.repeat_interleave(self.k), small, d)
-        y = torch.full_like(self.price, 0.5) if node.indicator is None else node.indicator
-        y = torch.where(node.one, 1.0, y)
         R = self.curvature_left(d)
-        at = self.minimise(R, d, self.inner(R, d, y.clamp(min=_LEAST)), self.loose, cutoff)
+        at = self.solve_y(R, d, cutoff)
         for _ in range(engine.steps):
             if self.lower(at) >= cutoff or not bool(self.movable.any()):
                 break
@@ -179,6 +177,12 @@ class Relaxation:
             d, R, at = moved
         at = self.minimise(R, d, at, 1e-7 * self.scale, cutoff)
         self.store(R, d, at)
+
+    def solve_y(self, R: Tensor, d: Tensor, cutoff: float) -> Inner:
+        """The relaxation at a given d (P,), from the node's indicators."""
+        y = torch.full_like(self.price, 0.5) if self.node.indicator is None else self.node.indicator
+        y = torch.where(self.node.one, 1.0, y).clamp(min=_LEAST)
+        return self.minimise(R, d, self.inner(R, d, y), self.loose, cutoff)
 
     def lower(self, at: Inner) -> float:
         """A bound on the node's value already: what it cuts off needs no better d or y."""

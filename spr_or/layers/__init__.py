@@ -1,0 +1,1 @@
+"""The layers of a trained network as exact problems: which input channels reproduce their output best."""
