@@ -94,13 +94,12 @@ def weight_bounds(
             "of separable data grow without end; take an alpha > 0 or give M as a number"
         )
     design = design_of(problem)
+    incumbent = incumbent.double()
     level = value_without_bounds(problem, incumbent) + rounding(problem)
-    rows, columns = design.Y.shape[0], int(design.real.sum())
-    if problem.loss == "squared" and min(rows, columns) <= LARGEST_SYSTEM:
-        table = _ellipsoid_bounds(design, level)
-    elif problem.alpha > 0:
-        table = _ridge_bounds(design, level)
-    else:
+    table = _ridge_bounds(design, level)
+    if problem.loss == "squared" and min(design.X.shape) <= LARGEST_SYSTEM:
+        table = torch.minimum(table, _ellipsoid_bounds(design, level))
+    elif problem.alpha == 0:
         raise ValueError(
             f"M auto needs alpha > 0 above {LARGEST_SYSTEM} columns: take an alpha > 0 or give M "
             f"as a number"
@@ -186,7 +185,9 @@ def _levels(design: Design, level: float) -> Tensor:
 
 
 def _ridge_bounds(design: Design, level: float) -> Tensor:
-    """Bound 3, (N, k, q)."""
+    """Bound 3, (N, k, q); infinite for alpha = 0."""
+    if design.alpha == 0:
+        return torch.full(design.shape, torch.inf, dtype=torch.float64)
     bounds = (_levels(design, level) / design.ridge.view(-1, 1, 1)).sqrt()
     return (1 + 1e-12) * bounds.expand(design.shape)
 
@@ -201,12 +202,12 @@ def _dual_bounds(problem: SparseTrainingProblem, level: float, point: Tensor) ->
     g = rows((problem.X.mT @ nu).flatten()) / problem.n
     error = gamma * rows((problem.X.abs().mT @ nu.abs()).flatten()) / problem.n
     # The others alone prove D + lambda u_i z*_i; entity i adds g.w + ridge ||w||^2 + price.
-    share = unit * projected.conjugate(-g / unit.unsqueeze(-1), problem.alpha, problem.M)
+    share: Tensor = unit * projected.conjugate(-g / unit.unsqueeze(-1), problem.alpha, problem.M)
     others = float(problem.dual_bound(nu)) - rounding(problem) + share
     largest = (g.abs() + error).square().sum(-1) / (4 * ridge)
     slack = (level - others - price + (1 + gamma) * largest).clamp(min=0)
     root = (slack / ridge).sqrt().unsqueeze(-1)
-    return (1 + 1e-12) * ((g.abs() + error) / (2 * ridge).unsqueeze(-1) + root)
+    return ((g.abs() + error) / (2 * ridge).unsqueeze(-1) + root) * (1 + 1e-12)
 
 
 class _Inverse(NamedTuple):
@@ -225,19 +226,21 @@ def _ellipsoid_bounds(design: Design, level: float) -> Tensor:
     D = torch.zeros(X.shape[1], dtype=torch.float64)
     D[at] = design.ridge.unsqueeze(-1).expand(design.columns.shape)[design.real]
     inverse = _by_columns(X, Y, n, D) if X.shape[1] <= X.shape[0] else _by_samples(X, Y, n, D)
-    W, gamma = inverse.solution, _gamma(sum(X.shape) + 10)
+    W, gamma = inverse.solution, _gamma(X.shape[0] + X.shape[1] + 10)
     # F(W), and half its gradient, which would be 0 at W^ itself; with what rounding can do to them.
     residual, size = X @ W - Y, X.abs() @ W.abs() + Y.abs()
     half = (X.mT @ residual / n + D.unsqueeze(-1) * W).abs()
     half += gamma * (X.abs().mT @ size / n + D.unsqueeze(-1) * W.abs())
-    off = half.square().sum(0)  # (q,)
-    least = (residual.abs() - gamma * size).clamp(min=0).square().sum() / n
-    least = float(least + (D.unsqueeze(-1) * W.square()).sum()) * (1 - gamma)
-    floor = least - float(off.sum()) / inverse.smallest
+    # ||W - W^||_Q^2 = <half, Q^-1 half> for each output, (q,)
+    off = half.square().sum(0) / inverse.smallest
+    if bool((D > 0).all()):
+        off = torch.minimum(off, (half.square() / D.unsqueeze(-1)).sum(0))
+    misfit = (residual.abs() - gamma * size).clamp(min=0).square().sum() / n
+    at_W = float(misfit + (D.unsqueeze(-1) * W.square()).sum()) * (1 - gamma)
+    floor = at_W - float(off.sum())
     gain = max(0.0, float(Y.square().sum() / n) * (1 + gamma) - floor)
-    centre = W.abs() + off.sqrt() / inverse.smallest
     kappa = inverse.diagonal[design.columns].unsqueeze(-1)  # (N, k, 1)
-    near = centre[design.columns]
+    near = W[design.columns].abs() + (off * kappa).sqrt()
     ball = near + ((_levels(design, level) - floor).clamp(min=0) * kappa).sqrt()
     thales = (near + (gain * kappa).sqrt()) / 2
     return (1 + 1e-12) * torch.minimum(ball, thales) * design.real.unsqueeze(-1)
