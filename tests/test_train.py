@@ -114,25 +114,6 @@ def test_a_captured_step_refuses_the_cpu() -> None:
         captured(make_step(model, optimizer), optimizer)(*batch())
 
 
-@pytest.mark.gpu
-def test_a_captured_step_gives_the_losses_of_the_eager_one() -> None:
-    losses: dict[bool, list[float]] = {}
-    for graph in (False, True):
-        torch.manual_seed(0)
-        model = convnet().to("cuda")
-        spr = SPR(model, 5.0, 0.3, 1.0)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-        step = make_step(model, optimizer, add_gradient=spr.add_gradient_)
-        step = captured(step, optimizer) if graph else step
-        images, labels = (part.to("cuda") for part in batch())
-        losses[graph] = []
-        for number in range(50):
-            if number == 25:  # the rate is a constant of the graph, so it is captured again
-                optimizer.param_groups[0]["lr"] = 0.01
-            losses[graph].append(float(step(images, labels)[0]))
-    assert losses[True] == pytest.approx(losses[False], rel=1e-4)
-
-
 # --- whole runs -----------------------------------------------------------------------------
 
 

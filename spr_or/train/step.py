@@ -26,9 +26,10 @@ _EAGER_STEPS = 3  # before a capture: momentum buffers and library workspaces mu
 
 def forward(model: nn.Module, images: Tensor, bf16: bool) -> Tensor:
     """Logits (B, classes) in float32, computed in bfloat16 where autocast deems that safe."""
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-        logits = model(images)
-    return logits.float()
+    if not bf16:
+        return model(images).float()
+    with torch.autocast(images.device.type, torch.bfloat16):
+        return model(images).float()
 
 
 def make_step(
