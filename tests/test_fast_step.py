@@ -5,6 +5,7 @@ and shapes go the same way. A device that cannot be read is torch's meta device:
 learn a number from it raises.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -163,8 +164,9 @@ def test_an_epoch_on_a_device_that_cannot_be_read(
 ) -> None:
     """Data, step and bookkeeping reach the epoch's end, and only there a number is wanted."""
     # torch has no fused kernel for this device; that of CUDA is tested there.
-    monkeypatch.setattr("torch.optim.sgd._device_dtype_check_for_fused", lambda *a, **k: None)
-    monkeypatch.setattr("torch._fused_sgd_", lambda *a, **k: None)
+    module = sys.modules[torch.optim.SGD.__module__]
+    monkeypatch.setattr(module, "_device_dtype_check_for_fused", lambda *a, **k: None)
+    monkeypatch.setattr(torch, "_fused_sgd_", lambda *a, **k: None)
     data = load_data(DATA, torch.device("meta"))
     model, step, optimizer, _ = training(method, "meta")
     step = captured(step, optimizer, again) if replay else step
