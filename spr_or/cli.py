@@ -5,7 +5,8 @@ from __future__ import annotations
 import typer
 
 from spr_or.bench import regularizer as bench_regularizer
-from spr_or.commands import run, sweep, verify
+from spr_or.bench import solve as bench_solve
+from spr_or.commands import check, run, solve, sweep, tables, verify
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -17,9 +18,13 @@ app = typer.Typer(
 bench = typer.Typer(no_args_is_help=True, help="Measurements, side by side in one run.")
 
 app.command("verify")(verify.command)
+app.command("solve")(solve.command)
+app.command("check")(check.command)
 app.command("run")(run.command)
 app.command("sweep")(sweep.command)
+app.command("tables")(tables.command)
 bench.command("regularizer")(bench_regularizer.command)
+bench.command("solve")(bench_solve.command)
 app.add_typer(bench, name="bench")
 
 if __name__ == "__main__":

@@ -1,0 +1,91 @@
+"""el0ps or l0bnb on one problem, as a script for an interpreter that has them and nothing of SPR-OR:
+
+    PYTHON solve_rivals.py {el0ps,l0bnb} PROBLEM.npz ANSWER.json
+
+PROBLEM holds X, y, l0, l2, M (`named_instances.L0Terms`), gap and time_limit.  A small problem is
+solved first in the same process: what numba compiles is not in the time.
+"""
+
+# mypy: ignore-errors
+# Neither package is a dependency, and the interpreter may be another one.
+
+import json
+import math
+import sys
+import time
+from importlib.metadata import version
+
+import numpy as np
+
+
+def el0ps(X, y, l0, l2, M, gap, time_limit):
+    """Weights, the objective and bound that el0ps states, and its nodes."""
+    # It asks for MPI, which it uses on several machines only, and which needs a library of its own.
+    sys.modules["mpi4py"] = None
+    import pybnb
+
+    class Solver(pybnb.Solver):
+        def __init__(self):
+            super().__init__(comm=None)
+
+        def solve(self, *args, **kwargs):
+            self.last = super().solve(*args, **kwargs)
+            return self.last
+
+    pybnb.Solver = Solver
+    from el0ps.datafit import Leastsquares
+    from el0ps.penalty import BigmL2norm
+    from el0ps.solver import BnbSolver
+
+    solver = BnbSolver(relative_gap=gap, time_limit=time_limit)
+    result = solver.solve(Leastsquares(y), BigmL2norm(M, l2), X, l0)
+    return result.x, result.objective_value, solver.solver.last.bound, result.iter_count
+
+
+def l0bnb(X, y, l0, l2, M, gap, time_limit):
+    """Weights, the objective and bound that l0bnb states, and its nodes."""
+    np.Inf = np.inf  # l0bnb 1.0.0 writes it so, and numpy 2 has dropped the name
+    from l0bnb import BNBTree
+
+    tree = BNBTree(X, y)
+    result = tree.solve(l0, l2, M, gap_tol=gap, time_limit=time_limit)
+    left = result.gap
+    if left > gap and result.sol_time < time_limit:
+        left = gap  # an empty queue is a proof too, and it does not update the gap then
+    bound = result.cost * (1 - left) if left <= 1 else -math.inf
+    return result.beta, result.cost, bound, tree.number_of_nodes
+
+
+RIVALS = {"el0ps": el0ps, "l0bnb": l0bnb}
+
+
+def main(name, problem_file, answer_file):
+    """Solve the problem in one file, write the answer to the other."""
+    solve = RIVALS[name]
+    with np.load(problem_file) as stored:
+        X, y = stored["X"], stored["y"]
+        settings = {key: float(value) for key, value in stored.items() if key not in ("X", "y")}
+    solve(*_small(), **{**settings, "time_limit": 10.0})
+    start = time.perf_counter()
+    weights, objective, bound, nodes = solve(X, y, **settings)
+    answer = {
+        "seconds": time.perf_counter() - start,
+        "version": version(name),
+        "weights": np.asarray(weights).tolist(),
+        "objective": float(objective),
+        "bound": float(bound) if math.isfinite(bound) else None,
+        "nodes": int(nodes),
+    }
+    with open(answer_file, "w", encoding="utf-8") as file:
+        json.dump(answer, file)
+
+
+def _small():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(30, 20))
+    X /= np.linalg.norm(X, axis=0)
+    return X, X[:, :3].sum(1) + 0.1 * rng.normal(size=30)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
