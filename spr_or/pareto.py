@@ -110,9 +110,16 @@ def _points(axis: Any, one: Series) -> None:
         axis.plot(
             one.removed, one.accuracy, one.marker, color=one.colour, label=one.label,
             markerfacecolor="white" if hollow else one.colour, markersize=6, linestyle="none",
+            zorder=3,
         )  # fmt: skip
     for x, y, name in zip(one.removed, one.accuracy, one.names or (), strict=False):
         text = axis.annotate(
-            name, (x, y), textcoords="offset points", xytext=(6, 5), fontsize=7.5, color="0.2"
+            name,
+            (x, y),
+            textcoords="offset points",
+            xytext=(6, -9 if one.marker == "^" else 5),
+            fontsize=7.5,
+            color="0.2",
+            zorder=2,
         )
         text.set_path_effects([patheffects.withStroke(linewidth=2.5, foreground="white")])

@@ -1,0 +1,44 @@
+"""`spr-or tables`: the paper's tables, with our runs beside what was published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    runs: Annotated[
+        Path, typer.Argument(help="A folder of runs, from spr-or run or sweep, however deep.")
+    ] = Path("runs"),
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where tables.md, tables.csv and figures go.")
+    ] = Path("runs/tables"),
+    reference: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The published figures. Default: experiments/reference."),
+    ] = None,
+) -> None:
+    """Put our figures beside the published ones; what was not run says so.
+
+    Exit status: 0 done, 2 bad usage.
+    """
+    from rich.console import Console
+
+    from spr_or.tables.ours import find_runs, settings
+    from spr_or.tables.published import REFERENCE, read_epoch_times, read_published
+    from spr_or.tables.report import write_report
+
+    folder = reference or REFERENCE
+    try:
+        published, times = read_published(folder), read_epoch_times(folder)
+        found, unfinished = find_runs(runs)
+    except ValueError as error:
+        message = f"error: {error}"
+        Console(stderr=True).print(message, style="bold red", markup=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    write_report(out, settings(found), published, times, unfinished)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{len(found)} runs read, {len(unfinished)} not finished")
+    console.print(out / "tables.md")
