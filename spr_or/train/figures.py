@@ -142,6 +142,34 @@ def regimes(records: list[Record], path: Path) -> bool:
     return _save(figure, path)
 
 
+def course(records: list[Record], path: Path) -> bool:
+    """Lambda over the epochs with SPR, and what could go; False where lambda never moved."""
+    moved = [r for r in records if "lam" in r]
+    if len({r["lam"] for r in moved}) < 2:
+        return False
+    shares = [r["removable_pct"] for r in moved if "removable_pct" in r]
+    rows = 2 if shares else 1
+    figure, axes = plt.subplots(
+        rows, 1, figsize=(8, 2.6 * rows), sharex=True, squeeze=False, layout="constrained"
+    )
+    epochs = range(1, len(moved) + 1)
+    axes[0, 0].plot(epochs, [r["lam"] for r in moved], color=ORANGE)
+    axes[0, 0].set_yscale("log")
+    axes[0, 0].set_ylabel("lambda")
+    if shares:
+        axes[1, 0].plot(epochs, shares, color=RED, label="could go")
+        wanted = [r["scheduled_pct"] for r in moved]
+        axes[1, 0].plot(epochs, wanted, color=GREY, linestyle="--", label="schedule")
+        axes[1, 0].set_ylabel("% of parameters")
+        axes[1, 0].set_ylim(0, 100)
+        axes[1, 0].legend(loc="upper left", frameon=False)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_xlim(0.5, len(moved) + 0.5)
+    axes[-1, 0].set_xlabel("epoch with SPR")
+    return _save(figure, path)
+
+
 def _wide(layers: int) -> tuple[float, float]:
     return max(8.0, 0.22 * layers + 2), 3.6
 

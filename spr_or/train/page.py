@@ -29,6 +29,8 @@ _CAPTIONS = {
     "3-entity-norms": "Norm of each entity's weights before and after.",
     "4-regimes": "Where the entities sit in the closed form: norm, bound and full are its three "
     "cases; pruned ones are zero by the rule that makes the masks.",
+    "5-lambda": "Lambda over the epochs with SPR and, for a budget, the share of all parameters that "
+    "could go after each.",
 }
 ROWS: tuple[tuple[str, str, str], ...] = (
     ("accuracy of the dense network", "dense_accuracy", "{:.2f} %"),
@@ -47,6 +49,14 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ("largest difference of a logit, masked against compact", "max_abs_logit_diff", "{:.1e}"),
     ("time of a step with SPR over one without", "spr_step_overhead", "{:.3f}"),
 )  # fmt: skip
+BUDGET_ROWS: tuple[tuple[str, str, str], ...] = (
+    ("budget: parameters to remove", "target_pct", "{:.1f} %"),
+    ("in entities that are zero at the end of the phase", "before_cut_pct", "{:.1f} %"),
+    ("after the cut by rank", "after_cut_pct", "{:.1f} %"),
+    ("entities that the cut took (or gave back: negative)", "cut_entities", "{:+d}"),
+    ("largest indicator of an entity that went", "threshold", "{:.3f}"),
+    ("lambda at the end", "lam", "{:.4g}"),
+)
 
 
 def write_page(
@@ -77,7 +87,7 @@ def write_page(
     if summary["collapsed_layers"]:
         names = html.escape(", ".join(summary["collapsed_layers"]))
         parts.append(f"<p class=note>Layers with nothing left: {names}</p>")
-    parts += [_table(summary, seeds), _footnote(summary)]
+    parts += [_table(summary, seeds), _budget(seeds or [summary]), _footnote(summary)]
     for heading, figures in sections:
         parts.append(f"<h2>{html.escape(heading)}</h2>")
         parts += [_figure(figure) for figure in figures]
@@ -93,6 +103,17 @@ def _table(summary: dict[str, Any], seeds: list[dict[str, Any]] | None) -> str:
     rows = ["<tr><th>" + "".join(f"<th>{head}" for head in heads)] if heads else []
     for label, key, form in ROWS:
         cells = "".join(f"<td>{form.format(column[key])}" for column in columns)
+        rows.append(f"<tr><td>{label}{cells}")
+    return "<table>" + "\n".join(rows) + "</table>"
+
+
+def _budget(columns: list[dict[str, Any]]) -> str:
+    """How a budget was met, a column a seed; nothing without one."""
+    if any(column.get("budget") is None for column in columns):
+        return ""
+    rows = ["<tr><th>" + "".join(f"<th>seed {column['seed']}" for column in columns)]
+    for label, key, form in BUDGET_ROWS:
+        cells = "".join(f"<td>{form.format(column['budget'][key])}" for column in columns)
         rows.append(f"<tr><td>{label}{cells}")
     return "<table>" + "\n".join(rows) + "</table>"
 

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from spr_or.prune import apply_masks_, collapsed_layers, hold_masks
 from spr_or.regularizer import SPR
 from spr_or.train import checkpoint
+from spr_or.train.budget import TOLERANCE, Counter, reachable_pct
 from spr_or.train.data import Data
 from spr_or.train.display import Display
+from spr_or.train.distill import distilling
 from spr_or.train.durable import write_durably
 from spr_or.train.loop import NonFiniteLoss, Scores, evaluate, train_epoch
 from spr_or.train.metrics import Metrics, Record
@@ -33,10 +35,11 @@ from spr_or.train.pruning import (
     make_spr,
     masked_pct,
 )
-from spr_or.train.recipe import Recipe
+from spr_or.train.recipe import Recipe, RecipeError
 from spr_or.train.schedule import learning_rate
 from spr_or.train.setup import fresh_model, load_weights
-from spr_or.train.step import Step, captured, make_scoring, make_step
+from spr_or.train.steering import Steering
+from spr_or.train.step import Objective, Step, captured, make_scoring, make_step
 
 PHASES = ("dense", "spr", "finetune")
 _KEYS = {"dense": "dense.lr", "spr": "spr.lr and spr.lam", "finetune": "spr.lr"}
@@ -95,10 +98,15 @@ class Trained:
     accuracy_before_finetune: float
     accuracy: float
     best_accuracy: float
+    budget: Record | None  # how a budget was met: see `meet_budget`
 
 
 def train(run: Run) -> Trained:
-    """All phases of one seed, from its checkpoint if there is one; raises `RunError`."""
+    """All phases of one seed, from its checkpoint if there is one.
+
+    Raises `RunError`, and `RecipeError` for a budget that the network's entities cannot give.
+    """
+    counter = make_counter(run)
     dense = dense_phase(run)
     dense_accuracy = run.evaluate(dense).accuracy
     recipe = run.recipe.spr
@@ -106,13 +114,39 @@ def train(run: Run) -> Trained:
         dense, entities=recipe.entities, per=recipe.bounds, include_norm=recipe.include_norm
     )
     run.fixed = {"bounds": {name: bound.cpu() for name, bound in bounds.items()}}
-    if run.is_past("spr"):
+    if state := run.resumed("finetune"):
         model = fresh_model(run.recipe, run.seed, run.device)
+        masks = {name: keep.to(run.device) for name, keep in state["masks"].items()}
+        before, budget = state["before"], state["budget"]
     else:
-        model = spr_phase(run, dense, bounds)
-    masks, before = mask(run, model, make_spr(recipe, model, bounds))
-    accuracy, best = finetune_phase(run, model, masks, before)
-    return Trained(dense, model, masks, bounds, dense_accuracy, before, accuracy, best)
+        model, masks, budget = spr_phase(run, dense, bounds, counter)
+        before = silence(run, model, masks)
+    run.fixed |= {
+        "masks": {name: keep.cpu() for name, keep in masks.items()},
+        "before": before,
+        "budget": budget,
+    }
+    accuracy, best = finetune_phase(run, dense, model, masks, before)
+    return Trained(dense, model, masks, bounds, dense_accuracy, before, accuracy, best, budget)
+
+
+def make_counter(run: Run) -> Counter | None:
+    """What counts for a budget, None without one; raises `RecipeError` for one out of reach."""
+    recipe = run.recipe.spr
+    if recipe.target_removed_pct is None:
+        return None
+    model = fresh_model(run.recipe, run.seed, run.device)
+    counter = Counter(model, torch.zeros(2, *run.data.shape, device=run.device))
+    sizes = {layer.name: layer.count for layer in make_spr(recipe, model, 1.0).layers}
+    reachable = reachable_pct(counter, sizes)
+    if recipe.target_removed_pct > reachable + TOLERANCE:
+        raise RecipeError(
+            f"spr.target_removed_pct = {recipe.target_removed_pct:g} cannot be reached: with one "
+            f"entity left in each regularised layer, {reachable:.1f} % of the parameters of "
+            f"{run.recipe.model} are removed. Ask for no more than that, or regularise more layers "
+            f"(spr.entities is {recipe.entities!r})"
+        )
+    return counter
 
 
 def dense_phase(run: Run) -> nn.Module:
@@ -138,8 +172,13 @@ def dense_phase(run: Run) -> nn.Module:
     return model
 
 
-def spr_phase(run: Run, dense: nn.Module, bounds: dict[str, Tensor]) -> nn.Module:
-    """The network trained with SPR, by its gradient or its proximal operator."""
+def spr_phase(
+    run: Run, dense: nn.Module, bounds: dict[str, Tensor], counter: Counter | None
+) -> tuple[nn.Module, dict[str, Tensor], Record | None]:
+    """The network trained with SPR, by its gradient or its proximal operator; what is to go.
+
+    Returns the network, the masks, and what `meet_budget` tells of them if there is a budget.
+    """
     recipe = run.recipe.spr
     model = fresh_model(run.recipe, run.seed, run.device)
     if recipe.start == "dense":
@@ -147,6 +186,7 @@ def spr_phase(run: Run, dense: nn.Module, bounds: dict[str, Tensor]) -> nn.Modul
     spr = make_spr(recipe, model, bounds)
     if run.recipe.speed.compile:
         spr.compile()
+    steering = Steering(recipe, model, spr, counter)
     _train_phase(
         run,
         "spr",
@@ -156,36 +196,76 @@ def spr_phase(run: Run, dense: nn.Module, bounds: dict[str, Tensor]) -> nn.Modul
         rate=_pruning_rate(run.recipe, 0),
         add_gradient=spr.add_gradient_ if recipe.method == "gradient" else None,
         describe=lambda: describe(model, spr, recipe),
+        steering=steering,
     )
-    return model
+    masks = decide_masks(model, spr, recipe)
+    if counter is None:
+        return model, masks, None
+    return model, *meet_budget(run, steering, counter(masks))
 
 
-def mask(run: Run, model: nn.Module, spr: SPR) -> tuple[dict[str, Tensor], float]:
-    """Decide which entities go and silence them; the masks and the accuracy that is left."""
-    if state := run.resumed("finetune"):
-        return {n: m.to(run.device) for n, m in state["masks"].items()}, state["before"]
-    masks = decide_masks(model, spr, run.recipe.spr)
+def meet_budget(run: Run, steering: Steering, before: float) -> tuple[dict[str, Tensor], Record]:
+    """The masks that meet the budget, and the cut by rank that this took.
+
+    The record holds the target, the share removed ``before`` the cut and after it (in percent of all
+    parameters), how many entities the cut took (or gave back, if negative), the largest indicator
+    among the entities that go, and the last lambda.
+    """
+    choice = steering.cut()
+    target = run.recipe.spr.target_removed_pct
+    assert target is not None
+    run.display.say(
+        f"seed {run.seed} budget: {before:.1f} % of the parameters in zero entities, cut by rank "
+        f"({choice.cut:+d} entities) to {choice.removed_pct:.1f} %"
+    )
+    if abs(choice.removed_pct - target) > TOLERANCE:
+        run.display.warn(
+            f"the budget of {target:g} % is missed: the nearest that whole entities give is "
+            f"{choice.removed_pct:.1f} %"
+        )
+    record = {
+        "target_pct": target,
+        "before_cut_pct": before,
+        "after_cut_pct": choice.removed_pct,
+        "cut_entities": choice.cut,
+        "threshold": choice.threshold,
+        "lam": float(steering.spr.lam),
+    }
+    return choice.masks, record
+
+
+def silence(run: Run, model: nn.Module, masks: dict[str, Tensor]) -> float:
+    """Silence what goes; the accuracy that is left."""
     for name in collapsed_layers(masks):
         run.display.warn(f"layer {name} collapsed: none of its {len(masks[name])} entities is left")
     apply_masks_(model, masks)
-    return masks, run.evaluate(model).accuracy
+    return run.evaluate(model).accuracy
 
 
 def finetune_phase(
-    run: Run, model: nn.Module, masks: dict[str, Tensor], before: float
+    run: Run, dense: nn.Module, model: nn.Module, masks: dict[str, Tensor], before: float
 ) -> tuple[float, float]:
     """Train on with the masks held; accuracy of the last and of the best epoch."""
-    cpu_masks = {name: keep.cpu() for name, keep in masks.items()}
-    run.fixed |= {"masks": cpu_masks, "before": before}
+    recipe = run.recipe.finetune
+    objective = None
+    if recipe.distill > 0:
+        objective = distilling(
+            dense,
+            recipe.distill,
+            recipe.temperature,
+            run.recipe.train.label_smoothing,
+            run.recipe.speed.amp == "bf16",
+        )
     best = _train_phase(
         run,
         "finetune",
         model,
         make_sgd(run.recipe, model),
-        epochs=run.recipe.finetune.epochs,
+        epochs=recipe.epochs,
         rate=_pruning_rate(run.recipe, run.recipe.spr.epochs),
         after=hold_masks(model, masks),
         describe=lambda: {"masked_filter_weights_pct": masked_pct(model, masks)},
+        objective=objective,
     )
     return run.evaluate(model).accuracy, before if best is None else best
 
@@ -201,6 +281,8 @@ def _train_phase(
     add_gradient: Callable[[], None] | None = None,
     after: Callable[[], None] | None = None,
     describe: Callable[[], Record] = dict,
+    objective: Objective | None = None,
+    steering: Steering | None = None,
 ) -> float | None:
     """Epochs with metrics and checkpoints; the best accuracy of an epoch, None without epochs."""
     done, best = 0, None
@@ -208,6 +290,8 @@ def _train_phase(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         done, best = state["epoch"], state["best_accuracy"]
+        if steering is not None:
+            steering.load(state["steering"])
     speed = run.recipe.speed
     bf16 = speed.amp == "bf16"
     network = torch.compile(model) if speed.compile else model
@@ -218,6 +302,7 @@ def _train_phase(
         after=after,
         label_smoothing=run.recipe.train.label_smoothing,
         bf16=bf16,
+        objective=objective,
     )
     if speed.cuda_graph:
         step = captured(step, optimizer)
@@ -227,6 +312,8 @@ def _train_phase(
         lr = rate(epoch)
         for group in optimizer.param_groups:
             group["lr"] = lr
+        if steering is not None:
+            steering.begin(epoch)
         seed = epoch_seed(run.seed, phase, epoch)
         torch.manual_seed(seed)
         model.train()
@@ -244,6 +331,7 @@ def _train_phase(
             "eval_loss": test.loss,
             "eval_accuracy": test.accuracy,
             **describe(),
+            **(steering.end(epoch) if steering is not None else {}),
             "seconds": round(time.perf_counter() - started, 3),
             "data_wait_share": round(scores.data_wait_share, 4),
         }
@@ -261,6 +349,8 @@ def _train_phase(
             "records": len(run.metrics.records),
             **run.fixed,
         }
+        if steering is not None:
+            state["steering"] = steering.state()
         checkpoint.save_last(run.checkpoints, state)
         if better:
             checkpoint.save_best(run.checkpoints, state)

@@ -99,6 +99,7 @@ def summarise(
         "device": str(run.device),
         "torch": torch.__version__,
         "collapsed_layers": collapsed_layers(trained.masks),
+        "budget": trained.budget,
         "recipe": recipe.model_dump(mode="json"),
     }
 
@@ -134,7 +135,7 @@ def mean_summary(summaries: list[Summary]) -> Summary:
     merged["std"] = {key: statistics.stdev(values) for key, values in columns.items()}
     merged["seeds"] = [s["seed"] for s in summaries]
     merged["collapsed_layers"] = sorted({name for s in summaries for name in s["collapsed_layers"]})
-    del merged["seed"]
+    del merged["seed"], merged["budget"]  # of one seed each
     return merged
 
 
@@ -169,6 +170,7 @@ def _draw(
         "2-filters-kept": lambda path: figures.kept(masks, path),
         "3-entity-norms": lambda path: figures.norms(norms, masks, path),
         "4-regimes": lambda path: figures.regimes(records, path),
+        "5-lambda": lambda path: figures.course(records, path),
     }
     paths = []
     for name, draw in drawn.items():
