@@ -6,7 +6,7 @@ import typer
 
 from spr_or.bench import regularizer as bench_regularizer
 from spr_or.bench import solve as bench_solve
-from spr_or.commands import check, run, solve, sweep, tables, verify
+from spr_or.commands import check, layers, run, solve, sweep, tables, verify
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,6 +22,7 @@ app.command("solve")(solve.command)
 app.command("check")(check.command)
 app.command("run")(run.command)
 app.command("sweep")(sweep.command)
+app.command("layers")(layers.command)
 app.command("tables")(tables.command)
 bench.command("regularizer")(bench_regularizer.command)
 bench.command("solve")(bench_solve.command)

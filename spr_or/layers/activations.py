@@ -61,6 +61,7 @@ def sample_patches(
     found: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def note(name: str, layer: nn.Conv2d, x: Tensor) -> None:
+        assert not isinstance(layer.padding, str)  # `refusal` sees to it
         patches = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
         size, columns, places = patches.shape
         each = min(places, math.ceil(PER_COLUMN * columns / count))

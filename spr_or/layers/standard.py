@@ -62,7 +62,9 @@ def standardise(patches: Patches, channels: int) -> Standard:
         raise ValueError("its output is the same at every position: there is nothing to reproduce")
     k = X.shape[1] // channels
     largest = max(float(torch.linalg.matrix_norm(T, ord=torch.inf)), 1e-300)
-    alive, groups, bases, weights = [], [], [], []
+    alive: list[int] = []
+    groups: list[list[int]] = []
+    bases, weights = [], []
     for i in range(channels):
         columns = slice(i * k, (i + 1) * k)
         U, S, V = torch.linalg.svd(T[:, columns], full_matrices=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from spr_or.losses import LOSSES
 from spr_or.problem import SparseTrainingProblem
 from spr_or.solve.bnb.design import design_of
 from spr_or.solve.bnb.exact import ExactBounds
+from spr_or.solve.bnb.many_outputs import indicators_of, point_of
 from spr_or.solve.bnb.proof import Evaluator, FloatBounds, Proof, Record, verify
 from spr_or.solve.bnb.search import Progress
 from spr_or.solve.certificate import Certificate
@@ -84,7 +85,7 @@ class ProofCertificate(Certificate):
     def save(self, path: str | Path) -> None:
         """Write JSON; a large proof keeps its numbers in an .npz file of the same name beside it."""
         path = Path(path)
-        arrays = _pack(self.proof)
+        arrays = _pack(self.proof) if self.problem.n_outputs == 1 else _pack_points(self)
         content: dict[str, Any] = {
             "format": _FORMAT,
             "problem": _fingerprint(self.problem),
@@ -133,7 +134,7 @@ def load(path: str | Path, problem: SparseTrainingProblem) -> ProofCertificate:
         return ProofCertificate(
             **content["result"], weights=weights, indicators=indicators,
             m_active=(rows.abs().amax(-1) >= problem.M * (1 - 1e-6)) & (indicators > 0),
-            problem=problem, proof=_unpack(arrays),
+            problem=problem, proof=_unpack(arrays, problem),
             trace=tuple(Progress(*row) for row in content["trace"]),
         )  # fmt: skip
     except (KeyError, TypeError, IndexError, OSError, json.JSONDecodeError, RuntimeError) as error:
@@ -203,7 +204,24 @@ def _pack(proof: Proof) -> dict[str, np.ndarray]:
     return packed
 
 
-def _unpack(packed: dict[str, np.ndarray]) -> Proof:
+def _pack_points(certificate: ProofCertificate) -> dict[str, np.ndarray]:
+    """As `_pack`, with the indicators y behind the points of moved curvature instead of W.
+
+    W has k q numbers an entity, y one; `many_outputs.point_of` gives W back to rounding, of which a
+    tangent bound loses the square.
+    """
+    records = certificate.proof.records
+    split = [r for r in records if r.d is not None]
+    plain = [r if r.d is None else replace(r, W=r.W[:0]) for r in records]
+    packed = _pack(Proof(plain))
+    if split:
+        design = design_of(certificate.problem).with_moments()
+        y = [indicators_of(design, r.entities, r.W, r.d) for r in split if r.d is not None]
+        packed["y"] = torch.cat(y).numpy()
+    return packed
+
+
+def _unpack(packed: dict[str, np.ndarray], problem: SparseTrainingProblem) -> Proof:
     k, q = (int(x) for x in packed["width"])
     split, lengths = packed["split"].tolist(), packed["entities_length"].tolist()
 
@@ -212,16 +230,29 @@ def _unpack(packed: dict[str, np.ndarray]) -> Proof:
         return flat.split(packed[f"{name}_length"].tolist())
 
     W = torch.from_numpy(np.asarray(packed["W"], dtype=np.float64))
-    rows = W.view(-1, k, q).split(lengths)
     d = torch.from_numpy(np.asarray(packed["d"], dtype=np.float64)).view(-1, k)
-    moved = iter(d.split([n for n, has in zip(lengths, split, strict=True) if has]))
+    moved = list(d.split([n for n, has in zip(lengths, split, strict=True) if has]))
+    if "y" in packed:
+        stored = [0 if has else n for n, has in zip(lengths, split, strict=True)]
+        rows = list(W.view(-1, k, q).split(stored))
+        design = design_of(problem).with_moments()
+        entities = ragged("entities")
+        y = torch.from_numpy(np.asarray(packed["y"], dtype=np.float64)).split(list(map(len, moved)))
+        places = [i for i, has in enumerate(split) if has]
+        for i, at, near in zip(places, moved, y, strict=True):
+            rows[i] = point_of(design, entities[i], at, near)
+    else:
+        rows = list(W.view(-1, k, q).split(lengths))
+    following = iter(moved)
     columns = zip(
         packed["parent"].tolist(), packed["value"].tolist(), ragged("entities"), rows, split,
         ragged("zeros"), ragged("ones"), packed["branch"].tolist(), strict=True,
     )  # fmt: skip
     return Proof(
         [
-            Record(parent, value, entities, w, next(moved) if has else None, zeros, ones, branch)
+            Record(
+                parent, value, entities, w, next(following) if has else None, zeros, ones, branch
+            )
             for parent, value, entities, w, has, zeros, ones, branch in columns
         ]
     )

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from spr_or.solve.bnb.bounds import Penalty, Terms, dual_bound
+from spr_or.solve.bnb.design import Design
 from spr_or.solve.bnb.nodes import FirstOrderEngine, Node
 from spr_or.solve.bnb.proof import CONTINUES
 
@@ -335,3 +336,32 @@ def _cholesky(matrix: Tensor) -> Tensor:
         lifted.diagonal().add_(1e-8 * float(matrix.diagonal().abs().amax()))
         L, _ = torch.linalg.cholesky_ex(lifted)
     return L
+
+
+def indicators_of(design: Design, entities: Tensor, W: Tensor, d: Tensor) -> Tensor:
+    """The y (n,) behind a point W (n, k, q) of moved curvature d (n, k): W = y Omega, (C - R W) = D Omega.
+
+    With `point_of` this keeps n numbers of a point in a proof instead of n k q.
+    """
+    relaxation, R = _relaxation_of(design, entities, d)
+    flat = W.flatten(0, 1)
+    omega = ((relaxation.C - R @ flat) / d.reshape(-1, 1)).view(W.shape)
+    return (W * omega).sum((1, 2)) / omega.square().sum((1, 2)).clamp(min=1e-300)
+
+
+def point_of(design: Design, entities: Tensor, d: Tensor, y: Tensor) -> Tensor:
+    """The W (n, k, q) of the entities for indicators y (n,) and moved curvature d (n, k)."""
+    relaxation, R = _relaxation_of(design, entities, d)
+    W = relaxation.inner(R, d.flatten(), y.clamp(_LEAST, 1)).W
+    return W.view(len(entities), *design.shape[1:])
+
+
+def _relaxation_of(design: Design, entities: Tensor, d: Tensor) -> tuple[Relaxation, Tensor]:
+    """Of entities of a whole design, with R = Q - D."""
+    engine = SharedCurvatureEngine(FirstOrderEngine(design, 1.0), 1.0, 0, torch.inf)
+    node = Node(
+        entities, torch.zeros(len(entities), dtype=torch.bool),
+        design.X.new_zeros((len(entities), *design.shape[1:])), d,
+    )  # fmt: skip
+    relaxation = Relaxation(engine, node)
+    return relaxation, relaxation.curvature_left(d.flatten())
