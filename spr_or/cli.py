@@ -6,6 +6,7 @@ import typer
 
 from spr_or.bench import regularizer as bench_regularizer
 from spr_or.bench import solve as bench_solve
+from spr_or.bench import training as bench_training
 from spr_or.commands import check, layers, run, solve, sweep, tables, verify
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app.command("layers")(layers.command)
 app.command("tables")(tables.command)
 bench.command("regularizer")(bench_regularizer.command)
 bench.command("solve")(bench_solve.command)
+bench.command("training")(bench_training.command)
 app.add_typer(bench, name="bench")
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def _in_memory(
     test = _subset(test, recipe.eval_rows, "eval_rows")
     images, labels = (torch.from_numpy(array) for array in train)
     mean, std = _normalisation(recipe, images[:_STATISTICS_ROWS], device)
-    batches = partial(_memory_batches, mean=mean, std=std)
+    batches = partial(memory_batches, mean=mean, std=std)
     return Data(
         recipe.name or name,
         classes,
@@ -134,7 +134,7 @@ def _in_memory(
     )
 
 
-def _memory_batches(
+def memory_batches(
     images: Tensor,
     labels: Tensor,
     seed: int,

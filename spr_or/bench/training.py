@@ -1,0 +1,343 @@
+"""`spr-or bench training`: how long an epoch takes.
+
+ResNet-20 at batch 128 trains on random images of CIFAR's size; how long that takes does not depend
+on what they show. Four ways take turns, in an order drawn for each turn, and each turn's times are
+compared with each other, so that a slow moment of the machine strikes all:
+
+1. the plain loop: a DataLoader whose workers crop, flip and normalise one image after another, an
+   eager step in float32;
+2. the fast path without SPR: images and augmentation on the device; on a GPU also bfloat16,
+   channels_last and one captured graph a step;
+3. the same with SPR's gradient, and 4. with ProxSGD.
+
+A CPU that other programs use too is a poor clock, so there the times of SPR are also compared in
+seconds of processor time of this process.
+
+The speed is put beside the peak of the device, which is measured too, by multiplying two large
+matrices of the fast path's number format. A multiply-accumulate counts as two operations, a
+training step as three forward passes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+BATCH = 128
+ROWS = {"cpu": 10 * BATCH, "cuda": 50_000}
+SIDES = {"cpu": 2048, "cuda": 8192}  # of the matrices that measure the peak
+PLAIN, FAST, SPR_ON, PROX = "plain loop", "fast", "fast, SPR", "fast, ProxSGD"
+LEAST_SPEEDUP = {"cuda": 8.0}  # of the fast path over the plain loop
+MOST_SPR = {"cpu": 1.03, "cuda": 1.05}  # time with SPR over time without
+_LEAST_TURNS = 5
+
+
+class Times(NamedTuple):
+    """Seconds of each turn, by the clock and of this process's processor time."""
+
+    clock: list[float]
+    processor: list[float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way: medians over ``turns``, ratios turn by turn, ± half their interquartile range."""
+
+    device: str
+    method: str
+    seconds: float
+    images_per_second: float
+    share_of_peak: float
+    speedup: float  # plain loop's time over this one's
+    speedup_spread: float
+    over_fast: float  # this one's time over the fast path's
+    over_fast_spread: float
+    processor_over_fast: float | None  # the same in processor time, on a CPU
+    processor_over_fast_spread: float | None
+    turns: int
+
+
+def command(
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="F", help="Write all numbers to F.")
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, metavar="S", help="Time for each device, warm-up excluded.")
+    ] = 120.0,
+    rows: Annotated[
+        int | None,
+        typer.Option(min=BATCH, help="Images of an epoch. Default: 50000 on a GPU, 1280 on a CPU."),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes of the plain loop's DataLoader.")
+    ] = 2,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads. Default: what torch takes.")
+    ] = None,
+) -> None:
+    """How long an epoch takes: fast path against plain loop, with SPR against without."""
+    import torch
+    from rich.console import Console
+
+    from spr_or.bench.regularizer import describe_machine
+    from spr_or.files import write_json
+
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise typer.BadParameter(f"the folder of {json_file} does not exist: make it first")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    machine = describe_machine() | {"workers": workers}
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    progress = Console(stderr=True)
+    console = Console()
+    found: list[Row] = []
+    peaks: dict[str, float] = {}
+    for device in devices:
+        with progress.status(f"measuring on {device}"):
+            peaks[device] = peak_flops(device)
+            count = rows or ROWS[device]
+            measured = measure(device, count, workers, seconds, peaks[device])
+        _print(console, device, count, peaks[device], measured)
+        found += measured
+    parts = (f"{key} {value}" for key, value in machine.items() if value is not None)
+    console.print(", ".join(parts), highlight=False, soft_wrap=True)
+    if json_file is not None:
+        rows_of = {device: rows or ROWS[device] for device in devices}
+        content = {"machine": machine, "rows_of_an_epoch": rows_of, "peak_flops": peaks}
+        write_json(json_file, content | {"rows": [asdict(row) for row in found]})
+
+
+def measure(device: str, rows: int, workers: int, seconds: float, peak: float) -> list[Row]:
+    """Epochs of ``rows`` images in turns; a first turn warms up (workers, caches, the capture)."""
+    from models.resnet_cifar import resnet20
+    from spr_or.prune import count_macs
+
+    epochs = {PLAIN: plain_epochs(device, rows, workers)} | {
+        method: fast_epochs(device, rows, method) for method in (FAST, SPR_ON, PROX)
+    }
+    times = take_turns(list(epochs.values()), device, seconds)  # plain first, then fast
+    seen = rows // BATCH * BATCH
+    flops = 3 * 2 * count_macs(resnet20(), (1, 3, 32, 32))
+    plain, fast = times[0], times[1]
+    result = []
+    for method, taken in zip(epochs, times, strict=True):
+        speed = seen / statistics.median(taken.clock)
+        speedup, speedup_spread = _ratio(plain.clock, taken.clock)
+        over_fast, over_fast_spread = _ratio(taken.clock, fast.clock)
+        processor: tuple[float | None, float | None] = None, None
+        if device == "cpu" and method != PLAIN:  # whose workers are other processes
+            processor = _ratio(taken.processor, fast.processor)
+        result.append(
+            Row(
+                device=device,
+                method=method,
+                seconds=statistics.median(taken.clock),
+                images_per_second=speed,
+                share_of_peak=speed * flops / peak,
+                speedup=speedup,
+                speedup_spread=speedup_spread,
+                over_fast=over_fast,
+                over_fast_spread=over_fast_spread,
+                processor_over_fast=processor[0],
+                processor_over_fast_spread=processor[1],
+                turns=len(taken.clock),
+            )
+        )
+    return result
+
+
+def plain_epochs(device: str, rows: int, workers: int) -> Callable[[], object]:
+    """An epoch as most write it; nothing of this project but the network."""
+    import torch
+    import torch.nn.functional as F
+    from torch.utils.data import DataLoader
+
+    from models.resnet_cifar import resnet20
+
+    images, labels = _images(rows)
+    loader: Any = DataLoader(
+        Augmented(images, labels),  # type: ignore[arg-type]
+        batch_size=BATCH,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device == "cuda",
+    )
+    torch.manual_seed(0)
+    model = resnet20().to(device).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, weight_decay=5e-4)
+
+    def epoch() -> None:
+        for x, y in loader:
+            x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+
+    return epoch
+
+
+class Augmented:
+    """A data set for DataLoader: one normalised image, cropped from its padding and mirrored."""
+
+    def __init__(self, images: Any, labels: Any) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        import torch
+        import torch.nn.functional as F
+
+        image = self.images[index].float() / 255
+        image = F.pad(image, (4, 4, 4, 4))
+        top, left = torch.randint(9, (2,)).tolist()
+        image = image[:, top : top + 32, left : left + 32]
+        if torch.rand(()) < 0.5:
+            image = image.flip(2)
+        return (image - 0.5) / 0.25, self.labels[index]
+
+
+def fast_epochs(device: str, rows: int, method: str) -> Callable[[], object]:
+    """An epoch as `spr-or run` takes it with everything in ``[speed]`` that the device allows."""
+    import torch
+
+    from models.resnet_cifar import resnet20
+    from spr_or.prox_sgd import ProxSGD
+    from spr_or.regularizer import SPR
+    from spr_or.train.data import memory_batches
+    from spr_or.train.loop import train_epoch
+    from spr_or.train.step import captured, make_step
+
+    gpu = device == "cuda"
+    images, labels = (part.to(device) for part in _images(rows))
+    normal = torch.full((3,), 0.5, device=device), torch.full((3,), 0.25, device=device)
+    batches = partial(
+        memory_batches, images, labels, batch_size=BATCH, augment=(4, True),
+        mean=normal[0], std=normal[1],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = resnet20().to(device).train()
+    if gpu:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # A rate so small that the networks stay alike: the time of a step does not depend on it.
+    rates: dict[str, Any] = {"lr": 1e-6, "momentum": 0.9, "weight_decay": 5e-4}
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), **rates)
+    spr = SPR(model, 1.0, 0.1, SPR.bounds_from(model))
+    if method == PROX:
+        optimizer = ProxSGD(model, spr, **rates)
+    add = spr.add_gradient_ if method == SPR_ON else None
+    step = make_step(model, optimizer, add_gradient=add, bf16=gpu)
+    if gpu:
+        step = captured(step, optimizer)
+    seeds = itertools.count()
+    return lambda: train_epoch(step, batches(next(seeds)))
+
+
+def peak_flops(device: str) -> float:
+    """Operations a second of a large matrix product: bfloat16 on a GPU, float32 on a CPU."""
+    import torch
+
+    side = SIDES[device]
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    times = take_turns([lambda: a @ b], device, 1.0)[0]
+    return 2 * side**3 / min(times.clock)
+
+
+def take_turns(runs: list[Callable[[], object]], device: str, seconds: float) -> list[Times]:
+    """The times of each run in every turn, for about ``seconds`` in all; the first turn is dropped."""
+    import torch
+
+    def finish() -> None:
+        if device != "cpu":
+            torch.accelerator.synchronize()
+
+    times = [Times([], []) for _ in runs]
+    dice = random.Random(0)
+    begun = time.perf_counter()
+    for turn in itertools.count():
+        for i in dice.sample(range(len(runs)), len(runs)):
+            finish()
+            started = time.perf_counter(), time.process_time()
+            runs[i]()
+            finish()
+            if turn > 0:
+                times[i].clock.append(time.perf_counter() - started[0])
+                times[i].processor.append(time.process_time() - started[1])
+        if turn == 0:
+            begun = time.perf_counter()
+        if turn >= _LEAST_TURNS and time.perf_counter() - begun > seconds:
+            break
+    return times
+
+
+def _ratio(one: list[float], other: list[float]) -> tuple[float, float]:
+    """The median of the turns' ratios, and half their interquartile range."""
+    ratios = sorted(a / b for a, b in zip(one, other, strict=True))
+    quarter = len(ratios) // 4
+    return statistics.median(ratios), (ratios[-1 - quarter] - ratios[quarter]) / 2
+
+
+def _images(rows: int) -> tuple[Any, Any]:
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (rows, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    return images, torch.randint(10, (rows,), generator=generator)
+
+
+def _print(console: Any, device: str, rows: int, peak: float, found: list[Row]) -> None:
+    from rich.table import Table
+
+    network = f"ResNet-20, batch {BATCH}, {device}"
+    console.print(f"{network}: {rows:,} images an epoch, peak {peak:.3g} FLOP/s", highlight=False)
+    speeds = Table(title="an epoch", title_justify="left")
+    added = Table(title="time over that of the fast path without SPR", title_justify="left")
+    headings = (
+        (speeds, ("seconds", "images/s", "of peak", "times as fast", "turns")),
+        (added, ("by the clock", "processor time")),
+    )
+    for table, columns in headings:
+        table.add_column("", no_wrap=True)
+        for heading in columns:
+            table.add_column(heading, justify="right")
+    for row in found:
+        speedup = _with_spread(row.speedup, row.speedup_spread)
+        if row.method == FAST and device in LEAST_SPEEDUP:
+            speedup = _judged(speedup, row.speedup >= LEAST_SPEEDUP[device])
+        speeds.add_row(
+            row.method,
+            f"{row.seconds:.3f}",
+            f"{row.images_per_second:,.0f}",
+            f"{100 * row.share_of_peak:.1f} %",
+            speedup,
+            str(row.turns),
+        )
+        over_fast = _with_spread(row.over_fast, row.over_fast_spread)
+        if row.method == SPR_ON:
+            over_fast = _judged(over_fast, row.over_fast <= MOST_SPR[device])
+        processor = _with_spread(row.processor_over_fast, row.processor_over_fast_spread)
+        if row.method in (SPR_ON, PROX):
+            added.add_row(row.method, over_fast, processor)
+    console.print(speeds)
+    console.print(added)
+
+
+def _with_spread(ratio: float | None, spread: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.3f} ± {spread:.3f}"
+
+
+def _judged(text: str, good: bool) -> str:
+    return f"[{'green' if good else 'red'}]{text}[/]"
