@@ -38,7 +38,7 @@ def draw(seed: int, loss: str, hard: bool = True) -> SparseTrainingProblem:
     if loss == "logistic":
         y = np.where(X @ W + 0.1 * rng.normal(size=(n, q)) > 0, 1.0, -1.0)
     stops = np.cumsum(sizes)
-    parts = [list(range(stop - size, stop)) for size, stop in zip(sizes, stops, strict=True)]
+    parts: list = [list(range(stop - size, stop)) for size, stop in zip(sizes, stops, strict=True)]
     if q == 2 and seed % 4 == 1:  # entities of single cells
         parts = [[(j, o) for j in part] for part in parts for o in range(q)]
         parts = [*parts[:3], [cell for part in parts[3:] for cell in part]] if parts[3:] else parts

@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 _SHOWN = 20  # rows of the table of groups
 
 
+@dataclass
+class _Stop:
+    """Whether Ctrl-C was pressed, and whether a solver is at work that a second one may break off."""
+
+    asked: bool = False
+    working: bool = False
+
+
 def command(
     data_file: Annotated[
         Path, typer.Argument(metavar="DATA", help="A CSV file with a header, or npz with X and y.")
@@ -104,22 +112,22 @@ def command(
         lams = _lambdas(problem, lam, path)
         folder.mkdir(parents=True, exist_ok=True)
         console = Console(highlight=False, soft_wrap=True)
-        _describe(console, data, bound)
-        with _patient_interrupt() as asked:
-            run = _Run(data, problem, bound, gap, time_limit, device, folder, asked)
+        with _patient_interrupt() as stop:
+            _describe(console, data, bound)
+            run = _Run(data, problem, bound, gap, time_limit, device, folder, stop)
             made = _one(console, run) if path is None else _path(console, run, lams)
     except (ValueError, OSError) as error:
-        raise _stop(str(error), 2) from None
+        raise _failed(str(error), 2) from None
     except KeyboardInterrupt:
-        raise _stop("interrupted before there was a first solution", 130) from None
-    if any(c.status == "interrupted" for c in made):
+        raise _failed("interrupted before there was a first solution", 130) from None
+    if stop.asked:
         raise typer.Exit(130)
     raise typer.Exit(0 if all(c.gap <= gap for c in made) else 1)
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What every lambda shares; ``M`` None: auto; ``asked``: whether Ctrl-C was pressed."""
+    """What every lambda shares; ``M`` None: auto."""
 
     data: OwnData
     problem: SparseTrainingProblem
@@ -128,7 +136,7 @@ class _Run:
     time_limit: float | None
     device: str
     folder: Path
-    asked: Callable[[], bool]
+    stop: _Stop
 
     def solve(self, problem: SparseTrainingProblem, start: Tensor | None) -> Answer:
         """One lambda, with a line of progress."""
@@ -136,11 +144,12 @@ class _Run:
         from spr_or.solve.branch_and_bound import branch_and_bound
 
         bound: AutomaticBound | None = None
+        self.stop.working = True
         with _progress_line(problem.lam) as show:
 
             def listen(now: Progress) -> None:
                 show(now)
-                if self.asked():
+                if self.stop.asked:
                     raise KeyboardInterrupt
 
             if self.M is None:
@@ -152,15 +161,18 @@ class _Run:
                     problem, self.gap, self.time_limit, device=self.device, start=start,
                     progress=listen,
                 )  # fmt: skip
-        return _only_what_is_proven(certificate), bound
+        self.stop.working = False
+        if not certificate.proof.records:  # broken off before anything was proven
+            raise KeyboardInterrupt
+        return (_as_proven(certificate) if self.stop.asked else certificate), bound
 
 
-def _only_what_is_proven(certificate: ProofCertificate) -> ProofCertificate:
-    """A certificate that a stop left in the middle of a step: its bound as its own tree proves it."""
-    if certificate.status != "interrupted" or certificate.check().ok:
-        return certificate
+def _as_proven(certificate: ProofCertificate) -> ProofCertificate:
+    """A search broken off in the middle of a step may state more than its tree proves: state that."""
     found = certificate.check()
-    return replace(certificate, bound=found.bound)
+    if found.ok:
+        return certificate
+    return replace(certificate, bound=found.bound, status="interrupted")
 
 
 def _one(console: Any, run: _Run) -> list[ProofCertificate]:
@@ -178,6 +190,7 @@ def _one(console: Any, run: _Run) -> list[ProofCertificate]:
 
 
 def _path(console: Any, run: _Run, lams: list[float]) -> list[ProofCertificate]:
+    from spr_or.solve.figures import over_lambda
     from spr_or.solve.path import follow
     from spr_or.solve.results import stored, write_result
 
@@ -190,17 +203,24 @@ def _path(console: Any, run: _Run, lams: list[float]) -> list[ProofCertificate]:
     console.print(
         f"{'lambda':>11} {'groups':>6} {'objective':>12} {'bound':>12} {'gap %':>8}  status"
     )
-    for point in follow(run.problem, lams, run.solve, known):
-        c = point.certificate
-        again = point.bound is None and run.M is None
-        if not again:
-            write_result(places[point.lam], run.data, c, point.bound)
-        points.append(point)
-        _write_path(run, points)
-        console.print(
-            f"{point.lam:11.5g} {int(c.indicators.sum()):6d} {c.objective:12.6g} {c.bound:12.6g} "
-            f"{100 * c.gap:8.4f}  {c.status}{' (from before)' if again else ''}"
-        )
+    try:
+        for point in follow(run.problem, lams, run.solve, known):
+            c = point.certificate
+            if not point.stored:
+                write_result(places[point.lam], run.data, c, point.bound)
+            points.append(point)
+            _write_path(run, points)
+            console.print(
+                f"{point.lam:11.5g} {int(c.indicators.sum()):6d} {c.objective:12.6g} "
+                f"{c.bound:12.6g} {100 * c.gap:8.4f}  {c.status}"
+                f"{' (from before)' if point.stored else ''}"
+            )
+            if run.stop.asked:
+                break
+    except KeyboardInterrupt:
+        if not points:
+            raise
+    over_lambda(points, run.folder / "path.png")
     console.print(
         f"results: {run.folder} (path.csv, path.json, path.png, and a folder for each lambda)"
     )
@@ -208,11 +228,10 @@ def _path(console: Any, run: _Run, lams: list[float]) -> list[ProofCertificate]:
 
 
 def _write_path(run: _Run, points: list[Point]) -> None:
-    """Everything about the path so far: a stop at any time leaves it whole."""
+    """The tables of the path so far: a stop at any time leaves them whole."""
     import json
 
     from spr_or.files import write_aside
-    from spr_or.solve.figures import over_lambda
     from spr_or.solve.results import kept_groups, outcome
 
     rows = [
@@ -231,7 +250,6 @@ def _write_path(run: _Run, points: list[Point]) -> None:
     for name, text in texts.items():
         target = run.folder / name
         write_aside(target, lambda aside, text=text: aside.write_text(text + "\n", "utf-8"))  # type: ignore[misc]
-    over_lambda(points, run.folder / "path.png")
 
 
 def _bound_of(text: str) -> float | None:
@@ -366,24 +384,24 @@ def _progress_line(lam: float) -> Iterator[Callable[[Progress], None]]:
 
 
 @contextmanager
-def _patient_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C is noted and answered after the step that runs; a second one stops at once."""
-    asked = False
+def _patient_interrupt() -> Iterator[_Stop]:
+    """Ctrl-C is noted and answered after the step that runs; a second one breaks it off."""
+    stop = _Stop()
 
     def note(signum: int, frame: Any) -> None:
-        nonlocal asked
-        if asked:
+        if stop.asked and stop.working:
             raise KeyboardInterrupt
-        asked = True
-        typer.echo("\nstopping after this step; Ctrl-C again stops at once", err=True)
+        if not stop.asked:
+            stop.asked = True
+            typer.echo("\nstopping after this step; Ctrl-C again stops at once", err=True)
 
     before = signal.signal(signal.SIGINT, note)
     try:
-        yield lambda: asked
+        yield stop
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def _stop(message: str, status: int) -> typer.Exit:
+def _failed(message: str, status: int) -> typer.Exit:
     typer.secho(f"error: {message}", fg="red", bold=True, err=True)
     return typer.Exit(status)

@@ -154,20 +154,28 @@ def solve_without_bounds(
         dataclasses.replace(problem, M=found.M), gap, _left(budget), device=device, start=start,
         progress=first_round,
     )  # fmt: skip
-    if interrupted or pilot.status == "optimal" or budget.spent or len(pilot.trace) == 0:
+    if interrupted or pilot.status == "optimal" or budget.spent or not pilot.trace:
         return pilot, found
+    try:
+        tight = _tightened(problem, pilot)
+        certificate = branch_and_bound(
+            dataclasses.replace(problem, M=tight.M), gap, _left(budget), device=device,
+            start=pilot.weights, progress=progress,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        return pilot, found
+    return certificate, tight
+
+
+def _tightened(problem: SparseTrainingProblem, pilot: ProofCertificate) -> AutomaticBound:
+    """The bounds from the incumbent of a first round and the point of its root."""
     root = pilot.proof.records[0]
-    whole = design_of(problem)
-    W = torch.zeros(whole.shape, dtype=torch.float64)
+    design = design_of(problem)
+    W = torch.zeros(design.shape, dtype=torch.float64)
     W[root.entities] = root.W
-    point = theta_of(problem, whole, W)
+    point = theta_of(problem, design, W)
     tight = (1 + CLEARANCE) * weight_bounds(problem, pilot.weights, point)
-    found = AutomaticBound(torch.minimum(tight, found.M), pilot.weights, point)
-    certificate = branch_and_bound(
-        dataclasses.replace(problem, M=found.M), gap, _left(budget), device=device,
-        start=pilot.weights, progress=progress,
-    )  # fmt: skip
-    return certificate, found
+    return AutomaticBound(torch.minimum(tight, pilot.problem.M), pilot.weights, point)
 
 
 def _left(budget: Budget) -> float | None:

@@ -15,6 +15,7 @@ from spr_or.solve.path import Point
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter  # noqa: E402
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; line styles for grey print.
 BLUE, RED, GREEN = "#0072B2", "#D55E00", "#009E73"
@@ -35,8 +36,10 @@ def gap_over_time(trace: Sequence[Progress], certificate: ProofCertificate, path
     top.legend(frameon=False)
     percent = [100 * g if 0 < g < math.inf else math.nan for g in gap]
     bottom.step(seconds, percent, where="post", color="black", marker=".", markersize=4)
-    if any(not math.isnan(p) for p in percent):
+    shown = [p for p in percent if not math.isnan(p)]
+    if shown and max(shown) > 10 * min(shown):
         bottom.set_yscale("log")
+        bottom.yaxis.set_major_formatter("{x:g}")
     bottom.set_ylabel("gap (%)")
     bottom.set_xlabel("seconds of the search")
     for axis in (top, bottom):
@@ -55,14 +58,17 @@ def over_lambda(points: Sequence[Point], path: Path) -> None:
     lams = [point.lam for point in points]
     made = [point.certificate for point in points]
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 5.5), sharex=True, layout="constrained")
-    top.plot(lams, [float(c.indicators.sum()) for c in made], color=GREEN, marker="o", markersize=4)
+    top.plot(
+        lams,
+        [float(c.indicators.sum()) for c in made],
+        color=GREEN,
+        marker="o",
+        markersize=4,
+        linestyle=":",
+    )
     top.set_ylabel("groups kept")
-    top.set_ylim(bottom=0)
-    top.yaxis.get_major_locator().set_params(integer=True)
-    bottom.fill_between(
-        lams, [c.bound for c in made], [c.objective for c in made], color=BLUE, alpha=0.2,
-        linewidth=0, label="not yet decided",
-    )  # fmt: skip
+    top.set_ylim(bottom=-0.04 * top.get_ylim()[1])
+    top.yaxis.set_major_locator(MaxNLocator(integer=True))
     bottom.plot(lams, [c.objective for c in made], color=RED, marker="o", markersize=4,
                 label="objective")  # fmt: skip
     bottom.plot(lams, [c.bound for c in made], color=BLUE, linestyle="--", label="proven bound")
@@ -70,10 +76,17 @@ def over_lambda(points: Sequence[Point], path: Path) -> None:
         (p.lam, p.certificate.objective) for p in points if p.certificate.status != "optimal"
     ]
     if left_open:
+        bottom.fill_between(
+            lams, [c.bound for c in made], [c.objective for c in made], color=BLUE, alpha=0.2,
+            linewidth=0, label="not yet decided",
+        )  # fmt: skip
         bottom.plot(*zip(*left_open, strict=True), "o", markersize=10, markerfacecolor="none",
                     markeredgecolor="black", label="gap not closed")  # fmt: skip
     bottom.set_ylabel("objective")
     bottom.set_xscale("log")
+    bottom.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    bottom.xaxis.set_major_formatter("{x:g}")
+    bottom.xaxis.set_minor_formatter(NullFormatter())
     bottom.set_xlabel("λ")
     bottom.legend(frameon=False)
     for axis in (top, bottom):

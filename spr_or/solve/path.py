@@ -29,11 +29,12 @@ SMALLEST = 0.01
 
 
 class Point(NamedTuple):
-    """One lambda of a path; ``bound`` proves its M, None where M was given or the point was stored."""
+    """One lambda of a path; ``bound`` proves its M (None: M was given, or stored earlier)."""
 
     lam: float
     certificate: ProofCertificate
     bound: AutomaticBound | None
+    stored: bool
 
 
 Solve = Callable[
@@ -86,10 +87,12 @@ def follow(
     """
     start: Tensor | None = None
     for lam in lams:
-        certificate, bound = stored(lam), None
-        if certificate is None:
-            certificate, bound = solve(dataclasses.replace(problem, lam=lam), start)
-        yield Point(lam, certificate, bound)
-        if certificate.status == "interrupted":
+        before = stored(lam)
+        if before is not None:
+            point = Point(lam, before, None, True)
+        else:
+            point = Point(lam, *solve(dataclasses.replace(problem, lam=lam), start), False)
+        yield point
+        if point.certificate.status == "interrupted":
             return
-        start = certificate.weights
+        start = point.certificate.weights

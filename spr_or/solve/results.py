@@ -20,8 +20,10 @@ from torch import Tensor
 
 from spr_or.files import write_aside, write_json
 from spr_or.own_data import OwnData, prepare
+from spr_or.problem import SparseTrainingProblem
 from spr_or.solve.automatic_bound import AutomaticBound, weight_bounds
 from spr_or.solve.bnb.certificate import ProofCertificate, load
+from spr_or.solve.bnb.exact import ExactBounds
 from spr_or.table_data import TableError
 
 FORMAT = "spr-or solve 1"
@@ -125,6 +127,8 @@ def recheck(folder: Path, data_file: Path | None = None, exact: bool = False) ->
         stated, M = content["outcome"], content["M"]
         problem = data.problem(content["lam"], content["alpha"], M["value"])
         certificate = load(folder / "certificate.json", problem)
+        if exact:
+            _allow_exact(problem)
         found = certificate.check(exact)
         problems = list(found.problems)
         for name in ("status", "objective", "bound", "nodes"):
@@ -157,6 +161,13 @@ def recheck(folder: Path, data_file: Path | None = None, exact: bool = False) ->
         return Recheck(math.nan, -math.inf, False, [f"result.json is damaged: {detail}"])
     except ValueError as error:
         return Recheck(math.nan, -math.inf, False, [str(error)])
+
+
+def _allow_exact(problem: SparseTrainingProblem) -> None:
+    try:
+        ExactBounds(problem)
+    except ValueError as error:
+        raise TableError(f"--exact: {error}") from None
 
 
 def stored(

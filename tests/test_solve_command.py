@@ -1,0 +1,377 @@
+"""`spr-or solve` as its user meets it: files in, a proven answer in her terms out, clear errors."""
+
+import csv
+import dataclasses
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from spr_or.cli import app
+from spr_or.own_data import prepare
+from spr_or.solve import enumeration
+from spr_or.solve.path import grid, zero_from
+from spr_or.table_data import group_labels, read_table
+
+NAMES = ["age_1", "age_2", "height", "colour_red", "colour_blue", "noise_1", "noise_2", "day"]
+GROUPS = [[0, 1], [2], [3, 4], [5, 6], [7]]
+
+
+def write_csv(path, heads, rows, delimiter=","):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter=delimiter).writerows([heads, *rows])
+    return path
+
+
+def sample(seed=0, n=40):
+    """Columns of unlike scales and offsets, a target with an intercept far from zero."""
+    rng = np.random.default_rng(seed)
+    scales = np.array([1, 2, 10, 1, 1, 1, 3, 0.5])
+    X = (rng.normal(size=(n, 8)) * scales + 3).round(3)
+    y = (50 + X[:, 0] - 0.2 * X[:, 2] + X[:, 3] + 0.8 * rng.normal(size=n)).round(3)
+    return X, y
+
+
+@pytest.fixture
+def data(tmp_path):
+    X, y = sample()
+    return write_csv(tmp_path / "own.csv", [*NAMES, "price"], np.column_stack([X, y]).tolist())
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def best_with_intercept(X, y, lam, alpha, scale):
+    """All supports by NumPy, with an intercept column that carries no penalty: (value, w, intercept)."""
+    best = (np.inf, None, None)
+    n = len(y)
+    for size in range(len(GROUPS) + 1):
+        for support in itertools.combinations(range(len(GROUPS)), size):
+            at = [j for i in support for j in GROUPS[i]]
+            A = np.column_stack([np.ones(n), X[:, at]])
+            ridge = lam * alpha * np.append(0.0, scale[at] ** 2)
+            w = np.linalg.solve(A.T @ A / n + np.diag(ridge), A.T @ y / n)
+            value = np.mean((A @ w - y) ** 2) + ridge @ w**2 + lam * (1 - alpha) * size
+            if value < best[0]:
+                full = np.zeros(X.shape[1])
+                full[at] = w[1:]
+                best = (value, full, w[0])
+    return best
+
+
+def weights_of(folder):
+    with (folder / "weights.csv").open() as file:
+        return {row["column"]: float(row["weight"]) for row in csv.DictReader(file)}
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+def test_the_answer_is_the_best_model_with_intercept_in_the_users_units(
+    data, tmp_path, standardise
+):
+    X, y = sample()
+    out = tmp_path / "out"
+    options = ["--standardise"] if standardise else []
+    output = run("solve", data, "--target", "price", "--groups", "_", "--lam", 0.2, "--gap", 1e-6,
+                 "--out", out, *options)  # fmt: skip
+    scale = X.std(0) if standardise else np.ones(8)
+    value, w, intercept = best_with_intercept(X, y, 0.2, 0.1, scale)
+    result = json.loads((out / "result.json").read_text())
+    assert result["outcome"]["objective"] == pytest.approx(value, rel=1e-6)
+    assert result["outcome"]["status"] == "optimal"
+    found = weights_of(out)
+    assert found.pop("(intercept)") == pytest.approx(intercept, rel=1e-6)
+    assert list(found) == NAMES
+    assert np.allclose(list(found.values()), w, rtol=1e-4, atol=1e-6)
+    assert "divided" in output if standardise else "divided" not in output
+    labels = ["age", "height", "colour", "noise", "day"]
+    kept = {name for name, group in zip(labels, GROUPS, strict=True) if np.any(w[group])}
+    assert set(result["kept"]) == kept and 0 < len(kept) < 5
+    assert all(name in output for name in kept)
+    for picture in ("gap.png",):
+        assert (out / picture).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_without_an_intercept_the_data_stay_as_they_are(data, tmp_path):
+    arguments = ["solve", data, "--target", "price", "--groups", "_", "--lam", 5, "--no-intercept",
+                 "--out", tmp_path / "o", "--M", 100]  # fmt: skip
+    run(*arguments)
+    stated = prepare(data, "price", "_", "squared", intercept=False)
+    problem = stated.problem(5.0, 0.1, 100.0)
+    assert torch.equal(problem.X, torch.from_numpy(stated.table.X))
+    objective = json.loads((tmp_path / "o" / "result.json").read_text())["outcome"]["objective"]
+    assert objective == pytest.approx(enumeration.solve(problem).objective, rel=2e-4)
+    assert "(intercept)" not in weights_of(tmp_path / "o")
+
+
+@pytest.mark.parametrize("labels", [("no", "yes"), ("0", "1"), ("-1", "1"), ("0.0", "1")])
+def test_logistic_takes_two_labels_and_says_which_is_positive(tmp_path, labels):
+    X, _ = sample(1)
+    X = X - X.mean(0)
+    sign = X[:, 0] + X[:, 3] + 0.3 * np.random.default_rng(0).normal(size=len(X)) > 0
+    rows = [[*row, labels[int(s)]] for row, s in zip(X.tolist(), sign, strict=True)]
+    data = write_csv(tmp_path / "c.csv", [*NAMES, "bought"], rows, delimiter=";")
+    out = tmp_path / "out"
+    output = run("solve", data, "--target", "bought", "--groups", "_", "--loss", "logistic",
+                 "--lam", 0.05, "--out", out)  # fmt: skip
+    assert f"scores '{labels[1]}' (+1)" in output
+    problem = prepare(data, "bought", "_", "logistic").problem(0.05, 0.1, 100.0)
+    assert torch.equal(problem.y[:, 0] > 0, torch.from_numpy(sign))
+    objective = json.loads((out / "result.json").read_text())["outcome"]["objective"]
+    assert objective == pytest.approx(enumeration.solve(problem).objective, rel=2e-4)
+    run("check", out)
+
+
+def test_npz_with_groups_and_many_targets(tmp_path):
+    X, y = sample()
+    Y = np.column_stack([y, y[::-1]])
+    labels = np.array([3, 3, 1, 2, 2, 7, 7, 9])
+    np.savez(tmp_path / "d.npz", X=X, Y=Y, groups=labels)
+    out = tmp_path / "out"
+    run("solve", tmp_path / "d.npz", "--target", "Y", "--lam", 0.3, "--out", out)
+    problem = prepare(tmp_path / "d.npz", "Y", None, "squared").problem(0.3, 0.1, 100.0)
+    assert [len(group) for group in problem.entities.groups] == [4, 2, 4, 4, 2]
+    result = json.loads((out / "result.json").read_text())
+    truth = enumeration.solve(problem).objective
+    assert result["outcome"]["objective"] == pytest.approx(truth, rel=2e-4)
+    heads = (out / "weights.csv").read_text().splitlines()[0]
+    assert heads == "column,group,weight Y0,weight Y1"
+    run("check", out / "certificate.json")
+
+
+def test_groups_can_be_said_in_every_way(tmp_path):
+    wanted = ["a", "a", "b", "c", "c", "d", "d", "e"]
+    mapping = dict(zip(NAMES, wanted, strict=True))
+    (tmp_path / "g.json").write_text(json.dumps(mapping))
+    write_csv(tmp_path / "g.csv", ["column", "group"], list(mapping.items()))
+    assert group_labels(str(tmp_path / "g.json"), NAMES) == wanted
+    assert group_labels(str(tmp_path / "g.csv"), NAMES) == wanted
+    assert group_labels(None, NAMES) == NAMES
+    assert group_labels("_", NAMES)[:3] == ["age", "age", "height"]
+    assert group_labels("3", NAMES)[5:] == ["colour_blue..noise_2"[:0] or "colour_red..noise_1",
+                                           "noise_2..day", "noise_2..day"]  # fmt: skip
+
+
+def test_numbers_are_read_as_python_reads_them(tmp_path):
+    path = tmp_path / "n.csv"
+    path.write_text("\ufeffa\tb,c\ty\n 1e3\t-2\t+.5\n\n1_000\t3.\t4\n", encoding="utf-8")
+    table = read_table(path, "y", None, "squared")
+    assert table.columns == ["a", "b,c"]
+    assert table.X.tolist() == [[1000.0, -2.0], [1000.0, 3.0]] and table.y.tolist() == [[0.5], [4]]
+
+
+GOOD = [[1, 2, 3], [2, 1, 5], [4, 4, 1], [0, 1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("heads", "rows", "options", "says"),
+    [
+        (["a", "b", "y"], GOOD, ["--target", "z"], "no column is called 'z'; there are a, b, y"),
+        (["a", "b", "y"], GOOD, [], "--target is missing"),
+        (["a", "a", "y"], GOOD, ["--target", "y"], "'a' names 2 columns"),
+        (["a", "b", "y"], [[1, 2, 3], [1, "red", 2]], ["--target", "y"], "line 3, column 'b': 'red'"),
+        (["a", "b", "y"], [[1, 2, 3], [1, "", 2]], ["--target", "y"], "'b': the value is missing"),
+        (["a", "b", "y"], [[1, 2, "nan"]], ["--target", "y"], "line 2, column 'y': the value is missing"),
+        (["a", "b", "y"], [[1, 2, "inf"]], ["--target", "y"], "line 2, column 'y': 'inf' is not a finite"),
+        (["a", "b", "y"], [[1, 2]], ["--target", "y"], "line 2: 2 values, the header has 3"),
+        (["a", "b", "y"], [], ["--target", "y"], "no data"),
+        (["y"], [[1]], ["--target", "y"], "no column is left"),
+        (["a", "b", "y"], GOOD, ["--target", "y", "--lam", "-1"], "lam must be positive, got -1"),
+        (["a", "b", "y"], GOOD, ["--target", "y", "--alpha", "1.5"], "alpha must lie in [0, 1], got 1.5"),
+        (["a", "b", "y"], GOOD, ["--target", "y", "--M", "0"], "--M must be auto or a positive number"),
+        (["a", "b", "y"], GOOD, ["--target", "y", "--gap", "-1"], "--gap must be"),
+        (["a", "b", "y"], GOOD, ["--target", "y", "--path", "5"], "either --lam, or --path"),
+        (["a", "b", "y"], GOOD, ["--target", "y", "--loss", "huber"], "--loss must be squared or logistic"),
+        (["a", "b", "y"], GOOD, ["--target", "y", "--loss", "logistic"], "exactly two labels; 'y' has 4"),
+        (["a", "b", "y"], GOOD, ["--target", "y", "--groups", "0"], "at least one column"),
+        (["a", "b", "y"], GOOD, ["--target", "y", "--groups", "_"], "no column has this separator"),
+        (["a", "b", "y"], GOOD, ["--target", "y", "--groups", "g.json"], "g.json: No such file"),
+        (["a", "b", "y"], GOOD, ["--target", "y", "--groups", "what"], "--groups 'what': give a number"),
+        (["a", "b", "y"], [[1, 2, 3], [1, 5, 4]], ["--target", "y", "--standardise"], "'a' does not vary"),
+        (["a", "b", "y"], [[1, 2, 3], [2, 4, 5], [3, 6, 8]], ["--target", "y", "--alpha", "0"], "independent"),
+        (["a", "b", "y"], GOOD, ["--target", "y", "--device", "nonsense"], "--device nonsense"),
+    ],
+)  # fmt: skip
+def test_errors_are_one_line_that_says_what_and_where(tmp_path, heads, rows, options, says):
+    data = write_csv(tmp_path / "bad.csv", heads, rows)
+    lam = [] if "--lam" in options else ["--lam", "0.1"]
+    output = run("solve", data, *options, *lam, "--out", tmp_path / "o", code=2)
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert says in line and "Traceback" not in output
+
+
+def test_missing_and_strange_files_are_errors_too(tmp_path):
+    (tmp_path / "x.npz").write_bytes(b"not a zip")
+    np.savez(tmp_path / "y.npz", X=np.ones((2, 2)))
+    np.savez(tmp_path / "z.npz", X=np.array([[1.0, np.nan]]), y=np.ones(1))
+    cases = {"no.csv": "no such file", "x.npz": "not an npz", "y.npz": "no array 'y'",
+             "z.npz": "X[0, 1] is nan", ".": "no such file"}  # fmt: skip
+    for name, says in cases.items():
+        assert says in run("solve", tmp_path / name, "--target", "y", "--lam", 1, code=2)
+    assert "no such file" in run("solve", tmp_path / "no.csv", "--path", 3, code=2)
+    assert "result.json" in run("check", tmp_path, code=2)
+
+
+@pytest.fixture
+def solved(data, tmp_path):
+    run("solve", data, "--target", "price", "--groups", "_", "--lam", 0.2, "--out", tmp_path / "o")
+    return tmp_path / "o"
+
+
+def test_a_fresh_process_confirms_the_result(solved):
+    done = subprocess.run(
+        [sys.executable, "-m", "spr_or.cli", "check", "--exact", str(solved)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "holds" in done.stdout and "M proven" in done.stdout
+
+
+def change_json(path, *keys, by):
+    content = json.loads(path.read_text())
+    inner = content
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = by(inner[keys[-1]])
+    path.write_text(json.dumps(content))
+
+
+def another_weight(folder):
+    text = (folder / "weights.csv").read_text()
+    (folder / "weights.csv").write_text(text.replace("age_1,age,", "age_1,age,1"))
+
+
+def smaller_m(folder):
+    """A smaller M everywhere it is written down, with a certificate that is right for it."""
+    from spr_or.solve.branch_and_bound import branch_and_bound
+
+    change_json(folder / "result.json", "M", "value", by=lambda M: [0.5 * m for m in M])
+    content = json.loads((folder / "result.json").read_text())
+    data = prepare(folder.parent / "own.csv", "price", "_", "squared")
+    certificate = branch_and_bound(data.problem(0.2, 0.1, content["M"]["value"]))
+    certificate.save(folder / "certificate.json")
+    change_json(folder / "result.json", "outcome", by=lambda o: {**o, "nodes": certificate.nodes,
+                "objective": certificate.objective, "bound": certificate.bound})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tamper", "says"),
+    [
+        (lambda f: change_json(f / "result.json", "outcome", "objective", by=lambda x: 0.9 * x), "objective"),
+        (lambda f: change_json(f / "result.json", "kept", by=lambda k: [*k, "day"]), "other groups"),
+        (lambda f: change_json(f / "result.json", "lam", by=lambda x: 2 * x), "another problem"),
+        (lambda f: change_json(f / "certificate.json", "result", "bound", by=lambda b: 1.01 * b), "proves"),
+        (lambda f: change_json(f / "result.json", "M", "value", by=lambda M: M[:-1]), "M must be"),
+        (lambda f: change_json(f / "result.json", "model", by=lambda m: {}), "damaged"),
+        (another_weight, "weights.csv"),
+        (smaller_m, "is below"),
+    ],
+)  # fmt: skip
+def test_a_tampered_result_is_refused(solved, tamper, says):
+    run("check", solved)
+    tamper(solved)
+    assert says in run("check", solved, code=1)
+
+
+def test_other_data_are_refused(solved, data):
+    data.write_text(data.read_text().replace("\n", "\n\n", 1))
+    assert "SHA-256" in run("check", solved, code=2)
+
+
+def test_an_m_chosen_too_small_is_said(data, tmp_path):
+    output = run("solve", data, "--target", "price", "--groups", "_", "--lam", 0.2, "--M", 0.3,
+                 "--out", tmp_path / "o")  # fmt: skip
+    assert "M is active" in output
+    assert "M as given, not proven" in run("check", tmp_path / "o")
+
+
+def test_a_path_solves_each_lambda_and_resumes(data, tmp_path):
+    out = tmp_path / "o"
+    arguments = ["solve", data, "--target", "price", "--groups", "_", "--path", 6, "--out", out]
+    run(*arguments)
+    points = json.loads((out / "path.json").read_text())
+    assert len(points) == 6 and points[0]["groups_kept"] == 0 < points[-1]["groups_kept"]
+    X, y = sample()
+    for point in points:
+        value, _, _ = best_with_intercept(X, y, point["lam"], 0.1, np.ones(8))
+        assert point["objective"] == pytest.approx(value, rel=2e-4)
+    table = list(csv.DictReader((out / "path.csv").open()))
+    assert [float(row["objective"]) for row in table] == [p["objective"] for p in points]
+    assert (out / "path.png").read_bytes()[:4] == b"\x89PNG"
+    assert run("check", out).count("holds") == 6
+    (out / "lambda-03" / "result.json").unlink()
+    assert run(*arguments).count("from before") == 5
+    assert [p["lam"] for p in json.loads((out / "path.json").read_text())] == [
+        p["lam"] for p in points
+    ]
+    assert run(*arguments, "--alpha", 0.2).count("from before") == 0
+
+
+def test_a_list_of_lambdas_is_followed_downwards(data, tmp_path):
+    run("solve", data, "--target", "price", "--path", "0.5,2", "--out", tmp_path, "--M", 50)
+    assert [p["lam"] for p in json.loads((tmp_path / "path.json").read_text())] == [2.0, 0.5]
+
+
+@pytest.mark.parametrize("loss", ["squared", "logistic"])
+@pytest.mark.parametrize("alpha", [0.0, 0.01, 0.5, 0.95])
+def test_from_lambda_max_on_zero_is_optimal(tmp_path, loss, alpha):
+    """Every support loses there by enumeration; and the bound is not idle: far below it, one wins."""
+    X, y = sample(2)
+    target = np.where(y > y.mean(), 1, -1) if loss == "logistic" else y
+    write_csv(tmp_path / "d.csv", [*NAMES, "y"], np.column_stack([X, target]).tolist())
+    stated = prepare(tmp_path / "d.csv", "y", "_", loss)
+    largest = zero_from(stated.problem(1.0, alpha, 50.0))
+    above = enumeration.solve(stated.problem(largest, alpha, 50.0))
+    assert above.indicators.sum() == 0
+    below = enumeration.solve(stated.problem(grid(largest, 2)[1], alpha, 50.0))
+    assert below.indicators.sum() > 0
+
+
+def test_lambda_max_does_not_exist_without_a_price(data):
+    problem = prepare(data, "price", "_", "squared").problem(1.0, 1.0, 5.0)
+    with pytest.raises(ValueError, match="alpha = 1"):
+        zero_from(dataclasses.replace(problem))
+
+
+def hard_data(path):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 80)) + rng.normal(size=(60, 1))
+    np.savez(path, X=X, y=X[:, ::8].sum(1) + 6 * rng.normal(size=60))
+
+
+def test_ctrl_c_gives_the_best_so_far_with_its_gap(tmp_path):
+    """A real SIGINT to a real process, as soon as it says that it has begun."""
+    hard_data(tmp_path / "hard.npz")
+    command = [
+        sys.executable, "-m", "spr_or.cli", "solve", str(tmp_path / "hard.npz"), "--groups", "2",
+        "--lam", "0.2", "--alpha", "0.001", "--gap", "0", "--out", str(tmp_path / "o"),
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert "60 rows" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, output + errors
+    assert "interrupted: objective" in output and "Traceback" not in errors
+    outcome = json.loads((tmp_path / "o" / "result.json").read_text())["outcome"]
+    assert outcome["status"] == "interrupted" and 0 < outcome["gap"] < 1
+    run("check", tmp_path / "o")
+
+
+def test_a_time_limit_exits_1_with_a_result_that_checks(tmp_path):
+    hard_data(tmp_path / "hard.npz")
+    run("solve", tmp_path / "hard.npz", "--groups", 2, "--lam", 0.2, "--alpha", 0.001, "--gap", 0,
+        "--time-limit", 0.1, "--out", tmp_path / "o", code=1)  # fmt: skip
+    run("check", tmp_path / "o")
