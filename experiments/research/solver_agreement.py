@@ -165,11 +165,12 @@ def main() -> int:
     torch.set_num_threads(1)  # the problems are tiny
     seeds = range(arguments.seed, arguments.seed + arguments.count)
     outcomes: list[Outcome] = []
+    console = Console(stderr=True)
     try:
-        for seed in track(seeds, "comparing", console=Console(stderr=True), transient=True):
+        for seed in track(seeds, "comparing", console=console, transient=True):
             outcomes.append(compare(seed, arguments.scip_seconds))
             if outcomes[-1].faults:
-                print(f"seed {seed}: {'; '.join(outcomes[-1].faults)}", file=sys.stderr)
+                console.print(f"seed {seed}: {'; '.join(outcomes[-1].faults)}")
     except KeyboardInterrupt:
         print(f"interrupted after {len(outcomes)} of {arguments.count} problems", file=sys.stderr)
     if outcomes:

@@ -104,7 +104,7 @@ def measure(
     """A row for each instance and solver that is not among the ``known`` ones."""
     from spr_or.bench.named_instances import problem
 
-    have = {row.settings for row in known}
+    have = {row.settings for row in known if row.status not in ("failed", "skipped")}
     for name in instances:
         missing = [
             s

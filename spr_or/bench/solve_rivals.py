@@ -9,6 +9,7 @@ solved first in the same process: what numba compiles is not in the time.
 # mypy: ignore-errors
 # Neither package is a dependency, and the interpreter may be another one.
 
+import functools
 import json
 import math
 import sys
@@ -24,22 +25,16 @@ def el0ps(X, y, l0, l2, M, gap, time_limit):
     sys.modules["mpi4py"] = None
     import pybnb
 
-    class Solver(pybnb.Solver):
-        def __init__(self):
-            super().__init__(comm=None)
-
-        def solve(self, *args, **kwargs):
-            self.last = super().solve(*args, **kwargs)
-            return self.last
-
-    pybnb.Solver = Solver
+    pybnb.Solver = functools.partial(pybnb.Solver, comm=None)
     from el0ps.datafit import Leastsquares
     from el0ps.penalty import BigmL2norm
     from el0ps.solver import BnbSolver
 
     solver = BnbSolver(relative_gap=gap, time_limit=time_limit)
+    inner, kept = solver.solver.solve, []  # its result drops the bound
+    solver.solver.solve = lambda *args, **kwargs: kept.append(inner(*args, **kwargs)) or kept[0]
     result = solver.solve(Leastsquares(y), BigmL2norm(M, l2), X, l0)
-    return result.x, result.objective_value, solver.solver.last.bound, result.iter_count
+    return result.x, result.objective_value, kept[0].bound, result.iter_count
 
 
 def l0bnb(X, y, l0, l2, M, gap, time_limit):
