@@ -65,7 +65,7 @@ def command(
 def _print_summary(console: Any, summary: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from spr_or.train.page import ROWS
+    from spr_or.train.page import CLOCK_ROWS, ROWS
 
     seeds = len(summary.get("seeds", [0]))
     title = f"{summary['name']}: {summary['model']} on {summary['dataset']}"
@@ -77,4 +77,7 @@ def _print_summary(console: Any, summary: dict[str, Any]) -> None:
     for label, key, form in ROWS:
         deviation = [form.format(summary["std"][key])] if seeds > 1 else []
         table.add_row(label, form.format(summary[key]), *deviation)
+    for label, key, form in CLOCK_ROWS:
+        if key in summary:
+            table.add_row(label, form.format(summary[key]))
     console.print(table)

@@ -49,6 +49,10 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ("largest difference of a logit, masked against compact", "max_abs_logit_diff", "{:.1e}"),
     ("time of a step with SPR over one without", "spr_step_overhead", "{:.3f}"),
 )  # fmt: skip
+CLOCK_ROWS: tuple[tuple[str, str, str], ...] = (
+    ("seconds an epoch, evaluation included", "epoch_seconds", "{:.2f}"),
+    ("… of its training, waiting for data", "data_wait_pct", "{:.1f} %"),
+)
 BUDGET_ROWS: tuple[tuple[str, str, str], ...] = (
     ("budget: parameters to remove", "target_pct", "{:.1f} %"),
     ("in entities that are zero at the end of the phase", "before_cut_pct", "{:.1f} %"),
@@ -101,7 +105,8 @@ def _table(summary: dict[str, Any], seeds: list[dict[str, Any]] | None) -> str:
     columns = [summary, *(seeds or [])]
     heads = ["mean", *(f"seed {s['seed']}" for s in seeds)] if seeds else []
     rows = ["<tr><th>" + "".join(f"<th>{head}" for head in heads)] if heads else []
-    for label, key, form in ROWS:
+    clock = [row for row in CLOCK_ROWS if row[1] in summary]
+    for label, key, form in (*ROWS, *clock):
         cells = "".join(f"<td>{form.format(column[key])}" for column in columns)
         rows.append(f"<tr><td>{label}{cells}")
     return "<table>" + "\n".join(rows) + "</table>"

@@ -15,6 +15,7 @@ from spr_or.compact import compact, save_compact
 from spr_or.prune import collapsed_layers, count_macs, count_parameters, masked_filter_weights
 from spr_or.train.durable import write_text
 from spr_or.train.measure import latency_ms, spr_step_overhead
+from spr_or.train.metrics import Record
 from spr_or.train.page import write_page
 from spr_or.train.phases import Run, Trained
 from spr_or.train.pruning import make_spr
@@ -100,7 +101,24 @@ def summarise(
         "torch": torch.__version__,
         "collapsed_layers": collapsed_layers(trained.masks),
         "budget": trained.budget,
+        **clock(run.metrics.records),
         "recipe": recipe.model_dump(mode="json"),
+    }
+
+
+def clock(records: list[Record]) -> dict[str, float]:
+    """Median seconds of an epoch with its evaluation, and the mean share of its training that went
+    into waiting for data, in percent; nothing of a run without epochs.
+
+    >>> clock([{"seconds": 2.0, "data_wait_share": 0.25}, {"seconds": 4.0, "data_wait_share": 0.0}])
+    {'epoch_seconds': 3.0, 'data_wait_pct': 12.5}
+    """
+    if not records:
+        return {}
+    shares = [record["data_wait_share"] for record in records]
+    return {
+        "epoch_seconds": statistics.median(record["seconds"] for record in records),
+        "data_wait_pct": 100 * statistics.fmean(shares),
     }
 
 
@@ -131,6 +149,11 @@ def mean_summary(summaries: list[Summary]) -> Summary:
     columns = {key: [float(s[key]) for s in summaries] for key in MEASURES}
     merged = copy.deepcopy(first)
     merged |= {key: statistics.fmean(values) for key, values in columns.items()}
+    merged |= {
+        key: statistics.fmean(s[key] for s in summaries)
+        for key in ("epoch_seconds", "data_wait_pct")
+        if key in first
+    }
     merged["max_abs_logit_diff"] = max(columns["max_abs_logit_diff"])
     merged["std"] = {key: statistics.stdev(values) for key, values in columns.items()}
     merged["seeds"] = [s["seed"] for s in summaries]
