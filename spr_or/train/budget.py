@@ -39,7 +39,9 @@ class Counter:
 
     Only the masks decide: a weight that happens to be zero in an entity that is kept counts as
     kept. So the share is that of ``compact(model, masks, example)`` for weights that are not zero,
-    and costs one forward pass of ``example`` (B, C, …).
+    and costs one forward pass of ``example`` (B, C, …). Where a layer keeps nothing at all, what
+    follows is constant, and whether the constant is zero depends on shifts that training still
+    moves: there the count can be off by the few parameters that carry it.
 
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> Counter(model, torch.zeros(2, 4))({"0": torch.tensor([True, False, True])})

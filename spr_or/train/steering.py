@@ -79,7 +79,12 @@ class Steering:
 
     def state(self) -> State:
         """What `load` takes: for a checkpoint."""
-        state: State = {"lam": self.lam, "shares": list(self.shares), "bound": self.spr.bound.cpu()}
+        state: State = {
+            "lam": self.lam,
+            "last_lam": float(self.spr.lam),  # of the last epoch, warm-up and all
+            "shares": list(self.shares),
+            "bound": self.spr.bound.cpu(),
+        }
         if self.spares is not None:
             state["spares"] = self.spares.state()
         return state
@@ -87,6 +92,7 @@ class Steering:
     def load(self, state: State) -> None:
         """Continue from `state`."""
         self.lam, self.shares = state["lam"], list(state["shares"])
+        self.spr.lam = state["last_lam"]
         self.spr.bound.copy_(state["bound"])
         if self.spares is not None:
             self.spares.load(state["spares"])
