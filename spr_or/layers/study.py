@@ -17,7 +17,7 @@ from spr_or.layers.subsets import largest
 from spr_or.solve.bnb.certificate import ProofCertificate
 from spr_or.solve.bnb.design import design_of, theta_of
 from spr_or.solve.bnb.incumbents import polisher
-from spr_or.solve.bnb.many_outputs import Relaxation, SharedCurvatureEngine
+from spr_or.solve.bnb.many_outputs import SharedCurvatureEngine
 from spr_or.solve.bnb.nodes import FirstOrderEngine, Node
 from spr_or.solve.bnb.search import Progress
 from spr_or.solve.branch_and_bound import branch_and_bound
@@ -165,15 +165,15 @@ def _choice(
 
 
 def _relaxation(made: LayerProblem) -> float:
-    """A bound within rounding of the projected relaxation's optimum: nothing moved, D = lambda alpha."""
+    """The projected relaxation (D = lambda alpha, nothing moved), to a thousandth of the optimum."""
     design = design_of(made.problem).with_moments()
     N, k, q = design.shape
-    engine = SharedCurvatureEngine(FirstOrderEngine(design, 1e-9), 1e-9, 0, torch.inf)
+    first = FirstOrderEngine(design, 1e-3 * made.first.objective)
     node = Node(
         torch.arange(N), torch.zeros(N, dtype=torch.bool), design.X.new_zeros((N, k, q)),
         design.ridge.unsqueeze(1).expand(N, k),
     )  # fmt: skip
-    Relaxation(engine, node).evaluate(torch.inf)
+    SharedCurvatureEngine(first, 1e-9, 0, torch.inf)([node], torch.inf)
     return node.own
 
 
