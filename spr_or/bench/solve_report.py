@@ -27,7 +27,7 @@ STYLES: dict[str, tuple[str, str]] = {
     "el0ps": ("#E69F00", "D"),
     "l0bnb": ("#56B4E9", "X"),
 }
-FAMILIES = {"E": "groups of four", "S": "single unit columns"}
+FAMILIES = {"E": "E: groups of four columns", "S": "S: single columns"}
 _COLUMNS = (
     "instance", "N", "solver", "status", "seconds", "x ours", "objective", "gap", "nodes",
     "nodes/s", "MB", "proof",
@@ -127,7 +127,9 @@ def plot_time_over_size(rows: Sequence[Row], path: Path) -> None:
         for solver, (colour, marker) in STYLES.items():
             points = [r for r in inside if r.solver == solver and r.seconds]
             points.sort(key=lambda r: place[r.instance])
-            x = [place[r.instance] for r in points]
+            # Side by side: several solvers end at the limit.
+            aside = 0.07 * (list(STYLES).index(solver) - (len(STYLES) - 1) / 2)
+            x = [place[r.instance] + aside for r in points]
             y = [max(r.seconds or 0.0, 1e-3) for r in points]
             axis.plot(x, y, color=colour, linewidth=1.3, alpha=0.7)
             for xi, yi, row in zip(x, y, points, strict=True):
@@ -136,12 +138,15 @@ def plot_time_over_size(rows: Sequence[Row], path: Path) -> None:
         for limit in {r.time_limit for r in inside}:
             axis.axhline(limit, color="0.6", linewidth=0.8, linestyle=":")
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.set_xticks(range(len(order)), [f"{name}\nN = {N:,}" for N, name in order])
-        axis.set_xlim(-0.4, len(order) - 0.6)
+        axis.set_xlim(-0.5, len(order) - 0.5)
         axis.set_title(FAMILIES[family], fontsize=10)
         axis.grid(axis="y", color="0.92")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_ylabel("seconds")
+    low, high = axes[0, 0].get_ylim()
+    axes[0, 0].set_ylim(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)))
     _legend(figure, rows, plt)
     figure.suptitle("Time to the gap asked for; hollow: stopped with a gap left", fontsize=11)
     write_aside(path, lambda aside: figure.savefig(aside, dpi=150))
@@ -163,7 +168,7 @@ def plot_gap_over_time(rows: Sequence[Row], path: Path) -> None:
     lines = math.ceil(len(shown) / columns)
     figure, axes = plt.subplots(
         lines, columns, figsize=(1.0 + 3.8 * columns, 1.2 + 2.7 * lines), squeeze=False,
-        sharey=True, layout="constrained",
+        sharex=True, sharey=True, layout="constrained",
     )  # fmt: skip
     for axis, name in itertools.zip_longest(axes.flat, shown):
         if name is None:
@@ -180,14 +185,17 @@ def plot_gap_over_time(rows: Sequence[Row], path: Path) -> None:
                     markerfacecolor=colour if row.status == "optimal" else "white", clip_on=False,
                 )  # fmt: skip
         axis.axhline(inside[0].asked_gap, color="0.6", linewidth=0.8, linestyle=":")
-        axis.set(xscale="log", yscale="log", ylim=(_SMALLEST_GAP, 1.5))
+        axis.set(xscale="log", yscale="log", ylim=(_SMALLEST_GAP, 2))
         axis.set_title(f"{name}, N = {inside[0].N:,}", fontsize=10)
         axis.grid(color="0.92")
+        axis.tick_params(labelbottom=True)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[:, 0]:
         axis.set_ylabel("relative gap")
-    for axis in axes.flat:
-        axis.set_xlabel("seconds")
+    figure.supxlabel("seconds", fontsize=10)
+    low, high = axes[0, 0].get_xlim()
+    axes[0, 0].set_xlim(max(0.01, low), 1.5 * high)
+    axes[0, 0].xaxis.set_major_formatter("{x:g}")
     _legend(figure, rows, plt)
     figure.suptitle(
         "Gap over time; markers: where a solver ended, hollow with a gap left", fontsize=11
