@@ -114,32 +114,39 @@ class Setting:
         return f"{r.dense.epochs}+{r.spr.epochs}+{r.finetune.epochs}"
 
     @cached_property
-    def differences(self) -> list[str]:
-        """In what the runs are not the paper's: length, data, schedule, options."""
-        recipe, summary = self.recipe, self.runs[0].summary
+    def data_differences(self) -> list[str]:
+        """In what the images, and how they are given, are not the paper's."""
+        data, summary, dataset = self.recipe.data, self.runs[0].summary, self.problem.dataset
+        protocol = PROTOCOLS.get(dataset)
+        if protocol is None:
+            return []
         found = []
+        if summary["train_images"] < protocol.train_images:
+            found.append(f"{summary['train_images']:,} training images")
+        if data.batch_size != protocol.batch_size:
+            found.append(f"batches of {data.batch_size}")
+        if dataset != "ImageNet" and (data.crop, data.flip) != (4, True):
+            found.append(f"crop {data.crop}, flip {data.flip}")
+        return found + _encoding(summary["dataset"], data, dataset)
+
+    @cached_property
+    def differences(self) -> list[str]:
+        """In what the runs are not the paper's: data, length, schedule, options."""
+        recipe, found = self.recipe, []
         protocol = PROTOCOLS.get(self.problem.dataset)
         if protocol is not None:
             spr, fine = recipe.spr.epochs, recipe.finetune.epochs
             if (spr, fine) != (protocol.spr_epochs, protocol.finetune_epochs):
                 paper = f"{protocol.spr_epochs}+{protocol.finetune_epochs}"
                 found.append(f"{spr}+{fine} epochs, not {paper}")
-            if summary["train_images"] < protocol.train_images:
-                found.append(f"{summary['train_images']:,} training images")
-            if recipe.data.batch_size != protocol.batch_size:
-                found.append(f"batches of {recipe.data.batch_size}")
-            found += _data_differences(summary["dataset"], recipe.data, self.problem.dataset)
-            augmentation = (recipe.data.crop, recipe.data.flip)
-            if self.problem.dataset != "ImageNet" and augmentation != (4, True):
-                found.append("crop {}, flip {}".format(*augmentation))
             if recipe.spr.schedule == "cosine":
                 found.append("cosine schedule")
         if recipe.dense.weights is not None:
             found.append(f"dense weights from {recipe.dense.weights.name}")
-        return found + options(recipe)
+        return [*found, *self.data_differences, *options(recipe)]
 
 
-def _data_differences(named: str, data: DataRecipe, dataset: str) -> list[str]:
+def _encoding(named: str, data: DataRecipe, dataset: str) -> list[str]:
     """Whether the images are those that the data set was published with."""
     if re.search(r"[(,]", named):
         return [named]

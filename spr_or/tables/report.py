@@ -110,7 +110,8 @@ def _dense_rows(line: Published, settings: Sequence[Setting]) -> list[Row]:
             "top-1": _spread(one.spread("dense_accuracy")),
             "zero filters %": "0", "removed %": "0", "MACs removed %": "0",
             "seeds": _seeds(one), "epochs": str(r.dense.epochs), "form": "",
-            "data": one.runs[0].summary["dataset"], "differs from the paper": "",
+            "data": one.runs[0].summary["dataset"],
+            "differs from the paper": "; ".join(one.data_differences),
         }  # fmt: skip
         told.setdefault(key, head | row)
     return list(told.values()) or [head | _nothing()]
