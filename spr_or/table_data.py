@@ -8,6 +8,7 @@ header.  npz: arrays ``X`` (n, p) and ``y`` (n,) or (n, q), and optionally ``col
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections import Counter
@@ -201,37 +202,37 @@ def _read_csv(
     path: Path, target: str | None, loss: str
 ) -> tuple[list[str], Array, list[str], list[list[Any]]]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise TableError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    if not lines:
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        read = [(reader.line_num, row) for row in reader if row]
+    except csv.Error as error:
+        raise TableError(f"{path}, line {reader.line_num}: {error}") from None
+    if not read:
         raise TableError(f"{path}: the file is empty")
-    delimiter = max(",;\t", key=lines[0].count)
-    reader = csv.reader(lines, delimiter=delimiter)
-    header = [name.strip() for name in next(reader)]
+    header = [name.strip() for name in read[0][1]]
     for name, count in Counter(header).items():
         if not name or count > 1:
             what = f"{name!r} names {count} columns" if name else "a column has no name"
             raise TableError(f"{path}: {what}")
     at = _chosen(target, header, path)
-    rows, numbers = [], []
-    for row in reader:
-        if not row:
-            continue
-        if len(row) != len(header):
-            raise TableError(
-                f"{path}, line {reader.line_num}: {len(row)} values, the header has {len(header)}"
-            )
-        rows.append(row)
-        numbers.append(reader.line_num)
+    lines, rows = [line for line, _ in read[1:]], [row for _, row in read[1:]]
     if not rows:
         raise TableError(f"{path}: there is a header but no data")
+    for line, row in read[1:]:
+        if len(row) != len(header):
+            raise TableError(
+                f"{path}, line {line}: {len(row)} values, the header has {len(header)}"
+            )
     inside = [j for j in range(len(header)) if j not in at]
-    X = _numbers(path, rows, numbers, header, inside)
+    X = _numbers(path, rows, lines, header, inside)
     if loss == "logistic":
         raw: list[list[Any]] = [[row[j] for row in rows] for j in at]
     else:
-        raw = [list(column) for column in _numbers(path, rows, numbers, header, at).T]
+        raw = [list(column) for column in _numbers(path, rows, lines, header, at).T]
     return [header[j] for j in inside], X, [header[j] for j in at], raw
 
 

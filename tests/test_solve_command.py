@@ -53,7 +53,7 @@ def run(*arguments, code=0):
 
 def best_with_intercept(X, y, lam, alpha, scale):
     """All supports by NumPy, with an intercept column that carries no penalty: (value, w, intercept)."""
-    best = (np.inf, None, None)
+    best: tuple = (np.inf, None, None)
     n = len(y)
     for size in range(len(GROUPS) + 1):
         for support in itertools.combinations(range(len(GROUPS)), size):
@@ -344,7 +344,7 @@ def test_lambda_max_does_not_exist_without_a_price(data):
 
 def hard_data(path):
     rng = np.random.default_rng(0)
-    X = rng.normal(size=(60, 80)) + rng.normal(size=(60, 1))
+    X = rng.normal(size=(60, 40)) + rng.normal(size=(60, 1))
     np.savez(path, X=X, y=X[:, ::8].sum(1) + 6 * rng.normal(size=60))
 
 

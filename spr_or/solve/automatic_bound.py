@@ -5,7 +5,8 @@ This file derives one from the data and an incumbent.  docs/solver.md has the pr
 the value of the incumbent, F(w) = loss + sum_i ridge_i ||w^i||^2 (ridge_i = lambda u_i alpha,
 price_i = lambda u_i (1 - alpha)), and w* optimal with w*^i not zero:
 
-1. F(w*) <= U - price_i, since w* pays for entity i.
+0. F(w*) <= U - price_i, since w* pays for entity i.
+1. Any loss that is not negative, alpha > 0: |w*_j| <= sqrt((U - price_i) / ridge_i).
 2. Squared loss, Q = X'X/n + diag(ridge), W^ the minimum of F, s = F(0) - F(W^).  F is its minimum
    plus ||w - W^||_Q^2, and w*, the minimum over its own support, lies on the sphere with diameter
    from 0 to W^ (Thales), so that
@@ -14,8 +15,7 @@ price_i = lambda u_i (1 - alpha)), and w* optimal with w*^i not zero:
                 \tfrac12 \bigl(|\hat w_j| + \sqrt{s\,\kappa_j}\bigr)\Bigr\},
                 \qquad \kappa_j = (Q^{-1})_{jj} .
 
-3. Any loss that is not negative, alpha > 0: |w*_j| <= sqrt((U - price_i) / ridge_i).
-4. Any dual point nu with slope g = X' nu / n and dual bound D, alpha > 0, with D_i what D becomes
+3. Any dual point nu with slope g = X' nu / n and dual bound D, alpha > 0, with D_i what D becomes
    when entity i has to be in use and is not bounded:
 
    .. math:: |w^*_j| \le \frac{|g_j|}{2\,ridge_i} + \sqrt{\frac{U - D_i}{ridge_i}} .
@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -45,7 +46,7 @@ from spr_or.solve.interrupt import Budget
 
 # No optimum touches the M in use: what `Certificate.m_active` then shows is an M chosen by hand.
 CLEARANCE = 1e-3
-# Up to here min(n, p) gives a matrix to factorise; above, bound 3 takes the place of bound 2.
+# Up to here min(n, p) gives a matrix to factorise; above, bounds 1 and 3 have to do.
 LARGEST_SYSTEM = 5000
 # Entities that no optimum uses get a bound of this share of the largest, not 0, which is no bound.
 _SMALLEST = 1e-3
@@ -76,8 +77,8 @@ def weight_bounds(
     ----------
     problem : squared or logistic loss; its M is not used
     incumbent : weights (P,) of any solution; the better, the tighter the bounds
-    point : weights (P,) whose loss gradient is the dual point of bound 4, such as the solution of
-        the relaxation; None leaves bound 4 out
+    point : weights (P,) whose loss gradient is the dual point of bound 3, such as the solution of
+        the relaxation; None leaves bound 3 out
 
     With these bounds or larger ones in the place of M the optimal value and the optimal solutions
     are those of the problem without bounds.  Raises ``ValueError`` where no finite bound exists.
@@ -98,7 +99,7 @@ def weight_bounds(
     level = value_without_bounds(problem, incumbent) + rounding(problem)
     table = _ridge_bounds(design, level)
     if problem.loss == "squared" and min(design.X.shape) <= LARGEST_SYSTEM:
-        table = torch.minimum(table, _ellipsoid_bounds(design, level))
+        table = torch.minimum(table, _ellipsoid_bounds(_ellipsoid(problem), design, level))
     elif problem.alpha == 0:
         raise ValueError(
             f"M auto needs alpha > 0 above {LARGEST_SYSTEM} columns: take an alpha > 0 or give M "
@@ -193,7 +194,7 @@ def _levels(design: Design, level: float) -> Tensor:
 
 
 def _ridge_bounds(design: Design, level: float) -> Tensor:
-    """Bound 3, (N, k, q); infinite for alpha = 0."""
+    """Bound 1, (N, k, q); infinite for alpha = 0."""
     if design.alpha == 0:
         return torch.full(design.shape, torch.inf, dtype=torch.float64)
     bounds = (_levels(design, level) / design.ridge.view(-1, 1, 1)).sqrt()
@@ -201,7 +202,7 @@ def _ridge_bounds(design: Design, level: float) -> Tensor:
 
 
 def _dual_bounds(problem: SparseTrainingProblem, level: float, point: Tensor) -> Tensor:
-    """Bound 4 in the layout of `Entities.rows`; ``problem.M`` bounds the other entities."""
+    """Bound 3 in the layout of `Entities.rows`; ``problem.M`` bounds the other entities."""
     nu = LOSSES[problem.loss].gradient(problem.predict(point), problem.y)
     unit = problem.lam * problem.u
     ridge, price = unit * problem.alpha, unit * (1 - problem.alpha)
@@ -227,8 +228,26 @@ class _Inverse(NamedTuple):
     smallest: float
 
 
-def _ellipsoid_bounds(design: Design, level: float) -> Tensor:
-    """Bound 2, (N, k, q), every quantity on the safe side."""
+class _Ellipsoid(NamedTuple):
+    """Of bound 2, on the safe side: |W^| (N, k, q), kappa (N, k, 1), s, and F(W^) from below."""
+
+    centre: Tensor
+    kappa: Tensor
+    gain: float
+    floor: float
+
+
+def _ellipsoid_bounds(ellipsoid: _Ellipsoid, design: Design, level: float) -> Tensor:
+    """Bound 2, (N, k, q)."""
+    centre, kappa, gain, floor = ellipsoid
+    ball = centre + ((_levels(design, level) - floor).clamp(min=0) * kappa).sqrt()
+    thales = (centre + (gain * kappa).sqrt()) / 2
+    return (1 + 1e-12) * torch.minimum(ball, thales) * design.real.unsqueeze(-1)
+
+
+@lru_cache(maxsize=1)  # one problem is bounded twice: before and after the first round
+def _ellipsoid(problem: SparseTrainingProblem) -> _Ellipsoid:
+    design = design_of(problem)
     X, Y, n = design.X, design.Y, design.n
     at = design.columns[design.real]
     D = torch.zeros(X.shape[1], dtype=torch.float64)
@@ -248,10 +267,8 @@ def _ellipsoid_bounds(design: Design, level: float) -> Tensor:
     floor = at_W - float(off.sum())
     gain = max(0.0, float(Y.square().sum() / n) * (1 + gamma) - floor)
     kappa = inverse.diagonal[design.columns].unsqueeze(-1)  # (N, k, 1)
-    near = W[design.columns].abs() + (off * kappa).sqrt()
-    ball = near + ((_levels(design, level) - floor).clamp(min=0) * kappa).sqrt()
-    thales = (near + (gain * kappa).sqrt()) / 2
-    return (1 + 1e-12) * torch.minimum(ball, thales) * design.real.unsqueeze(-1)
+    centre = W[design.columns].abs() + (off * kappa).sqrt()
+    return _Ellipsoid(centre, kappa, gain, floor)
 
 
 def _by_columns(X: Tensor, Y: Tensor, n: int, D: Tensor) -> _Inverse:
