@@ -189,10 +189,10 @@ def plot_gap_over_time(rows: Sequence[Row], path: Path) -> None:
         axis.set_title(f"{name}, N = {inside[0].N:,}", fontsize=10)
         axis.grid(color="0.92")
         axis.tick_params(labelbottom=True)
+        axis.set_xlabel("seconds")
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[:, 0]:
         axis.set_ylabel("relative gap")
-    figure.supxlabel("seconds", fontsize=10)
     low, high = axes[0, 0].get_xlim()
     axes[0, 0].set_xlim(max(0.01, low), 1.5 * high)
     axes[0, 0].xaxis.set_major_formatter("{x:g}")
