@@ -23,7 +23,7 @@ def command(
         typer.Option(
             min=0.0, max=1.0, help="Share of channels asked for where SPR kept all or none."
         ),
-    ] = 0.75,
+    ] = 0.9,
     max_channels: Annotated[
         int, typer.Option(min=2, help="Layers with more input channels are skipped.")
     ] = 64,

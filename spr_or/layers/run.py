@@ -38,7 +38,7 @@ class Settings:
     """What decides a layer's problem and when it counts as solved."""
 
     gap: float = 0.01
-    keep: float = 0.75
+    keep: float = 0.9
     max_channels: int = 64
 
 

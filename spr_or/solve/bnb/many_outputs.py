@@ -37,18 +37,20 @@ from spr_or.solve.bnb.proof import CONTINUES
 if TYPE_CHECKING:
     from spr_or.solve.bnb.search import Search
 
-_ACCURACY = 2e-3  # what the barrier may cost, of the incumbent
+_ACCURACY = 3e-2  # the barrier's weight at nodes times the number of columns, of the incumbent
 _PATH = (
-    1000.0,
-    100.0,
-    30.0,
-    10.0,
-    3.0,
-    1.0,
-)  # of the barrier at the root, in units of its last value
-_ROOT_STEPS, _NODE_STEPS = 15, 2
+    60.0,
+    20.0,
+    6.0,
+    2.0,
+    0.6,
+    0.2,
+    0.07,
+)  # of the barrier at the root, in units of that weight
+_ROOT_STEPS, _NODE_STEPS = 15, 1
 _STEPS_Y = 30
 _TRIALS = 10
+_LANCZOS = 16
 _LEAST = 1e-8  # of an indicator
 _BARRIER = 0.02  # nu / mu, as in `splitting`
 
@@ -176,7 +178,7 @@ class Relaxation:
             if moved is None:
                 break
             d, R, at = moved
-        at = self.minimise(R, d, at, 1e-7 * self.scale, cutoff)
+        at = self.minimise(R, d, at, 0.1 * engine.first.tolerance, cutoff)
         self.store(R, d, at)
 
     def solve_y(self, R: Tensor, d: Tensor, cutoff: float) -> Inner:
@@ -305,7 +307,9 @@ class Relaxation:
             return None
         before = at.phi + self.barrier(definite, d)
         room = torch.where(step < 0, -d / step, torch.inf).amin()
-        size = min(1.0, 0.8 * float(room))
+        # R - t diag(step) is definite as long as t is below the inverse of this.
+        steepest = _largest_eigenvalue(definite, step)
+        size = min(1.0, 0.8 * float(room), 0.9 / max(steepest, 1e-300))
         for _ in range(2 * _TRIALS):
             # Definite with a tenth to spare: at the very border the barrier holds the next steps.
             spare = self.curvature_left(d + 1.1 * size * step)
@@ -326,6 +330,29 @@ class Relaxation:
         mu = self.engine.mu
         logs = torch.where(self.movable, d.log(), 0.0).sum()
         return mu * float(2 * L.diagonal().log().sum() + _BARRIER * logs)
+
+
+def _largest_eigenvalue(L: Tensor, diagonal: Tensor) -> float:
+    """The largest eigenvalue of L^-1 diag L^-T, from below, by some steps of Lanczos."""
+    v = torch.ones_like(diagonal)
+    basis = [v / v.norm()]
+    values: list[float] = []
+    beside: list[float] = []
+    for _ in range(min(_LANCZOS, len(diagonal))):
+        back = torch.linalg.solve_triangular(L.mT, basis[-1].unsqueeze(1), upper=True)
+        w = torch.linalg.solve_triangular(L, diagonal.unsqueeze(1) * back, upper=False)[:, 0]
+        values.append(float(basis[-1] @ w))
+        known = torch.stack(basis)
+        w = w - known.mT @ (known @ w)
+        length = float(w.norm())
+        if length < 1e-12 * (abs(values[0]) + 1e-300):
+            break
+        beside.append(length)
+        basis.append(w / length)
+    small = torch.diag(torch.tensor(values, dtype=L.dtype))
+    for i, length in enumerate(beside[: len(values) - 1]):
+        small[i, i + 1] = small[i + 1, i] = length
+    return float(torch.linalg.eigvalsh(small)[-1])
 
 
 def _cholesky(matrix: Tensor) -> Tensor:
