@@ -231,3 +231,6 @@ def test_batchnorm_over_all_processes_is_torchs_on_the_whole_batch(
         torch.testing.assert_close(inputs[1].grad, inputs[0].grad, rtol=1e-4, atol=1e-5)
         for name, tensor in torch_norm.state_dict().items():
             torch.testing.assert_close(ours.state_dict()[name], tensor)
+    low = [module(x.bfloat16()) for module in (torch_norm, twin)]
+    assert low[1].dtype == torch.bfloat16
+    torch.testing.assert_close(low[1], low[0], rtol=0.02, atol=0.02)

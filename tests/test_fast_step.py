@@ -5,6 +5,7 @@ and shapes go the same way. A device that cannot be read is torch's meta device:
 learn a number from it raises.
 """
 
+import copy
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -124,6 +125,30 @@ def test_the_optimizer_keeps_numbers_as_rates() -> None:
         step(torch.randn(4, 1, 8, 8), torch.arange(4))
     assert optimizer.param_groups[0]["lr"] == 0.05
     assert type(optimizer.state_dict()["param_groups"][0]["lr"]) is float
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_replayed_step_continues_a_checkpoint_in_another_memory_format(device: str) -> None:
+    losses: dict[bool, list[float]] = {}
+    for fast in (False, True):
+        model, step, optimizer, _ = training("plain", device)
+        generator = torch.Generator().manual_seed(1)
+        batches = [
+            (torch.randn(16, 1, 8, 8, generator=generator).to(device),
+             torch.randint(10, (16,), generator=generator).to(device))
+            for _ in range(20)
+        ]  # fmt: skip
+        for batch in batches[:6]:
+            step(*batch)
+        if fast:
+            kept = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+            model, step, optimizer, _ = training("plain", device)
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model.load_state_dict(kept[0])
+            optimizer.load_state_dict(kept[1])
+            step = captured(step, optimizer, again if device == "cpu" else cuda_graph)
+        losses[fast] = [float(step(*batch)[0]) for batch in batches[6:]]
+    assert losses[True] == pytest.approx(losses[False], rel=1e-4)
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

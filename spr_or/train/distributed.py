@@ -211,7 +211,8 @@ class _WholeBatchNorm(nn.Module):
         self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
-        norm = self.norm
+        norm, dtype = self.norm, x.dtype
+        x = x.float() if dtype in (torch.bfloat16, torch.float16) else x
         dims = [d for d in range(x.dim()) if d != 1]
         shape = [-1 if d == 1 else 1 for d in range(x.dim())]
         count = x.numel() // x.shape[1] * _world.size
@@ -222,11 +223,15 @@ class _WholeBatchNorm(nn.Module):
             with torch.no_grad():
                 unbiased = variance * (count / (count - 1))
                 norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-                rate = norm.momentum or 1 / norm.num_batches_tracked  # type: ignore[operator]
+                rate = norm.momentum
+                if rate is None:
+                    rate = 1 / norm.num_batches_tracked  # type: ignore[operator,assignment]
                 norm.running_mean.add_(rate * (mean - norm.running_mean))
                 norm.running_var.add_(rate * (unbiased - norm.running_var))
         y = centred * (variance + norm.eps).rsqrt().view(shape)
-        return y if norm.weight is None else y * norm.weight.view(shape) + norm.bias.view(shape)
+        if norm.weight is not None:
+            y = y * norm.weight.view(shape) + norm.bias.view(shape)
+        return y.to(dtype)
 
 
 class _Total(torch.autograd.Function):

@@ -110,6 +110,8 @@ def captured(
     outputs: list[Tensor] = []
     replay: Callable[[], None] | None = None
     eager_left = _EAGER_STEPS
+    if optimizer is not None:
+        optimizer.register_step_pre_hook(_lay_out_like_parameters)
 
     def run(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with _tensors_as_rates(optimizer, rates):
@@ -169,6 +171,25 @@ def _tensors_as_rates(
     finally:
         for group, (rate, fused) in zip(groups, kept, strict=True):
             group["lr"], group["fused"] = rate, fused
+
+
+def _lay_out_like_parameters(optimizer: torch.optim.Optimizer, *arguments: object) -> None:
+    """Give gradients and momentum the strides of their parameters, as the fused kernels demand.
+
+    Autograd's may differ in dimensions of size 1, those of a checkpoint in ``channels_last``.
+    """
+
+    def like(parameter: Tensor, tensor: Tensor | None) -> Tensor | None:
+        if tensor is None or tensor.stride() == parameter.stride():
+            return tensor
+        return torch.empty_like(parameter, requires_grad=False).copy_(tensor)
+
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = like(parameter, parameter.grad)
+            state = optimizer.state.get(parameter, {})
+            if "momentum_buffer" in state:
+                state["momentum_buffer"] = like(parameter, state["momentum_buffer"])
 
 
 def _on_side_stream(step: Step, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
