@@ -38,9 +38,9 @@ def draw(studies: list[Study], path: Path) -> None:
             *zip(*floors, strict=True), "_", color=GREEN, markersize=14, markeredgewidth=2,
             label="no choice of SPR's size loses less",
         )  # fmt: skip
-    top.set_ylabel("objective above the proven bound (%)")
+    top.set_ylabel("objective above\nthe proven bound (%)")
     top.set_ylim(bottom=0)
-    bottom.set_ylabel("share of the output lost (%)")
+    bottom.set_ylabel("share of the variance\nof the output lost (%)")
     bottom.set_ylim(bottom=0)
     names = [
         f"{s.layer}  {len(s.choices['best'].channels)}/{s.inputs}" + ("" if s.from_mask else " *")
