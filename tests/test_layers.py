@@ -276,6 +276,17 @@ def test_a_run_is_studied_stored_and_read_back(finished, monkeypatch):
     assert again.exit_code == 0 and json.loads((finished / "layers.json").read_text()) == content
 
 
+def test_a_mask_from_another_start_is_called_that(finished, tmp_path):
+    assert study_run(finished, only=["0"]).notes == []
+    folder = tmp_path / "scratch"
+    shutil.copytree(finished, folder)
+    recipe = json.loads((folder / "recipe.json").read_text())
+    recipe["spr"]["start"] = "scratch"
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    (note,) = study_run(folder, only=["0"]).notes
+    assert "started from scratch" in note
+
+
 def test_layers_that_are_too_wide_are_listed(finished):
     found = study_run(finished, Settings(max_channels=4))
     assert found.studies == [] and "more than --max-channels 4" in found.skipped["4"]

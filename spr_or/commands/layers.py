@@ -61,6 +61,8 @@ def command(
         console.print(table(finished.studies))
     for name, reason in finished.skipped.items():
         console.print(f"skipped {name}: {reason}", highlight=False, soft_wrap=True, markup=False)
+    for note in finished.notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
     for path in write_report(run, finished):
         console.print(f"wrote {path}", highlight=False, soft_wrap=True, markup=False)
     if finished.left or any(study.status == "interrupted" for study in finished.studies):

@@ -41,6 +41,7 @@ def write_report(folder: Path, finished: Finished) -> list[Path]:
             "layers": [study.as_dict() for study in finished.studies],
             "skipped": finished.skipped,
             "left": finished.left,
+            "notes": finished.notes,
         },
     )
     text = io.StringIO()

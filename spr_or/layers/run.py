@@ -43,11 +43,13 @@ class Settings:
 
 
 class Finished(NamedTuple):
-    """Studies in the order of the network; ``skipped``: layer and reason; ``left``: not reached."""
+    """Studies in the order of the network; ``skipped``: layer and reason; ``left``: not reached;
+    ``notes``: what to keep in mind when reading them."""
 
     studies: list[Study]
     skipped: dict[str, str]
     left: list[str]
+    notes: list[str]
 
 
 class Source(NamedTuple):
@@ -113,7 +115,7 @@ def study_run(
         stored |= _study(todo, layers, source, settings, place, budget, shown, skipped)
     studies = [study for name in layers if (study := stored[name]) is not None]
     left = [name for name in layers if stored[name] is None and name not in skipped]
-    return Finished(studies, skipped, left)
+    return Finished(studies, skipped, left, _notes(source.recipe))
 
 
 def _study(
@@ -152,6 +154,15 @@ def _study(
     except KeyboardInterrupt:
         shown.say("interrupted: the layers that are done are stored")
     return stored
+
+
+def _notes(recipe: Recipe) -> list[str]:
+    if recipe.spr.start == "dense":
+        return []
+    return [
+        "this run's SPR phase started from scratch (spr.start), so the channels it kept are not "
+        "those of the dense network that is studied here: its masks are comparable in size alone"
+    ]
 
 
 def _chosen(
