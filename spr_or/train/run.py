@@ -64,6 +64,7 @@ def _run(
                     folder.mkdir(parents=True, exist_ok=True)
                     write_text(folder / _RECIPE, recipe.model_dump_json(indent=2) + "\n")
                 summaries[seed] = _run_seed(recipe, seed, place, device, data, shown)
+    distributed.barrier()  # the first one has written its report
     if not distributed.is_first():
         return {}
     done = [summary for summary in summaries.values() if summary is not None]
