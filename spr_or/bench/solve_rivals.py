@@ -60,7 +60,7 @@ def main(name, problem_file, answer_file):
     with np.load(problem_file) as stored:
         X, y = stored["X"], stored["y"]
         settings = {key: float(value) for key, value in stored.items() if key not in ("X", "y")}
-    solve(*_small(), **{**settings, "time_limit": 10.0})
+    solve(**_small(), gap=1e-4, time_limit=10.0)
     start = time.perf_counter()
     weights, objective, bound, nodes = solve(X, y, **settings)
     answer = {
@@ -76,10 +76,12 @@ def main(name, problem_file, answer_file):
 
 
 def _small():
+    """A problem that needs branching, so that all of a solver gets compiled."""
     rng = np.random.default_rng(0)
-    X = rng.normal(size=(30, 20))
+    X = rng.normal(size=(30, 20)) + 2 * rng.normal(size=(30, 1))
     X /= np.linalg.norm(X, axis=0)
-    return X, X[:, :3].sum(1) + 0.1 * rng.normal(size=30)
+    y = X @ rng.normal(size=20) + rng.normal(size=30) / 5
+    return {"X": X, "y": y, "l0": 0.02, "l2": 0.05, "M": 2.0}
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ RIVALS = ("el0ps", "l0bnb")
 SOLVERS = (*OWN, *RIVALS)
 # A squared loss is min(n, p) squares of p terms: half a million take 4 GB in Pyomo, 0.4 GB in HiGHS.
 _MODEL_TERMS = {"scip-bigm": 600_000, "scip-cone": 600_000, "highs-cuts": 10_000_000}
-# A solver that is this much over its time limit is stopped from outside.
-_GRACE = (1.25, 60.0)
+# What takes longer than this factor of its time limit and these seconds, in which numba compiles and
+# Pyomo builds, is stopped from outside.
+_GRACE = (1.25, 180.0)
 _POLL = 0.05
 # Objectives and bounds of different solvers may differ by their gaps and tolerances.
 _AGREE = 2.0
