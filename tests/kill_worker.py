@@ -35,8 +35,11 @@ def serve() -> None:
             status = 1
             try:
                 recipe = tiny_recipe(
-                    dense={"epochs": 6}, spr={"epochs": 10}, finetune={"epochs": 6}
-                )
+                    dense={"epochs": 6},
+                    spr={"epochs": 10, "target_removed_pct": 40, "lam_warmup": 2,
+                         "bounds_every": 3},
+                    finetune={"epochs": 6, "distill": 0.5},
+                )  # fmt: skip
                 run_recipe(recipe, Path(line.strip()), resume=True)
                 status = 0
             except BaseException:

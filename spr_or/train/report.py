@@ -158,7 +158,8 @@ def mean_summary(summaries: list[Summary]) -> Summary:
     merged["std"] = {key: statistics.stdev(values) for key, values in columns.items()}
     merged["seeds"] = [s["seed"] for s in summaries]
     merged["collapsed_layers"] = sorted({name for s in summaries for name in s["collapsed_layers"]})
-    del merged["seed"], merged["budget"]  # of one seed each
+    del merged["seed"]
+    merged.pop("budget", None)  # of one seed
     return merged
 
 

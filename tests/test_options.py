@@ -1,0 +1,143 @@
+"""Options of [spr] and [finetune] against independent arithmetic: warm-up, fresh M, distillation."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax, softmax
+from torch import Tensor
+from training import tiny_recipe
+
+from models.toy import convnet
+from spr_or.regularizer import SPR
+from spr_or.train import checkpoint, report
+from spr_or.train.distill import distillation_loss, distilling
+from spr_or.train.metrics import read_metrics
+from spr_or.train.pruning import make_spr
+from spr_or.train.run import run_recipe
+from spr_or.train.steering import Steering, renew_bounds_
+from spr_or.train.step import make_step
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "_draw", lambda *arguments: [])
+    monkeypatch.setattr(report, "spr_step_overhead", lambda *arguments: 1.0)
+
+
+# --- distillation ---------------------------------------------------------------------------
+
+
+def by_numpy(
+    student: np.ndarray, teacher: np.ndarray, labels: np.ndarray, weight: float, T: float
+) -> float:
+    hard = -log_softmax(student, 1)[np.arange(len(labels)), labels].mean()
+    p = softmax(teacher / T, 1)
+    soft = (p * (np.log(p) - log_softmax(student / T, 1))).sum(1).mean()
+    return float((1 - weight) * hard + weight * T * T * soft)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_the_distillation_loss_is_hintons(weight: float, temperature: float) -> None:
+    rng = np.random.default_rng(7)
+    student, teacher = 3 * rng.standard_normal((2, 9, 5))
+    labels = rng.integers(0, 5, 9)
+    logits = torch.tensor(student, requires_grad=True)
+
+    def loss(s: Tensor) -> Tensor:
+        return distillation_loss(
+            s, torch.tensor(teacher), torch.tensor(labels), weight, temperature
+        )
+
+    expected = by_numpy(student, teacher, labels, weight, temperature)
+    assert loss(logits).item() == pytest.approx(expected, rel=1e-9)
+    assert torch.autograd.gradcheck(loss, logits)
+
+
+def test_a_step_with_a_teacher_trains_the_student_alone() -> None:
+    torch.manual_seed(0)
+    student, teacher = convnet(), convnet()
+    images, labels = torch.randn(8, 1, 8, 8), torch.arange(8)
+    before = {name: t.clone() for name, t in teacher.state_dict().items()}
+    taught = teacher.eval()(images).detach().double().numpy()
+    found = student.train()(images).detach().double().numpy()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    objective = distilling(teacher.train(), 0.7, 2.0, label_smoothing=0.0, bf16=False)
+    loss, _ = make_step(student, optimizer, objective=objective)(images, labels)
+    assert loss.item() == pytest.approx(by_numpy(found, taught, labels.numpy(), 0.7, 2.0), rel=1e-5)
+    assert all(torch.equal(t, before[name]) for name, t in teacher.state_dict().items())
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_a_run_distils_from_its_dense_network(tmp_path: Path) -> None:
+    changed = {}
+    for weight in (0.0, 0.8):
+        folder = tmp_path / str(weight)
+        run_recipe(tiny_recipe(finetune={"distill": weight}), folder)
+        changed[weight] = read_metrics(folder / "metrics.jsonl")
+    pairs = list(zip(changed[0.0], changed[0.8], strict=True))
+    same = [a["loss"] == b["loss"] for a, b in pairs]
+    assert same == [record["phase"] != "finetune" for record, _ in pairs]
+
+
+# --- lambda's warm-up -----------------------------------------------------------------------
+
+
+def test_lambda_rises_linearly_then_stays(tmp_path: Path) -> None:
+    run_recipe(tiny_recipe(spr={"epochs": 5, "lam": 8.0, "lam_warmup": 3}), tmp_path)
+    records = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["phase"] == "spr"]
+    assert [r["lam"] for r in records] == [2.0, 4.0, 6.0, 8.0, 8.0]
+
+
+def test_a_warm_up_weighs_the_regulariser_less() -> None:
+    torch.manual_seed(0)
+    model = convnet()
+    recipe = tiny_recipe(spr={"method": "gradient", "lam": 8.0, "lam_warmup": 1}).spr
+    spr = make_spr(recipe, model, 1.0)
+    whole = spr().item()
+    steering = Steering(recipe, model, spr)
+    steering.begin(0)
+    assert spr().item() == pytest.approx(whole / 2)
+    steering.begin(1)
+    assert spr().item() == pytest.approx(whole)
+
+
+# --- M read anew ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("per", ["layer", "entity"])
+def test_renewed_bounds_are_the_largest_weights_of_today(per: str) -> None:
+    torch.manual_seed(0)
+    model = convnet()
+    recipe = tiny_recipe(spr={"bounds": per, "entities": ["filters", "neurons"]}).spr
+    spr = make_spr(recipe, model, SPR.bounds_from(model, entities=recipe.entities, per=per))
+    old = {name: value.bound.clone() for name, value in spr.entity_values().items()}
+    with torch.no_grad():
+        model.get_parameter("4.weight").mul_(0.25)
+        model.get_parameter("4.weight")[3] = 0  # an entity that is gone
+        model.get_parameter("0.weight").zero_()  # and a layer
+    renew_bounds_(spr, model, recipe)
+    new = {name: value.bound for name, value in spr.entity_values().items()}
+    torch.testing.assert_close(new["0"], old["0"], rtol=0, atol=0)
+    rows = np.abs(model.get_parameter("4.weight").detach().numpy()).reshape(16, -1).max(1)
+    if per == "layer":
+        expected = np.full(16, rows.max())
+    else:
+        expected = np.where(rows > 0, np.maximum(rows, 1e-3 * rows.max()), old["4"].numpy())
+    np.testing.assert_allclose(new["4"].numpy(), expected, rtol=1e-6)
+    torch.testing.assert_close(new["9"], old["9"])  # its weights are as they were
+
+
+def test_bounds_are_renewed_when_it_is_time(tmp_path: Path) -> None:
+    def bounds(every: int) -> Tensor:
+        folder = tmp_path / str(every)
+        spr: dict[str, Any] = {"epochs": 4, "bounds_every": every, "start": "dense"}
+        run_recipe(tiny_recipe(spr=spr, finetune={"epochs": 0}), folder)
+        return checkpoint.load(folder / "checkpoints" / "last.pt")["steering"]["bound"]
+
+    never, at_two, at_four = bounds(0), bounds(2), bounds(4)
+    assert torch.equal(never, at_four)  # there is no fifth epoch
+    assert (at_two <= never).all() and (at_two < never).any()  # |w| <= M after a proximal step
