@@ -1,0 +1,232 @@
+"""Which options prune better: the runs, the table and the picture of docs/accuracy.md.
+
+Run ``python experiments/research/accuracy.py`` from the repository's root: ResNet-20 on CIFAR-10
+where there is an accelerator, else a small residual network on scikit-learn's digits (CPU, about ten
+seconds a run). Every row prunes to the same shares of the parameters (``target_removed_pct``), so
+accuracies can be compared. Started again, it continues; finished runs are only read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spr_or.pareto import BLUE, GREEN, GREY, ORANGE, RED, Series, draw
+from spr_or.train.recipe import load_recipe
+from spr_or.train.run import run_recipe
+
+ROOT = Path(__file__).parents[2]
+SEEDS = (0, 1, 2)
+TARGETS = (90.0, 75.0)  # the options are tried at the first, where there is more to lose
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a data set asks for, as overrides of its recipe: for all rows, and for each method."""
+
+    recipe: str
+    shared: tuple[str, ...]
+    prox: tuple[str, ...]
+    gradient: tuple[str, ...]
+    printed_lam: float  # where lambda starts for the printed form, which pulls harder
+    warmup: int
+    renewal: int
+
+
+SETTINGS = {
+    "digits": Setting(
+        "digits",
+        ("spr.epochs=14", "finetune.epochs=14"),
+        (),
+        ('spr.method="gradient"', 'spr.schedule="steps"', "spr.milestones=[7, 10]", "spr.lam=5",
+         "spr.zero_below=1e-3", "spr.share=0.9"),
+        3.0, 4, 4,
+    ),
+    "cifar10": Setting(
+        "cifar10_resnet20",
+        ('spr.start="dense"',),
+        ('spr.method="prox"', "spr.lam=20"),
+        ("spr.lam=1",),
+        0.6, 30, 30,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of pruning; ``group`` are rows of which only the best at a target competes."""
+
+    name: str
+    group: str
+    overrides: tuple[str, ...]
+
+
+def rows(setting: Setting, target: float) -> list[Row]:
+    """The rows of a target's table; the first is what the others are compared with."""
+    prox = ('spr.method="prox"', *setting.prox)
+    base = (*prox, "spr.alpha=0.1")
+    gradient = setting.gradient
+    found = [Row("ProxSGD, α = 0.1", "ProxSGD", base)]
+    found += [Row("ProxSGD, α = 0.3", "ProxSGD", (*prox, "spr.alpha=0.3"))]
+    for alpha in (0.1, 0.3):
+        exact = (*gradient, f"spr.alpha={alpha}")
+        printed = (*exact, 'spr.variant="printed"', f"spr.lam={setting.printed_lam}")
+        found.append(Row(f"gradient, exact, α = {alpha}", "gradient, exact", exact))
+        found.append(Row(f"gradient, printed, α = {alpha}", "gradient, printed", printed))
+    if target != TARGETS[0]:
+        return found
+    options = {
+        "M of each entity": ('spr.bounds="entity"',),
+        "γ, β in the entity": ("spr.include_norm=true",),
+        f"λ warm-up, {setting.warmup} epochs": (f"spr.lam_warmup={setting.warmup}",),
+        f"M renewed every {setting.renewal} epochs": (f"spr.bounds_every={setting.renewal}",),
+        "distillation, weight 0.5": ("finetune.distill=0.5",),
+    }
+    return found + [Row(f"+ {name}", name, (*base, *keys)) for name, keys in options.items()]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of one row at one target: a number a seed, in percent."""
+
+    row: Row
+    target: float
+    accuracy: list[float]
+    removed: list[float]
+    cut: list[float]
+    dense: list[float]
+
+
+def run(setting: Setting, row: Row, target: float, seed: int, folder: Path) -> dict[str, Any]:
+    """One run; the dense network is trained by the first run of a seed and shared by the others."""
+    dense = folder / f"dense-{seed}" / "dense.safetensors"
+    given = ["dense.epochs=0", f"dense.weights={dense}"]
+    if not dense.exists():
+        only_dense = ["spr.epochs=0", "finetune.epochs=0", f"seeds=[{seed}]"]
+        place = dense.parent
+        run_recipe(_recipe(setting, [*setting.shared, *only_dense]), place, resume=True)
+    overrides = [*setting.shared, *row.overrides, f"spr.target_removed_pct={target}", *given]
+    name = "".join(c if c.isalnum() else "-" for c in row.name)
+    place = folder / f"{name}-{target:g}" / f"seed-{seed}"
+    return run_recipe(_recipe(setting, [*overrides, f"seeds=[{seed}]"]), place, resume=True)
+
+
+def _recipe(setting: Setting, overrides: list[str]) -> Any:
+    return load_recipe(ROOT / "experiments" / "recipes" / f"{setting.recipe}.toml", overrides)
+
+
+def study(setting: Setting, folder: Path) -> list[Result]:
+    """Every row at every target over all seeds, printing each run as it ends."""
+    results = []
+    for target in TARGETS:
+        for row in rows(setting, target):
+            summaries = [run(setting, row, target, seed, folder) for seed in SEEDS]
+            budgets = [s["budget"] for s in summaries]
+            result = Result(
+                row,
+                target,
+                [s["accuracy"] for s in summaries],
+                [s["removed_params_pct"] for s in summaries],
+                [b["after_cut_pct"] - b["before_cut_pct"] for b in budgets],
+                [s["dense_accuracy"] for s in summaries],
+            )
+            results.append(result)
+            accuracies = ", ".join(f"{a:.2f}" for a in result.accuracy)
+            print(f"{target:g} %  {row.name}: {accuracies}", flush=True)
+    return results
+
+
+def verdict(result: Result, base: Result, image: float) -> str:
+    """Whether the mean lies two standard deviations above or below that of ``base``.
+
+    The deviation is the root mean square of both, and at least one image (``image`` percent): three
+    seeds that agree by chance prove nothing.
+    """
+    if result is base:
+        return ""
+    spread = [statistics.stdev(r.accuracy) for r in (result, base)]
+    deviation = max(image, (sum(s**2 for s in spread) / 2) ** 0.5)
+    difference = statistics.fmean(result.accuracy) - statistics.fmean(base.accuracy)
+    if abs(difference) <= 2 * deviation:
+        return ""
+    return "wins" if difference > 0 else "loses"
+
+
+def table(results: list[Result], image: float) -> str:
+    """Markdown: mean ± standard deviation of each row and target, and who wins or loses."""
+    lines = []
+    for target in dict.fromkeys(r.target for r in results):
+        chosen = [r for r in results if r.target == target]
+        lines += [
+            "",
+            f"| {target:g} % to be removed | accuracy | removed | cut by rank | |",
+            "| --- | ---: | ---: | ---: | --- |",
+        ]
+        for r in chosen:
+            columns = [_spread(r.accuracy), f"{statistics.fmean(r.removed):.1f} %"]
+            columns += [f"{statistics.fmean(r.cut):+.1f}", verdict(r, chosen[0], image)]
+            lines.append(f"| {r.row.name} | " + " | ".join(columns) + " |")
+    dense = results[0].dense
+    return "\n".join([f"Dense: {_spread(dense)}.", *lines])
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f} %"
+
+
+def picture(results: list[Result], path: Path, name: str) -> None:
+    """Accuracy over the share removed: the three methods with their best α, and the options."""
+    colours = {"ProxSGD": BLUE, "gradient, exact": GREEN, "gradient, printed": RED}
+    series = []
+    for group, colour in colours.items():
+        best = []
+        for target in TARGETS:
+            rivals = [r for r in results if r.row.group == group and r.target == target]
+            best.append(max(rivals, key=lambda r: statistics.fmean(r.accuracy)))
+        series.append(_series(group + ", best α", best, colour, "o", joined=True))
+    options = [r for r in results if r.row.group not in colours]
+    series.append(_series("ProxSGD with one option", options, ORANGE, "D", joined=False))
+    dense = statistics.fmean(results[0].dense)
+    draw(
+        series,
+        path,
+        xlabel="parameters removed (%)",
+        title=f"{name}: means of {len(SEEDS)} seeds",
+        dense=[("dense", dense, GREY)],
+    )
+
+
+def _series(label: str, results: list[Result], colour: str, marker: str, *, joined: bool) -> Series:
+    return Series(
+        label,
+        [statistics.fmean(r.removed) for r in results],
+        [statistics.fmean(r.accuracy) for r in results],
+        colour,
+        marker=marker,
+        spread=[statistics.stdev(r.accuracy) for r in results],
+        joined=joined,
+    )
+
+
+def main() -> None:
+    """Run the study, print the table, draw the picture."""
+    default = "cifar10" if torch.accelerator.is_available() else "digits"
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", choices=SETTINGS, default=default)
+    parser.add_argument("--out", type=Path, default=Path("runs") / "accuracy")
+    arguments = parser.parse_args()
+    results = study(SETTINGS[arguments.data], arguments.out / arguments.data)
+    images = {"digits": 360, "cifar10": 10_000}[arguments.data]
+    print("\n" + table(results, 100 / images))
+    figure = ROOT / "docs" / "figures" / f"accuracy-{arguments.data}.png"
+    picture(results, figure, arguments.data)
+    print(f"\n{figure}")
+
+
+if __name__ == "__main__":
+    main()
