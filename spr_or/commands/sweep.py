@@ -63,12 +63,15 @@ def command(
         if dry_run:
             _list(console, plan, folder)
             return
+        errors.print(f"{plan.name}: {len(plan.points)} runs in {folder}", highlight=False)
         pool = _pool(engine, jobs, gpus)
         result = run_sweep(
             plan, folder, pool, retry_failed=retry_failed, on_end=_teller(errors, plan)
         )
     except (SweepError, RecipeError) as error:
         raise stop(error, 2) from None
+    except ConnectionError as error:
+        raise stop(f"no Ray cluster answers at $RAY_ADDRESS: {error}", 2) from None
     except ImportError as error:
         raise stop(f"--engine ray needs Ray: pip install 'spr-or[ray]' ({error})", 2) from None
     except KeyboardInterrupt:

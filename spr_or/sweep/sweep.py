@@ -37,7 +37,10 @@ class Result(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """A run that has just ended; ``done`` of ``total`` have, and ``error`` is a line or None."""
+    """A job that has just ended, and how many of all runs have; ``error`` is a line or None.
+
+    A dense phase is a job too, and none of the runs that are counted.
+    """
 
     job: Job
     error: str | None
@@ -78,6 +81,7 @@ def run_sweep(
                 ended = [(job, error)]
             elif error is None:
                 ready.extendleft(reversed(released))
+                on_end(Progress(job, None, done, total))
                 continue
             else:
                 ended = [(other, f"in its dense phase:\n{error}") for other in released]
