@@ -14,6 +14,7 @@ from spr_or.train.metrics import Record
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#999999"
@@ -155,6 +156,9 @@ def course(records: list[Record], path: Path) -> bool:
     epochs = range(1, len(moved) + 1)
     axes[0, 0].plot(epochs, [r["lam"] for r in moved], color=ORANGE)
     axes[0, 0].set_yscale("log")
+    axes[0, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[0, 0].yaxis.set_minor_locator(NullLocator())
+    axes[0, 0].yaxis.set_major_formatter("{x:g}")
     axes[0, 0].set_ylabel("lambda")
     if shares:
         axes[1, 0].plot(epochs, shares, color=RED, label="could go")
