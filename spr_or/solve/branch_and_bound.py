@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spr_or import __version__
 from spr_or.problem import SparseTrainingProblem
-from spr_or.solve.bnb import incumbents, many_outputs, root
+from spr_or.solve.bnb import incumbents, many_outputs, root, splitting
 from spr_or.solve.bnb.branching import RULES
 from spr_or.solve.bnb.certificate import ProofCertificate, rounding
 from spr_or.solve.bnb.design import Design, design_of, theta_of, weights_of
@@ -31,7 +31,7 @@ from spr_or.solve.interrupt import Budget
 _CANDIDATES = 200  # entities the first local search looks at
 _SPLIT_COLUMNS = 1000  # above, one semidefinite step costs more than it brings
 _MIXED_COLUMNS = 60  # below, the split pays in any case
-_PAYS = 0.25  # the share of the root gap the split must close to be used everywhere
+_PAYS = 0.5  # the share of the root gap the split must close to be used everywhere
 _NODE_STEPS = 2
 _BATCH = {"cpu": 16, "cuda": 256}
 
@@ -177,7 +177,7 @@ def _split_root(search: Search, node: Node, split: SplitEngine, smallest: float)
     """Solve the root again with the best split and fix; whether that is worth it at every node."""
     before = node.bound
     child = node.keep(torch.ones_like(node.one), node.one)
-    child.d = 0.9 * smallest * torch.ones_like(node.W[..., 0])
+    child.d = splitting.uniform(split.design, len(node.position), 0.9 * smallest)
     for factor in (10.0, 1.0):
         SplitEngine(split.design, factor * split.mu, 15, split.curvature_one)(
             [child], search.cutoff

@@ -23,7 +23,7 @@ from spr_or.solve.bnb.proof import Evaluator, FloatBounds, Proof, Record, verify
 from spr_or.solve.bnb.search import Progress
 from spr_or.solve.certificate import Certificate
 
-_FORMAT = "spr-or branch-and-bound certificate 1"
+_FORMAT = "spr-or branch-and-bound certificate 2"
 # A proof with more numbers than this keeps them in an .npz file beside the JSON.
 _INLINE = 200_000
 
@@ -230,7 +230,8 @@ def _unpack(packed: dict[str, np.ndarray], problem: SparseTrainingProblem) -> Pr
         return flat.split(packed[f"{name}_length"].tolist())
 
     W = torch.from_numpy(np.asarray(packed["W"], dtype=np.float64))
-    d = torch.from_numpy(np.asarray(packed["d"], dtype=np.float64)).view(-1, k)
+    d = torch.from_numpy(np.asarray(packed["d"], dtype=np.float64))
+    d = d.view(-1, k, k) if q == 1 else d.view(-1, k)
     moved = list(d.split([n for n, has in zip(lengths, split, strict=True) if has]))
     if "y" in packed:
         stored = [0 if has else n for n, has in zip(lengths, split, strict=True)]

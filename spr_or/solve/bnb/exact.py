@@ -11,10 +11,12 @@ from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from spr_or.problem import SparseTrainingProblem
+from spr_or.solve.bnb.bounds import box_multipliers
 from spr_or.solve.bnb.design import Design, design_of
 from spr_or.solve.bnb.proof import Record, State
 
@@ -45,21 +47,25 @@ class ExactBounds:
         W[record.entities.numpy()] = fractions_of(record.W)
         alive = [i for i, alive in enumerate(state.alive.tolist()) if alive]
         used = sorted({*alive, *record.entities.tolist()})
-        d = [[ridge] * data.k for ridge in data.ridge]
+        D = [_diagonal([ridge] * data.k) for ridge in data.ridge]
         if record.d is not None:
             for row, i in enumerate(record.entities.tolist()):
-                d[i] = list(fractions_of(record.d[row]))
-            if not semidefinite(data.quadratic(used, d)):
+                block = fractions_of(record.d[row])
+                D[i] = block if block.ndim == 2 else _diagonal(list(block))
+            if not semidefinite(data.quadratic(used, D)):
                 return None
         real = [(i, j) for i in used for j in range(data.k) if data.real[i][j]]
         at = [i * data.k + j for i, j in real]
-        Q, C = data.quadratic(used, d), data.C[at]
+        Q, C = data.quadratic(used, D), data.C[at]
         w = W.reshape(-1, W.shape[2])[at]
         Qw = Q.dot(w)
         bound = data.c0 + (w * (Qw - 2 * C)).sum() - (2 * (Qw - C) * w).sum()
         scores = [-price for price in data.price]
+        gradient = data.zero.copy()
         for (i, j), row in zip(real, 2 * (Qw - C), strict=True):
-            scores[i] += sum((_phi(g, d[i][j], data.M[i]) for g in row), Fraction(0))
+            gradient[i, j] = row
+        for i in used:
+            scores[i] += sum((_gain(u, D[i], data.M[i]) for u in -gradient[i].T), Fraction(0))
         for i in alive:
             bound -= scores[i] if bool(state.one[i]) else max(Fraction(0), scores[i])
         return bound, scores
@@ -78,13 +84,16 @@ class _Data(NamedTuple):
     k: int
     zero: Rational
 
-    def quadratic(self, entities: list[int], d: list[list[Fraction]]) -> Rational:
+    def quadratic(self, entities: list[int], D: list[Rational]) -> Rational:
         """R over the columns of some entities."""
         real = [(i, j) for i in entities for j in range(self.k) if self.real[i][j]]
         at = [i * self.k + j for i, j in real]
         R = self.G[np.ix_(at, at)].copy()
         for row, (i, j) in enumerate(real):
-            R[row, row] += self.ridge[i] - d[i][j]
+            R[row, row] += self.ridge[i]
+            for column, (other, m) in enumerate(real):
+                if other == i:
+                    R[row, column] -= D[i][j, m]
         return R
 
 
@@ -108,6 +117,38 @@ def fractions_of(values: Tensor | NDArray) -> Rational:
     return np.array([Fraction(x) for x in array.ravel().tolist()], dtype=object).reshape(
         array.shape
     )
+
+
+def _diagonal(values: list[Fraction]) -> Rational:
+    D = fractions_of(np.zeros((len(values), len(values))))
+    D[np.diag_indices(len(values))] = values
+    return D
+
+
+def _gain(u: Rational, D: Rational, M: Fraction) -> Fraction:
+    """At least the maximum of u'x - x'Dx over |x_j| <= M; the maximum itself for a diagonal D.
+
+    For a block, u' (D + eta)^{-1} u / 4 + M^2 sum eta is one for every eta >= 0 (see `bounds`).
+    """
+    k = len(u)
+    if not any(D[j, m] for j in range(k) for m in range(j)):
+        return sum((_phi(u[j], D[j, j], M) for j in range(k)), Fraction(0))
+    floats = torch.tensor(u.astype(float)), torch.tensor(D.astype(float)), torch.tensor(float(M))
+    eta = fractions_of(box_multipliers(*floats))
+    x = _solve(D + _diagonal(list(eta)), u)
+    return u.dot(x) / 4 + M * M * eta.sum()
+
+
+def _solve(A: Rational, b: Rational) -> Rational:
+    """A^{-1} b for a positive definite matrix of fractions."""
+    A, b = A.copy(), b.copy()
+    for j in range(len(b)):
+        column = A[j + 1 :, j] / A[j, j]
+        A[j + 1 :, j:] -= np.multiply.outer(column, A[j, j:])
+        b[j + 1 :] -= column * b[j]
+    for j in reversed(range(len(b))):
+        b[j] = (b[j] - A[j, j + 1 :].dot(b[j + 1 :])) / A[j, j]
+    return b
 
 
 def _phi(g: Fraction, d: Fraction, M: Fraction) -> Fraction:

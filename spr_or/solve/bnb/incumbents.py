@@ -12,6 +12,7 @@ from spr_or.solve.bnb import first_order
 from spr_or.solve.bnb.bounds import Terms, penalty_of, scores
 from spr_or.solve.bnb.design import Design, loss_and_gradient
 from spr_or.solve.bnb.nodes import Node, SplitEngine
+from spr_or.solve.bnb.splitting import uniform
 
 _BATCH = 32
 
@@ -93,7 +94,8 @@ def _by_newton(design: Design, supports: list[Tensor]) -> list[Incumbent]:
     # One step of nothing: with every indicator fixed the relaxation is the problem itself.
     engine = SplitEngine(design, mu=0.0, steps=0, curvature_one=torch.inf)
     assert design.moments is not None
-    ridge = design.ridge.unsqueeze(-1).expand(design.shape[:2])
+    # With y = 1 it does not matter how much of Q is moved, if it is something.
+    share = 1e-6 * float(design.moments.G.diagonal().amax())
     result = []
     supports = sorted(supports, key=lambda s: int(s.sum()))
     for start in range(0, len(supports), _BATCH):
@@ -103,7 +105,7 @@ def _by_newton(design: Design, supports: list[Tensor]) -> list[Incumbent]:
             at = support.nonzero().flatten()
             one = torch.ones(len(at), dtype=torch.bool, device=at.device)
             zero = design.X.new_zeros((len(at), design.shape[1], 1))
-            nodes.append(Node(at, one, zero, ridge[at].clamp(min=0)))
+            nodes.append(Node(at, one, zero, uniform(design, len(at), share)))
         engine(nodes, torch.inf)
         W = design.X.new_zeros((len(chunk), *design.shape))
         for b, node in enumerate(nodes):

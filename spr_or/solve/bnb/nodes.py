@@ -24,7 +24,8 @@ class Node:
     """Entities outside ``position`` are fixed to 0; of those inside, ``one`` are fixed to 1.
 
     position : (n,) int64 into the design; one : (n,) bool
-    W : (n, k, q), the tangent point; d : (n, k), the moved curvature, or None
+    W : (n, k, q), the tangent point; d : the moved curvature or None, blocks (n, k, k) for one output, a
+    diagonal (n, k) for several
     own : the bound at the tangent point; bound : the best one known, of a parent or its own
     score (n,), indicator (n,) : as evaluated; record : its number in the proof
     """
@@ -135,7 +136,7 @@ class SplitEngine:
         bounds = split.bound.tolist()
         for b, node in enumerate(nodes):
             n = len(node.position)
-            node.W, node.d = split.w[b, :n].unsqueeze(-1), split.d[b, :n]
+            node.W, node.d = split.w[b, :n].unsqueeze(-1), split.D[b, :n]
             node.score, node.indicator = split.score[b, :n], split.indicator[b, :n]
             node.own = bounds[b]
             node.bound = max(node.bound, node.own)
@@ -147,7 +148,9 @@ class SplitEngine:
         position = torch.zeros((B, n), dtype=torch.int64, device=X.device)
         present = torch.zeros((B, n), dtype=torch.bool, device=X.device)
         one = present.clone()
-        y, d = X.new_full((B, n), 0.5), X.new_full((B, n, k), 0.5)
+        y = X.new_full((B, n), 0.5)
+        half = 0.5 * torch.eye(k, dtype=X.dtype, device=X.device)
+        D = half.repeat(B, n, 1, 1)
         for b, node in enumerate(nodes):
             m = len(node.position)
             position[b, :m], present[b, :m], one[b, :m] = node.position, True, node.one
@@ -155,11 +158,12 @@ class SplitEngine:
             if node.indicator is not None:
                 y[b, :m] = node.indicator
             # Fixed entities need no moved curvature: what they give back, the free ones can use.
-            small = node.d.clamp(max=self.curvature_one)
-            d[b, :m] = torch.where(node.one.unsqueeze(-1), small, node.d)
+            share = (self.curvature_one / node.d.flatten(1).norm(dim=-1)).clamp(max=1.0)
+            share = torch.where(node.one, share, 1.0)
+            D[b, :m] = share[:, None, None] * node.d
         real = self.design.real[position] & present.unsqueeze(-1)
-        d = torch.where(real, d, 0.5)
-        return splitting.Nodes(position, present, present & ~one, one, y, d)
+        D = torch.where(real.unsqueeze(-1) & real.unsqueeze(-2), D, half)
+        return splitting.Nodes(position, present, present & ~one, one, y, D)
 
 
 class MixedEngine:
@@ -192,7 +196,7 @@ class MixedEngine:
         if float(values[0]) <= 1e-8 * float(values[-1]):
             return
         trial = node.keep(torch.ones_like(node.one), node.one)
-        trial.d = torch.full_like(node.W[..., 0], 0.9 * float(values[0]))
+        trial.d = splitting.uniform(design, len(node.position), 0.9 * float(values[0]))
         SplitEngine(design, self.split.mu, _FIRST_STEPS, self.split.curvature_one)([trial], cutoff)
         if trial.own > node.own:
             node.W, node.d, node.own, node.bound = trial.W, trial.d, trial.own, trial.bound

@@ -28,9 +28,9 @@ CONTINUES = -1  # the value of a record that is no side of a branching
 class Record:
     """One node: ``value`` is the side of the parent's branching; entities are the problem's numbers.
 
-    ``entities`` (n,) carry the weights W (n, k, q), all others are at zero; d (n, k) is the moved
-    curvature, None for lambda u alpha.  An entity that is fixed to 0 may have weights: the tangent is
-    taken at W, feasible or not.
+    ``entities`` (n,) carry the weights W (n, k, q), all others are at zero; d is the moved curvature:
+    blocks (n, k, k) for one output, a diagonal (n, k) for several, None for lambda u alpha.  An entity
+    that is fixed to 0 may have weights: the tangent is taken at W, feasible or not.
     """
 
     parent: int
@@ -187,7 +187,7 @@ def _inadmissible(record: Record, state: State) -> str:
         named[record.entities] = True
         if not bool((named | ~state.alive).all()):
             return "moves curvature without naming every entity that is left"
-        if not bool((record.d > 0).all()):
+        if not positive(record.d):
             return "moves a curvature that is not positive"
     if not bool(record.W.isfinite().all()):
         return "has weights that are not finite"
@@ -228,8 +228,11 @@ class FloatBounds:
         k = design.columns.shape[1]
         real = design.real.flatten()
         R = G.clone()
-        move = torch.where(real, design.ridge.repeat_interleave(k) - record.d.flatten(), 0.0)
-        R.diagonal().add_(move)
+        R.diagonal().add_(torch.where(real, design.ridge.repeat_interleave(k), 0.0))
+        pair = design.real.unsqueeze(-1) & design.real.unsqueeze(-2)
+        D = record.d if record.d.dim() == 3 else torch.diag_embed(record.d)
+        wide = R.view(len(D), k, len(D), k).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        wide.sub_(torch.where(pair, D, 0.0))
         if not semidefinite(R):
             return None
         w = record.W.flatten(0, 1) * real.unsqueeze(-1)
@@ -265,19 +268,31 @@ class FloatBounds:
         return float(bound), full.tolist()
 
 
+def positive(d: Tensor) -> bool:
+    """Whether moved curvature, blocks (n, k, k) or a diagonal (n, k), is provably positive."""
+    if d.dim() == 2:
+        return bool((d > 0).all())
+    diagonal = d.diagonal(dim1=-2, dim2=-1)
+    if not bool(d.isfinite().all()) or not bool((d == d.mT).all() and (diagonal > 0).all()):
+        return False
+    # Scaled by powers of two, which rounds nothing and makes all columns count alike.
+    scale = torch.exp2(-(diagonal.log2() / 2).round())
+    return semidefinite(scale.unsqueeze(-1) * d * scale.unsqueeze(-2))
+
+
 def semidefinite(R: Tensor) -> bool:
-    """Whether the symmetric float64 R (P, P) is provably positive semidefinite.
+    """Whether the symmetric float64 R (..., P, P) are all provably positive semidefinite.
 
     If floating-point Cholesky runs through on R - s I with s >= gamma_{P+1} trace(R) / (1 - gamma),
     R is (Rump, BIT Numerical Mathematics 46, 2006, Theorem 2.3); s here is twice that, for the
     rounding of R itself.
     """
-    count = R.shape[0]
-    if count == 0:
+    count = R.shape[-1]
+    if R.numel() == 0:
         return True
     unit = torch.finfo(R.dtype).eps / 2
     gamma = (count + 2) * unit / (1 - (count + 2) * unit)
-    shift = 2 * gamma / (1 - gamma) * float(R.diagonal().sum().clamp(min=0))
+    trace = R.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True).clamp(min=0)
     shifted = R.clone()
-    shifted.diagonal().sub_(shift)
-    return int(torch.linalg.cholesky_ex(shifted)[1]) == 0
+    shifted.diagonal(dim1=-2, dim2=-1).sub_(2 * gamma / (1 - gamma) * trace)
+    return not bool(torch.linalg.cholesky_ex(shifted)[1].any())
