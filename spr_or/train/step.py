@@ -82,7 +82,8 @@ def make_scoring(model: nn.Module, bf16: bool = False) -> Step:
 def cuda_graph(body: Callable[[], None]) -> Callable[[], None]:
     """Record ``body`` as a CUDA graph; recording does not run it."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # The thread that pins a stream's batches may go on allocating meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         body()
     return graph.replay
 
