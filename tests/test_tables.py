@@ -147,7 +147,7 @@ def test_a_row_has_our_figures_in_the_papers_measure_and_ours(tmp_path: Path) ->
     assert row["removed %"] == "60.00 ± 0.00" and row["MACs removed %"] == "75.00 ± 0.00"
     assert (row["seeds"], row["epochs"], row["form"]) == ("0, 1, 2", "200+300+200",
                                                            "printed, gradient")  # fmt: skip
-    assert row["differs from the paper"] == "CIFAR-10 (JPEG q75)"
+    assert row["differences, options"] == "CIFAR-10 (JPEG q75)"
     (other,) = spr_rows([line(1, 1.7, 0.3)], settings(runs))
     assert {other[key] for key in ("top-1", "zero filters %", "removed %")} == {"not run"}
 

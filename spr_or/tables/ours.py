@@ -131,7 +131,7 @@ class Setting:
 
     @cached_property
     def differences(self) -> list[str]:
-        """In what the runs are not the paper's: data, length, schedule, options."""
+        """In what the runs are not the paper's (data, length, schedule), and their options."""
         recipe, found = self.recipe, []
         protocol = PROTOCOLS.get(self.problem.dataset)
         if protocol is not None:
@@ -162,7 +162,7 @@ def _encoding(named: str, data: DataRecipe, dataset: str) -> list[str]:
 def options(recipe: Recipe) -> list[str]:
     """The keys of [spr], [finetune] and [train] that are not at their defaults.
 
-    The defaults are the paper's way; keys that the tables show in columns are left out.
+    Keys that the tables show in columns are left out.
 
     >>> from spr_or.train.recipe import parse_recipe
     >>> spr = {"lam": 1, "alpha": 0.1, "start": "dense"}

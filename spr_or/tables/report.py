@@ -111,7 +111,7 @@ def _dense_rows(line: Published, settings: Sequence[Setting]) -> list[Row]:
             "zero filters %": "0", "removed %": "0", "MACs removed %": "0",
             "seeds": _seeds(one), "epochs": str(r.dense.epochs), "form": "",
             "data": one.runs[0].summary["dataset"],
-            "differs from the paper": "; ".join(one.data_differences),
+            "differences, options": "; ".join(one.data_differences),
         }  # fmt: skip
         told.setdefault(key, head | row)
     return list(told.values()) or [head | _nothing()]
@@ -143,7 +143,7 @@ def ours_columns(one: Setting) -> Row:
         "epochs": one.epochs,
         "form": one.form,
         "data": one.runs[0].summary["dataset"],
-        "differs from the paper": "; ".join(one.differences),
+        "differences, options": "; ".join(one.differences),
     }
 
 
@@ -151,7 +151,7 @@ def _nothing() -> Row:
     return {
         "top-1": NOT_RUN, "zero filters %": NOT_RUN, "removed %": NOT_RUN,
         "MACs removed %": NOT_RUN, "seeds": "", "epochs": "", "form": "", "data": "",
-        "differs from the paper": "",
+        "differences, options": "",
     }  # fmt: skip
 
 
@@ -208,7 +208,7 @@ def finetune_rows(settings: Sequence[Setting]) -> list[Row]:
             "after": _spread(one.spread("accuracy")), "gained": f"{gained:+.2f}",
             "removed %": _spread(one.spread("removed_params_pct")), "seeds": _seeds(one),
             "epochs": one.epochs, "form": one.form,
-            "differs from the paper": "; ".join(one.differences),
+            "differences, options": "; ".join(one.differences),
         })  # fmt: skip
     return rows or [{"data set": NOT_RUN, "before": NOT_RUN, "after": NOT_RUN}]
 
@@ -241,7 +241,9 @@ def _preface(settings: Sequence[Setting], unfinished: Sequence[Path]) -> str:
         "deviation over the seeds. *zero filters %* is the paper's measure, weights in filters that "
         "are zero, over the denominator named above each table. *removed %* is what compaction takes "
         "away, of all parameters. *epochs* are dense + SPR + fine-tuning, *form* is the variant of "
-        "the closed form and the method. Our runs measure no top-5 accuracy."
+        "the closed form and the method; *differences, options* says in what a run is shorter or on "
+        "other images than the paper's, and which keys of its recipe are not at their defaults. Our "
+        "runs measure no top-5 accuracy."
     )
     if unfinished:
         text += f"\n\n{len(unfinished)} runs are not finished and left out."
