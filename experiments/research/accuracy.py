@@ -23,6 +23,9 @@ from spr_or.train.run import run_recipe
 ROOT = Path(__file__).parents[2]
 SEEDS = (0, 1, 2)
 TARGETS = (90.0, 75.0)  # the options are tried at the first, where there is more to lose
+ALPHAS = (0.1, 0.3)
+EXACT = "gradient, exact"
+OPTIONS_ON = ("ProxSGD, α = 0.1", "gradient, exact, α = 0.3")
 
 
 @dataclass(frozen=True)
@@ -59,35 +62,48 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One way of pruning; ``group`` are rows of which only the best at a target competes."""
+    """One way of pruning, compared with the row named ``against`` ("": with none)."""
 
     name: str
-    group: str
+    group: str  # the method; its best α is what the picture shows
+    against: str
     overrides: tuple[str, ...]
 
 
 def rows(setting: Setting, target: float) -> list[Row]:
-    """The rows of a target's table; the first is what the others are compared with."""
-    prox = ('spr.method="prox"', *setting.prox)
-    base = (*prox, "spr.alpha=0.1")
-    gradient = setting.gradient
-    found = [Row("ProxSGD, α = 0.1", "ProxSGD", base)]
-    found += [Row("ProxSGD, α = 0.3", "ProxSGD", (*prox, "spr.alpha=0.3"))]
-    for alpha in (0.1, 0.3):
-        exact = (*gradient, f"spr.alpha={alpha}")
-        printed = (*exact, 'spr.variant="printed"', f"spr.lam={setting.printed_lam}")
-        found.append(Row(f"gradient, exact, α = {alpha}", "gradient, exact", exact))
-        found.append(Row(f"gradient, printed, α = {alpha}", "gradient, printed", printed))
-    if target != TARGETS[0]:
-        return found
-    options = {
-        "M of each entity": ('spr.bounds="entity"',),
-        "γ, β in the entity": ("spr.include_norm=true",),
-        f"λ warm-up, {setting.warmup} epochs": (f"spr.lam_warmup={setting.warmup}",),
-        f"M renewed every {setting.renewal} epochs": (f"spr.bounds_every={setting.renewal}",),
-        "distillation, weight 0.5": ("finetune.distill=0.5",),
+    """The rows of a target's table: three methods at two α, then options on two of those."""
+    found = []
+    for alpha in ALPHAS:
+        methods = {
+            "gradient, exact": setting.gradient,
+            "gradient, printed": (
+                *setting.gradient, 'spr.variant="printed"', f"spr.lam={setting.printed_lam}",
+            ),
+            "ProxSGD": ('spr.method="prox"', *setting.prox),
+        }  # fmt: skip
+        for method, keys in methods.items():
+            against = f"gradient, exact, α = {ALPHAS[0] if method == EXACT else alpha}"
+            name = f"{method}, α = {alpha}"
+            overrides = (*keys, f"spr.alpha={alpha}")
+            found.append(Row(name, method, against if against != name else "", overrides))
+    if target == TARGETS[0]:
+        bases = [row for row in found if row.name in OPTIONS_ON]
+        found += [
+            Row(f"{base.name}, {name}", "option", base.name, (*base.overrides, key))
+            for base in bases
+            for name, key in _options(setting).items()
+        ]
+    return found
+
+
+def _options(setting: Setting) -> dict[str, str]:
+    return {
+        "M of each entity": 'spr.bounds="entity"',
+        "γ, β in the entity": "spr.include_norm=true",
+        f"λ warm-up of {setting.warmup} epochs": f"spr.lam_warmup={setting.warmup}",
+        f"M renewed every {setting.renewal} epochs": f"spr.bounds_every={setting.renewal}",
+        "distillation, weight 0.5": "finetune.distill=0.5",
     }
-    return found + [Row(f"+ {name}", name, (*base, *keys)) for name, keys in options.items()]
 
 
 @dataclass(frozen=True)
@@ -142,37 +158,38 @@ def study(setting: Setting, folder: Path) -> list[Result]:
 
 
 def verdict(result: Result, base: Result, image: float) -> str:
-    """Whether the mean lies two standard deviations above or below that of ``base``.
+    """Whether the mean lies more than two standard deviations above or below that of ``base``.
 
     The deviation is the root mean square of both, and at least one image (``image`` percent): three
     seeds that agree by chance prove nothing.
     """
-    if result is base:
-        return ""
     spread = [statistics.stdev(r.accuracy) for r in (result, base)]
     deviation = max(image, (sum(s**2 for s in spread) / 2) ** 0.5)
     difference = statistics.fmean(result.accuracy) - statistics.fmean(base.accuracy)
-    if abs(difference) <= 2 * deviation:
-        return ""
-    return "wins" if difference > 0 else "loses"
+    outcome = "" if abs(difference) <= 2 * deviation else " wins" if difference > 0 else " loses"
+    return f"{difference:+.2f}{outcome}"
 
 
 def table(results: list[Result], image: float) -> str:
     """Markdown: mean ± standard deviation of each row and target, and who wins or loses."""
     lines = []
-    for target in dict.fromkeys(r.target for r in results):
-        chosen = [r for r in results if r.target == target]
+    for target in TARGETS:
+        chosen = {r.row.name: r for r in results if r.target == target}
         lines += [
             "",
-            f"| {target:g} % to be removed | accuracy | removed | cut by rank | |",
+            f"| {target:g} % to be removed | accuracy | cut by rank | difference | to |",
             "| --- | ---: | ---: | ---: | --- |",
         ]
-        for r in chosen:
-            columns = [_spread(r.accuracy), f"{statistics.fmean(r.removed):.1f} %"]
-            columns += [f"{statistics.fmean(r.cut):+.1f}", verdict(r, chosen[0], image)]
-            lines.append(f"| {r.row.name} | " + " | ".join(columns) + " |")
+        for name, r in chosen.items():
+            columns = [_spread(r.accuracy), f"{statistics.fmean(r.cut):+.1f}"]
+            base = chosen.get(r.row.against)
+            columns += ["", ""] if base is None else [verdict(r, base, image), r.row.against]
+            lines.append(f"| {name} | " + " | ".join(columns) + " |")
+    missed = max(abs(share - r.target) for r in results for share in r.removed)
     dense = results[0].dense
-    return "\n".join([f"Dense: {_spread(dense)}.", *lines])
+    return "\n".join(
+        [f"Dense: {_spread(dense)}. Largest miss of a target: {missed:.2f} points.", *lines]
+    )
 
 
 def _spread(values: list[float]) -> str:
@@ -181,7 +198,7 @@ def _spread(values: list[float]) -> str:
 
 def picture(results: list[Result], path: Path, name: str) -> None:
     """Accuracy over the share removed: the three methods with their best α, and the options."""
-    colours = {"ProxSGD": BLUE, "gradient, exact": GREEN, "gradient, printed": RED}
+    colours = {EXACT: BLUE, "gradient, printed": RED, "ProxSGD": GREEN}
     series = []
     for group, colour in colours.items():
         best = []
@@ -189,8 +206,8 @@ def picture(results: list[Result], path: Path, name: str) -> None:
             rivals = [r for r in results if r.row.group == group and r.target == target]
             best.append(max(rivals, key=lambda r: statistics.fmean(r.accuracy)))
         series.append(_series(group + ", best α", best, colour, "o", joined=True))
-    options = [r for r in results if r.row.group not in colours]
-    series.append(_series("ProxSGD with one option", options, ORANGE, "D", joined=False))
+    options = [r for r in results if r.row.group == "option"]
+    series.append(_series("with one option", options, ORANGE, "D", joined=False))
     dense = statistics.fmean(results[0].dense)
     draw(
         series,
