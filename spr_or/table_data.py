@@ -240,8 +240,10 @@ def _numbers(
     path: Path, rows: list[list[str]], lines: list[int], header: list[str], at: list[int]
 ) -> Array:
     """Some columns as numbers, or an error that names the first cell that is none."""
+    found = np.empty((len(rows), len(at)))
     try:
-        found = np.array([[row[j] for j in at] for row in rows], dtype=np.float64)
+        for i, row in enumerate(rows):
+            found[i] = [float(row[j]) for j in at]
         if np.isfinite(found).all():
             return found
     except ValueError:
@@ -258,7 +260,7 @@ def _numbers(
                     f"{where}: {row[j]!r} is not a finite number; encode categories as columns of 0 "
                     "and 1, or leave the column out"
                 )
-    return np.array([[float(row[j]) for j in at] for row in rows])
+    raise AssertionError("a cell that is no finite number was just seen")
 
 
 def _read_npz(

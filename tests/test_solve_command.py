@@ -5,9 +5,11 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +17,10 @@ import torch
 from typer.testing import CliRunner
 
 from spr_or.cli import app
+from spr_or.commands.solve import _as_proven
 from spr_or.own_data import prepare
 from spr_or.solve import enumeration
+from spr_or.solve.branch_and_bound import branch_and_bound
 from spr_or.solve.path import grid, zero_from
 from spr_or.table_data import group_labels, read_table
 
@@ -221,9 +225,20 @@ def test_missing_and_strange_files_are_errors_too(tmp_path):
     assert "result.json" in run("check", tmp_path, code=2)
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    """One solved folder, and its data beside it."""
+    folder = tmp_path_factory.mktemp("once")
+    X, y = sample()
+    data = write_csv(folder / "own.csv", [*NAMES, "price"], np.column_stack([X, y]).tolist())
+    run("solve", data, "--target", "price", "--groups", "_", "--lam", 0.2, "--out", folder / "o")
+    return folder
+
+
 @pytest.fixture
-def solved(data, tmp_path):
-    run("solve", data, "--target", "price", "--groups", "_", "--lam", 0.2, "--out", tmp_path / "o")
+def solved(once, tmp_path):
+    """A copy to tamper with; its result.json still names the data of the original."""
+    shutil.copytree(once / "o", tmp_path / "o")
     return tmp_path / "o"
 
 
@@ -252,11 +267,9 @@ def another_weight(folder):
 
 def smaller_m(folder):
     """A smaller M everywhere it is written down, with a certificate that is right for it."""
-    from spr_or.solve.branch_and_bound import branch_and_bound
-
     change_json(folder / "result.json", "M", "value", by=lambda M: [0.5 * m for m in M])
     content = json.loads((folder / "result.json").read_text())
-    data = prepare(folder.parent / "own.csv", "price", "_", "squared")
+    data = prepare(Path(content["data"]["file"]), "price", "_", "squared")
     certificate = branch_and_bound(data.problem(0.2, 0.1, content["M"]["value"]))
     certificate.save(folder / "certificate.json")
     change_json(folder / "result.json", "outcome", by=lambda o: {**o, "nodes": certificate.nodes,
@@ -277,14 +290,14 @@ def smaller_m(folder):
     ],
 )  # fmt: skip
 def test_a_tampered_result_is_refused(solved, tamper, says):
-    run("check", solved)
     tamper(solved)
     assert says in run("check", solved, code=1)
 
 
 def test_other_data_are_refused(solved, data):
+    run("check", solved, "--data", data)
     data.write_text(data.read_text().replace("\n", "\n\n", 1))
-    assert "SHA-256" in run("check", solved, code=2)
+    assert "SHA-256" in run("check", solved, "--data", data, code=2)
 
 
 def test_an_m_chosen_too_small_is_said(data, tmp_path):
@@ -368,6 +381,17 @@ def test_ctrl_c_gives_the_best_so_far_with_its_gap(tmp_path):
     outcome = json.loads((tmp_path / "o" / "result.json").read_text())["outcome"]
     assert outcome["status"] == "interrupted" and 0 < outcome["gap"] < 1
     run("check", tmp_path / "o")
+
+
+def test_a_search_broken_off_in_a_step_states_what_its_tree_proves(data):
+    """What a second Ctrl-C can leave: an open node lost, and a bound that the tree does not bear."""
+    problem = prepare(data, "price", "1", "squared").problem(0.5, 0.001, 5.0)
+    honest = branch_and_bound(problem, gap=0, time_limit=0)
+    assert honest.gap > 0
+    broken = dataclasses.replace(honest, bound=honest.objective, status="optimal")
+    stated = _as_proven(broken)
+    assert stated.check().ok and stated.status == "interrupted"
+    assert stated.bound == pytest.approx(honest.bound) and _as_proven(honest) is honest
 
 
 def test_a_time_limit_exits_1_with_a_result_that_checks(tmp_path):

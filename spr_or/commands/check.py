@@ -55,6 +55,7 @@ def _expanded(folders: list[Path]) -> list[Path]:
     for folder in folders:
         if folder.name in ("certificate.json", "result.json"):
             folder = folder.parent
-        inside = sorted(folder.glob("lambda-*"))
-        found += inside if inside and not (folder / "result.json").exists() else [folder]
+        inside = sorted(path.parent for path in folder.glob("lambda-*/result.json"))
+        alone = (folder / "result.json").exists() or not inside
+        found += [folder, *inside] if alone else inside
     return found
