@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from spr_or import pareto
 from spr_or.sweep.table import write_csv
@@ -274,13 +273,14 @@ def _figures(
         _series("published, other methods", rivals, pareto.GREY, "^"),
         _series("published, SPR", spr, pareto.ORANGE, "s", joined=True),
     ]
-    for form, colour in zip(dict.fromkeys(one.form for one in found), _COLOURS, strict=False):
-        ours = [one for one in found if one.form == form]
+    forms = dict.fromkeys(one.form for one in found)
+    by_form = [[one for one in found if one.form == form] for form in forms]
+    for ours, style in zip(by_form, _STYLES, strict=False):
         share = [
             (one.masked_share(weights) if weights else one.spread("masked_filter_weights_pct")).mean
             for one in ours
         ]
-        series.append(_ours(f"ours, {form}", share, ours, colour))
+        series.append(_ours(share, ours, style, named=not lines))  # names would hide the published
     dense = [
         ("published, dense", line.top1, pareto.ORANGE) for line in lines if line.method == "dense"
     ]
@@ -299,24 +299,28 @@ def _figures(
     )
     if drawn:
         images.append(f"![Accuracy over weights in zero filters, {title}](figures/{name}.png)")
-    macs = [
-        _ours(f"ours, {form}", [one.macs_removed().mean for one in ours], ours, colour)
-        for form, colour in zip(dict.fromkeys(o.form for o in found), _COLOURS, strict=False)
-        if (ours := [one for one in found if one.form == form])
-    ]
-    drawn = pareto.draw(
-        macs,
-        folder / "figures" / f"{name}-macs.png",
-        xlabel="multiply-accumulates removed (%)",
-        title=title,
-        dense=dense[-1:] if found else [],
+    shares: tuple[tuple[str, str, Callable[[Setting], Spread]], ...] = (
+        ("removed", "parameters removed", lambda one: one.spread("removed_params_pct")),
+        ("macs", "multiply-accumulates removed", Setting.macs_removed),
     )
-    if drawn:
-        images.append(f"![Accuracy over MACs removed, {title}](figures/{name}-macs.png)")
+    for ending, what, share_of in shares:
+        mine = [
+            _ours([share_of(one).mean for one in ours], ours, style, named=True)
+            for ours, style in zip(by_form, _STYLES, strict=False)
+        ]
+        path = folder / "figures" / f"{name}-{ending}.png"
+        xlabel = f"{what} (% of the dense network)"
+        if pareto.draw(mine, path, xlabel=xlabel, title=title, dense=dense[-1:] if found else []):
+            images.append(f"![Accuracy over {what}, {title}](figures/{name}-{ending}.png)")
     return images
 
 
-_COLOURS = (pareto.BLUE, pareto.GREEN, pareto.RED, pareto.PURPLE)
+_STYLES = (
+    (pareto.BLUE, "o"),
+    (pareto.GREEN, "D"),
+    (pareto.RED, "v"),
+    (pareto.PURPLE, "p"),
+)
 
 
 def _series(
@@ -327,15 +331,18 @@ def _series(
     return pareto.Series(label, removed, accuracy, colour, marker, names=names, joined=joined)
 
 
-def _ours(label: str, share: Sequence[float], ours: Sequence[Setting], colour: str) -> Any:
+def _ours(
+    share: Sequence[float], ours: Sequence[Setting], style: tuple[str, str], named: bool
+) -> pareto.Series:
     accuracy = [one.spread("accuracy") for one in ours]
+    names = [f"λ={_plain(o.recipe.spr.lam)}, α={_plain(o.recipe.spr.alpha)}" for o in ours]
     return pareto.Series(
-        label,
+        f"ours, {ours[0].form}",
         share,
         [a.mean for a in accuracy],
-        colour,
+        *style,
         spread=[a.deviation or 0.0 for a in accuracy],
-        names=[f"λ={_plain(o.recipe.spr.lam)}, α={_plain(o.recipe.spr.alpha)}" for o in ours],
+        names=names if named else None,
     )
 
 
