@@ -430,3 +430,12 @@ def test_the_command_lists_runs_and_explains(tmp_path: Path) -> None:
         assert (tmp_path / "out" / name).exists()
     again = cli.invoke(app, ["sweep", sweep, *out, "--dry-run"])
     assert "finished" in again.output
+
+
+def test_without_ray_the_engine_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    sweep = str(written(tmp_path))
+    result = CliRunner().invoke(app, ["sweep", sweep, "--engine", "ray", "--out", str(tmp_path)])
+    assert result.exit_code == 2 and "pip install 'spr-or[ray]'" in result.output
