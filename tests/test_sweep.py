@@ -131,6 +131,14 @@ def test_a_grid_is_every_combination_for_every_seed(tmp_path: Path) -> None:
     assert plan.points[0].folder_name == "spr.lam=12.0,spr.alpha=0.1,seed=0"
 
 
+def test_what_the_command_sets_holds_or_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    plan = load_sweep(path, ["seeds=[7]", "spr.lr=0.5"])
+    assert {(p.seed, p.recipe.spr.lr) for p in plan.points} == {(7, 0.5)}
+    with pytest.raises(SweepError, match="its runs change spr.lam, so --set cannot"):
+        load_sweep(path, ["spr.lam=1.0"])
+
+
 def test_a_list_changes_what_each_run_names(tmp_path: Path) -> None:
     text = """
     base = "base.toml"

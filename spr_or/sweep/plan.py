@@ -86,25 +86,30 @@ class Plan:
 def load_sweep(path: Path, overrides: Iterable[str] = ()) -> Plan:
     """Read and check a sweep file and the recipe of each of its runs.
 
-    ``overrides`` ("section.key=value") apply to all runs, after ``[set]`` and before what a run
-    changes itself. Raises `SweepError`, and `RecipeError` for a run whose recipe is wrong.
+    ``overrides`` ("section.key=value") apply to all runs, after ``[set]``; ``seeds=[…]`` replaces the
+    seeds of the file. Raises `SweepError`, also for an override of what the runs change themselves,
+    and `RecipeError` for a run whose recipe is wrong.
     """
+    overrides = list(overrides)
     sweep = _read(path)
     base = _base(path, sweep.base)
     changes = _changes(path, sweep)
+    keys = tuple(dict.fromkeys(key for change in changes for key in change))
+    given = {override.partition("=")[0].strip() for override in overrides}
+    if lost := given & set(keys):
+        raise SweepError(f"{path}: its runs change {', '.join(sorted(lost))}, so --set cannot")
     shared = [*_as_overrides(path, flatten(sweep.set)), *overrides]
     name = sweep.name or path.stem
     points: list[Point] = []
     for change in changes:
         recipe = load_recipe(base, [*shared, *_as_overrides(path, change)])
-        for seed in sweep.seeds or recipe.seeds:
+        for seed in recipe.seeds if "seeds" in given else sweep.seeds or recipe.seeds:
             point = Point(change, recipe.model_copy(update={"seeds": (seed,)}))
             titled = point.recipe.model_copy(update={"name": f"{name}: {point.name}"})
             points.append(Point(change, titled))
     twice = [run for run, count in Counter(p.folder_name for p in points).items() if count > 1]
     if twice:
         raise SweepError(f"{path} names the run {twice[0]} twice")
-    keys = tuple(dict.fromkeys(key for change in changes for key in change))
     return Plan(name, keys, tuple(points))
 
 
@@ -151,8 +156,8 @@ def _changes(path: Path, sweep: _SweepFile) -> list[dict[str, Any]]:
         found = [
             dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
         ]
-    if any("seeds" in change for change in found):
-        raise SweepError(f"{path}: seeds belong to the top of a sweep file, not into grid or runs")
+    if any("seeds" in part for part in (*found, sweep.set)):
+        raise SweepError(f"{path}: seeds belong to the top of a sweep file, not into its tables")
     return found
 
 
