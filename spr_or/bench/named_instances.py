@@ -64,6 +64,8 @@ COLUMNS = {
     "S1": ColumnSettings(500, 1000, l0=0.06),
     "S2": ColumnSettings(500, 5000, l0=0.06),
     "S3": ColumnSettings(500, 1000, l0=0.02),
+    "S4": ColumnSettings(500, 5000, l0=0.02),
+    "S5": ColumnSettings(500, 200, l0=0.02, rho=0.9, snr=1.0),
 }
 NAMES = (*GROUPS, *COLUMNS)
 
