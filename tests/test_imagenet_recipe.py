@@ -70,7 +70,9 @@ def test_torchvisions_file_loads_every_tensor(counters: bool, tmp_path: Path) ->
     assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
     del state["layer3.0.downsample.0.weight"]
     torch.save(state, path)
-    with pytest.raises(RecipeError, match=r"(?s)f37072fd\.pth cannot be loaded.*layer3\.0\.downsample"):
+    with pytest.raises(
+        RecipeError, match=r"(?s)f37072fd\.pth cannot be loaded.*layer3\.0\.downsample"
+    ):
         load_weights(model, path)
 
 
