@@ -206,7 +206,7 @@ def test_the_bench_writes_everything_and_resumes(tmp_path, monkeypatch):
 
 
 def test_interrupted_it_keeps_the_finished_rows_and_goes_on_from_there(tmp_path, monkeypatch):
-    done = []
+    done: list[str] = []
 
     def run(problem, empty, settings):
         if len(done) == 2:
@@ -285,6 +285,7 @@ def agreement():
     """The research script as a module."""
     path = ROOT / "experiments" / "research" / "solver_agreement.py"
     spec = importlib.util.spec_from_file_location("agreement_script", path)
+    assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -301,6 +302,17 @@ def test_random_problems_agree(agreement, seed):
 @pytest.mark.parametrize("seed", range(200, 212))
 def test_random_problems_agree_with_scip_too(agreement, seed):
     assert agreement.compare(seed, scip_seconds=20).faults == []
+
+
+def test_a_crash_counts_as_a_disagreement(agreement, monkeypatch, capsys):
+    def crash(problem, gap):
+        raise RuntimeError("a solver's fault")
+
+    monkeypatch.setattr(agreement, "branch_and_bound", crash)
+    monkeypatch.setattr(sys, "argv", ["solver_agreement.py", "--count", "2"])
+    assert agreement.main() == 1
+    printed = capsys.readouterr().out
+    assert "seed 1" in printed and "a solver's fault" in printed
 
 
 def test_a_wrong_solver_is_found_out(agreement, monkeypatch):

@@ -126,6 +126,15 @@ def _failed(name: str, certificate: Certificate) -> bool:
     return not name.startswith("SCIP") and certificate.status != "optimal"
 
 
+def _crashed(seed: int, error: Exception) -> Outcome:
+    kind, p = random_problem(seed)
+    fault = f"{type(error).__name__}: {error}"
+    return Outcome(
+        seed, kind, len(p.entities), p.lam, p.alpha, float(p.M[0]), 0.0, 0.0, 0, False, 0.0, [],
+        [fault],
+    )  # fmt: skip
+
+
 def table(outcomes: Sequence[Outcome]) -> str:
     """Kind by kind in Markdown, then every fault."""
     solvers = ["enumeration", *(f"SCIP {name}" for name in scip.FORMULATIONS)]
@@ -168,7 +177,10 @@ def main() -> int:
     console = Console(stderr=True)
     try:
         for seed in track(seeds, "comparing", console=console, transient=True):
-            outcomes.append(compare(seed, arguments.scip_seconds))
+            try:
+                outcomes.append(compare(seed, arguments.scip_seconds))
+            except Exception as error:  # of any solver: a disagreement like others
+                outcomes.append(_crashed(seed, error))
             if outcomes[-1].faults:
                 console.print(f"seed {seed}: {'; '.join(outcomes[-1].faults)}")
     except KeyboardInterrupt:
