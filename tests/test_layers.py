@@ -91,6 +91,14 @@ def test_patches_leave_the_model_as_it_was():
     assert model.training and not any(m._forward_pre_hooks for m in model.modules())
 
 
+def test_the_positions_of_a_layer_do_not_depend_on_the_others():
+    model, batches = digits_resnet(), [(torch.randn(8, 1, 8, 8), torch.zeros(8))]
+    name = "layer2.0.conv1"
+    alone = sample_patches(model, [name], batches)[name]
+    among = sample_patches(model, ["layer1.0.conv1", name], batches)[name]
+    torch.testing.assert_close(alone.X, among.X)
+
+
 def test_layers_without_a_choice_are_refused_with_a_reason():
     assert "one input channel" in refusal(nn.Conv2d(1, 4, 3))
     assert "groups" in refusal(nn.Conv2d(4, 4, 3, groups=4))

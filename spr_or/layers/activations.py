@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from typing import NamedTuple
+from zlib import crc32
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +52,8 @@ def sample_patches(
     (torch.Size([360, 18]), torch.Size([18, 3]))
     """
     layers = {name: model.get_submodule(name) for name in names}
-    generator = torch.Generator().manual_seed(seed)
+    # A generator each, so that a layer's positions do not depend on which others are asked for.
+    dice = {name: torch.Generator().manual_seed(seed + crc32(name.encode())) for name in names}
     images: list[Tensor] = []
     for batch, _ in batches:
         images.append(batch)
@@ -65,7 +67,7 @@ def sample_patches(
         patches = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
         size, columns, places = patches.shape
         each = min(places, math.ceil(PER_COLUMN * columns / count))
-        chosen = torch.rand(size, places, generator=generator).topk(each, 1).indices.to(x.device)
+        chosen = torch.rand(size, places, generator=dice[name]).topk(each, 1).indices.to(x.device)
         rows = patches.gather(2, chosen.unsqueeze(1).expand(-1, columns, -1))
         found[name].append(rows.mT.reshape(-1, columns).cpu().double())
 
