@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from spr_or.files import write_aside
 from spr_or.pareto import BLUE, GREEN, GREY, ORANGE, RED, Series, draw
 from spr_or.train.recipe import load_recipe
 from spr_or.train.run import run_recipe
@@ -197,7 +198,7 @@ def _spread(values: list[float]) -> str:
 
 
 def picture(results: list[Result], path: Path, name: str) -> None:
-    """Accuracy over the share removed: the three methods with their best α, and the options."""
+    """Accuracy over the share removed: the three methods, each with its best α."""
     colours = {EXACT: BLUE, "gradient, printed": RED, "ProxSGD": GREEN}
     series = []
     for group, colour in colours.items():
@@ -205,28 +206,50 @@ def picture(results: list[Result], path: Path, name: str) -> None:
         for target in TARGETS:
             rivals = [r for r in results if r.row.group == group and r.target == target]
             best.append(max(rivals, key=lambda r: statistics.fmean(r.accuracy)))
-        series.append(_series(group + ", best α", best, colour, "o", joined=True))
-    options = [r for r in results if r.row.group == "option"]
-    series.append(_series("with one option", options, ORANGE, "D", joined=False))
-    dense = statistics.fmean(results[0].dense)
+        series.append(_series(group, best, colour))
     draw(
         series,
         path,
         xlabel="parameters removed (%)",
-        title=f"{name}: means of {len(SEEDS)} seeds",
-        dense=[("dense", dense, GREY)],
+        title=f"{name}: best α of each method, means of {len(SEEDS)} seeds",
+        dense=[("dense", statistics.fmean(results[0].dense), GREY)],
     )
 
 
-def _series(label: str, results: list[Result], colour: str, marker: str, *, joined: bool) -> Series:
+def picture_of_rows(results: list[Result], path: Path, name: str) -> None:
+    """Mean, standard deviation and seeds of every row at the first target, one below the other."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    chosen = [r for r in results if r.target == TARGETS[0]][::-1]
+    colours = {"option": ORANGE, EXACT: BLUE, "gradient, printed": RED, "ProxSGD": GREEN}
+    figure, axis = plt.subplots(figsize=(8, 0.3 * len(chosen) + 1.2), layout="constrained")
+    for place, r in enumerate(chosen):
+        colour = colours[r.row.group]
+        axis.plot(r.accuracy, [place] * len(r.accuracy), "|", color=GREY, markersize=9)
+        axis.errorbar(
+            statistics.fmean(r.accuracy), place, xerr=statistics.stdev(r.accuracy), fmt="o",
+            color=colour, capsize=2,
+        )  # fmt: skip
+    axis.axvline(statistics.fmean(results[0].dense), color=GREY, linestyle="--", linewidth=1)
+    axis.set_yticks(range(len(chosen)), [r.row.name for r in chosen], fontsize=8)
+    axis.set_xlabel("accuracy (%): seeds, mean ± standard deviation; dashed: dense")
+    axis.set_title(f"{name}: {TARGETS[0]:g} % of the parameters removed", loc="left", fontsize=11)
+    axis.spines[["top", "right"]].set_visible(False)
+    write_aside(path, lambda aside: figure.savefig(aside, dpi=130))
+    plt.close(figure)
+
+
+def _series(label: str, results: list[Result], colour: str) -> Series:
     return Series(
         label,
         [statistics.fmean(r.removed) for r in results],
         [statistics.fmean(r.accuracy) for r in results],
         colour,
-        marker=marker,
         spread=[statistics.stdev(r.accuracy) for r in results],
-        joined=joined,
+        joined=True,
     )
 
 
@@ -240,9 +263,10 @@ def main() -> None:
     results = study(SETTINGS[arguments.data], arguments.out / arguments.data)
     images = {"digits": 360, "cifar10": 10_000}[arguments.data]
     print("\n" + table(results, 100 / images))
-    figure = ROOT / "docs" / "figures" / f"accuracy-{arguments.data}.png"
-    picture(results, figure, arguments.data)
-    print(f"\n{figure}")
+    figures = ROOT / "docs" / "figures"
+    picture(results, figures / f"accuracy-{arguments.data}.png", arguments.data)
+    picture_of_rows(results, figures / f"accuracy-{arguments.data}-rows.png", arguments.data)
+    print(f"\npictures: {figures}/accuracy-{arguments.data}*.png")
 
 
 if __name__ == "__main__":
