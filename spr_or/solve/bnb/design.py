@@ -166,12 +166,11 @@ def loss_and_gradient(
         return value, (2 * (product - C)).view(B, *shape)
     samples = design.block() if block is None else block
     loss = LOSSES[design.loss]
-    prediction = (
-        (flat.mT.reshape(-1, samples.shape[1]) @ samples.mT).view(B, -1, samples.shape[0]).mT
-    )
+    n, P, q = samples.shape[0], samples.shape[1], flat.shape[-1]
+    prediction = (flat.mT.reshape(B * q, P) @ samples.mT).view(B, q, n).mT
     value = loss.value(prediction, design.Y).sum(-1) / design.n
     slope = loss.gradient(prediction, design.Y) / design.n  # (B, n, q)
-    gradient = (slope.mT.reshape(-1, samples.shape[0]) @ samples).view(B, -1, samples.shape[1]).mT
+    gradient = (slope.mT.reshape(B * q, n) @ samples).view(B, q, P).mT
     return value, gradient.reshape(B, *shape) * design.real.unsqueeze(-1)
 
 

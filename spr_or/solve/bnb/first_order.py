@@ -7,6 +7,7 @@ lower and upper limits of the indicators.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from spr_or.solve.bnb.design import Design, loss_and_gradient
 
 _CHECK_EVERY = 10
 _POWER_STEPS = 20
-_RELATIVE = 0.03
+_RELATIVE = 0.1
 
 
 class Solved(NamedTuple):
@@ -63,9 +64,10 @@ def solve(
     cutoff: float = float("inf"),
     tolerance: float = 1e-6,
     iterations: int = 1000,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Solved:
     """Solve a batch of nodes from W (B, N, k, q), until each is within ``tolerance`` (absolute) or its
-    bound passes ``cutoff``."""
+    bound passes ``cutoff``, or ``stop`` says so."""
     penalty = penalty_of(design)
     step = 1 / smoothness
     best = evaluate(design, W, terms, block)
@@ -94,6 +96,8 @@ def solve(
             if not bool(left.all()):
                 open_, W, V, momentum = open_[left], W[left], V[left], momentum[left]
                 terms = _of(terms, left)
+            if stop():
+                break
     return best
 
 

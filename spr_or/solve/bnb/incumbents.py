@@ -35,8 +35,10 @@ def polisher(design: Design) -> Polish:
     normal equations where these leave the box alone; all else by the first-order method, whose
     objective is an upper bound anyhow.
     """
-    if design.loss != "squared" or design.moments is None:
+    if design.loss != "squared":
         return lambda supports: _by_gradient(design, supports)
+    if design.moments is None:
+        return lambda supports: _on_union(design, supports)
     if design.shape[2] > 1:
         return lambda supports: _by_normal_equations(design, supports)
     return lambda supports: _by_newton(design, supports)
@@ -88,6 +90,24 @@ def _drop_cost(design: Design, W: Tensor) -> Tensor:
         blocks = design.moments.G.view(N, k, N, k).diagonal(dim1=0, dim2=2)  # (k, k, N)
         return torch.einsum("iaq,abi,ibq->i", W, blocks, W)
     return W.square().sum((1, 2))
+
+
+def _on_union(design: Design, supports: list[Tensor]) -> list[Incumbent]:
+    """By the Gram matrix of the entities that any support has."""
+    if not supports:
+        return []
+    union = torch.stack(supports).any(0).nonzero().flatten()
+    if len(union) == 0:
+        return _incumbents(design, design.X.new_zeros((len(supports), *design.shape)), supports)
+    small = design.restrict(union).with_moments()
+    result = []
+    for found in polisher(small)([support[union] for support in supports]):
+        support = torch.zeros_like(supports[0])
+        support[union] = found.support
+        W = design.X.new_zeros(design.shape)
+        W[union] = found.W
+        result.append(Incumbent(found.objective, support, W))
+    return result
 
 
 def _by_newton(design: Design, supports: list[Tensor]) -> list[Incumbent]:

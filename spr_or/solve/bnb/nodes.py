@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,9 +14,11 @@ from spr_or.solve.bnb import first_order, splitting
 from spr_or.solve.bnb.bounds import Terms
 from spr_or.solve.bnb.design import Design
 
-_ITERATIONS = 300
+_ITERATIONS = 100
 _LAST_ITERATIONS = 20_000
 _ROUNDS = 8
+_CACHED = 640_000  # numbers in all matrices R of a batch, on the CPU
+_WORTH_A_THREAD = 100  # columns
 _FIRST_STEPS = 6  # in d, where a node begins to move curvature
 
 
@@ -104,6 +107,8 @@ class FirstOrderEngine:
             if len(working) == 0:
                 break
             small = self.design.restrict(working)
+            if small.loss == "squared" and len(working) * small.shape[1] <= small.n:
+                small = small.with_moments()
             block = None if small.moments is not None else small.block()
             part = first_order.solve(
                 small, best.W[:, working], Terms(None, free[:, working], one[:, working]),
@@ -125,11 +130,30 @@ class FirstOrderEngine:
 class SplitEngine:
     """`splitting.evaluate` on the entities each node has left."""
 
-    def __init__(self, design: Design, mu: float, steps: int, curvature_one: float) -> None:
+    def __init__(
+        self, design: Design, mu: float, steps: int, curvature_one: float, workers: int = 1
+    ) -> None:
         self.design, self.mu, self.steps = design, mu, steps
-        self.curvature_one = curvature_one
+        self.curvature_one, self.workers = curvature_one, workers
 
     def __call__(self, nodes: Sequence[Node], cutoff: float) -> None:
+        if self.design.X.device.type != "cpu":
+            return self.evaluate(nodes)
+        # Of one size, and few enough that their matrices stay in the cache; a thread a core.
+        ordered = sorted(nodes, key=lambda node: len(node.position))
+        columns = max(1, len(ordered[-1].position)) * self.design.shape[1]
+        count = max(1, min(_CACHED // columns**2, -(-len(ordered) // self.workers)))
+        chunks = [ordered[i : i + count] for i in range(0, len(ordered), count)]
+        if len(chunks) == 1 or self.workers == 1 or columns < _WORTH_A_THREAD:
+            for chunk in chunks:
+                self.evaluate(chunk)
+            return None
+        with ThreadPoolExecutor(self.workers) as pool:
+            list(pool.map(self.evaluate, chunks))
+        return None
+
+    def evaluate(self, nodes: Sequence[Node]) -> None:
+        """All at once, as one batch."""
         batch = self.gather(nodes)
         quadratic = splitting.quadratic_of(self.design, batch.position, batch.present)
         split = splitting.evaluate(quadratic, batch, self.mu, self.steps)

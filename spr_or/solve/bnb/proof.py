@@ -72,6 +72,18 @@ class Proof:
         """Branch on an entity; both children are added next."""
         self.records[record].branch = entity
 
+    def repair(self) -> None:
+        """Take back what a search broken off in mid-step has left half done: a branching of one side."""
+        last = self.records[-1] if self.records else None
+        if last is not None and last.value >= 0:
+            sides = sum(r.parent == last.parent for r in self.records)
+            if sides < 2:
+                self.records.pop()
+        parents = {record.parent for record in self.records}
+        for number, record in enumerate(self.records):
+            if record.branch >= 0 and number not in parents:
+                record.branch = -1
+
 
 class Verified(NamedTuple):
     """What a check found: the bound it could prove itself, and everything that was wrong."""

@@ -19,12 +19,8 @@ _ROUNDS = 40
 
 def relax(design: Design, budget: Budget, tolerance: float) -> Node:
     """The root node of a design without fixings, within ``tolerance`` (relative) or out of time."""
-    N, k, q = design.shape
-    X = design.X
-    everything = torch.arange(N, device=X.device)
-    none = torch.zeros(N, dtype=torch.bool, device=X.device)
-    node = Node(everything, none, X.new_zeros((N, k, q)), None)
-    _bound(design, node)
+    node = at_zero(design)
+    X, everything, none = design.X, node.position, node.one
     working = node.score.argsort(descending=True)[:_FIRST]  # type: ignore[union-attr]
     for _ in range(_ROUNDS):
         small = design.restrict(working)
@@ -35,7 +31,7 @@ def relax(design: Design, budget: Budget, tolerance: float) -> Node:
         solved = first_order.solve(
             small, node.W[working].unsqueeze(0), Terms(None, free, ~free),
             smoothness=first_order.lipschitz(small, block), block=block,
-            tolerance=0.5 * tolerance * scale, iterations=3000,
+            tolerance=0.5 * tolerance * scale, iterations=3000, stop=lambda: budget.spent,
         )  # fmt: skip
         trial = Node(everything, none, torch.zeros_like(node.W), None)
         trial.W[working] = solved.W[0]
@@ -52,6 +48,16 @@ def relax(design: Design, budget: Budget, tolerance: float) -> Node:
             break
         used = working[(trial.W[working] != 0).any(-1).any(-1)]
         working = torch.cat([used, found])
+    return node
+
+
+def at_zero(design: Design) -> Node:
+    """The root bounded at W = 0."""
+    N, k, q = design.shape
+    X = design.X
+    none = torch.zeros(N, dtype=torch.bool, device=X.device)
+    node = Node(torch.arange(N, device=X.device), none, X.new_zeros((N, k, q)), None)
+    _bound(design, node)
     return node
 
 

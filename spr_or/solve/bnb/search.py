@@ -22,7 +22,7 @@ from spr_or.solve.interrupt import Budget
 
 _DIVE_EVERY = 8
 _TRY = 1
-GRAM_COLUMNS = 6000  # up to here a Gram matrix (288 MB) pays
+GRAM_COLUMNS = 2000  # up to here a Gram matrix of what is left pays
 
 
 class Progress(NamedTuple):
@@ -84,6 +84,7 @@ class Search:
     evaluated: int = 0
     heap: list[tuple[float, int, Node]] = field(default_factory=list)
     trace: list[Progress] = field(default_factory=list)
+    mid_round: bool = False
     counter: itertools.count = field(default_factory=itertools.count)
 
     @property
@@ -106,6 +107,7 @@ class Search:
 
     def report(self) -> None:
         """Note the progress, and tell who listens."""
+        self.mid_round = False
         now = self.progress
         self.trace.append(now)
         if self.listener is not None:
@@ -189,17 +191,19 @@ class Search:
             supports.append(support)
         return supports
 
-    def run(self, engine: Engine, batch: int) -> None:
-        """Branch until the gap is closed or the time is up.
+    def run(self, engine: Engine, batch: int, nodes: float = math.inf) -> None:
+        """Branch until the gap is closed, the time is up, or ``nodes`` more are evaluated.
 
         With fewer open nodes than ``batch``, each tries several entities at once (strong branching).
         """
         polish = incumbents.polisher(self.design)
         costs = branching.PseudoCosts(self.design.price)
         tried: set[bytes] = set()
+        last = self.evaluated + nodes
         for round_number in itertools.count(1):
-            if not self.heap or self.budget.spent:
+            if not self.heap or self.budget.spent or self.evaluated >= last:
                 break
+            self.mid_round = True
             parents = []
             for node in self.take(batch, round_number):
                 node = self.fix(node)  # the incumbent may have improved since
@@ -220,6 +224,18 @@ class Search:
                     self.record(node, node.record, CONTINUES)
                     self.settle(node)
             self.report()
+
+    def begin_again(self, node: Node) -> None:
+        """Forget the tree below the root, and go on with ``node``, a better answer to the root."""
+        self.mid_round = True
+        del self.proof.records[1:]
+        top = self.proof.records[0]
+        top.zeros = top.ones = top.zeros[:0]
+        top.branch = -1
+        self.closed = math.inf
+        self.record(node, 0, CONTINUES)
+        self.open(self.fix(node))
+        self.report()
 
     def try_branchings(
         self, parents: list[Node], engine: Engine, costs: branching.PseudoCosts, batch: int
