@@ -29,7 +29,7 @@ from spr_or.solve.certificate import certify
 from spr_or.solve.interrupt import Budget
 
 _CANDIDATES = 200  # entities the first local search looks at
-_SPLIT_COLUMNS = 1000  # above, one semidefinite step costs more than it brings
+_SPLIT_COLUMNS = 600  # above, one semidefinite step costs more than it brings
 _MIXED_COLUMNS = 60  # below, the split pays in any case
 _PAYS = 0.5  # the share of the root gap the split must close to be used everywhere
 _PATH = (100.0, 10.0, 1.0)  # of the barrier at the root, in units of its last value
@@ -90,7 +90,8 @@ def branch_and_bound(
             _solve(search, batch, workers)
         except KeyboardInterrupt:
             status = "interrupted"
-        return _certificate(problem, search, status)
+        on_cpu = design.X.device.type == "cpu"
+        return _certificate(problem, design if on_cpu else design_of(problem), search, status)
     finally:
         torch.set_num_threads(workers)
 
@@ -169,19 +170,20 @@ def _engine(search: Search, node: Node, batch: int, workers: int) -> Engine:
     if q > 1:
         return many_outputs.begin(search, node, first) or first
     mu = 2e-3 * abs(search.best.objective) / max(1, N * k)
+    small = max(0.1 * float(design.ridge.min()), 1e-8 * float(design.moments.G.diagonal().amax()))
+    mixed = MixedEngine(first, SplitEngine(design, mu, _NODE_STEPS, small, workers), _MIXED_COLUMNS)
+    if N * k > _SPLIT_COLUMNS:
+        return mixed
+    search.run(mixed, batch, (N * k) ** 3 // _TRIAL)
+    if not search.heap or search.budget.spent:
+        return mixed
     Q = design.moments.G.clone()
     Q.diagonal().add_(design.ridge.repeat_interleave(k))
-    if N * k > _SPLIT_COLUMNS:
-        small = 0.1 * float(design.ridge.min())
-        split = SplitEngine(design, mu, _NODE_STEPS, small, workers)
-        return MixedEngine(first, split, _MIXED_COLUMNS)
     eigenvalues = torch.linalg.eigvalsh(Q)
     smallest, largest = float(eigenvalues[0]), float(eigenvalues[-1])
-    split = SplitEngine(design, mu, _NODE_STEPS, 0.1 * smallest, workers)
-    mixed = MixedEngine(first, split, _MIXED_COLUMNS)
-    search.run(mixed, batch, (N * k) ** 3 // _TRIAL)
-    if smallest <= 1e-8 * largest or not search.heap or search.budget.spent:
+    if smallest <= 1e-8 * largest:
         return mixed
+    split = SplitEngine(design, mu, _NODE_STEPS, 0.1 * smallest, workers)
     child = _split_root(search, node, split, smallest)
     if child.own - node.bound <= _PAYS * (search.best.objective - node.bound):
         return mixed
@@ -194,6 +196,8 @@ def _split_root(search: Search, node: Node, split: SplitEngine, smallest: float)
     child = node.keep(torch.ones_like(node.one), node.one)
     child.d = splitting.uniform(split.design, len(node.position), 0.9 * smallest)
     for factor in _PATH:
+        if search.budget.spent:
+            break
         SplitEngine(split.design, factor * split.mu, _ROOT_STEPS, split.curvature_one)(
             [child], search.cutoff
         )
@@ -201,9 +205,15 @@ def _split_root(search: Search, node: Node, split: SplitEngine, smallest: float)
     return child
 
 
-def _certificate(problem: SparseTrainingProblem, search: Search, status: str) -> ProofCertificate:
+def _certificate(
+    problem: SparseTrainingProblem, whole: Design, search: Search, status: str
+) -> ProofCertificate:
+    if bool((search.best.W.abs() >= whole.M[:, None, None].to(search.best.W)).any()):
+        # In a corner of the box the quick polish may have stopped short.
+        better = incumbents.in_box(whole, search.best.support.cpu())
+        if better.objective < search.best.objective:
+            search.best = better
     best = search.best
-    whole = design_of(problem)
     support = best.support.cpu().double()
     bound = search.bound
     if search.mid_round:
@@ -215,6 +225,8 @@ def _certificate(problem: SparseTrainingProblem, search: Search, status: str) ->
         bound = min(float(proven.bound), best.objective)
     if max(0.0, best.objective - bound) <= search.gap * max(1e-10, abs(best.objective)):
         status = "optimal"
+    elif status == "time_limit" and not search.heap:
+        status = "inexact"  # a leaf without a choice left whose convex problem resists
     # The search adds in another order than a check does: what that can change is given away.
     bound -= rounding(problem)
     made = certify(

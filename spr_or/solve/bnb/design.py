@@ -185,6 +185,8 @@ def _times_gram(flat: Tensor, G: Tensor) -> Tensor:
 
 def _whole_columns(groups: tuple[tuple[int, ...], ...], q: int) -> list[list[int]] | None:
     """Entities as columns of X where each owns all outputs of its columns, else None."""
+    if q == 1:
+        return [sorted(group) for group in groups]
     columns = []
     for group in groups:
         owned = sorted({j // q for j in group})

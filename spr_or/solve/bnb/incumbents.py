@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy import optimize
 from torch import Tensor
 
+from spr_or.losses import LOSSES
 from spr_or.solve.bnb import first_order
 from spr_or.solve.bnb.bounds import Terms, penalty_of, scores
 from spr_or.solve.bnb.design import Design, loss_and_gradient
@@ -144,15 +149,74 @@ def _by_normal_equations(design: Design, supports: list[Tensor]) -> list[Incumbe
         Q, right = G[columns][:, columns], C[columns]
         Q.diagonal().add_(design.ridge[support].repeat_interleave(k))
         L, singular = torch.linalg.cholesky_ex(Q)
-        solved = torch.cholesky_solve(right, L)
+        solved = torch.linalg.pinv(Q, hermitian=True) @ right
+        if not int(singular):
+            solved = torch.cholesky_solve(right, L)
         W = design.X.new_zeros(design.shape)
         W[support] = solved.view(-1, *design.shape[1:])
-        if int(singular) or bool((W.abs() > design.M[:, None, None]).any()):
-            result += _by_gradient(design, [support])
+        if bool((W.abs() > design.M[:, None, None]).any()):
+            result.append(in_box(design, support))
             continue
         objective = c0 - (right * solved).sum() + design.price[support].sum()
         result.append(Incumbent(float(objective), support, W))
     return result
+
+
+def in_box(design: Design, support: Tensor) -> Incumbent:
+    """The best weights on a support as exactly as a library can find them, whatever the conditioning.
+
+    With every indicator fixed this is a convex problem in a box: bounded least squares by an active
+    set for each output of the squared loss, L-BFGS-B for the logistic loss (both of scipy).
+    """
+    at = support.nonzero().flatten()
+    if len(at) == 0:
+        return _incumbents(design, design.X.new_zeros((1, *design.shape)), [support])[0]
+    small = design.restrict(at)
+    real = small.real.flatten().cpu().numpy()
+    block = small.block().cpu().numpy()[:, real]
+    Y, q = design.Y.cpu().numpy(), design.shape[2]
+    limit = small.M.repeat_interleave(design.shape[1]).cpu().numpy()[real]
+    ridge = small.ridge.repeat_interleave(design.shape[1]).cpu().numpy()[real]
+    if design.loss == "squared":
+        rows = np.concatenate([block / math.sqrt(design.n), np.diag(np.sqrt(ridge))])
+        zeros = np.zeros(len(ridge))
+        columns = [
+            optimize.lsq_linear(
+                rows, np.concatenate([y / math.sqrt(design.n), zeros]), (-limit, limit),
+                method="bvls", tol=1e-15,
+            ).x
+            for y in Y.T
+        ]  # fmt: skip
+        found = np.stack(columns, axis=1)
+    else:
+        found = _logistic_in_box(block, design, ridge, np.repeat(limit, q)).reshape(-1, q)
+    W = design.X.new_zeros((1, *design.shape))
+    table = np.zeros((len(real), q))
+    table[real] = found
+    W[0, at] = torch.from_numpy(table).to(W).view(len(at), *design.shape[1:])
+    return _incumbents(design, W, [support])[0]
+
+
+def _logistic_in_box(
+    block: NDArray[np.float64], design: Design, ridge: NDArray[np.float64], limit: NDArray
+) -> NDArray[np.float64]:
+    loss, q = LOSSES[design.loss], design.shape[2]
+    Y = design.Y.cpu()
+
+    def value_and_gradient(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        w = flat.reshape(-1, q)
+        prediction = torch.from_numpy(block @ w)
+        value = float(loss.value(prediction, Y).sum()) / design.n
+        slope = block.T @ loss.gradient(prediction, Y).numpy() / design.n
+        pull = ridge[:, None] * w
+        return value + float((pull * w).sum()), (slope + 2 * pull).ravel()
+
+    start = np.zeros(len(limit))
+    settings = {"maxiter": 20_000, "maxfun": 40_000, "ftol": 0.0, "gtol": 1e-12, "maxcor": 30}
+    return optimize.minimize(
+        value_and_gradient, start, jac=True, method="L-BFGS-B",
+        bounds=optimize.Bounds(-limit, limit), options=settings,
+    ).x  # fmt: skip
 
 
 def _by_gradient(design: Design, supports: list[Tensor]) -> list[Incumbent]:

@@ -15,10 +15,11 @@ from spr_or.solve.bnb.bounds import Terms
 from spr_or.solve.bnb.design import Design
 
 _ITERATIONS = 100
-_LAST_ITERATIONS = 20_000
+_LAST_ITERATIONS = 300
 _ROUNDS = 8
 _CACHED = 640_000  # numbers in all matrices R of a batch, on the CPU
 _WORTH_A_THREAD = 100  # columns
+_PATIENCE = 64  # first-order nodes before the first curvature is moved: easy trees end earlier
 _FIRST_STEPS = 6  # in d, where a node begins to move curvature
 
 
@@ -195,13 +196,15 @@ class MixedEngine:
 
     def __init__(self, first: FirstOrderEngine, split: SplitEngine, columns: int) -> None:
         self.first, self.split, self.columns = first, split, columns
+        self.patience = _PATIENCE
 
     def __call__(self, nodes: Sequence[Node], cutoff: float) -> None:
         plain = [node for node in nodes if node.d is None]
         if plain:
             self.first(plain, cutoff)
         k = self.split.design.shape[1]
-        for node in plain:
+        self.patience -= len(plain)
+        for node in plain if self.patience < 0 else []:
             if node.bound < cutoff and len(node.position) * k <= self.columns:
                 self.try_split(node, cutoff)
         split = [node for node in nodes if node.d is not None and node not in plain]

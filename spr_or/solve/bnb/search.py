@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spr_or.solve.bnb import branching, incumbents
-from spr_or.solve.bnb.bounds import forced_bounds
+from spr_or.solve.bnb import branching, first_order, incumbents
+from spr_or.solve.bnb.bounds import Terms, forced_bounds
 from spr_or.solve.bnb.design import Design
 from spr_or.solve.bnb.incumbents import Incumbent
 from spr_or.solve.bnb.nodes import Engine, Node
@@ -210,7 +210,7 @@ class Search:
                 if bool(node.free.any()):
                     parents.append(node)
                 else:
-                    self.close_fixed(node, engine, polish)
+                    self.close_fixed(node, engine)
             trials = self.try_branchings(parents, engine, costs, batch)
             children = [child for trial in trials for child in trial.children]
             self.try_rounding(children, polish, tried)
@@ -296,16 +296,24 @@ class Search:
         """The problem's number of an entity of a node."""
         return int(self.design.entities[node.position[index]])
 
-    def close_fixed(self, node: Node, engine: Engine, polish: incumbents.Polish) -> None:
+    def close_fixed(self, node: Node, engine: Engine) -> None:
         """A node whose last entity was fixed: evaluate it once more, now without a choice."""
         last = node.keep(torch.ones_like(node.one), node.one)
         engine([last], math.inf)
         self.evaluated += 1
-        self.record(last, node.record, CONTINUES)
-        self.closed = min(self.closed, last.bound)
         support = torch.zeros(self.design.shape[0], dtype=torch.bool, device=self.design.X.device)
         support[node.position] = True
-        self.offer(polish([support])[0])
+        found = incumbents.in_box(self.design, support)
+        self.offer(found)
+        # Without a ridge a bound is as good as its point: the polished one may be better.
+        small, W = self.design.restrict(node.position), found.W[node.position]
+        terms = Terms(None, last.free.unsqueeze(0), last.one.unsqueeze(0))
+        at = first_order.evaluate(small, W.unsqueeze(0), terms, None)
+        if float(at.bound) > last.own:
+            last.W, last.d, last.own = W, None, float(at.bound)
+            last.bound = max(last.bound, last.own)
+        self.record(last, node.record, CONTINUES)
+        self.closed = min(self.closed, last.bound)
 
     def try_rounding(
         self, children: list[Node], polish: incumbents.Polish, tried: set[bytes]
