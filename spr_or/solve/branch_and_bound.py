@@ -35,7 +35,7 @@ _PAYS = 0.5  # the share of the root gap the split must close to be used everywh
 _PATH = (100.0, 10.0, 1.0)  # of the barrier at the root, in units of its last value
 _ROOT_STEPS, _NODE_STEPS = 15, 1
 _BATCH = {"cpu": 32, "cuda": 256}
-_TRIAL = 300_000  # columns cubed a node that the first-order tree may try before curvature is moved
+_TRIAL = 1500  # first-order nodes before curvature is moved at every node
 
 
 def branch_and_bound(
@@ -174,7 +174,7 @@ def _engine(search: Search, node: Node, batch: int, workers: int) -> Engine:
     mixed = MixedEngine(first, SplitEngine(design, mu, _NODE_STEPS, small, workers), _MIXED_COLUMNS)
     if N * k > _SPLIT_COLUMNS:
         return mixed
-    search.run(mixed, batch, (N * k) ** 3 // _TRIAL)
+    search.run(mixed, batch, _TRIAL)
     if not search.heap or search.budget.spent:
         return mixed
     Q = design.moments.G.clone()
