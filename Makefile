@@ -19,7 +19,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt $(BIN)/python
 	@$(BIN)/python $(REQUIRE_311)
 	@echo "Installing SPR-OR and its dependencies into $(VENV) (a few minutes the first time)"
-	@$(PIP) install -c constraints.txt -e ".[dev]"
+	@$(PIP) install -c constraints.txt -e ".[dev,ray]"
 	@touch $@
 
 $(BIN)/python:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-LAZY = ("pyomo", "cvxpy", "clarabel", "highspy", "pyscipopt", "matplotlib")
+LAZY = ("pyomo", "cvxpy", "clarabel", "highspy", "pyscipopt", "matplotlib", "ray")
 
 
 @pytest.mark.parametrize("module", ["spr_or", "spr_or.projected"])
