@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from spr_or.sweep.jobs import Job, dense_folder_name, dense_recipe
 from spr_or.sweep.plan import Plan, Point, SweepError
@@ -27,6 +28,8 @@ from spr_or.train.durable import write_text
 from spr_or.train.phases import RunError
 from spr_or.train.recipe import SpeedRecipe
 from spr_or.train.run import run_recipe
+
+_GRACE = 5.0  # seconds for the workers of a killed sweep to go
 
 
 class Result(NamedTuple):
@@ -132,15 +135,24 @@ def _jobs(points: list[Point], folder: Path) -> tuple[deque[Job], dict[Path, lis
     return ready, waiting
 
 
+def _locked(lock: TextIO) -> bool:
+    """Whether the file is this process's now; asking again does no harm."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """Refuse a folder in which another sweep is at work; the lock goes with its process."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SweepError(
-                f"another sweep is at work in {folder}: wait, or name another --out"
-            ) from None
+        # Workers of a sweep that was killed hold its lock until they see that, a moment later.
+        until = time.monotonic() + _GRACE
+        while not _locked(lock) and time.monotonic() < until:
+            time.sleep(0.1)
+        if not _locked(lock):
+            raise SweepError(f"another sweep is at work in {folder}: wait, or name another --out")
         yield
