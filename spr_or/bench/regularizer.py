@@ -63,14 +63,12 @@ def command(
     ] = None,
 ) -> None:
     """What SPR costs: a training step with and without it, and its own speed against memory."""
-    import torch
     from rich.console import Console
     from rich.progress import track
 
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise typer.BadParameter(f"the folder of {json_file} does not exist: make it first")
-    if threads is not None:
-        torch.set_num_threads(threads)
+    from spr_or.files import write_json
+
+    prepare(json_file, threads)
     blocks = list(_blocks(seconds))
     progress = Console(stderr=True)
     rows = [
@@ -81,7 +79,17 @@ def command(
     machine = describe_machine()
     _print(Console(), machine, rows)
     if json_file is not None:
-        _write(json_file, {"machine": machine, "rows": [asdict(row) for row in rows]})
+        write_json(json_file, {"machine": machine, "rows": [asdict(row) for row in rows]})
+
+
+def prepare(json_file: Path | None, threads: int | None) -> None:
+    """What every bench does first: refuse a file that could not be written, and set torch's threads."""
+    import torch
+
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise typer.BadParameter(f"the folder of {json_file} does not exist: make it first")
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def describe_machine() -> dict[str, Any]:
@@ -317,12 +325,3 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    import json
-
-    from spr_or.files import write_aside
-
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    write_aside(path, lambda aside: aside.write_text(text))

@@ -88,13 +88,10 @@ def command(
     import torch
     from rich.console import Console
 
-    from spr_or.bench.regularizer import describe_machine
+    from spr_or.bench.regularizer import describe_machine, prepare
     from spr_or.files import write_json
 
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise typer.BadParameter(f"the folder of {json_file} does not exist: make it first")
-    if threads is not None:
-        torch.set_num_threads(threads)
+    prepare(json_file, threads)
     machine = describe_machine() | {"workers": workers}
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     progress = Console(stderr=True)
