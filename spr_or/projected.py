@@ -134,13 +134,31 @@ def _norm_slope(alpha: float, variant: str) -> float:
     return (1 + alpha) * _ratio(alpha)
 
 
+def closed_form(w: Tensor, alpha: float, M: Bound, variant: str = "exact") -> EntityTerms:
+    """`entity_terms` of entities with the weights w (..., N, k): regime, y~, z and its derivatives.
+
+    The functions that follow give one of them; who needs several asks once.
+
+    >>> terms = closed_form(torch.tensor([[0.3, 0.4]]), alpha=0.5, M=1.0)
+    >>> terms.value.item(), terms.indicator.item()
+    (0.5, 0.5)
+    """
+    _check(w, alpha, M, variant)
+    x = _compute(w)
+    peak = x.abs().amax(-1)
+    # Dividing by the peak first keeps the squares of very small or very large weights representable.
+    scale = torch.where(peak > 0, peak, 1.0)
+    norm = scale * torch.linalg.vector_norm(x / scale.unsqueeze(-1), dim=-1)
+    return entity_terms(norm, peak, alpha, _per_entity(M, x), variant)
+
+
 def regime(w: Tensor, alpha: float, M: Bound, variant: str = "exact") -> Tensor:
     """The `Regime` of each entity: int64, shape (..., N).  It does not depend on the variant.
 
     >>> regime(torch.tensor([[0.1, 0.1], [0.5, 0.0], [9.0, 9.0]]), alpha=0.5, M=1.0).tolist()
     [0, 0, 2]
     """
-    return _terms_of(w, alpha, M, variant).regime
+    return closed_form(w, alpha, M, variant).regime
 
 
 def indicator(w: Tensor, alpha: float, M: Bound, variant: str = "exact") -> Tensor:
@@ -149,7 +167,7 @@ def indicator(w: Tensor, alpha: float, M: Bound, variant: str = "exact") -> Tens
     >>> indicator(torch.tensor([[0.3, 0.4]]), alpha=0.5, M=1.0).item()
     0.5
     """
-    return _terms_of(w, alpha, M, variant).indicator.to(w.dtype)
+    return closed_form(w, alpha, M, variant).indicator.to(w.dtype)
 
 
 def value(w: Tensor, alpha: float, M: Bound, variant: str = "exact") -> Tensor:
@@ -158,7 +176,7 @@ def value(w: Tensor, alpha: float, M: Bound, variant: str = "exact") -> Tensor:
     >>> value(torch.tensor([[0.3, 0.4], [0.0, 0.0]]), alpha=0.5, M=1.0).tolist()
     [0.5, 0.0]
     """
-    return _terms_of(w, alpha, M, variant).value.to(w.dtype)
+    return closed_form(w, alpha, M, variant).value.to(w.dtype)
 
 
 def gradient(w: Tensor, alpha: float, M: Bound, variant: str = "exact") -> Tensor:
@@ -169,7 +187,7 @@ def gradient(w: Tensor, alpha: float, M: Bound, variant: str = "exact") -> Tenso
     >>> gradient(torch.tensor([[0.3, 0.4]]), alpha=0.5, M=1.0).tolist()
     [[0.6000000238418579, 0.800000011920929]]
     """
-    terms = _terms_of(w, alpha, M, variant)
+    terms = closed_form(w, alpha, M, variant)
     x = _compute(w)
     magnitude = x.abs()
     attains = (magnitude == magnitude.amax(-1, keepdim=True)).to(x)
@@ -198,9 +216,10 @@ def prox(
     .. math::  \psi_j(s) = t\alpha\, r_j^2 + M (|v_j| - M s)_+ ,\qquad r_j = \min(|v_j| / s, M).
 
     Every psi_j is convex and decreasing, so Newton's method started left of the root climbs to it
-    without overshooting.  It starts at the root for the largest weight alone, and each step also
-    tries the root that the unclipped weights alone would have, s sqrt(T_u / (t (1 - alpha))): another
-    lower bound, and the answer itself once nothing is clipped.  At y = 0 the derivative is
+    without overshooting.  It starts at the root for the largest weight alone, which is the answer
+    for entities of one weight, and each step also tries the root that the unclipped weights alone
+    would have, s sqrt(T_u / (t (1 - alpha))): another lower bound, and the answer itself once nothing
+    is clipped.  At y = 0 the derivative is
     t (1 - alpha - sum_j phi(v_j / t)): the result is exactly zero iff sum_j phi(v_j / t) <= 1 - alpha.
 
     Raises ``ValueError`` for the other variants, which are not convex, and for step <= 0.
@@ -233,7 +252,7 @@ def prox(
     else:
         alone = ceiling
     s = clamp(alone)
-    for _ in range(_NEWTON_STEPS):
+    for _ in range(_NEWTON_STEPS if x.shape[-1] > 1 else 0):
         divisor = s.clamp(min=tiny)
         clipped = magnitude > bound * s
         r = torch.where(clipped, bound, magnitude / divisor)
@@ -252,7 +271,7 @@ def prox(
         if done:
             break
     y = s - shift
-    if alpha < 1:
+    if alpha < 1 and x.shape[-1] > 1:
         gain = slope_of(x / t, alpha, bound.squeeze(-1)).unsqueeze(-1)
         y = torch.where(gain > 0, y, floor - shift)
     shrunk = torch.minimum(magnitude * (y / s.clamp(min=tiny)), bound * y)
@@ -306,16 +325,6 @@ def conjugate(
     h = slope_of(_compute(u), alpha, M, metric=metric)
     best = torch.maximum(_per_entity(lower, h) * h, _per_entity(upper, h) * h)
     return (best + 0.0).to(u.dtype)  # + 0.0 turns -0.0 into 0.0
-
-
-def _terms_of(w: Tensor, alpha: float, M: Bound, variant: str) -> EntityTerms:
-    _check(w, alpha, M, variant)
-    x = _compute(w)
-    peak = x.abs().amax(-1)
-    # Dividing by the peak first keeps the squares of very small or very large weights representable.
-    scale = torch.where(peak > 0, peak, 1.0)
-    norm = scale * torch.linalg.vector_norm(x / scale.unsqueeze(-1), dim=-1)
-    return entity_terms(norm, peak, alpha, _per_entity(M, x), variant)
 
 
 def _compute(w: Tensor) -> Tensor:

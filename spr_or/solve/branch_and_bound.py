@@ -10,7 +10,8 @@ moved curvature where the loss has some (`splitting`), else by an accelerated pr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ def branch_and_bound(
     device: str | torch.device = "cpu",
     *,
     start: Tensor | None = None,
-    rule: str = "pseudocost",
+    rule: str = "fractional",
     progress: Callable[[Progress], None] | None = None,
 ) -> ProofCertificate:
     """Solve a linear problem to a proven relative gap.
@@ -82,8 +83,7 @@ def branch_and_bound(
     batch = node_batch or _BATCH.get(torch.device(device).type, 256)
     # Small matrices: the threads torch would use inside an operation serve whole batches of nodes.
     workers = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with _threads(1):
         search = _begin(problem, design, budget, gap, start, rule, progress)
         status = "time_limit"
         try:
@@ -92,8 +92,16 @@ def branch_and_bound(
             status = "interrupted"
         on_cpu = design.X.device.type == "cpu"
         return _certificate(problem, design if on_cpu else design_of(problem), search, status)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
     finally:
-        torch.set_num_threads(workers)
+        torch.set_num_threads(before)
 
 
 def _begin(
@@ -131,7 +139,8 @@ def _solve(search: Search, batch: int, workers: int) -> None:
     search.mid_round = True
     node = search.fix(node)
     search.open(node)
-    search.shrink(node)
+    with _threads(workers):  # one large matrix
+        search.shrink(node)
     search.run(_engine(search, node, batch, workers), batch)
 
 

@@ -24,10 +24,14 @@ class PseudoCosts:
         self.total = price.new_zeros((2, len(price)))
         self.times = price.new_zeros((2, len(price)))
 
-    def learn(self, position: int, value: int, gain: float, distance: float) -> None:
-        """An entity moved by ``distance`` to ``value`` and raised the bound by ``gain``."""
-        self.total[value, position] += max(gain, 0.0) / max(distance, 1e-2)
-        self.times[value, position] += 1
+    def learn(self, parent: Node, index: int, sides: tuple[Node, Node]) -> None:
+        """The entity at ``index`` of an evaluated parent was moved to 0 and to 1."""
+        assert parent.indicator is not None
+        position, y = int(parent.position[index]), float(parent.indicator[index])
+        for value, distance in enumerate((y, 1 - y)):
+            gain = max(sides[value].own - parent.own, 0.0)
+            self.total[value, position] += gain / max(distance, 1e-2)
+            self.times[value, position] += 1
 
     def rates(self, position: Tensor) -> Tensor:
         """(2, n): averages of what was seen and, once, the price."""
@@ -66,7 +70,6 @@ RULES: dict[str, Rule] = {
 }
 
 
-def choose(node: Node, rule: str, costs: PseudoCosts, count: int) -> list[int]:
-    """The indices within the node of the ``count`` free entities that the rule likes best."""
-    value = torch.where(node.free, RULES[rule](node, costs), -torch.inf)
-    return value.topk(min(count, int(node.free.sum()))).indices.tolist()
+def choose(node: Node, rule: str, costs: PseudoCosts) -> int:
+    """The index within the node of the free entity that the rule likes best."""
+    return int(torch.where(node.free, RULES[rule](node, costs), -torch.inf).argmax())

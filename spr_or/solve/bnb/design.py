@@ -19,6 +19,8 @@ from torch import Tensor
 from spr_or.losses import LOSSES
 from spr_or.problem import SparseTrainingProblem
 
+_SMALL = 256  # columns: up to here a whole product costs less than to look which ones are used
+
 
 class Moments(NamedTuple):
     """G (P, P), C (P, q), c0 () of the squared loss, over P = N k padded columns.
@@ -120,12 +122,10 @@ def design_of(problem: SparseTrainingProblem, device: str | torch.device = "cpu"
     if columns is None:
         X, Y = torch.kron(X, torch.eye(q, dtype=X.dtype)), Y.reshape(-1, 1)
         columns, width = [list(group) for group in groups], width * q
-    k = max(map(len, columns))
-    index = torch.zeros((len(columns), k), dtype=torch.int64)
-    real = torch.zeros((len(columns), k), dtype=torch.bool)
-    for i, group in enumerate(columns):
-        index[i, : len(group)] = torch.tensor(group)
-        real[i, : len(group)] = True
+    sizes = torch.tensor([len(group) for group in columns])
+    real = torch.arange(int(sizes.max())) < sizes.unsqueeze(1)
+    index = torch.zeros(real.shape, dtype=torch.int64)
+    index[real] = torch.tensor([j for group in columns for j in group])
     weight = problem.lam * problem.u
     return Design(
         X.to(device), Y.to(device), problem.n, problem.loss,
@@ -177,8 +177,10 @@ def loss_and_gradient(
 def _times_gram(flat: Tensor, G: Tensor) -> Tensor:
     """G W for W (B, P, q); of G only the rows whose columns any W uses are read."""
     B, P, _ = flat.shape
-    used = (flat != 0).any(0).any(-1).nonzero().flatten()
     rows = flat.mT.reshape(-1, P)
+    if P <= _SMALL:
+        return (rows @ G).view(B, -1, P).mT
+    used = (rows != 0).any(0).nonzero().flatten()
     product = rows @ G if 2 * len(used) > P else rows[:, used] @ G[used]
     return product.view(B, -1, P).mT
 

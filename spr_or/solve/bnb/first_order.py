@@ -20,7 +20,7 @@ from spr_or.solve.bnb.design import Design, loss_and_gradient
 
 _CHECK_EVERY = 10
 _POWER_STEPS = 20
-_RELATIVE = 0.1
+_RELATIVE = 0.3
 
 
 class Solved(NamedTuple):
@@ -61,16 +61,17 @@ def solve(
     *,
     smoothness: float,
     block: Tensor | None = None,
+    start: Solved | None = None,
     cutoff: float = float("inf"),
     tolerance: float = 1e-6,
     iterations: int = 1000,
     stop: Callable[[], bool] = lambda: False,
 ) -> Solved:
     """Solve a batch of nodes from W (B, N, k, q), until each is within ``tolerance`` (absolute) or its
-    bound passes ``cutoff``, or ``stop`` says so."""
+    bound passes ``cutoff``, or ``stop`` says so.  ``start`` is what `evaluate` finds at W, where known."""
     penalty = penalty_of(design)
     step = 1 / smoothness
-    best = evaluate(design, W, terms, block)
+    best = start or evaluate(design, W, terms, block)
     open_ = (~done(best, tolerance, cutoff)).nonzero().flatten()
     W, V, terms = W[open_], W[open_], _of(terms, open_)
     momentum = torch.ones(len(W), dtype=W.dtype, device=W.device)
@@ -118,12 +119,15 @@ def evaluate(design: Design, W: Tensor, terms: Terms, block: Tensor | None) -> S
     value, gradient = loss_and_gradient(design, W, block)
     penalty = penalty_of(design)
     bound, score = dual_bound(penalty, value, gradient, W, terms)
-    rows = W.flatten(-2)
-    relaxed = penalty.weight * projected.value(rows, design.alpha, design.M)
-    fixed = penalty.ridge * rows.square().sum(-1) + penalty.price
-    cost = torch.where(terms.one, fixed, torch.where(terms.free, relaxed, 0.0)).sum(-1)
-    y = projected.indicator(rows, design.alpha, design.M)
-    y = torch.where(terms.one, 1.0, torch.where(terms.free, y, 0.0))
+    # Most entities have no weights in any node, and neither cost nor indicator.
+    used = (terms.one | (W != 0).flatten(2).any(-1)).any(0).nonzero().flatten()
+    rows, one, free = W[:, used].flatten(-2), terms.one[:, used], terms.free[:, used]
+    closed = projected.closed_form(rows, design.alpha, design.M[used])
+    relaxed = penalty.weight[used] * closed.value
+    fixed = penalty.ridge[used] * rows.square().sum(-1) + penalty.price[used]
+    cost = torch.where(one, fixed, torch.where(free, relaxed, 0.0)).sum(-1)
+    y = torch.zeros_like(score)
+    y[:, used] = torch.where(one, 1.0, torch.where(free, closed.indicator, 0.0))
     return Solved(W, bound, score, y, value + cost)
 
 

@@ -32,6 +32,7 @@ class Node:
     diagonal (n, k) for several
     own : the bound at the tangent point; bound : the best one known, of a parent or its own
     score (n,), indicator (n,) : as evaluated; record : its number in the proof
+    fixed_at : the incumbent's objective when it was last looked for what can be fixed
     """
 
     position: Tensor
@@ -43,6 +44,7 @@ class Node:
     score: Tensor | None = None
     indicator: Tensor | None = None
     record: int = -1
+    fixed_at: float = torch.inf
 
     @property
     def free(self) -> Tensor:
@@ -111,8 +113,13 @@ class FirstOrderEngine:
             if small.loss == "squared" and len(working) * small.shape[1] <= small.n:
                 small = small.with_moments()
             block = None if small.moments is not None else small.block()
+            # The others hold no weights and gain nothing: what is known of all is known of these.
+            start = first_order.Solved(
+                best.W[:, working], best.bound.clone(), best.score[:, working],
+                best.indicator[:, working], best.value.clone(),
+            )  # fmt: skip
             part = first_order.solve(
-                small, best.W[:, working], Terms(None, free[:, working], one[:, working]),
+                small, start.W, Terms(None, free[:, working], one[:, working]), start=start,
                 smoothness=first_order.lipschitz(small, block), block=block, cutoff=cutoff,
                 tolerance=0.5 * self.tolerance, iterations=iterations,
             )  # fmt: skip

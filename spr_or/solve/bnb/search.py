@@ -21,7 +21,6 @@ from spr_or.solve.bnb.proof import CONTINUES, Proof
 from spr_or.solve.interrupt import Budget
 
 _DIVE_EVERY = 8
-_TRY = 1
 GRAM_COLUMNS = 2000  # up to here a Gram matrix of what is left pays
 
 
@@ -40,31 +39,6 @@ class Progress(NamedTuple):
         return max(0.0, self.objective - self.bound) / max(1e-10, abs(self.objective))
 
 
-@dataclass(eq=False)
-class Trial:
-    """Both sides of branching on the entity at ``index`` of ``parent``."""
-
-    parent: Node
-    index: int
-    zero: Node
-    one: Node
-
-    @property
-    def children(self) -> tuple[Node, Node]:
-        """The sides y = 0 and y = 1."""
-        return self.zero, self.one
-
-    def gain(self, value: int) -> float:
-        """What a side raises the bound by."""
-        return max(self.children[value].own - self.parent.own, 0.0)
-
-    @property
-    def merit(self) -> float:
-        """The product of both gains, with a floor for gains of nothing."""
-        floor = 1e-6 * (abs(self.parent.own) + 1e-12)
-        return max(self.gain(0), floor) * max(self.gain(1), floor)
-
-
 @dataclass
 class Search:
     """The state of one search; nodes are numbered as ``design``, ``best`` as the whole problem.
@@ -79,7 +53,7 @@ class Search:
     proof: Proof
     best: Incumbent
     listener: Callable[[Progress], None] | None
-    rule: str = "pseudocost"
+    rule: str = "fractional"
     closed: float = math.inf
     evaluated: int = 0
     heap: list[tuple[float, int, Node]] = field(default_factory=list)
@@ -123,6 +97,7 @@ class Search:
     def fix(self, node: Node) -> Node:
         """Safe fixing of an evaluated node; what was fixed goes into the proof."""
         assert node.score is not None
+        node.fixed_at = self.best.objective
         one_bound, zero_bound = forced_bounds(
             torch.tensor(node.own, dtype=node.score.dtype, device=node.score.device), node.score
         )
@@ -136,6 +111,7 @@ class Search:
         self.proof.fix(node.record, entities[to_zero], entities[to_one])
         fixed = node.keep(~to_zero, node.one | to_one)
         fixed.record, fixed.score = node.record, node.score[~to_zero]
+        fixed.fixed_at = node.fixed_at
         assert node.indicator is not None
         fixed.indicator = torch.where(to_one, 1.0, node.indicator)[~to_zero]
         return fixed
@@ -192,10 +168,7 @@ class Search:
         return supports
 
     def run(self, engine: Engine, batch: int, nodes: float = math.inf) -> None:
-        """Branch until the gap is closed, the time is up, or ``nodes`` more are evaluated.
-
-        With fewer open nodes than ``batch``, each tries several entities at once (strong branching).
-        """
+        """Branch until the gap is closed, the time is up, or ``nodes`` more are evaluated."""
         polish = incumbents.polisher(self.design)
         costs = branching.PseudoCosts(self.design.price)
         tried: set[bytes] = set()
@@ -206,23 +179,16 @@ class Search:
             self.mid_round = True
             parents = []
             for node in self.take(batch, round_number):
-                node = self.fix(node)  # the incumbent may have improved since
+                if node.fixed_at > self.best.objective:
+                    node = self.fix(node)
                 if bool(node.free.any()):
                     parents.append(node)
                 else:
                     self.close_fixed(node, engine)
-            trials = self.try_branchings(parents, engine, costs, batch)
-            children = [child for trial in trials for child in trial.children]
-            self.try_rounding(children, polish, tried)
-            reduced = []
-            for parent in parents:
-                reduced += self.conclude(parent, [t for t in trials if t.parent is parent])
-            if reduced:
-                engine(reduced, self.cutoff)
-                self.evaluated += len(reduced)
-                for node in reduced:
-                    self.record(node, node.record, CONTINUES)
-                    self.settle(node)
+            if parents:
+                self.branch(
+                    parents, engine, costs, lambda nodes: self.try_rounding(nodes, polish, tried)
+                )
             self.report()
 
     def begin_again(self, node: Node) -> None:
@@ -237,64 +203,34 @@ class Search:
         self.open(self.fix(node))
         self.report()
 
-    def try_branchings(
-        self, parents: list[Node], engine: Engine, costs: branching.PseudoCosts, batch: int
-    ) -> list[Trial]:
-        """Evaluate both sides of the entities that the rule likes best."""
-        each = max(1, min(_TRY, batch // max(1, len(parents))))
-        trials = [
-            Trial(parent, index, _child(parent, index, 0), _child(parent, index, 1))
-            for parent in parents
-            for index in branching.choose(parent, self.rule, costs, each)
+    def branch(
+        self,
+        parents: list[Node],
+        engine: Engine,
+        costs: branching.PseudoCosts,
+        look: Callable[[list[Node]], None],
+    ) -> None:
+        """Evaluate both sides of the entity of each parent that the rule likes best; ``look`` at them
+        for incumbents, then open or close them."""
+        indices = [branching.choose(parent, self.rule, costs) for parent in parents]
+        sides = [
+            (_child(parent, index, 0), _child(parent, index, 1))
+            for parent, index in zip(parents, indices, strict=True)
         ]
-        if not trials:
-            return []
-        engine([child for trial in trials for child in trial.children], self.cutoff)
-        self.evaluated += 2 * len(trials)
-        for trial in trials:
-            assert trial.parent.indicator is not None
-            position, y = int(trial.parent.position[trial.index]), trial.parent.indicator
-            distance = float(y[trial.index])
-            costs.learn(position, 0, trial.gain(0), distance)
-            costs.learn(position, 1, trial.gain(1), 1 - distance)
-        return trials
+        children = [child for pair in sides for child in pair]
+        engine(children, self.cutoff)
+        self.evaluated += len(children)
+        look(children)
+        for parent, index, pair in zip(parents, indices, sides, strict=True):
+            costs.learn(parent, index, pair)
+            self.proof.branch(parent.record, int(self.design.entities[parent.position[index]]))
+            for value, child in enumerate(pair):
+                self.record(child, parent.record, value)
+                self.settle(child)
 
     def settle(self, node: Node) -> None:
         """Fix what an evaluated and recorded node can, and keep it open or close it."""
         self.push(node if node.bound >= self.cutoff else self.fix(node))
-
-    def conclude(self, parent: Node, trials: list[Trial]) -> list[Node]:
-        """Branch on the best trial; or, where trials fixed entities, the node that is left, if any."""
-        decided = [t for t in trials if max(c.bound for c in t.children) >= self.cutoff]
-        if len(decided) <= 1:
-            best = decided[0] if decided else max(trials, key=lambda t: t.merit)
-            self.proof.branch(parent.record, self.entity(parent, best.index))
-            for value, child in enumerate(best.children):
-                self.record(child, parent.record, value)
-                self.settle(child)
-            return []
-        at, kept, one = parent.record, torch.ones_like(parent.one), parent.one.clone()
-        for trial in decided:
-            self.proof.branch(at, self.entity(parent, trial.index))
-            losing = [v for v, c in enumerate(trial.children) if c.bound >= self.cutoff]
-            for value in losing:
-                self.record(trial.children[value], at, value)
-                self.closed = min(self.closed, trial.children[value].bound)
-            if len(losing) == 2:
-                return []
-            # The record of the other side has no point of its own: it inherits the bound.
-            at = self.proof.add(at, 1 - losing[0], parent.position[:0], parent.W[:0], None)
-            if losing[0] == 1:
-                kept[trial.index] = False
-            else:
-                one[trial.index] = True
-        left = parent.keep(kept, one)
-        left.record = at
-        return [left]
-
-    def entity(self, node: Node, index: int) -> int:
-        """The problem's number of an entity of a node."""
-        return int(self.design.entities[node.position[index]])
 
     def close_fixed(self, node: Node, engine: Engine) -> None:
         """A node whose last entity was fixed: evaluate it once more, now without a choice."""
