@@ -66,6 +66,8 @@ COLUMNS = {
     "S3": ColumnSettings(500, 1000, l0=0.02),
     "S4": ColumnSettings(500, 5000, l0=0.02),
     "S5": ColumnSettings(500, 200, l0=0.02, rho=0.9, snr=1.0),
+    # Little ridge and a wide box: the perspective term alone is weak, the loss has much to lend it.
+    "S6": ColumnSettings(1000, 100, l0=0.02, rho=0.3, snr=1.0, l2=0.001, M=5.0),
 }
 NAMES = (*GROUPS, *COLUMNS)
 

@@ -20,7 +20,7 @@ import typer
 
 from spr_or.bench.solve_rows import RIVALS, SOLVERS, Row, Settings, contradictions, run
 
-DEFAULT_INSTANCES = "E1,E2,E3,E4,E5,H1,H2,H3,S1,S2,S3,S4,S5"
+DEFAULT_INSTANCES = "E1,E2,E3,E4,E5,H1,H2,H3,S1,S2,S3,S4,S5,S6"
 
 
 def command(

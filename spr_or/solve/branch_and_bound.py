@@ -186,6 +186,7 @@ def _engine(search: Search, node: Node, batch: int, workers: int) -> Engine:
     search.run(mixed, batch, _TRIAL)
     if not search.heap or search.budget.spent:
         return mixed
+    search.search_wider()
     Q = design.moments.G.clone()
     Q.diagonal().add_(design.ridge.repeat_interleave(k))
     eigenvalues = torch.linalg.eigvalsh(Q)
