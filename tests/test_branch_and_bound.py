@@ -12,15 +12,18 @@ from spr_or.entities import groups
 from spr_or.losses import LOSSES
 from spr_or.problem import SparseTrainingProblem
 from spr_or.solve import enumeration
-from spr_or.solve.bnb import branching, nodes
+from spr_or.solve.bnb import branching, incumbents, nodes
 from spr_or.solve.bnb.bounds import Terms, dual_bound, penalty_of
 from spr_or.solve.bnb.certificate import load
 from spr_or.solve.bnb.design import design_of, loss_and_gradient, theta_of
 from spr_or.solve.bnb.exact import fractions_of, semidefinite
 from spr_or.solve.bnb.nodes import Node, SplitEngine
+from spr_or.solve.bnb.proof import Proof
 from spr_or.solve.bnb.proof import semidefinite as proven
+from spr_or.solve.bnb.search import Search
 from spr_or.solve.bnb.splitting import uniform
 from spr_or.solve.branch_and_bound import branch_and_bound
+from spr_or.solve.interrupt import Budget
 
 
 def random_problem(seed: int, *, loss: str | None = None) -> SparseTrainingProblem:
@@ -340,6 +343,29 @@ def test_interrupted_it_returns_the_best_so_far(when):
     certificate = branch_and_bound(tree_problem(), node_batch=1, progress=interrupt)
     assert certificate.status == "interrupted"
     assert certificate.check().ok, certificate.check().problems
+
+
+def test_a_wider_search_keeps_the_better_of_both_and_its_numbering():
+    problem = random_problem(3, loss="squared")
+    best = enumeration.solve(problem)
+    whole = design_of(problem)
+    empty = torch.zeros(whole.shape[0], dtype=torch.bool)
+    start = incumbents.polisher(whole)([empty])[0]
+    search = Search(whole, Budget(None), 1e-4, Proof(), start, None)
+    search.search_wider()
+    found = theta_of(problem, whole, search.best.W)
+    assert best.objective - 1e-9 <= search.best.objective < start.objective
+    support = search.best.support.double()
+    penalty = bigm.penalty(problem.entities.rows(found), support, problem.alpha)
+    assert search.best.objective == pytest.approx(
+        float(problem.objective(found, penalty)), rel=1e-9
+    )
+    # An incumbent with an entity that the tree has fixed away cannot be searched around.
+    inside = search.best.support.nonzero().flatten()
+    search.design = whole.restrict((~search.best.support).nonzero().flatten())
+    before = search.best
+    search.search_wider()
+    assert len(inside) > 0 and search.best is before
 
 
 def test_the_objective_is_that_of_the_integer_problem(tree):
