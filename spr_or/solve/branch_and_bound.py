@@ -187,9 +187,7 @@ def _engine(search: Search, node: Node, batch: int, workers: int) -> Engine:
     if not search.heap or search.budget.spent:
         return mixed
     search.search_wider()
-    Q = design.moments.G.clone()
-    Q.diagonal().add_(design.ridge.repeat_interleave(k))
-    eigenvalues = torch.linalg.eigvalsh(Q)
+    eigenvalues = torch.linalg.eigvalsh(design.quadratic())
     smallest, largest = float(eigenvalues[0]), float(eigenvalues[-1])
     if smallest <= 1e-8 * largest:
         return mixed

@@ -84,6 +84,13 @@ class Design:
             self.real[keep], self.M[keep], self.ridge[keep], self.price[keep], self.alpha, moments,
         )  # fmt: skip
 
+    def quadratic(self) -> Tensor:
+        """Q = G + diag(lambda u alpha), (P, P): all curvature there is, of a design with moments."""
+        assert self.moments is not None
+        Q = self.moments.G.clone()
+        Q.diagonal().add_(self.ridge.repeat_interleave(self.columns.shape[1]))
+        return Q
+
     def block(self) -> Tensor:
         """The samples of the kept columns, (n, P), zero where padded."""
         return self.X[:, self.columns.flatten()] * self.real.flatten()

@@ -61,11 +61,8 @@ def begin(search: Search, node: Node, first: FirstOrderEngine) -> SharedCurvatur
     None where Q is singular, so that there is nothing to move.
     """
     design = search.design
-    assert design.moments is not None
     N, k, _ = design.shape
-    Q = design.moments.G.clone()
-    Q.diagonal().add_(design.ridge.repeat_interleave(k))
-    values = torch.linalg.eigvalsh(Q)
+    values = torch.linalg.eigvalsh(design.quadratic())
     smallest = float(values[0])
     if smallest <= 1e-8 * float(values[-1]):
         return None
