@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from spr_or.solve.bnb.proof import Evaluator, FloatBounds, Proof, Record, verify
 from spr_or.solve.bnb.search import Progress
 from spr_or.solve.certificate import Certificate
 
-_FORMAT = "spr-or branch-and-bound certificate 2"
+_FORMAT = "spr-or branch-and-bound certificate 3"
 # A proof with more numbers than this keeps them in an .npz file beside the JSON.
 _INLINE = 200_000
 
@@ -199,6 +200,12 @@ def _pack(proof: Proof) -> dict[str, np.ndarray]:
         packed[name] = torch.cat(tensors).numpy() if tensors else np.empty(0, np.int64)
         packed[f"{name}_length"] = np.array([len(t) for t in tensors], dtype=np.int64)
     packed["W"] = torch.cat([r.W.flatten() for r in records]).numpy() if records else np.empty(0)
+    clusters = [r.clusters for r in records if r.clusters is not None]
+    shapes = [(0, 0) if r.clusters is None else tuple(r.clusters.shape) for r in records]
+    packed["clusters_shape"] = np.array(shapes, dtype=np.int64).reshape(-1, 2)
+    packed["clusters"] = (
+        torch.cat([c.flatten() for c in clusters]).numpy() if clusters else np.empty(0, np.int64)
+    )
     moved = [r.d.flatten() for r in records if r.d is not None]
     packed["d"] = torch.cat(moved).numpy() if moved else np.empty(0)
     return packed
@@ -231,8 +238,20 @@ def _unpack(packed: dict[str, np.ndarray], problem: SparseTrainingProblem) -> Pr
 
     W = torch.from_numpy(np.asarray(packed["W"], dtype=np.float64))
     d = torch.from_numpy(np.asarray(packed["d"], dtype=np.float64))
-    d = d.view(-1, k, k) if q == 1 else d.view(-1, k)
-    moved = list(d.split([n for n, has in zip(lengths, split, strict=True) if has]))
+    shapes = packed["clusters_shape"].tolist()
+    # Of each record: the shape of d, blocks of clusters, blocks of entities or a diagonal.
+    wide = [
+        (m, s * k, s * k) if m else (n, k, k) if q == 1 else (n, k)
+        for n, (m, s) in zip(lengths, shapes, strict=True)
+    ]
+    wide = [shape for shape, has in zip(wide, split, strict=True) if has]
+    pieces = d.split([math.prod(shape) for shape in wide])
+    moved = [piece.view(shape) for piece, shape in zip(pieces, wide, strict=True)]
+    members = torch.from_numpy(np.asarray(packed["clusters"], dtype=np.int64))
+    clusters = [
+        piece.view(m, s) if m else None
+        for piece, (m, s) in zip(members.split([m * s for m, s in shapes]), shapes, strict=True)
+    ]
     if "y" in packed:
         stored = [0 if has else n for n, has in zip(lengths, split, strict=True)]
         rows = list(W.view(-1, k, q).split(stored))
@@ -247,13 +266,14 @@ def _unpack(packed: dict[str, np.ndarray], problem: SparseTrainingProblem) -> Pr
     following = iter(moved)
     columns = zip(
         packed["parent"].tolist(), packed["value"].tolist(), ragged("entities"), rows, split,
-        ragged("zeros"), ragged("ones"), packed["branch"].tolist(), strict=True,
+        ragged("zeros"), ragged("ones"), packed["branch"].tolist(), clusters, strict=True,
     )  # fmt: skip
     return Proof(
         [
             Record(
-                parent, value, entities, w, next(following) if has else None, zeros, ones, branch
+                parent, value, entities, w, next(following) if has else None, zeros, ones, branch,
+                cluster,
             )
-            for parent, value, entities, w, has, zeros, ones, branch in columns
+            for parent, value, entities, w, has, zeros, ones, branch, cluster in columns
         ]
     )

@@ -7,6 +7,7 @@ cost grows quickly with the number of columns, hence `LIMIT`.
 
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -47,28 +48,70 @@ class ExactBounds:
         W[record.entities.numpy()] = fractions_of(record.W)
         alive = [i for i, alive in enumerate(state.alive.tolist()) if alive]
         used = sorted({*alive, *record.entities.tolist()})
-        D = [_diagonal([ridge] * data.k) for ridge in data.ridge]
-        if record.d is not None:
-            for row, i in enumerate(record.entities.tolist()):
-                block = fractions_of(record.d[row])
-                D[i] = block if block.ndim == 2 else _diagonal(list(block))
-            if not semidefinite(data.quadratic(used, D)):
-                return None
+        blocks = self.blocks(record, used)
+        R = data.quadratic(used, blocks)
+        if record.d is not None and not semidefinite(R):
+            return None
         real = [(i, j) for i in used for j in range(data.k) if data.real[i][j]]
         at = [i * data.k + j for i, j in real]
-        Q, C = data.quadratic(used, D), data.C[at]
-        w = W.reshape(-1, W.shape[2])[at]
-        Qw = Q.dot(w)
-        bound = data.c0 + (w * (Qw - 2 * C)).sum() - (2 * (Qw - C) * w).sum()
-        scores = [-price for price in data.price]
+        C, w = data.C[at], W.reshape(-1, W.shape[2])[at]
+        Rw = R.dot(w)
+        bound = data.c0 + (w * (Rw - 2 * C)).sum() - (2 * (Rw - C) * w).sum()
         gradient = data.zero.copy()
-        for (i, j), row in zip(real, 2 * (Qw - C), strict=True):
+        for (i, j), row in zip(real, 2 * (Rw - C), strict=True):
             gradient[i, j] = row
-        for i in used:
-            scores[i] += sum((_gain(u, D[i], data.M[i]) for u in -gradient[i].T), Fraction(0))
-        for i in alive:
-            bound -= scores[i] if bool(state.one[i]) else max(Fraction(0), scores[i])
+        scores = [Fraction(0)] * len(data.price)
+        for block in blocks:
+            gains = self.gains(block, gradient, state)
+            bound -= max(gains.values())
+            for i in block.members:
+                if bool(state.alive[i]) and not bool(state.one[i]):
+                    with_it = max(gain for support, gain in gains.items() if i in support)
+                    without = max(gain for support, gain in gains.items() if i not in support)
+                    scores[i] = with_it - without
         return bound, scores
+
+    def blocks(self, record: Record, used: list[int]) -> list[_Block]:
+        """The curvature in the perspective: a block a cluster of entities, or an entity."""
+        data, k = self.data, self.data.k
+        if record.d is None:
+            return [_Block((i,), _diagonal([data.ridge[i]] * k)) for i in used]
+        named = record.entities.tolist()
+        clusters = [[i] for i in named] if record.clusters is None else record.clusters.tolist()
+        blocks = []
+        for members, d in zip(clusters, record.d, strict=True):
+            D = fractions_of(d) if d.dim() == 2 else _diagonal(list(fractions_of(d)))
+            slots = [slot for slot, i in enumerate(members) if i in named]
+            at = [slot * k + j for slot in slots for j in range(k)]
+            blocks.append(_Block(tuple(members[slot] for slot in slots), D[np.ix_(at, at)]))
+        return blocks
+
+    def gains(self, block: _Block, gradient: Rational, state: State) -> dict[_Support, Fraction]:
+        """What each support that a block is allowed gains, its price paid."""
+        data, k = self.data, self.data.k
+        alive = [i for i in block.members if bool(state.alive[i])]
+        gains = {}
+        for bits in itertools.product((False, True), repeat=len(alive)):
+            support = tuple(i for i, used in zip(alive, bits, strict=True) if used)
+            if any(bool(state.one[i]) and i not in support for i in alive):
+                continue
+            at = [block.members.index(i) * k + j for i in support for j in range(k)]
+            D = block.D[np.ix_(at, at)]
+            u = -gradient[list(support)].reshape(len(at), gradient.shape[2])
+            M = [data.M[i] for i in support for _ in range(k)]
+            gain = sum((_gain(column, D, M) for column in u.T), Fraction(0))
+            gains[support] = gain - sum((data.price[i] for i in support), Fraction(0))
+        return gains
+
+
+_Support = tuple[int, ...]
+
+
+class _Block(NamedTuple):
+    """Curvature D (s k, s k) that s entities share."""
+
+    members: tuple[int, ...]
+    D: Rational
 
 
 class _Data(NamedTuple):
@@ -84,16 +127,19 @@ class _Data(NamedTuple):
     k: int
     zero: Rational
 
-    def quadratic(self, entities: list[int], D: list[Rational]) -> Rational:
+    def quadratic(self, entities: list[int], blocks: list[_Block]) -> Rational:
         """R over the columns of some entities."""
         real = [(i, j) for i in entities for j in range(self.k) if self.real[i][j]]
         at = [i * self.k + j for i, j in real]
         R = self.G[np.ix_(at, at)].copy()
-        for row, (i, j) in enumerate(real):
-            R[row, row] += self.ridge[i]
-            for column, (other, m) in enumerate(real):
-                if other == i:
-                    R[row, column] -= D[i][j, m]
+        row = {pair: number for number, pair in enumerate(real)}
+        for (i, _), number in row.items():
+            R[number, number] += self.ridge[i]
+        for members, D in blocks:
+            columns = [(i, j) for i in members for j in range(self.k)]
+            at = [number for number, pair in enumerate(columns) if pair in row]
+            rows = [row[columns[number]] for number in at]
+            R[np.ix_(rows, rows)] -= D[np.ix_(at, at)]
         return R
 
 
@@ -125,18 +171,21 @@ def _diagonal(values: list[Fraction]) -> Rational:
     return D
 
 
-def _gain(u: Rational, D: Rational, M: Fraction) -> Fraction:
-    """At least the maximum of u'x - x'Dx over |x_j| <= M; the maximum itself for a diagonal D.
+def _gain(u: Rational, D: Rational, M: list[Fraction]) -> Fraction:
+    """At least the maximum of u'x - x'Dx over |x_j| <= M_j; the maximum itself for a diagonal D.
 
-    For a block, u' (D + eta)^{-1} u / 4 + M^2 sum eta is one for every eta >= 0 (see `bounds`).
+    For a block, u' (D + eta)^{-1} u / 4 + sum M^2 eta is one for every eta >= 0 (see `bounds`).
     """
     k = len(u)
     if not any(D[j, m] for j in range(k) for m in range(j)):
-        return sum((_phi(u[j], D[j, j], M) for j in range(k)), Fraction(0))
-    floats = torch.tensor(u.astype(float)), torch.tensor(D.astype(float)), torch.tensor(float(M))
-    eta = fractions_of(box_multipliers(*floats))
+        return sum((_phi(u[j], D[j, j], M[j]) for j in range(k)), Fraction(0))
+    eta = fractions_of(box_multipliers(_floats(u), _floats(D), _floats(np.array(M))))
     x = _solve(D + _diagonal(list(eta)), u)
-    return u.dot(x) / 4 + M * M * eta.sum()
+    return u.dot(x) / 4 + sum((m * m * e for m, e in zip(M, eta, strict=True)), Fraction(0))
+
+
+def _floats(values: Rational) -> Tensor:
+    return torch.from_numpy(values.astype(np.float64))
 
 
 def _solve(A: Rational, b: Rational) -> Rational:

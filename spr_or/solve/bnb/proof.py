@@ -29,8 +29,10 @@ class Record:
     """One node: ``value`` is the side of the parent's branching; entities are the problem's numbers.
 
     ``entities`` (n,) carry the weights W (n, k, q), all others are at zero; d is the moved curvature:
-    blocks (n, k, k) for one output, a diagonal (n, k) for several, None for lambda u alpha.  An entity
-    that is fixed to 0 may have weights: the tangent is taken at W, feasible or not.
+    blocks (n, k, k) for one output, a diagonal (n, k) for several, None for lambda u alpha.  With
+    ``clusters`` (m, s), entities of the problem or -1, d has a block a cluster, (m, s k, s k), in which
+    entities that are no longer alive keep to themselves.  An entity that is fixed to 0 may have weights:
+    the tangent is taken at W, feasible or not.
     """
 
     parent: int
@@ -41,6 +43,7 @@ class Record:
     zeros: Tensor
     ones: Tensor
     branch: int = -1
+    clusters: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -49,7 +52,15 @@ class Proof:
 
     records: list[Record] = field(default_factory=list)
 
-    def add(self, parent: int, value: int, entities: Tensor, W: Tensor, d: Tensor | None) -> int:
+    def add(
+        self,
+        parent: int,
+        value: int,
+        entities: Tensor,
+        W: Tensor,
+        d: Tensor | None,
+        clusters: Tensor | None = None,
+    ) -> int:
         """Append a record and return its number.  Without d, entities at zero need not be kept."""
         entities, W = entities.cpu(), W.detach().cpu()
         if d is None:
@@ -57,9 +68,9 @@ class Proof:
             entities, W = entities[used], W[used]
         nothing = torch.empty(0, dtype=torch.int64)
         moved = None if d is None else d.detach().cpu().clone()
-        self.records.append(
-            Record(parent, value, entities.clone(), W.clone(), moved, nothing, nothing)
-        )
+        record = Record(parent, value, entities.clone(), W.clone(), moved, nothing, nothing)
+        record.clusters = None if clusters is None else clusters.cpu()
+        self.records.append(record)
         return len(self.records) - 1
 
     def fix(self, record: int, zeros: Tensor, ones: Tensor) -> None:
@@ -201,9 +212,35 @@ def _inadmissible(record: Record, state: State) -> str:
             return "moves curvature without naming every entity that is left"
         if not positive(record.d):
             return "moves a curvature that is not positive"
+        if not _partitions(record):
+            return "has clusters that are no partition of its entities"
     if not bool(record.W.isfinite().all()):
         return "has weights that are not finite"
     return ""
+
+
+def _partitions(record: Record) -> bool:
+    """Whether the clusters of a record, if any, hold each of its entities exactly once."""
+    if record.clusters is None:
+        return True
+    members = record.clusters[record.clusters >= 0]
+    m, s = record.clusters.shape
+    k = record.W.shape[1]
+    return (
+        len(members) == len(members.unique())
+        and bool(torch.isin(record.entities, members).all())
+        and record.d is not None
+        and tuple(record.d.shape) == (m, s * k, s * k)
+    )
+
+
+def rows_of(record: Record) -> Tensor:
+    """The clusters (m, s) of a record as rows of its entities, -1 for what it does not name."""
+    assert record.clusters is not None
+    order = record.entities.argsort()
+    names = record.entities[order]
+    at = torch.searchsorted(names, record.clusters).clamp(max=len(names) - 1)
+    return torch.where(names[at] == record.clusters, order[at], -1)
 
 
 class FloatBounds:
@@ -241,10 +278,10 @@ class FloatBounds:
         real = design.real.flatten()
         R = G.clone()
         R.diagonal().add_(torch.where(real, design.ridge.repeat_interleave(k), 0.0))
-        pair = design.real.unsqueeze(-1) & design.real.unsqueeze(-2)
+        clusters = rows_of(record) if record.clusters is not None else None
         D = record.d if record.d.dim() == 3 else torch.diag_embed(record.d)
-        wide = R.view(len(D), k, len(D), k).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-        wide.sub_(torch.where(pair, D, 0.0))
+        members = torch.arange(len(D)).unsqueeze(1) if clusters is None else clusters
+        subtract_blocks(R, D, members, design.real)
         if not semidefinite(R):
             return None
         w = record.W.flatten(0, 1) * real.unsqueeze(-1)
@@ -253,7 +290,7 @@ class FloatBounds:
         shape = (1, *record.W.shape)
         gradient = (2 * (Rw - C)).view(shape)
         return self._finish(
-            record.entities, state, value.unsqueeze(0), gradient, w.view(shape), record.d
+            record.entities, state, value.unsqueeze(0), gradient, w.view(shape), record.d, clusters
         )
 
     def _finish(
@@ -264,6 +301,7 @@ class FloatBounds:
         gradient: Tensor,
         W: Tensor,
         d: Tensor | None,
+        clusters: Tensor | None = None,
     ) -> tuple[float, list[float]]:
         design = self.design
         weight = design.ridge + design.price
@@ -273,11 +311,26 @@ class FloatBounds:
         )  # fmt: skip
         one = state.one[active].unsqueeze(0)
         free = state.alive[active].unsqueeze(0) & ~one
-        terms = Terms(None if d is None else d.unsqueeze(0), free, one)
+        terms = Terms(
+            None if d is None else d.unsqueeze(0), free, one,
+            None if clusters is None else clusters.unsqueeze(0),
+        )  # fmt: skip
         bound, score = dual_bound(penalty, value, gradient, W, terms)
         full = torch.full((design.shape[0],), torch.nan, dtype=torch.float64)
         full[active] = score[0]
         return float(bound), full.tolist()
+
+
+def subtract_blocks(R: Tensor, D: Tensor, members: Tensor, real: Tensor) -> None:
+    """Take the blocks D (m, s k, s k) of ``members`` (m, s), rows of ``real`` (n, k) or -1, from R
+    (n k, n k) in place, padded columns left alone."""
+    k = real.shape[1]
+    at = members.clamp(min=0)
+    counted = (real[at] & (members >= 0).unsqueeze(-1)).flatten(1)
+    pair = counted.unsqueeze(-1) & counted.unsqueeze(-2)
+    columns = (at.unsqueeze(-1) * k + torch.arange(k, device=at.device)).flatten(1)
+    flat = columns.unsqueeze(-1) * len(R) + columns.unsqueeze(-2)
+    R.view(-1).index_add_(0, flat.flatten(), -torch.where(pair, D, 0.0).flatten())
 
 
 def positive(d: Tensor) -> bool:
