@@ -19,7 +19,7 @@ from torch import Tensor
 
 from spr_or import __version__
 from spr_or.problem import SparseTrainingProblem
-from spr_or.solve.bnb import incumbents, many_outputs, root, splitting
+from spr_or.solve.bnb import clusters, incumbents, many_outputs, root, splitting
 from spr_or.solve.bnb.branching import RULES
 from spr_or.solve.bnb.certificate import ProofCertificate, rounding
 from spr_or.solve.bnb.design import Design, design_of, theta_of, weights_of
@@ -37,6 +37,9 @@ _PATH = (100.0, 10.0, 1.0)  # of the barrier at the root, in units of its last v
 _ROOT_STEPS, _NODE_STEPS = 15, 1
 _BATCH = {"cpu": 32, "cuda": 256}
 _TRIAL = 1500  # first-order nodes before curvature is moved at every node
+_SPLIT_TRIAL = 500  # nodes with curvature moved entity by entity, before it is in clusters
+_CLUSTER_PATH = (100.0, 50.0, 25.0, 12.0, 6.0, 3.0, 1.5)
+_CLUSTER_ROOT_STEPS, _CLUSTER_NODE_STEPS = 30, 2
 
 
 def branch_and_bound(
@@ -196,7 +199,42 @@ def _engine(search: Search, node: Node, batch: int, workers: int) -> Engine:
     if child.own - node.bound <= _PAYS * (search.best.objective - node.bound):
         return mixed
     search.begin_again(child)
+    search.run(split, batch, _SPLIT_TRIAL)
+    if not search.heap or search.budget.spent:
+        return split
+    _run_in_clusters(search, child, first, split, workers)
     return split
+
+
+def _run_in_clusters(
+    search: Search, node: Node, first: FirstOrderEngine, split: SplitEngine, workers: int
+) -> None:
+    """Begin again with curvature moved in clusters of entities, where that bounds the root better than
+    the whole tree has; ``node`` is the root without clusters."""
+    design = search.design
+    assert node.indicator is not None
+    members = clusters.partition(design, node.indicator)
+    if members is None:
+        return
+    child = node.keep(torch.ones_like(node.one), node.one)
+    with _threads(workers):  # one node
+        for factor in _CLUSTER_PATH:
+            if search.budget.spent:
+                break
+            engine = clusters.ClusterEngine(
+                design, members, first, factor * split.mu, _CLUSTER_ROOT_STEPS, 1
+            )
+            if child.clusters is None:
+                engine.begin(child)
+            engine([child], search.cutoff)
+            search.evaluated += 1
+    if child.own <= search.bound:
+        return
+    search.begin_again(child)
+    engine = clusters.ClusterEngine(
+        design, members, first, _CLUSTER_PATH[-1] * split.mu, _CLUSTER_NODE_STEPS, workers
+    )
+    search.run(engine, workers)
 
 
 def _split_root(search: Search, node: Node, split: SplitEngine, smallest: float) -> Node:

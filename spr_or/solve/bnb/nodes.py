@@ -29,7 +29,8 @@ class Node:
 
     position : (n,) int64 into the design; one : (n,) bool
     W : (n, k, q), the tangent point; d : the moved curvature or None, blocks (n, k, k) for one output, a
-    diagonal (n, k) for several
+    diagonal (n, k) for several, blocks (m, s k, s k) with clusters
+    clusters : (m, s) int64 into the design or None; slope : (m, s k), where a child starts
     own : the bound at the tangent point; bound : the best one known, of a parent or its own
     score (n,), indicator (n,) : as evaluated; record : its number in the proof
     fixed_at : the incumbent's objective when it was last looked for what can be fixed
@@ -45,6 +46,8 @@ class Node:
     indicator: Tensor | None = None
     record: int = -1
     fixed_at: float = torch.inf
+    clusters: Tensor | None = None
+    slope: Tensor | None = None
 
     @property
     def free(self) -> Tensor:
@@ -53,11 +56,12 @@ class Node:
 
     def keep(self, kept: Tensor, one: Tensor) -> Node:
         """A node of the entities ``kept`` (n,) bool, with ``one`` (n,) fixed to 1."""
-        d = None if self.d is None else self.d[kept]
+        d = self.d if self.d is None or self.clusters is not None else self.d[kept]
         y = None if self.indicator is None else self.indicator[kept]
         return Node(
-            self.position[kept], one[kept], self.W[kept], d, self.own, self.bound, indicator=y
-        )
+            self.position[kept], one[kept], self.W[kept], d, self.own, self.bound, indicator=y,
+            clusters=self.clusters, slope=self.slope,
+        )  # fmt: skip
 
 
 class Engine(Protocol):

@@ -120,7 +120,10 @@ class Search:
     def record(self, node: Node, parent: int, value: int) -> None:
         """Write an evaluated node into the proof, as side ``value`` of its parent."""
         entities = self.design.entities[node.position]
-        node.record = self.proof.add(parent, value, entities, node.W, node.d)
+        clusters = node.clusters
+        if clusters is not None:
+            clusters = torch.where(clusters >= 0, self.design.entities[clusters], -1)
+        node.record = self.proof.add(parent, value, entities, node.W, node.d, clusters)
 
     def push(self, node: Node) -> None:
         """Keep a node open, or close it where it cannot improve."""
@@ -257,7 +260,7 @@ class Search:
         terms = Terms(None, last.free.unsqueeze(0), last.one.unsqueeze(0))
         at = first_order.evaluate(small, W.unsqueeze(0), terms, None)
         if float(at.bound) > last.own:
-            last.W, last.d, last.own = W, None, float(at.bound)
+            last.W, last.d, last.clusters, last.own = W, None, None, float(at.bound)
             last.bound = max(last.bound, last.own)
         self.record(last, node.record, CONTINUES)
         self.closed = min(self.closed, last.bound)
