@@ -1,5 +1,6 @@
 """The named instances are the ones they claim to be; the bench runs, resumes, and tells lies apart."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -294,14 +295,21 @@ def agreement():
 
 @pytest.mark.parametrize("seed", [0, 2, 3, 4, 6, 9])
 def test_random_problems_agree(agreement, seed):
-    outcome = agreement.compare(seed, scip_seconds=0)
+    outcome = agreement.compare(seed)
     assert outcome.faults == [] and outcome.checked
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(200, 212))
 def test_random_problems_agree_with_scip_too(agreement, seed):
-    assert agreement.compare(seed, scip_seconds=20).faults == []
+    with contextlib.closing(agreement.Apart()) as process:
+        assert agreement.compare(seed, process, 20).faults == []
+
+
+def test_a_call_that_does_not_come_back_is_ended(agreement):
+    with contextlib.closing(agreement.Apart()) as process:
+        assert process.call(time.sleep, 100, patience=1) is None
+        assert process.call(abs, -3, patience=60) == 3
 
 
 def test_a_crash_counts_as_a_disagreement(agreement, monkeypatch, capsys):
@@ -323,7 +331,7 @@ def test_a_wrong_solver_is_found_out(agreement, monkeypatch):
         return replace(found, bound=found.bound * 1.01 + 1e-3, objective=found.objective * 1.01)
 
     monkeypatch.setattr(agreement, "branch_and_bound", liar)
-    outcome = agreement.compare(0, scip_seconds=0)
+    outcome = agreement.compare(0)
     assert not outcome.checked
     assert any("enumeration" in fault for fault in outcome.faults)
     assert "0 |" in agreement.table([outcome]) and "seed 0" in agreement.table([outcome])

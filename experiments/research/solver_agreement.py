@@ -12,7 +12,8 @@ A problem agrees when
 * no bound lies above an objective by more than that, nor ours above enumeration's by more than 1e-9;
 * `certificate.check()` confirms ours.
 
-SCIP has a time limit; where it ends early, its objective and bound take part, not its status.
+SCIP has a time limit; where it ends early, its objective and bound take part, not its status.  It runs
+in a process of its own: on a few problems it does not come back, and is ended without an answer.
 Exit status: 0 all agree, 1 otherwise.
 """
 
@@ -20,9 +21,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import multiprocessing
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from multiprocessing.pool import Pool
 from pathlib import Path
 
 import numpy as np
@@ -40,11 +43,37 @@ RELATIVE, ABSOLUTE = 1e-5, 1e-7
 SCIP_SECONDS = 20.0
 
 
+class Apart:
+    """Calls in another process, which is replaced when one of them does not come back."""
+
+    def __init__(self) -> None:
+        self.pool = _pool()
+
+    def call(self, function: Callable, *arguments: object, patience: float) -> object | None:
+        """What the function returns, or None if it takes longer than ``patience`` seconds."""
+        try:
+            return self.pool.apply_async(function, arguments).get(patience)
+        except multiprocessing.TimeoutError:
+            self.close()
+            self.pool = _pool()
+            return None
+
+    def close(self) -> None:
+        """End the process."""
+        self.pool.terminate()
+        self.pool.join()
+
+
+def _pool() -> Pool:
+    return multiprocessing.get_context("spawn").Pool(1)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """One problem: what each solver said, and what is wrong, if anything.
 
-    ``apart``: the largest relative difference between two proven optima; ``solved``: who proved one.
+    ``apart``: the largest relative difference between two proven optima; ``solved``: who proved one;
+    ``silent``: who gave no answer at all.
     """
 
     seed: int
@@ -60,6 +89,7 @@ class Outcome:
     apart: float
     solved: list[str]
     faults: list[str] = field(default_factory=list)
+    silent: list[str] = field(default_factory=list)
 
 
 def random_problem(seed: int) -> tuple[str, SparseTrainingProblem]:
@@ -88,16 +118,20 @@ def random_problem(seed: int) -> tuple[str, SparseTrainingProblem]:
     )  # fmt: skip
 
 
-def compare(seed: int, scip_seconds: float = SCIP_SECONDS) -> Outcome:
-    """Solve problem ``seed`` in all four ways; without SCIP's two if ``scip_seconds`` is 0."""
+def compare(seed: int, process: Apart | None = None, scip_seconds: float = SCIP_SECONDS) -> Outcome:
+    """Solve problem ``seed`` in all four ways; without SCIP's two if there is no process for them."""
     kind, problem = random_problem(seed)
     ours = branch_and_bound(problem, gap=GAP)
     answers: dict[str, Certificate] = {"ours": ours, "enumeration": enumeration.solve(problem)}
-    if scip_seconds > 0:
-        for formulation in scip.FORMULATIONS:
-            answers[f"SCIP {formulation}"] = scip.solve(
-                problem, formulation, time_limit=scip_seconds
-            )
+    silent = []
+    for name in scip.FORMULATIONS if process is not None else ():
+        assert process is not None
+        patience = 3 * scip_seconds + 20  # the first call imports everything
+        answer = process.call(scip.solve, problem, name, False, scip_seconds, patience=patience)
+        if isinstance(answer, Certificate):
+            answers[f"SCIP {name}"] = answer
+        else:
+            silent.append(f"SCIP {name}")
     check = ours.check()
     faults = [f"check: {found}" for found in check.problems]
     faults += [f"{name} says {c.status}" for name, c in answers.items() if _failed(name, c)]
@@ -117,7 +151,7 @@ def compare(seed: int, scip_seconds: float = SCIP_SECONDS) -> Outcome:
             faults.append(f"{a}'s bound {x.bound:.9g} above {b}'s objective {z.objective:.9g}")
     return Outcome(
         seed, kind, len(problem.entities), problem.lam, problem.alpha, float(problem.M[0]),
-        ours.objective, ours.bound, ours.nodes, check.ok, apart, list(optima), faults,
+        ours.objective, ours.bound, ours.nodes, check.ok, apart, list(optima), faults, silent,
     )  # fmt: skip
 
 
@@ -152,7 +186,8 @@ def table(outcomes: Sequence[Outcome]) -> str:
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     faults = [f"seed {o.seed} ({o.kind}): {'; '.join(o.faults)}" for o in outcomes if o.faults]
-    lines += ["", *(faults or ["No disagreement."])]
+    silent = [f"seed {o.seed}: no answer from {', '.join(o.silent)}" for o in outcomes if o.silent]
+    lines += ["", *(faults or ["No disagreement."]), *silent]
     return "\n".join(lines)
 
 
@@ -173,18 +208,22 @@ def main() -> int:
         parser.error(f"--count must be at least 1, got {arguments.count}")
     torch.set_num_threads(1)  # the problems are tiny
     seeds = range(arguments.seed, arguments.seed + arguments.count)
+    process = Apart() if arguments.scip_seconds > 0 else None
     outcomes: list[Outcome] = []
     console = Console(stderr=True)
     try:
         for seed in track(seeds, "comparing", console=console, transient=True):
             try:
-                outcomes.append(compare(seed, arguments.scip_seconds))
+                outcomes.append(compare(seed, process, arguments.scip_seconds))
             except Exception as error:  # of any solver: a disagreement like others
                 outcomes.append(_crashed(seed, error))
             if outcomes[-1].faults:
                 console.print(f"seed {seed}: {'; '.join(outcomes[-1].faults)}")
     except KeyboardInterrupt:
         print(f"interrupted after {len(outcomes)} of {arguments.count} problems", file=sys.stderr)
+    finally:
+        if process is not None:
+            process.close()
     if outcomes:
         print(table(outcomes))
     if arguments.json is not None:

@@ -3,8 +3,9 @@ r"""A certified solver for group-sparse linear models: branch and bound on the p
 Squared loss (one or many outputs) and logistic loss.  The steps, each in a file of `spr_or.solve.bnb`:
 the relaxation over all entities by a working set (`root`), incumbents (`incumbents`), safe fixing
 (`bounds`), and on what is left a best-first tree (`search`) whose nodes are solved many at a time, with
-moved curvature where the loss has some (`splitting`), else by an accelerated proximal gradient method
-(`first_order`).  docs/solver.md has the mathematics and the measurements.
+moved curvature where the loss has some (`splitting`; `clusters` where a tree stays open), else by an
+accelerated proximal gradient method (`first_order`).  docs/solver.md has the mathematics and the
+measurements.
 """
 
 from __future__ import annotations
@@ -32,12 +33,11 @@ from spr_or.solve.interrupt import Budget
 _CANDIDATES = 200  # entities the first local search looks at
 _SPLIT_COLUMNS = 600  # above, one semidefinite step costs more than it brings
 _MIXED_COLUMNS = 60  # below, the split pays in any case
-_PAYS = 0.5  # the share of the root gap the split must close to be used everywhere
 _PATH = (100.0, 10.0, 1.0)  # of the barrier at the root, in units of its last value
 _ROOT_STEPS, _NODE_STEPS = 15, 1
 _BATCH = {"cpu": 32, "cuda": 256}
 _TRIAL = 1500  # first-order nodes before curvature is moved at every node
-_SPLIT_TRIAL = 500  # nodes with curvature moved entity by entity, before it is in clusters
+_SPLIT_TRIAL = 100  # nodes with curvature moved entity by entity, before it is in clusters
 _CLUSTER_PATH = (100.0, 50.0, 25.0, 12.0, 6.0, 3.0, 1.5)
 _CLUSTER_ROOT_STEPS, _CLUSTER_NODE_STEPS = 30, 2
 
@@ -196,7 +196,7 @@ def _engine(search: Search, node: Node, batch: int, workers: int) -> Engine:
         return mixed
     split = SplitEngine(design, mu, _NODE_STEPS, 0.1 * smallest, workers)
     child = _split_root(search, node, split, smallest)
-    if child.own - node.bound <= _PAYS * (search.best.objective - node.bound):
+    if child.own <= search.bound:
         return mixed
     search.begin_again(child)
     search.run(split, batch, _SPLIT_TRIAL)
@@ -210,31 +210,28 @@ def _run_in_clusters(
     search: Search, node: Node, first: FirstOrderEngine, split: SplitEngine, workers: int
 ) -> None:
     """Begin again with curvature moved in clusters of entities, where that bounds the root better than
-    the whole tree has; ``node`` is the root without clusters."""
-    design = search.design
+    the whole tree has; ``node`` is the root with curvature moved entity by entity."""
     assert node.indicator is not None
-    members = clusters.partition(design, node.indicator)
+    members = clusters.partition(search.design, node.indicator)
     if members is None:
         return
+
+    def engine(factor: float, steps: int, workers: int) -> clusters.ClusterEngine:
+        mu = factor * split.mu
+        return clusters.ClusterEngine(search.design, members, first, mu, steps, workers)
+
     child = node.keep(torch.ones_like(node.one), node.one)
-    with _threads(workers):  # one node
+    engine(1.0, 0, 1).begin(child)
+    with _threads(workers):  # one node alone
         for factor in _CLUSTER_PATH:
             if search.budget.spent:
                 break
-            engine = clusters.ClusterEngine(
-                design, members, first, factor * split.mu, _CLUSTER_ROOT_STEPS, 1
-            )
-            if child.clusters is None:
-                engine.begin(child)
-            engine([child], search.cutoff)
+            engine(factor, _CLUSTER_ROOT_STEPS, 1)([child], search.cutoff)
             search.evaluated += 1
-    if child.own <= search.bound:
-        return
-    search.begin_again(child)
-    engine = clusters.ClusterEngine(
-        design, members, first, _CLUSTER_PATH[-1] * split.mu, _CLUSTER_NODE_STEPS, workers
-    )
-    search.run(engine, workers)
+            search.report()
+    if child.own > search.bound:
+        search.begin_again(child)
+        search.run(engine(_CLUSTER_PATH[-1], _CLUSTER_NODE_STEPS, workers), workers)
 
 
 def _split_root(search: Search, node: Node, split: SplitEngine, smallest: float) -> Node:

@@ -207,7 +207,9 @@ def dual_bound(
         paid, score = _cluster_scores(penalty, -gradient.squeeze(-1), terms)
     else:
         score = scores(penalty, gradient, terms.curvature)
-        paid = torch.where(terms.one, score, torch.where(terms.free, score.clamp(min=0), 0.0)).sum(-1)
+        paid = torch.where(terms.one, score, torch.where(terms.free, score.clamp(min=0), 0.0)).sum(
+            -1
+        )
     return value - (gradient * W).sum((1, 2, 3)) - paid, score
 
 

@@ -271,7 +271,14 @@ def _unpack(packed: dict[str, np.ndarray], problem: SparseTrainingProblem) -> Pr
     return Proof(
         [
             Record(
-                parent, value, entities, w, next(following) if has else None, zeros, ones, branch,
+                parent,
+                value,
+                entities,
+                w,
+                next(following) if has else None,
+                zeros,
+                ones,
+                branch,
                 cluster,
             )
             for parent, value, entities, w, has, zeros, ones, branch, cluster in columns

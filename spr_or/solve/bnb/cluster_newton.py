@@ -25,7 +25,7 @@ are solved by conjugate gradients, preconditioned by the blocks of the clusters;
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -33,11 +33,14 @@ from torch import Tensor
 
 from spr_or.solve.bnb.bounds import on_supports
 
-ENTROPY = 3.0  # tau / mu
+_ENTROPY = 3.0  # tau / mu
 _BARRIER = 0.02  # nu / mu
 _CG_STEPS = 100
 _CG_ACCURACY = 0.1
 _NEGLIGIBLE = 1e-9  # weight of a support
+_CENTRED = (
+    0.5  # Newton's decrement in units of mu; from further off the next smaller mu is out of reach
+)
 _SMALLEST_STEP = 1e-6
 
 
@@ -85,7 +88,7 @@ def blocks(A: Tensor, m: int) -> Tensor:
 
 class _Newton:
     def __init__(self, problem: Clustered, mu: float) -> None:
-        self.problem, self.mu, self.tau, self.nu = problem, mu, ENTROPY * mu, _BARRIER * mu
+        self.problem, self.mu, self.tau, self.nu = problem, mu, _ENTROPY * mu, _BARRIER * mu
         self.m, self.K = problem.live.shape
         self.P = self.m * self.K
         device = problem.Q.device
@@ -107,7 +110,7 @@ class _Newton:
             if moved is None:
                 break
             point = moved
-            if decrement < 0.5 * self.mu:
+            if decrement < _CENTRED * self.mu:
                 break
         return point
 
@@ -233,7 +236,11 @@ class _Newton:
         return H
 
 
-def _conjugate_gradients(times, precondition, right: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+_Map = Callable[[Tensor], Tensor]
+
+
+def _conjugate_gradients(times: _Map, precondition: _Map, right: Tensor) -> Tensor:
+    """An approximate solution x of times(x) = right."""
     x, residual = torch.zeros_like(right), right
     scaled = precondition(residual)
     direction = scaled
@@ -253,7 +260,7 @@ def _conjugate_gradients(times, precondition, right: Tensor) -> Tensor:  # type:
     return x
 
 
-def _solver(matrices: Tensor, dead: Tensor):  # type: ignore[no-untyped-def]
+def _solver(matrices: Tensor, dead: Tensor) -> _Map:
     """Solves with matrices (m, d, d), the dead coordinates (m, d) left out."""
     matrices = matrices.masked_fill(dead.unsqueeze(-1) | dead.unsqueeze(-2), 0.0)
     matrices.diagonal(dim1=-2, dim2=-1).add_(dead.to(matrices))
