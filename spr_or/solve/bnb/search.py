@@ -177,12 +177,16 @@ class Search:
         costs = branching.PseudoCosts(self.design.price)
         tried: set[bytes] = set()
         last = self.evaluated + nodes
+        each = 0.0  # seconds a node of the last round took: what the time left has no room for stays
         for round_number in itertools.count(1):
             if not self.heap or self.budget.spent or self.evaluated >= last:
                 break
             self.mid_round = True
+            began = self.budget.seconds
+            room = self.budget.left() / each if each else math.inf
+            taken = self.take(int(max(1, min(batch, room))), round_number)
             parents = []
-            for node in self.take(batch, round_number):
+            for node in taken:
                 if node.fixed_at > self.best.objective:
                     node = self.fix(node)
                 if bool(node.free.any()):
@@ -193,6 +197,7 @@ class Search:
                 self.branch(
                     parents, engine, costs, lambda nodes: self.try_rounding(nodes, polish, tried)
                 )
+            each = (self.budget.seconds - began) / max(1, len(taken))
             self.report()
 
     def search_wider(self) -> None:
