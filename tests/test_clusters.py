@@ -227,7 +227,7 @@ def tree():
         patch.setattr(solver, "_TRIAL", 0)
         patch.setattr(solver, "_SPLIT_TRIAL", 0)
         patch.setattr(clusters, "_ENTITIES", 2)
-        certificate = branch_and_bound(random_problem(0, (2, 1, 2, 2, 1, 2)), gap=1e-9)
+        certificate = branch_and_bound(random_problem(16, (2,) * 7), gap=1e-9)
     assert len(in_clusters(certificate)) >= 3
     return certificate
 
@@ -248,3 +248,20 @@ def test_tampered_clusters_fail(tree, tmp_path, tamper, exact):
     assert copy.check(exact=exact).ok
     tamper(in_clusters(copy)[-1])
     assert not copy.check(exact=exact).ok
+
+
+@pytest.mark.parametrize("seed", [1, 2, 11])
+def test_what_the_root_fixed_stays_when_the_tree_begins_again(seed, at_once):
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(100, 30))
+    y = X[:, :6] @ [2, 2, 1.5, 1.5, 0.45, 0.4] + rng.normal(size=100)
+    problem = SparseTrainingProblem.linear(
+        X, y, [[j] for j in range(30)], lam=[0.2, 0.3, 0.4, 0.5][seed % 4],
+        alpha=[0.1, 0.3, 0.5][seed % 3], M=10,
+    )  # fmt: skip
+    certificate = branch_and_bound(problem, gap=1e-6)
+    first, second = certificate.proof.records[:2]
+    assert len(first.zeros) >= 10 and second.d is not None
+    assert len(second.entities) == 30 - len(first.zeros)
+    check = certificate.check()
+    assert check.ok, check.problems

@@ -142,6 +142,9 @@ def _solve(search: Search, batch: int, workers: int) -> None:
     search.mid_round = True
     node = search.fix(node)
     search.open(node)
+    if not bool(node.free.any()):
+        search.run(_first_order(search), batch)
+        return
     with _threads(workers):  # one large matrix
         search.shrink(node)
     search.run(_engine(search, node, batch, workers), batch)
@@ -169,6 +172,11 @@ def _search_around(search: Search, near: Tensor, supports: list[Tensor]) -> None
         search.design = whole
 
 
+def _first_order(search: Search) -> FirstOrderEngine:
+    """As accurate as the gap asked for needs."""
+    return FirstOrderEngine(search.design, 0.3 * search.gap * abs(search.best.objective))
+
+
 def _engine(search: Search, node: Node, batch: int, workers: int) -> Engine:
     """The engine for what the root left over; with moved curvature where that is possible and pays.
 
@@ -176,7 +184,7 @@ def _engine(search: Search, node: Node, batch: int, workers: int) -> Engine:
     """
     design = search.design
     N, k, q = design.shape
-    first = FirstOrderEngine(design, 0.3 * search.gap * abs(search.best.objective))
+    first = _first_order(search)
     if design.loss != "squared" or design.moments is None:
         return first
     if q > 1:

@@ -42,6 +42,7 @@ _CENTRED = (
     0.5  # Newton's decrement in units of mu; from further off the next smaller mu is out of reach
 )
 _SMALLEST_STEP = 1e-6
+_BACK = 0.9
 
 
 class Clustered(NamedTuple):
@@ -102,8 +103,9 @@ class _Newton:
 
     def run(self, D: Tensor, u: Tensor, steps: int) -> Point:
         point = self.point(D, u)
-        if point is None:
-            raise ValueError("the curvature to start from leaves R or D indefinite")
+        while point is None:  # rounding at the very border; Q itself is definite
+            D = _BACK * D
+            point = self.point(D, u)
         for _ in range(steps):
             step, decrement = self.step(point)
             moved = self.line_search(point, step, decrement)

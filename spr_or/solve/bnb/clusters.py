@@ -59,7 +59,8 @@ def partition(design: Design, y: Tensor) -> Tensor | None:
 def _partial_correlation(design: Design) -> Tensor:
     """The squared norm of each block of Q^{-1} in units of the diagonal ones, (N, N), zero diagonal."""
     N, k, _ = design.shape
-    inverse = torch.linalg.inv(design.quadratic()).view(N, k, N, k).transpose(1, 2)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(design.quadratic()))
+    inverse = inverse.view(N, k, N, k).transpose(1, 2)
     own = inverse.diagonal(dim1=0, dim2=1).permute(2, 0, 1)
     L = torch.linalg.cholesky(own)
     half = torch.linalg.solve_triangular(L.unsqueeze(1).expand_as(inverse), inverse, upper=False)

@@ -70,7 +70,8 @@ def _bound(design: Design, node: Node) -> None:
     bound, score = dual_bound(
         penalty_of(design), value.unsqueeze(0), gradient.unsqueeze(0), node.W.unsqueeze(0), terms
     )
-    node.bound, node.score = float(bound), score[0]
+    node.own = node.bound = float(bound)
+    node.score = score[0]
     node.indicator = projected.indicator(node.W.flatten(-2), design.alpha, design.M)
 
 

@@ -45,7 +45,8 @@ class Search:
     """The state of one search; nodes are numbered as ``design``, ``best`` as the whole problem.
 
     ``closed`` is the least bound of anything cut off so far: leaves, and the other side of every
-    safe fixing.
+    safe fixing.  ``kept`` is what stays when the tree begins again: how many entities the root had fixed
+    to zero and to one when the design shrank to the others, and ``closed`` at that time.
     """
 
     design: Design
@@ -60,6 +61,7 @@ class Search:
     heap: list[tuple[float, int, Node]] = field(default_factory=list)
     trace: list[Progress] = field(default_factory=list)
     mid_round: bool = False
+    kept: tuple[int, int, float] = (0, 0, math.inf)
     counter: itertools.count = field(default_factory=itertools.count)
 
     @property
@@ -139,6 +141,8 @@ class Search:
 
     def shrink(self, node: Node) -> None:
         """Go on with the entities of ``node``, the only open one; the others it has fixed to zero."""
+        top = self.proof.records[0]
+        self.kept = (len(top.zeros), len(top.ones), self.closed)
         self.design = self.design.restrict(node.position)
         if self.design.loss == "squared" and self.design.real.numel() <= GRAM_COLUMNS:
             self.design = self.design.with_moments()
@@ -177,7 +181,9 @@ class Search:
         costs = branching.PseudoCosts(self.design.price)
         tried: set[bytes] = set()
         last = self.evaluated + nodes
-        each = 0.0  # seconds a node of the last round took: what the time left has no room for stays
+        each = (
+            0.0  # seconds a node of the last round took: what the time left has no room for stays
+        )
         for round_number in itertools.count(1):
             if not self.heap or self.budget.spent or self.evaluated >= last:
                 break
@@ -215,9 +221,8 @@ class Search:
         self.mid_round = True
         del self.proof.records[1:]
         top = self.proof.records[0]
-        top.zeros = top.ones = top.zeros[:0]
-        top.branch = -1
-        self.closed = math.inf
+        zeros, ones, self.closed = self.kept
+        top.zeros, top.ones, top.branch = top.zeros[:zeros], top.ones[:ones], -1
         self.record(node, 0, CONTINUES)
         self.open(self.fix(node))
         self.report()
