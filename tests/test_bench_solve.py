@@ -302,12 +302,12 @@ def test_random_problems_agree(agreement, seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(200, 212))
 def test_random_problems_agree_with_scip_too(agreement, seed):
-    with contextlib.closing(agreement.Apart()) as process:
+    with contextlib.closing(agreement.OtherProcess()) as process:
         assert agreement.compare(seed, process, 20).faults == []
 
 
 def test_a_call_that_does_not_come_back_is_ended(agreement):
-    with contextlib.closing(agreement.Apart()) as process:
+    with contextlib.closing(agreement.OtherProcess()) as process:
         assert process.call(time.sleep, 100, patience=1) is None
         assert process.call(abs, -3, patience=60) == 3
 

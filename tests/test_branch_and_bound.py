@@ -272,10 +272,34 @@ def _change_leaf_point(c):
     return c
 
 
+def _enormous_weights(c):
+    """A tangent so far out that float64 sees infinity minus infinity, in place of all the tree."""
+    root = c.proof.records[0]
+    root.entities, root.W, root.d = torch.arange(8), torch.full((8, 3, 1), 1e200).double(), None
+    root.zeros = root.ones = root.zeros[:0]
+    root.branch = -1
+    del c.proof.records[1:]
+    return dataclasses.replace(c, bound=c.objective)
+
+
+def _name_the_last_twice(c):
+    record = next(r for r in reversed(c.proof.records) if r.d is not None)
+    record.entities = torch.cat([record.entities, torch.tensor([-1])])
+    record.W = torch.cat([record.W, record.W[-1:]])
+    record.d = torch.cat([record.d, record.d[-1:]])
+    return c
+
+
+def _share_one_block(c):
+    record = next(r for r in c.proof.records if r.d is not None and len(r.d) > 1)
+    record.d = record.d[:1]
+    return c
+
+
 @pytest.mark.parametrize(
     "tamper",
     [
-        _raise_bound, _lower_objective, _change_weights, _leave_the_box, _drop_leaf,
+        _enormous_weights, _name_the_last_twice, _share_one_block, _raise_bound, _lower_objective, _change_weights, _leave_the_box, _drop_leaf,
         _hide_branching, _fix_more, _move_too_much_curvature, _change_leaf_point,
     ],
 )  # fmt: skip

@@ -50,7 +50,7 @@ def root_of(problem: SparseTrainingProblem, members: list[list[int]], mu: float 
 
 def engine_of(design: Design, members: list[list[int]], mu: float, steps: int = 40):
     return ClusterEngine(
-        design, torch.tensor(members), FirstOrderEngine(design, 1e-6), mu, steps, 1
+        design, torch.tensor(members), FirstOrderEngine(design, 1e-6), mu, steps, 1, lambda: False
     )
 
 

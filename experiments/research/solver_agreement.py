@@ -43,7 +43,7 @@ RELATIVE, ABSOLUTE = 1e-5, 1e-7
 SCIP_SECONDS = 20.0
 
 
-class Apart:
+class OtherProcess:
     """Calls in another process, which is replaced when one of them does not come back."""
 
     def __init__(self) -> None:
@@ -118,7 +118,9 @@ def random_problem(seed: int) -> tuple[str, SparseTrainingProblem]:
     )  # fmt: skip
 
 
-def compare(seed: int, process: Apart | None = None, scip_seconds: float = SCIP_SECONDS) -> Outcome:
+def compare(
+    seed: int, process: OtherProcess | None = None, scip_seconds: float = SCIP_SECONDS
+) -> Outcome:
     """Solve problem ``seed`` in all four ways; without SCIP's two if there is no process for them."""
     kind, problem = random_problem(seed)
     ours = branch_and_bound(problem, gap=GAP)
@@ -208,7 +210,7 @@ def main() -> int:
         parser.error(f"--count must be at least 1, got {arguments.count}")
     torch.set_num_threads(1)  # the problems are tiny
     seeds = range(arguments.seed, arguments.seed + arguments.count)
-    process = Apart() if arguments.scip_seconds > 0 else None
+    process = OtherProcess() if arguments.scip_seconds > 0 else None
     outcomes: list[Outcome] = []
     console = Console(stderr=True)
     try:

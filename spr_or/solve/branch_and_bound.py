@@ -11,7 +11,7 @@ measurements.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,7 +60,8 @@ def branch_and_bound(
     problem : linear, squared or logistic loss
     gap : relative, (objective - bound) / |objective|
     time_limit : seconds of wall-clock time, or None; what is running when it ends is finished
-    node_batch : nodes evaluated at a time (default: 32 on the CPU, 256 on an accelerator)
+    node_batch : nodes branched on at a time (default: 32 on the CPU, 256 on an accelerator); with curvature
+        in clusters as many as there are threads
     device : where the node computations run; float64 throughout
     start : weights (P,) to begin with, such as the solution for a neighbouring lambda
     rule : how to choose the entity to branch on, see `spr_or.solve.bnb.branching`
@@ -142,12 +143,15 @@ def _solve(search: Search, batch: int, workers: int) -> None:
     search.mid_round = True
     node = search.fix(node)
     search.open(node)
-    if not bool(node.free.any()):
+    if not search.heap:
+        search.report()
+        return
+    if len(node.position) == 0:
         search.run(_first_order(search), batch)
         return
     with _threads(workers):  # one large matrix
         search.shrink(node)
-    search.run(_engine(search, node, batch, workers), batch)
+    _branch(search, node, batch, workers)
 
 
 def _search_around(search: Search, near: Tensor, supports: list[Tensor]) -> None:
@@ -177,45 +181,46 @@ def _first_order(search: Search) -> FirstOrderEngine:
     return FirstOrderEngine(search.design, 0.3 * search.gap * abs(search.best.objective))
 
 
-def _engine(search: Search, node: Node, batch: int, workers: int) -> Engine:
-    """The engine for what the root left over; with moved curvature where that is possible and pays.
+def _branch(search: Search, node: Node, batch: int, workers: int) -> None:
+    """Search what the root left over, by tighter and dearer relaxations while the tree stays open.
 
-    To find that out costs about as much as a number of first-order nodes: these have the first try.
+    To find out whether moved curvature pays costs about as much as a number of first-order nodes: these
+    have the first try.
     """
     design = search.design
     N, k, q = design.shape
     first = _first_order(search)
     if design.loss != "squared" or design.moments is None:
-        return first
+        search.run(first, batch)
+        return
     if q > 1:
-        return many_outputs.begin(search, node, first) or first
+        search.run(many_outputs.begin(search, node, first) or first, batch)
+        return
     mu = 2e-3 * abs(search.best.objective) / max(1, N * k)
     small = max(0.1 * float(design.ridge.min()), 1e-8 * float(design.moments.G.diagonal().amax()))
     mixed = MixedEngine(first, SplitEngine(design, mu, _NODE_STEPS, small, workers), _MIXED_COLUMNS)
-    if N * k > _SPLIT_COLUMNS:
-        return mixed
-    search.run(mixed, batch, _TRIAL)
-    if not search.heap or search.budget.spent:
-        return mixed
+    search.run(mixed, batch, _TRIAL if N * k <= _SPLIT_COLUMNS else math.inf)
+    if search.over:
+        return
     search.search_wider()
     eigenvalues = torch.linalg.eigvalsh(design.quadratic())
     smallest, largest = float(eigenvalues[0]), float(eigenvalues[-1])
-    if smallest <= 1e-8 * largest:
-        return mixed
-    split = SplitEngine(design, mu, _NODE_STEPS, 0.1 * smallest, workers)
-    child = _split_root(search, node, split, smallest)
-    if child.own <= search.bound:
-        return mixed
-    search.begin_again(child)
+    whole = None
+    if smallest > 1e-8 * largest:
+        split = SplitEngine(design, mu, _NODE_STEPS, 0.1 * smallest, workers)
+        whole = _split_root(search, node, split, smallest)
+    if whole is None or whole.own <= search.bound:
+        search.run(mixed, batch)
+        return
+    search.begin_again(whole)
     search.run(split, batch, _SPLIT_TRIAL)
-    if not search.heap or search.budget.spent:
-        return split
-    _run_in_clusters(search, child, first, split, workers)
-    return split
+    if not search.over:
+        _branch_in_clusters(search, whole, first, mu, workers)
+    search.run(split, batch)
 
 
-def _run_in_clusters(
-    search: Search, node: Node, first: FirstOrderEngine, split: SplitEngine, workers: int
+def _branch_in_clusters(
+    search: Search, node: Node, first: FirstOrderEngine, mu: float, workers: int
 ) -> None:
     """Begin again with curvature moved in clusters of entities, where that bounds the root better than
     the whole tree has; ``node`` is the root with curvature moved entity by entity."""
@@ -225,20 +230,18 @@ def _run_in_clusters(
         return
 
     def engine(factor: float, steps: int, workers: int) -> clusters.ClusterEngine:
-        mu = factor * split.mu
-        return clusters.ClusterEngine(search.design, members, first, mu, steps, workers)
+        return clusters.ClusterEngine(
+            search.design, members, first, factor * mu, steps, workers, lambda: search.budget.spent
+        )
 
     child = node.keep(torch.ones_like(node.one), node.one)
     engine(1.0, 0, 1).begin(child)
     with _threads(workers):  # one node alone
-        for factor in _CLUSTER_PATH:
-            if search.budget.spent:
-                break
-            engine(factor, _CLUSTER_ROOT_STEPS, 1)([child], search.cutoff)
-            search.evaluated += 1
-            search.report()
-    if child.own > search.bound:
-        search.begin_again(child)
+        best = _along_path(
+            search, child, _CLUSTER_PATH, lambda x: engine(x, _CLUSTER_ROOT_STEPS, 1)
+        )
+    if best.own > search.bound:
+        search.begin_again(best)
         search.run(engine(_CLUSTER_PATH[-1], _CLUSTER_NODE_STEPS, workers), workers)
 
 
@@ -246,14 +249,31 @@ def _split_root(search: Search, node: Node, split: SplitEngine, smallest: float)
     """The root solved again with the best split."""
     child = node.keep(torch.ones_like(node.one), node.one)
     child.d = splitting.uniform(split.design, len(node.position), 0.9 * smallest)
-    for factor in _PATH:
+    return _along_path(
+        search, child, _PATH,
+        lambda x: SplitEngine(split.design, x * split.mu, _ROOT_STEPS, split.curvature_one),
+    )  # fmt: skip
+
+
+def _along_path(
+    search: Search, node: Node, path: Sequence[float], engine: Callable[[float], Engine]
+) -> Node:
+    """``node`` solved for one weight of the barrier after the other; the best of the answers.
+
+    Each is a node of its own: a bound counts only with the point that proves it.
+    """
+    best = node
+    best.own = best.bound = -math.inf
+    for factor in path:
         if search.budget.spent:
             break
-        SplitEngine(split.design, factor * split.mu, _ROOT_STEPS, split.curvature_one)(
-            [child], search.cutoff
-        )
+        node = node.keep(torch.ones_like(node.one), node.one)
+        node.own = node.bound = -math.inf
+        engine(factor)([node], search.cutoff)
         search.evaluated += 1
-    return child
+        search.report()
+        best = node if node.own > best.own else best
+    return best
 
 
 def _certificate(
@@ -272,7 +292,8 @@ def _certificate(
         if not search.proof.records:
             search.record(root.at_zero(search.design), -1, CONTINUES)
         search.proof.repair()
-        proven = verify(search.proof, len(problem.entities), FloatBounds(whole, search.proof))
+        bounds = FloatBounds(whole, search.proof, rounding(problem))
+        proven = verify(search.proof, whole.shape, bounds)
         bound = min(float(proven.bound), best.objective)
     if max(0.0, best.objective - bound) <= search.gap * max(1e-10, abs(best.objective)):
         status = "optimal"

@@ -30,7 +30,7 @@ _INLINE = 200_000
 
 
 def rounding(problem: SparseTrainingProblem) -> float:
-    """The absolute allowance for float64: 1e-10 of the loss at zero, the largest term of any bound."""
+    """The absolute allowance for float64: 1e-10 of the loss at zero."""
     q = problem.n_outputs
     zero = torch.zeros((problem.n, q), dtype=torch.float64)
     return 1e-10 * max(1e-12, float(LOSSES[problem.loss].value(zero, problem.y).mean()))
@@ -70,12 +70,13 @@ class ProofCertificate(Certificate):
         allowance = rounding(self.problem)
         if not abs(objective - self.objective) <= allowance:
             problems.append(f"the objective is {objective!r}, not {self.objective!r} as stated")
+        design = design_of(self.problem)
         evaluate: Evaluator
         if exact:
             evaluate, allowance = ExactBounds(self.problem), 0.0
         else:
-            evaluate = FloatBounds(design_of(self.problem), self.proof)
-        bound, found = verify(self.proof, len(self.problem.entities), evaluate)
+            evaluate = FloatBounds(design, self.proof, allowance)
+        bound, found = verify(self.proof, design.shape, evaluate)
         problems += found
         if not self.bound <= bound + allowance and not found:
             problems.append(

@@ -38,11 +38,10 @@ _BARRIER = 0.02  # nu / mu
 _CG_STEPS = 100
 _CG_ACCURACY = 0.1
 _NEGLIGIBLE = 1e-9  # weight of a support
-_CENTRED = (
-    0.5  # Newton's decrement in units of mu; from further off the next smaller mu is out of reach
-)
+# Newton's decrement in units of mu; from further off the next smaller mu is out of reach.
+_CENTRED = 0.5
 _SMALLEST_STEP = 1e-6
-_BACK = 0.9
+_BACK, _RETREATS = 0.9, 100
 
 
 class Clustered(NamedTuple):
@@ -76,9 +75,14 @@ class Point(NamedTuple):
     pi: Tensor
 
 
-def maximise(problem: Clustered, D: Tensor, u: Tensor, mu: float, steps: int) -> Point:
-    """At most ``steps`` Newton steps from D (m, K, K), with R and D definite, and u (m, K)."""
-    return _Newton(problem, mu).run(D, u, steps)
+def maximise(
+    problem: Clustered, D: Tensor, u: Tensor, mu: float, steps: int, stop: Callable[[], bool]
+) -> Point:
+    """At most ``steps`` Newton steps from D (m, K, K), with R and D definite, and u (m, K).
+
+    ``stop`` is asked before each step.
+    """
+    return _Newton(problem, mu).run(D, u, steps, stop)
 
 
 def blocks(A: Tensor, m: int) -> Tensor:
@@ -101,12 +105,11 @@ class _Newton:
         live = problem.live
         self.dead = ~torch.cat([live[:, self.a] & live[:, self.b], live], dim=1)
 
-    def run(self, D: Tensor, u: Tensor, steps: int) -> Point:
-        point = self.point(D, u)
-        while point is None:  # rounding at the very border; Q itself is definite
-            D = _BACK * D
-            point = self.point(D, u)
+    def run(self, D: Tensor, u: Tensor, steps: int, stop: Callable[[], bool]) -> Point:
+        point = self.start(D, u)
         for _ in range(steps):
+            if stop():
+                break
             step, decrement = self.step(point)
             moved = self.line_search(point, step, decrement)
             if moved is None:
@@ -115,6 +118,14 @@ class _Newton:
             if decrement < _CENTRED * self.mu:
                 break
         return point
+
+    def start(self, D: Tensor, u: Tensor) -> Point:
+        """The point at D, or a little behind it where rounding leaves R indefinite at the very border."""
+        for back in range(_RETREATS):
+            point = self.point(_BACK**back * D, u)
+            if point is not None:
+                return point
+        raise ValueError("the curvature to start from is not positive definite, or larger than Q")
 
     def rest(self, D: Tensor) -> tuple[Tensor, bool]:
         """The Cholesky factor of R = Q - D, and whether there is one."""

@@ -1,7 +1,7 @@
 r"""Nodes whose curvature is moved in clusters of entities: the partition, and the engine.
 
-A block of D an entity leaves the relaxation loose where many entities are half used and each replaces
-a little of many others.  A block a cluster, with the exact minimum over the cluster's supports
+With one block of D per entity the relaxation stays loose where many entities are half used and each can
+stand in for a little of many others.  A block a cluster, with the exact minimum over the cluster's supports
 (`bounds`), sees part of that; `cluster_newton` finds the best D.  Each node takes a few Newton steps
 from its parent's D and u: both stay admissible when an entity leaves or is fixed to 1, and the bound
 can only rise.
@@ -9,7 +9,7 @@ can only rise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -29,8 +29,8 @@ def partition(design: Design, y: Tensor) -> Tensor | None:
     """Entities (m, s) int64 that belong together at indicators y (N,), -1 where a cluster is smaller.
 
     The strength of a pair is how much of either's part of Q^{-1} the other explains, weighed by how
-    undecided both are.  Swaps from the order of the data until none raises the sum within clusters.
-    None where entities are too wide for clusters of two.  Q must be positive definite.
+    undecided both are.  Swaps from the order of the data, at most N, while one raises the sum within
+    clusters.  None where entities are too wide for clusters of two.  Q must be positive definite.
     """
     N, k, _ = design.shape
     size = min(_ENTITIES, _COLUMNS // k, N)
@@ -40,7 +40,7 @@ def partition(design: Design, y: Tensor) -> Tensor | None:
     strength = y.new_zeros(count * size, count * size)  # those beyond N fill up
     strength[:N, :N] = _partial_correlation(design) * _undecided(y)
     place = torch.arange(count * size, device=y.device) // size
-    for _ in range(10 * N):
+    for _ in range(N):
         inside = torch.nn.functional.one_hot(place, count).to(y)
         to_cluster = strength @ inside
         to_other = to_cluster[:, place]  # of i to the cluster of j
@@ -77,7 +77,8 @@ class ClusterEngine:
     """Evaluates nodes of a squared loss with moments and one output.
 
     ``clusters`` (m, s) are positions in the design, -1 for none; ``first`` evaluates nodes without a
-    choice left; ``mu`` weighs the barrier, ``steps`` are Newton's steps at a node.
+    choice left; ``mu`` weighs the barrier, ``steps`` are Newton's steps at a node, and ``stop`` is asked
+    before each.
     """
 
     def __init__(
@@ -88,9 +89,10 @@ class ClusterEngine:
         mu: float,
         steps: int,
         workers: int,
+        stop: Callable[[], bool],
     ) -> None:
         self.design, self.clusters, self.first = design, clusters, first
-        self.mu, self.steps, self.workers = mu, steps, workers
+        self.mu, self.steps, self.workers, self.stop = mu, steps, workers, stop
         m, s = clusters.shape
         k = design.shape[1]
         self.at = clusters.clamp(min=0)
@@ -105,7 +107,8 @@ class ClusterEngine:
         """As `nodes.Engine`."""
         closed = [node for node in nodes if not bool(node.free.any())]
         for node in closed:
-            node.d = node.clusters = node.slope = None
+            limit = self.design.M[node.position, None, None]
+            node.W, node.d, node.clusters = node.W.clamp(-limit, limit), None, None
         if closed:
             self.first(closed, cutoff)
         open_ = [node for node in nodes if bool(node.free.any())]
@@ -162,7 +165,9 @@ class ClusterEngine:
         problem = self.problem(node)
         assert node.d is not None and node.slope is not None
         start = torch.where(problem.live, node.slope, 0.0)
-        point = maximise(problem, self.alone(node.d, problem), start, self.mu, self.steps)
+        point = maximise(
+            problem, self.alone(node.d, problem), start, self.mu, self.steps, self.stop
+        )
         self.store(node, problem, point)
 
     def store(self, node: Node, problem: Clustered, point: Point) -> None:

@@ -1,8 +1,9 @@
 r"""The check of a proof in rational arithmetic: every float is taken as the fraction it is.
 
-No rounding anywhere: G = X'X/n, the tangent bound, the scores, and positive semidefiniteness by an
-exact L D L' elimination.  Nothing is shared with the float64 check but the walk along the tree.  The
-cost grows quickly with the number of columns, hence `LIMIT`.
+No rounding anywhere: G = X'X/n, the tangent bound, the scores, and positive semidefiniteness of R by an
+exact L D L' elimination.  Shared with the float64 check are the walk along the tree, the proof that D is
+positive, and the multipliers of the box, of which any will do.  The cost grows quickly with the number of
+columns, hence `LIMIT`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 from spr_or.problem import SparseTrainingProblem
 from spr_or.solve.bnb.bounds import box_multipliers
 from spr_or.solve.bnb.design import Design, design_of
-from spr_or.solve.bnb.proof import Record, State
+from spr_or.solve.bnb.proof import INDEFINITE, Record, State
 
 LIMIT = 40  # weights
 Rational = NDArray[np.object_]
@@ -41,8 +42,8 @@ class ExactBounds:
             )
         self.data = _data_of(problem, design_of(problem))
 
-    def __call__(self, record: Record, state: State) -> tuple[Fraction, list[Fraction]] | None:
-        """The bound and all scores; None where R is not positive semidefinite."""
+    def __call__(self, record: Record, state: State) -> tuple[Fraction, list[Fraction]] | str:
+        """The bound and all scores, or why there are none."""
         data = self.data
         W = data.zero.copy()
         W[record.entities.numpy()] = fractions_of(record.W)
@@ -51,7 +52,7 @@ class ExactBounds:
         blocks = self.blocks(record, used)
         R = data.quadratic(used, blocks)
         if record.d is not None and not semidefinite(R):
-            return None
+            return INDEFINITE
         real = [(i, j) for i in used for j in range(data.k) if data.real[i][j]]
         at = [i * data.k + j for i, j in real]
         C, w = data.C[at], W.reshape(-1, W.shape[2])[at]

@@ -22,6 +22,9 @@ from spr_or.solve.bnb.bounds import Penalty, Terms, dual_bound
 from spr_or.solve.bnb.design import Design, loss_and_gradient
 
 CONTINUES = -1  # the value of a record that is no side of a branching
+INDEFINITE = "R is not positive semidefinite"
+_LARGE = "its weights are too large for float64"
+_ROUNDINGS = 16  # of the largest term, which the allowance has to hold at least
 
 
 @dataclass(eq=False)
@@ -30,9 +33,9 @@ class Record:
 
     ``entities`` (n,) carry the weights W (n, k, q), all others are at zero; d is the moved curvature:
     blocks (n, k, k) for one output, a diagonal (n, k) for several, None for lambda u alpha.  With
-    ``clusters`` (m, s), entities of the problem or -1, d has a block a cluster, (m, s k, s k), in which
-    entities that are no longer alive keep to themselves.  An entity that is fixed to 0 may have weights:
-    the tangent is taken at W, feasible or not.
+    ``clusters`` (m, s), entities of the problem or -1, d has a block a cluster, (m, s k, s k); what it
+    has for entities the record does not name counts for nothing.  An entity that is fixed to 0 may have
+    weights: the tangent is taken at W, feasible or not.
     """
 
     parent: int
@@ -111,14 +114,14 @@ class State(NamedTuple):
     inherited: Any
 
 
-Evaluator = Callable[[Record, State], "tuple[Any, Sequence[Any]] | None"]
+Evaluator = Callable[[Record, State], "tuple[Any, Sequence[Any]] | str"]
 
 
-def verify(proof: Proof, count: int, evaluate: Evaluator) -> Verified:
-    """Walk a proof over ``count`` entities, its bounds computed by ``evaluate``.
+def verify(proof: Proof, shape: tuple[int, int, int], evaluate: Evaluator) -> Verified:
+    """Walk a proof over N entities of up to k columns and q outputs, (N, k, q) = ``shape``.
 
     ``evaluate(record, state)`` gives the tangent bound and the score of each entity, as floats
-    (`FloatBounds`) or fractions (`exact.ExactBounds`), or None where R is not positive semidefinite.
+    (`FloatBounds`) or fractions (`exact.ExactBounds`), or says why the record has none.
     """
     problems = list(structure(proof))
     if problems:
@@ -128,17 +131,20 @@ def verify(proof: Proof, count: int, evaluate: Evaluator) -> Verified:
     least = math.inf
     for number, record in enumerate(proof.records):
         if record.parent < 0:
-            nothing = torch.zeros(count, dtype=torch.bool)
+            nothing = torch.zeros(shape[0], dtype=torch.bool)
             state = State(~nothing, nothing, -math.inf)
         else:
             state = _descend(states[record.parent], proof.records[record.parent], record.value)
-        wrong = _inadmissible(record, state)
+        wrong = _misshapen(record, shape) or _inadmissible(record, state)
         if wrong:
             return Verified(-math.inf, [f"record {number}: {wrong}"])
         found = evaluate(record, state)
-        if found is None:
-            return Verified(-math.inf, [f"record {number}: R is not positive semidefinite"])
+        if isinstance(found, str):
+            return Verified(-math.inf, [f"record {number}: {found}"])
         bound, score = found
+        named = torch.cat([record.zeros, record.ones]).tolist()
+        if not all(math.isfinite(x) for x in (bound, *(score[i] for i in named))):
+            return Verified(-math.inf, [f"record {number}: its bound is not finite"])
         below = max(bound, state.inherited)
         far = [bound + max(0, -score[i]) for i in record.zeros.tolist()]
         far += [bound + max(0, score[i]) for i in record.ones.tolist()]
@@ -192,6 +198,30 @@ def _descend(state: State, parent: Record, value: int) -> State:
     return State(alive, one, state.inherited)
 
 
+def _misshapen(record: Record, shape: tuple[int, int, int]) -> str:
+    """What is wrong with the sizes and numbers of a record; empty where nothing is."""
+    N, k, q = shape
+    n = len(record.entities)
+    for named, least in (
+        (record.entities, 0), (record.zeros, 0), (record.ones, 0),
+        (torch.tensor([record.branch]), -1),
+        (record.entities[:0] if record.clusters is None else record.clusters, -1),
+    ):  # fmt: skip
+        if named.numel() and not (least <= int(named.min()) and int(named.max()) < N):
+            return f"names an entity that is not one of 0 to {N - 1}"
+    if tuple(record.W.shape) != (n, k, q):
+        return f"has weights of shape {tuple(record.W.shape)}, not {(n, k, q)}"
+    if record.d is None:
+        return ""
+    allowed: list[tuple[int, ...]] = [(n, k), (n, k, k)] if q == 1 else [(n, k)]
+    if record.clusters is not None:
+        m, s = record.clusters.shape
+        allowed = [(m, s * k, s * k)] if q == 1 and n else []
+    if tuple(record.d.shape) not in allowed:
+        return f"moves a curvature of shape {tuple(record.d.shape)}"
+    return ""
+
+
 def _inadmissible(record: Record, state: State) -> str:
     """What is wrong with the entities a record names; empty where nothing is."""
     free = state.alive & ~state.one
@@ -224,14 +254,8 @@ def _partitions(record: Record) -> bool:
     if record.clusters is None:
         return True
     members = record.clusters[record.clusters >= 0]
-    m, s = record.clusters.shape
-    k = record.W.shape[1]
-    return (
-        len(members) == len(members.unique())
-        and bool(torch.isin(record.entities, members).all())
-        and record.d is not None
-        and tuple(record.d.shape) == (m, s * k, s * k)
-    )
+    once = len(members) == len(members.unique())
+    return once and bool(torch.isin(record.entities, members).all())
 
 
 def rows_of(record: Record) -> Tensor:
@@ -246,30 +270,37 @@ def rows_of(record: Record) -> Tensor:
 class FloatBounds:
     """Bounds of records in float64: through G for moved curvature, through the samples else.
 
-    ``design`` holds all entities, on the CPU.
+    ``design`` holds all entities, on the CPU.  A record whose terms are so large that rounding them could
+    move its bound by ``allowance`` has none.
     """
 
-    def __init__(self, design: Design, proof: Proof) -> None:
-        self.design = design
+    def __init__(self, design: Design, proof: Proof, allowance: float) -> None:
+        self.design, self.allowance = design, allowance
         split = [record.entities for record in proof.records if record.d is not None]
         self.used = torch.cat(split).unique() if split else torch.empty(0, dtype=torch.int64)
         self.small = design.restrict(self.used).with_moments() if split else None
 
-    def __call__(self, record: Record, state: State) -> tuple[float, list[float]] | None:
-        """The bound and the scores (N,); None where R is not positive semidefinite."""
+    def __call__(self, record: Record, state: State) -> tuple[float, list[float]] | str:
+        """The bound and the scores (N,), or why there is none."""
         return self._plain(record, state) if record.d is None else self._split(record, state)
 
-    def _plain(self, record: Record, state: State) -> tuple[float, list[float]]:
+    def _too_large(self, terms: Tensor) -> bool:
+        """Whether rounding can move a sum of these, of which all other terms are a part."""
+        return not float(terms) * _ROUNDINGS * torch.finfo(terms.dtype).eps <= self.allowance
+
+    def _plain(self, record: Record, state: State) -> tuple[float, list[float]] | str:
         used = state.alive.clone()
         used[record.entities] = True  # weights of an entity fixed to zero may shape the tangent
         active = used.nonzero().flatten()
         small = self.design if len(active) == len(state.alive) else self.design.restrict(active)
         W = torch.zeros((1, *small.shape), dtype=torch.float64)
         W[0, torch.searchsorted(active, record.entities)] = record.W
+        if self._too_large(_largest_loss(self.design, record)):
+            return _LARGE
         value, gradient = loss_and_gradient(small, W)
         return self._finish(active, state, value, gradient, W, None)
 
-    def _split(self, record: Record, state: State) -> tuple[float, list[float]] | None:
+    def _split(self, record: Record, state: State) -> tuple[float, list[float]] | str:
         assert self.small is not None and self.small.moments is not None and record.d is not None
         design = self.small.restrict(torch.searchsorted(self.used, record.entities))
         assert design.moments is not None
@@ -283,8 +314,10 @@ class FloatBounds:
         members = torch.arange(len(D)).unsqueeze(1) if clusters is None else clusters
         subtract_blocks(R, D, members, design.real)
         if not semidefinite(R):
-            return None
+            return INDEFINITE
         w = record.W.flatten(0, 1) * real.unsqueeze(-1)
+        if self._too_large((w.abs() * (R.abs() @ w.abs() + 2 * C.abs())).sum() + c0):
+            return _LARGE
         Rw = R @ w
         value = (w * (Rw - 2 * C)).sum() + c0
         shape = (1, *record.W.shape)
@@ -319,6 +352,15 @@ class FloatBounds:
         full = torch.full((design.shape[0],), torch.nan, dtype=torch.float64)
         full[active] = score[0]
         return float(bound), full.tolist()
+
+
+def _largest_loss(design: Design, record: Record) -> Tensor:
+    """The mean loss if no term of any prediction cancelled another, ()."""
+    used = design.restrict(record.entities)
+    predictions = used.block().abs() @ record.W.abs().flatten(0, 1)
+    if design.loss == "squared":
+        return (predictions + design.Y.abs()).square().sum() / design.n
+    return (1 + predictions).sum() / design.n
 
 
 def subtract_blocks(R: Tensor, D: Tensor, members: Tensor, real: Tensor) -> None:

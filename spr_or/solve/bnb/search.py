@@ -82,6 +82,11 @@ class Search:
         open_bound = self.heap[0][0] if self.heap else math.inf
         return min(self.closed, open_bound, self.best.objective)
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing is open, or the time is up."""
+        return not self.heap or self.budget.spent
+
     def report(self) -> None:
         """Note the progress, and tell who listens."""
         self.mid_round = False
@@ -181,14 +186,13 @@ class Search:
         costs = branching.PseudoCosts(self.design.price)
         tried: set[bytes] = set()
         last = self.evaluated + nodes
-        each = (
-            0.0  # seconds a node of the last round took: what the time left has no room for stays
-        )
+        each = 0.0
         for round_number in itertools.count(1):
-            if not self.heap or self.budget.spent or self.evaluated >= last:
+            if self.over or self.evaluated >= last:
                 break
             self.mid_round = True
             began = self.budget.seconds
+            # The nodes that fit into the time left, by what one of the last round took.
             room = self.budget.left() / each if each else math.inf
             taken = self.take(int(max(1, min(batch, room))), round_number)
             parents = []
