@@ -275,7 +275,7 @@ def _change_leaf_point(c):
 def _enormous_weights(c):
     """A tangent so far out that float64 sees infinity minus infinity, in place of all the tree."""
     root = c.proof.records[0]
-    root.entities, root.W, root.d = torch.arange(8), torch.full((8, 3, 1), 1e200).double(), None
+    root.entities, root.W, root.d = torch.arange(8), torch.ones(8, 3, 1).double() * 1e200, None
     root.zeros = root.ones = root.zeros[:0]
     root.branch = -1
     del c.proof.records[1:]
@@ -299,7 +299,8 @@ def _share_one_block(c):
 @pytest.mark.parametrize(
     "tamper",
     [
-        _enormous_weights, _name_the_last_twice, _share_one_block, _raise_bound, _lower_objective, _change_weights, _leave_the_box, _drop_leaf,
+        _enormous_weights, _name_the_last_twice, _share_one_block,
+        _raise_bound, _lower_objective, _change_weights, _leave_the_box, _drop_leaf,
         _hide_branching, _fix_more, _move_too_much_curvature, _change_leaf_point,
     ],
 )  # fmt: skip
