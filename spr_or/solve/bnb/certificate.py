@@ -78,11 +78,12 @@ class ProofCertificate(Certificate):
             evaluate = FloatBounds(design, self.proof, allowance)
         bound, found = verify(self.proof, design.shape, evaluate)
         problems += found
+        proven = float(max(bound, -1e300))  # a fraction may be less than any float
         if not self.bound <= bound + allowance and not found:
             problems.append(
-                f"the tree proves the bound {float(bound)!r}, not {self.bound!r} as stated"
+                f"the tree proves the bound {proven!r}, not {self.bound!r} as stated"
             )
-        return Check(not problems, objective, min(float(bound), objective), problems)
+        return Check(not problems, objective, min(proven, objective), problems)
 
     def save(self, path: str | Path) -> None:
         """Write JSON; a large proof keeps its numbers in an .npz file of the same name beside it."""

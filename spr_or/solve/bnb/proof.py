@@ -143,7 +143,7 @@ def verify(proof: Proof, shape: tuple[int, int, int], evaluate: Evaluator) -> Ve
             return Verified(-math.inf, [f"record {number}: {found}"])
         bound, score = found
         named = torch.cat([record.zeros, record.ones]).tolist()
-        if not all(math.isfinite(x) for x in (bound, *(score[i] for i in named))):
+        if not all(-math.inf < x < math.inf for x in (bound, *(score[i] for i in named))):
             return Verified(-math.inf, [f"record {number}: its bound is not finite"])
         below = max(bound, state.inherited)
         far = [bound + max(0, -score[i]) for i in record.zeros.tolist()]
