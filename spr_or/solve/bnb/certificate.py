@@ -73,16 +73,15 @@ class ProofCertificate(Certificate):
         design = design_of(self.problem)
         evaluate: Evaluator
         if exact:
-            evaluate, allowance = ExactBounds(self.problem), 0.0
+            evaluate, allowance = ExactBounds(self.problem), 0
         else:
             evaluate = FloatBounds(design, self.proof, allowance)
         bound, found = verify(self.proof, design.shape, evaluate)
         problems += found
-        proven = float(max(bound, -1e300))  # a fraction may be less than any float
+        # A fraction may be less than any float.
+        proven = float(bound) if bound > -1e300 else -math.inf
         if not self.bound <= bound + allowance and not found:
-            problems.append(
-                f"the tree proves the bound {proven!r}, not {self.bound!r} as stated"
-            )
+            problems.append(f"the tree proves the bound {proven!r}, not {self.bound!r} as stated")
         return Check(not problems, objective, min(proven, objective), problems)
 
     def save(self, path: str | Path) -> None:
