@@ -171,12 +171,16 @@ def test_entities_too_wide_for_a_cluster_are_left_alone():
     assert partition(design_of(problem).with_moments(), torch.full((2,), 0.5)) is None
 
 
+def only_clusters(patch: pytest.MonkeyPatch) -> None:
+    """No trees but the one with clusters, of two entities."""
+    patch.setattr(solver, "_TRIAL", 0)
+    patch.setattr(solver, "_SPLIT_TRIAL", 0)
+    patch.setattr(clusters, "_ENTITIES", 2)
+
+
 @pytest.fixture
 def at_once(monkeypatch):
-    """No trees but the one with clusters."""
-    monkeypatch.setattr(solver, "_TRIAL", 0)
-    monkeypatch.setattr(solver, "_SPLIT_TRIAL", 0)
-    monkeypatch.setattr(clusters, "_ENTITIES", 2)
+    only_clusters(monkeypatch)
 
 
 def in_clusters(certificate) -> list:
@@ -224,9 +228,7 @@ def _make_indefinite(record):
 @pytest.fixture(scope="module")
 def tree():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(solver, "_TRIAL", 0)
-        patch.setattr(solver, "_SPLIT_TRIAL", 0)
-        patch.setattr(clusters, "_ENTITIES", 2)
+        only_clusters(patch)
         certificate = branch_and_bound(random_problem(16, (2,) * 7), gap=1e-9)
     assert len(in_clusters(certificate)) >= 3
     return certificate

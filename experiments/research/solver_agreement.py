@@ -126,9 +126,8 @@ def compare(
     ours = branch_and_bound(problem, gap=GAP)
     answers: dict[str, Certificate] = {"ours": ours, "enumeration": enumeration.solve(problem)}
     silent = []
-    for name in scip.FORMULATIONS if process is not None else ():
-        assert process is not None
-        patience = 3 * scip_seconds + 20  # the first call imports everything
+    patience = 3 * scip_seconds + 20  # the first call imports everything
+    for name in scip.FORMULATIONS if process else ():
         answer = process.call(scip.solve, problem, name, False, scip_seconds, patience=patience)
         if isinstance(answer, Certificate):
             answers[f"SCIP {name}"] = answer

@@ -237,8 +237,8 @@ def _branch_in_clusters(
     child = node.keep(torch.ones_like(node.one), node.one)
     engine(1.0, 0, 1).begin(child)
     with _threads(workers):  # one node alone
-        best = _along_path(
-            search, child, _CLUSTER_PATH, lambda x: engine(x, _CLUSTER_ROOT_STEPS, 1)
+        best = search.along(
+            child, _CLUSTER_PATH, lambda x: _noted(search, engine(x, _CLUSTER_ROOT_STEPS, 1))
         )
     if best.own > search.bound:
         search.begin_again(best)
@@ -249,31 +249,23 @@ def _split_root(search: Search, node: Node, split: SplitEngine, smallest: float)
     """The root solved again with the best split."""
     child = node.keep(torch.ones_like(node.one), node.one)
     child.d = splitting.uniform(split.design, len(node.position), 0.9 * smallest)
-    return _along_path(
-        search, child, _PATH,
-        lambda x: SplitEngine(split.design, x * split.mu, _ROOT_STEPS, split.curvature_one),
-    )  # fmt: skip
+
+    def engine(factor: float) -> Engine:
+        mu = factor * split.mu
+        return _noted(search, SplitEngine(split.design, mu, _ROOT_STEPS, split.curvature_one))
+
+    return search.along(child, _PATH, engine)
 
 
-def _along_path(
-    search: Search, node: Node, path: Sequence[float], engine: Callable[[float], Engine]
-) -> Node:
-    """``node`` solved for one weight of the barrier after the other; the best of the answers.
+def _noted(search: Search, engine: Engine) -> Engine:
+    """``engine``, with the nodes it solves counted and the progress told."""
 
-    Each is a node of its own: a bound counts only with the point that proves it.
-    """
-    best = node
-    best.own = best.bound = -math.inf
-    for factor in path:
-        if search.budget.spent:
-            break
-        node = node.keep(torch.ones_like(node.one), node.one)
-        node.own = node.bound = -math.inf
-        engine(factor)([node], search.cutoff)
-        search.evaluated += 1
+    def evaluate(nodes: Sequence[Node], cutoff: float) -> None:
+        engine(nodes, cutoff)
+        search.evaluated += len(nodes)
         search.report()
-        best = node if node.own > best.own else best
-    return best
+
+    return evaluate
 
 
 def _certificate(

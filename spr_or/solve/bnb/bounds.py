@@ -207,9 +207,8 @@ def dual_bound(
         paid, score = _cluster_scores(penalty, -gradient.squeeze(-1), terms)
     else:
         score = scores(penalty, gradient, terms.curvature)
-        paid = torch.where(terms.one, score, torch.where(terms.free, score.clamp(min=0), 0.0)).sum(
-            -1
-        )
+        gained = torch.where(terms.free, score.clamp(min=0), 0.0)
+        paid = torch.where(terms.one, score, gained).sum(-1)
     return value - (gradient * W).sum((1, 2, 3)) - paid, score
 
 

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from spr_or.solve.bnb.bounds import on_supports
+from spr_or.solve.bnb.splitting import hold
 
 _ENTROPY = 3.0  # tau / mu
 _BARRIER = 0.02  # nu / mu
@@ -274,9 +275,8 @@ def _conjugate_gradients(times: _Map, precondition: _Map, right: Tensor) -> Tens
 
 
 def _solver(matrices: Tensor, dead: Tensor) -> _Map:
-    """Solves with matrices (m, d, d), the dead coordinates (m, d) left out."""
-    matrices = matrices.masked_fill(dead.unsqueeze(-1) | dead.unsqueeze(-2), 0.0)
-    matrices.diagonal(dim1=-2, dim2=-1).add_(dead.to(matrices))
+    """Solves with matrices (m, d, d), which it changes, the dead coordinates (m, d) left out."""
+    hold(matrices, dead)
     scale = matrices.diagonal(dim1=-2, dim2=-1).rsqrt()
     matrices = scale.unsqueeze(-1) * matrices * scale.unsqueeze(-2)
     matrices.diagonal(dim1=-2, dim2=-1).add_(1e-10)

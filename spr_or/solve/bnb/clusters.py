@@ -17,7 +17,7 @@ from torch import Tensor
 
 from spr_or.solve.bnb.bounds import Terms, allowed, dual_bound, penalty_of, supports
 from spr_or.solve.bnb.cluster_newton import Clustered, Point, maximise
-from spr_or.solve.bnb.design import Design
+from spr_or.solve.bnb.design import Design, columns_of
 from spr_or.solve.bnb.nodes import FirstOrderEngine, Node
 
 _COLUMNS, _ENTITIES = 24, 6  # at most, in a cluster
@@ -96,7 +96,7 @@ class ClusterEngine:
         m, s = clusters.shape
         k = design.shape[1]
         self.at = clusters.clamp(min=0)
-        columns = (self.at.unsqueeze(-1) * k + torch.arange(k, device=clusters.device)).flatten()
+        columns = columns_of(self.at, k).flatten()
         self.real = (design.real[self.at] & (clusters >= 0).unsqueeze(-1)).view(m, s * k)
         assert design.moments is not None
         self.Q = design.quadratic()[columns][:, columns]

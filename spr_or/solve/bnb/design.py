@@ -77,7 +77,7 @@ class Design:
         moments = self.moments
         if moments is not None:
             k = self.columns.shape[1]
-            flat = (keep.unsqueeze(1) * k + torch.arange(k, device=keep.device)).flatten()
+            flat = columns_of(keep, k).flatten()
             moments = Moments(moments.G[flat][:, flat], moments.C[flat], moments.c0)
         return Design(
             self.X, self.Y, self.n, self.loss, self.entities[keep], self.columns[keep],
@@ -100,6 +100,11 @@ class Design:
         if self.moments is not None:
             return self
         return Design(**{**self.__dict__, "moments": moments_of(self.block(), self)})
+
+
+def columns_of(positions: Tensor, k: int) -> Tensor:
+    """The padded columns (..., k) of entities at ``positions`` (...)."""
+    return positions.unsqueeze(-1) * k + torch.arange(k, device=positions.device)
 
 
 def moments_of(block: Tensor, design: Design) -> Moments:

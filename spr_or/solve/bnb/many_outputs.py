@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from spr_or.solve.bnb.bounds import Penalty, Terms, dual_bound
-from spr_or.solve.bnb.design import Design
+from spr_or.solve.bnb.design import Design, columns_of
 from spr_or.solve.bnb.nodes import FirstOrderEngine, Node
 from spr_or.solve.bnb.proof import CONTINUES
 
@@ -67,17 +67,9 @@ def begin(search: Search, node: Node, first: FirstOrderEngine) -> SharedCurvatur
     if smallest <= 1e-8 * float(values[-1]):
         return None
     mu = _ACCURACY * abs(search.best.objective) / max(1, N * k)
-    best = node
-    trial = node
-    for factor in _PATH:
-        # A node of its own each time: a bound counts only with the point that proves it.
-        before = trial
-        trial = node.keep(torch.ones_like(node.one), node.one)
-        trial.d, trial.indicator = before.d, before.indicator
-        SharedCurvatureEngine(first, factor * mu, _ROOT_STEPS, smallest)([trial], search.cutoff)
-        best = trial if trial.own > best.own else best
-        if search.budget.spent:
-            break
+    best = search.along(
+        node, _PATH, lambda x: SharedCurvatureEngine(first, x * mu, _ROOT_STEPS, smallest)
+    )
     search.evaluated += 1
     if best is not node:
         search.record(best, node.record, CONTINUES)
@@ -146,7 +138,7 @@ class Relaxation:
         assert design.moments is not None
         self.engine, self.node = engine, node
         at, k = node.position, design.columns.shape[1]
-        flat = (at.unsqueeze(1) * k + torch.arange(k, device=at.device)).flatten()
+        flat = columns_of(at, k).flatten()
         whole = len(at) == design.shape[0]
         self.n, self.k, self.q = len(at), k, design.shape[2]
         self.G = design.moments.G if whole else design.moments.G[flat][:, flat]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from spr_or.solve.bnb.bounds import Penalty, Terms, dual_bound
-from spr_or.solve.bnb.design import Design, loss_and_gradient
+from spr_or.solve.bnb.design import Design, columns_of, loss_and_gradient
 
 CONTINUES = -1  # the value of a record that is no side of a branching
 INDEFINITE = "R is not positive semidefinite"
@@ -304,11 +304,9 @@ class FloatBounds:
         assert self.small is not None and self.small.moments is not None and record.d is not None
         design = self.small.restrict(torch.searchsorted(self.used, record.entities))
         assert design.moments is not None
-        G, C, c0 = design.moments
-        k = design.columns.shape[1]
+        _, C, c0 = design.moments
         real = design.real.flatten()
-        R = G.clone()
-        R.diagonal().add_(torch.where(real, design.ridge.repeat_interleave(k), 0.0))
+        R = design.quadratic()
         clusters = rows_of(record) if record.clusters is not None else None
         D = record.d if record.d.dim() == 3 else torch.diag_embed(record.d)
         members = torch.arange(len(D)).unsqueeze(1) if clusters is None else clusters
@@ -370,7 +368,7 @@ def subtract_blocks(R: Tensor, D: Tensor, members: Tensor, real: Tensor) -> None
     at = members.clamp(min=0)
     counted = (real[at] & (members >= 0).unsqueeze(-1)).flatten(1)
     pair = counted.unsqueeze(-1) & counted.unsqueeze(-2)
-    columns = (at.unsqueeze(-1) * k + torch.arange(k, device=at.device)).flatten(1)
+    columns = columns_of(at, k).flatten(1)
     flat = columns.unsqueeze(-1) * len(R) + columns.unsqueeze(-2)
     R.view(-1).index_add_(0, flat.flatten(), -torch.where(pair, D, 0.0).flatten())
 

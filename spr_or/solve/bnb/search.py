@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -219,6 +219,21 @@ class Search:
         here = Incumbent(self.best.objective, support, self.best.W[at])
         polish, stop = incumbents.polisher(self.design), lambda: self.budget.spent
         self.offer(incumbents.local_search(self.design, here, polish, stop, width=_WIDE))
+
+    def along(self, node: Node, path: Sequence[float], engine: Callable[[float], Engine]) -> Node:
+        """``node`` solved for one weight of the barrier after the other: the best answer, or ``node``.
+
+        Each is a node of its own: a bound counts only with the point that proves it.
+        """
+        best = node
+        for factor in path:
+            node = node.keep(torch.ones_like(node.one), node.one)
+            node.own = node.bound = -math.inf
+            engine(factor)([node], self.cutoff)
+            best = node if node.own > best.own else best
+            if self.budget.spent:
+                break
+        return best
 
     def begin_again(self, node: Node) -> None:
         """Forget the tree below the root, and go on with ``node``, a better answer to the root."""

@@ -49,7 +49,7 @@ import torch
 from torch import Tensor
 
 from spr_or.solve.bnb.bounds import Penalty, Terms, dual_bound
-from spr_or.solve.bnb.design import Design
+from spr_or.solve.bnb.design import Design, columns_of
 
 _SHRINK = 0.5
 _TRIALS = 10
@@ -101,7 +101,7 @@ def quadratic_of(design: Design, position: Tensor, present: Tensor) -> Quadratic
     G, C, c0 = design.moments
     k = design.columns.shape[1]
     B, n = position.shape
-    flat = (position.unsqueeze(-1) * k + torch.arange(k, device=G.device)).view(B, n * k)
+    flat = columns_of(position, k).flatten(1)
     real = (design.real[position] & present.unsqueeze(-1)).view(B, n * k)
     pair = real.unsqueeze(-1) & real.unsqueeze(-2)
     Q = torch.where(pair, G[flat.unsqueeze(-1), flat.unsqueeze(-2)], 0.0)
@@ -247,7 +247,7 @@ class _Batch:
         """o (B, P): D o = D omega on the columns not clipped, zero on the others."""
         system, held = D.clone(), clipped.view(self.B, self.n, self.k)
         right = self.per_entity(D, omega).masked_fill(clipped, 0.0)
-        _mask(system, held)
+        hold(system, held)
         shape = (self.B, self.n, self.k, 1)
         return torch.linalg.solve(system, right.view(shape)).view(self.B, self.P)
 
@@ -268,7 +268,7 @@ class _Batch:
             return S * torch.cholesky_solve((S * self.c).unsqueeze(-1), L).squeeze(-1), L
         held = w.masked_fill(~clipped, 0.0)
         system = scaled.clone()
-        _mask(system, clipped)
+        hold(system, clipped)
         L = _cholesky(system)
         pull = _times(at.R, held) + self.per_entity(at.D, held) * over_y
         right = (S * (self.c - pull)).masked_fill(clipped, 0.0)
@@ -326,7 +326,7 @@ class _Batch:
                 break
             H = self.hessian(at, inner)
             held = self.at_limit(inner)
-            _mask(H, held)
+            hold(H, held)
             H.diagonal(dim1=-2, dim2=-1).add_(
                 1e-12 + 1e-9 * H.diagonal(dim1=-2, dim2=-1).amax(-1, True)
             )
@@ -394,7 +394,7 @@ class _Batch:
         self.blocks(N).add_(self.barrier_D * (T.mT @ at.inverse @ T).square())
         H = self.hessian(at, inner)
         held = self.at_limit(inner)
-        _mask(H, held)
+        hold(H, held)
         H.diagonal(dim1=-2, dim2=-1).add_(1e-10)
         E = 2 * tau.unsqueeze(-1) * self.rotated(T, self.derivative(at, inner))
         E = E - omega.square().unsqueeze(-1) * self.membership
@@ -402,7 +402,7 @@ class _Batch:
         factor = _cholesky(H)
         Z = torch.linalg.solve_triangular(factor, E.mT, upper=False)
         N.baddbmm_(Z.mT, Z)
-        _mask(N, ~movable)
+        hold(N, ~movable)
         along = torch.cholesky_solve(gradient.unsqueeze(-1), _cholesky(N)).squeeze(-1)
         answer = -torch.cholesky_solve(E.mT @ along.unsqueeze(-1), factor).squeeze(-1)
         step = (T * along.view(self.B, self.n, 1, self.k)) @ T.mT
@@ -487,7 +487,7 @@ def _where(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(mask.view(-1, *[1] * (new.dim() - 1)), new, old)
 
 
-def _mask(matrix: Tensor, rows: Tensor) -> None:
+def hold(matrix: Tensor, rows: Tensor) -> None:
     """Replace rows and columns by those of the identity, in place."""
     matrix.masked_fill_(rows.unsqueeze(-1) | rows.unsqueeze(-2), 0.0)
     matrix.diagonal(dim1=-2, dim2=-1).add_(rows.to(matrix))
