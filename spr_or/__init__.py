@@ -4,8 +4,8 @@ Importing the package loads torch and nothing heavier: the modelling languages a
 (pyomo, cvxpy, highspy, pyscipopt) load on first use.
 """
 
-from spr_or import entities, projected
-from spr_or.problem import SparseTrainingProblem
+from spr_or.formulations import entities, projected
+from spr_or.formulations.problem import SparseTrainingProblem
 
 __version__ = "0.1.0"
 

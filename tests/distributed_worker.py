@@ -13,10 +13,11 @@ import pytest
 import torch
 from training import stopped_at, tiny_recipe
 
-from spr_or.train import distributed, report
-from spr_or.train.display import Display
-from spr_or.train.phases import RunError
-from spr_or.train.run import run_recipe
+from spr_or.training import distributed
+from spr_or.training.display import Display
+from spr_or.training.phases import RunError
+from spr_or.training.report import summary as report
+from spr_or.training.run import run_recipe
 
 SHARED = tiny_recipe(
     data={"eval_rows": 61},
@@ -49,8 +50,8 @@ def check_equal_processes() -> None:
     """After steps on different data the networks are equal to the last bit, and so is evaluation."""
     with distributed.joined(torch.device("cpu")) as world:
         from models.toy import convnet
-        from spr_or.regularizer import SPR
-        from spr_or.train.step import make_step
+        from spr_or.pruning.regularizer import SPR
+        from spr_or.training.step import make_step
 
         torch.manual_seed(world.rank)  # the first process's weights are the ones that count
         model = convnet()

@@ -16,8 +16,8 @@ import torch
 import torch._dynamo  # noqa: F401
 from training import tiny_recipe
 
-from spr_or.train import report
-from spr_or.train.run import run_recipe
+from spr_or.training.report import summary as report
+from spr_or.training.run import run_recipe
 
 
 def serve() -> None:

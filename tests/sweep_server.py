@@ -14,11 +14,11 @@ import sklearn.model_selection  # noqa: F401
 import torch
 import torch._dynamo  # noqa: F401
 
-from spr_or.sweep.jobs import Job, run_job
-from spr_or.sweep.plan import load_sweep
-from spr_or.sweep.pools import LocalPool
-from spr_or.sweep.sweep import run_sweep
-from spr_or.train import report
+from spr_or.sweeps.jobs import Job, run_job
+from spr_or.sweeps.plan import load_sweep
+from spr_or.sweeps.pools import LocalPool
+from spr_or.sweeps.sweep import run_sweep
+from spr_or.training.report import summary as report
 
 
 def quick(job: Job) -> str | None:

@@ -8,14 +8,14 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from spr_or.problem import SparseTrainingProblem
-from spr_or.solve import automatic_bound
-from spr_or.solve.automatic_bound import (
+from spr_or.certified_solver import derived_m
+from spr_or.certified_solver.derived_m import (
     solve_without_bounds,
     value_without_bounds,
     weight_bounds,
 )
-from spr_or.solve.branch_and_bound import branch_and_bound
+from spr_or.certified_solver.solver import branch_and_bound
+from spr_or.formulations.problem import SparseTrainingProblem
 
 
 def draw(seed: int, loss: str, hard: bool = True) -> SparseTrainingProblem:
@@ -109,7 +109,7 @@ def test_the_optimum_without_bounds_lies_within_them(seed, loss, monkeypatch):
             assert holds(problem, weight_bounds(problem, incumbent, point), theta)
     if problem.alpha > 0:
         tight = weight_bounds(problem, best)
-        monkeypatch.setattr(automatic_bound, "LARGEST_SYSTEM", 0)
+        monkeypatch.setattr(derived_m, "LARGEST_SYSTEM", 0)
         loose = weight_bounds(problem, best)
         assert holds(problem, loose, theta)
         assert value == 0 or bool((tight <= loose).all())  # y = 0 leaves nothing to bound
@@ -132,7 +132,7 @@ def test_both_factorisations_enclose_the_same_inverse(seed):
     D = torch.from_numpy(10.0 ** rng.uniform(-3, 1, size=p))
     Q = X.T.numpy() @ X.numpy() / n + np.diag(D)
     truth = np.linalg.inv(Q)
-    for route in (automatic_bound._by_columns, automatic_bound._by_samples):
+    for route in (derived_m._by_columns, derived_m._by_samples):
         found = route(X, Y, n, D)
         assert (found.diagonal.numpy() >= np.diag(truth) * (1 - 1e-10)).all()
         assert np.allclose(found.diagonal, np.diag(truth), rtol=1e-6)
@@ -154,7 +154,7 @@ def test_an_ill_conditioned_inverse_is_still_enclosed():
         for i, j in ((0, 0), (0, 1), (1, 1))
     )
     truth = [c / (a * c - b * b), a / (a * c - b * b)]
-    found = automatic_bound._by_columns(
+    found = derived_m._by_columns(
         X, torch.ones(3, 1, dtype=torch.float64), 3, torch.zeros(2, dtype=torch.float64)
     )
     assert all(Fraction(float(d)) >= t for d, t in zip(found.diagonal, truth, strict=True))
@@ -206,7 +206,7 @@ def test_where_no_bound_exists_it_says_so(X, alpha, loss, says):
 
 def test_a_point_on_the_other_side_of_a_bound_that_is_too_small_is_seen(monkeypatch):
     """The tests above can fail: a bound without the square root's term misses optima."""
-    monkeypatch.setattr(automatic_bound, "_levels", lambda design, level: torch.zeros(1, 1, 1))
+    monkeypatch.setattr(derived_m, "_levels", lambda design, level: torch.zeros(1, 1, 1))
     missed = 0
     for seed in range(20):
         problem = draw(seed, "logistic")

@@ -16,11 +16,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from spr_or import bigm
 from spr_or.bench import named_instances, solve, solve_report, solve_rows
 from spr_or.cli import app
-from spr_or.problem import SparseTrainingProblem
-from spr_or.solve import enumeration
+from spr_or.formulations import bigm
+from spr_or.formulations.problem import SparseTrainingProblem
+from spr_or.solvers import enumeration
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,23 +7,23 @@ import numpy as np
 import pytest
 import torch
 
-from spr_or import bigm
-from spr_or.entities import groups
-from spr_or.losses import LOSSES
-from spr_or.problem import SparseTrainingProblem
-from spr_or.solve import enumeration
-from spr_or.solve.bnb import branching, incumbents, nodes
-from spr_or.solve.bnb.bounds import Terms, dual_bound, penalty_of
-from spr_or.solve.bnb.certificate import load
-from spr_or.solve.bnb.design import design_of, loss_and_gradient, theta_of
-from spr_or.solve.bnb.exact import fractions_of, semidefinite
-from spr_or.solve.bnb.nodes import Node, SplitEngine
-from spr_or.solve.bnb.proof import Proof
-from spr_or.solve.bnb.proof import semidefinite as proven
-from spr_or.solve.bnb.search import Search
-from spr_or.solve.bnb.splitting import uniform
-from spr_or.solve.branch_and_bound import branch_and_bound
-from spr_or.solve.interrupt import Budget
+from spr_or.certified_solver import branching, incumbents, nodes
+from spr_or.certified_solver.block_curvature import uniform
+from spr_or.certified_solver.bounds import Terms, dual_bound, penalty_of
+from spr_or.certified_solver.design import design_of, loss_and_gradient, theta_of
+from spr_or.certified_solver.nodes import Node, SplitEngine
+from spr_or.certified_solver.proof_certificate import load
+from spr_or.certified_solver.proof_exact import fractions_of, semidefinite
+from spr_or.certified_solver.proof_tree import Proof
+from spr_or.certified_solver.proof_tree import semidefinite as proven
+from spr_or.certified_solver.search import Search
+from spr_or.certified_solver.solver import branch_and_bound
+from spr_or.formulations import bigm
+from spr_or.formulations.entities import groups
+from spr_or.formulations.losses import LOSSES
+from spr_or.formulations.problem import SparseTrainingProblem
+from spr_or.solvers import enumeration
+from spr_or.solvers.time_limit import Budget
 
 
 def random_problem(seed: int, *, loss: str | None = None) -> SparseTrainingProblem:
@@ -214,7 +214,7 @@ def test_saved_and_loaded_it_checks_the_same(tree, tmp_path):
 
 
 def test_large_proofs_keep_their_numbers_beside_the_json(tree, tmp_path, monkeypatch):
-    monkeypatch.setattr("spr_or.solve.bnb.certificate._INLINE", 10)
+    monkeypatch.setattr("spr_or.certified_solver.proof_certificate._INLINE", 10)
     again = reloaded(tree, tmp_path)
     assert (tmp_path / "tree.npz").exists() and again.check() == tree.check()
 

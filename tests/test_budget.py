@@ -11,13 +11,14 @@ from training import tiny_recipe
 
 from models.resnet_cifar import resnet20
 from models.toy import convnet, digits_resnet, mlp
-from spr_or.compact import compact
-from spr_or.train import checkpoint, report
-from spr_or.train.budget import Counter, choose, next_lam, reachable_pct, scheduled_pct
-from spr_or.train.display import Display
-from spr_or.train.metrics import read_metrics
-from spr_or.train.recipe import RecipeError
-from spr_or.train.run import run_recipe
+from spr_or.pruning.compaction.api import compact
+from spr_or.training import checkpoint
+from spr_or.training.display import Display
+from spr_or.training.metrics import read_metrics
+from spr_or.training.parameter_budget import Counter, choose, next_lam, reachable_pct, scheduled_pct
+from spr_or.training.recipe import RecipeError
+from spr_or.training.report import summary as report
+from spr_or.training.run import run_recipe
 
 
 @pytest.fixture(autouse=True)

@@ -7,16 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from spr_or.problem import SparseTrainingProblem
-from spr_or.solve import branch_and_bound as solver
-from spr_or.solve import enumeration
-from spr_or.solve.bnb import clusters, incumbents, splitting
-from spr_or.solve.bnb.bounds import forced_bounds
-from spr_or.solve.bnb.certificate import load
-from spr_or.solve.bnb.clusters import ClusterEngine, partition
-from spr_or.solve.bnb.design import Design, design_of
-from spr_or.solve.bnb.nodes import FirstOrderEngine, Node
-from spr_or.solve.branch_and_bound import branch_and_bound
+from spr_or.certified_solver import block_curvature, clusters, incumbents, solver
+from spr_or.certified_solver.bounds import forced_bounds
+from spr_or.certified_solver.clusters import ClusterEngine, partition
+from spr_or.certified_solver.design import Design, design_of
+from spr_or.certified_solver.nodes import FirstOrderEngine, Node
+from spr_or.certified_solver.proof_certificate import load
+from spr_or.certified_solver.solver import branch_and_bound
+from spr_or.formulations.problem import SparseTrainingProblem
+from spr_or.solvers import enumeration
 
 
 def random_problem(seed: int, sizes: tuple[int, ...], M: float = 10.0) -> SparseTrainingProblem:
@@ -38,7 +37,7 @@ def root_of(problem: SparseTrainingProblem, members: list[list[int]], mu: float 
     smallest = float(torch.linalg.eigvalsh(design.quadratic())[0])
     node = Node(
         torch.arange(N), torch.zeros(N, dtype=torch.bool), torch.zeros(N, k, 1, dtype=torch.float64),
-        splitting.uniform(design, N, 0.9 * smallest),
+        block_curvature.uniform(design, N, 0.9 * smallest),
     )  # fmt: skip
     engine_of(design, members, mu).begin(node)
     at = float(design.moments.c0) / (N * k)

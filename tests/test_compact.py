@@ -19,8 +19,14 @@ from torch import nn
 from models.resnet import resnet18, resnet50
 from models.resnet_cifar import resnet20
 from models.toy import convnet, digits_resnet, mlp
-from spr_or.compact import CompactionError, compact, load_compact, read_description, save_compact
-from spr_or.prune import apply_masks_, count_macs, count_parameters
+from spr_or.pruning.compaction.api import (
+    CompactionError,
+    compact,
+    load_compact,
+    read_description,
+    save_compact,
+)
+from spr_or.pruning.masks import apply_masks_, count_macs, count_parameters
 
 # Name: (import path, arguments, shape of an example). Small images keep the suite quick.
 NETWORKS = {
@@ -542,7 +548,7 @@ def test_a_network_on_a_gpu_stays_there():
 SUBPROCESS = """
 import sys, torch
 from safetensors.torch import load_file, save_file
-from spr_or.compact import load_compact
+from spr_or.pruning.compaction.api import load_compact
 path, data = sys.argv[1:]
 torch.manual_seed(5)
 model = load_compact(path)
@@ -657,7 +663,7 @@ def test_a_failed_write_leaves_the_old_file(saved, monkeypatch):
         Path(aside).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("spr_or.compact.save_file", full_disk)
+    monkeypatch.setattr("spr_or.pruning.compaction.api.save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_compact(path, small, "models.toy:digits_resnet")
     assert path.read_bytes() == before

@@ -18,12 +18,18 @@ import torch
 from scipy import optimize
 from torch import nn
 
-from spr_or import bigm, projected
-from spr_or.losses import LOSSES
-from spr_or.problem import SparseTrainingProblem
-from spr_or.solve import conic, cuts, enumeration, first_order, support
-from spr_or.solve.certificate import Certificate
-from spr_or.solve.interrupt import Budget, run_highs
+from spr_or.formulations import bigm, projected
+from spr_or.formulations.losses import LOSSES
+from spr_or.formulations.problem import SparseTrainingProblem
+from spr_or.solvers import (
+    conic,
+    enumeration,
+    fixed_support,
+    outer_approximation,
+    projected_first_order,
+)
+from spr_or.solvers.certificate import Certificate
+from spr_or.solvers.time_limit import Budget, run_highs
 
 ALL_LOSSES = tuple(LOSSES)
 SMOOTH = ("squared", "logistic", "softmax")
@@ -99,8 +105,8 @@ def test_three_routes_find_the_same_relaxation(
     problem = random_problem(seed, loss, alpha=alpha, M=M, most=7)
     routes = [
         conic.solve(problem),
-        first_order.solve(problem),
-        cuts.solve(problem, relaxed=True),
+        projected_first_order.solve(problem),
+        outer_approximation.solve(problem, relaxed=True),
     ]
     best = min(route.objective for route in routes)
     for route in routes:
@@ -119,8 +125,8 @@ def test_three_routes_find_the_same_relaxation(
 @pytest.mark.parametrize("loss", ["squared", "absolute"])
 def test_entities_that_are_cells_of_several_outputs(loss: str) -> None:
     problem = random_problem(3, loss, cells=True, most=6)
-    a, b = conic.solve(problem), first_order.solve(problem)
-    c, d = cuts.solve(problem), enumeration.solve(problem)
+    a, b = conic.solve(problem), projected_first_order.solve(problem)
+    c, d = outer_approximation.solve(problem), enumeration.solve(problem)
     assert close(a.objective, b.objective) and close(c.objective, d.objective)
     assert max(a.bound, b.bound) <= min(c.objective, d.objective)
 
@@ -147,13 +153,13 @@ def test_orthonormal_design_splits_into_scalar_problems(alpha: float, M: float) 
     w = np.clip(c / (1 + lam * alpha), -M, M)
     kept = (w - c) ** 2 + lam * (alpha * w**2 + 1 - alpha)
     integer = np.minimum(kept, c**2).sum()
-    for route in (enumeration.solve(problem), cuts.solve(problem)):
+    for route in (enumeration.solve(problem), outer_approximation.solve(problem)):
         assert abs(route.objective - integer) < 1e-7
 
     grid = torch.linspace(-M, M, 20001, dtype=torch.float64).unsqueeze(-1)
     z = projected.value(grid, alpha, M)
     relaxed = sum(float(((grid.squeeze(-1) - cj).square() + lam * z).min()) for cj in c)
-    for route in (conic.solve(problem), first_order.solve(problem)):
+    for route in (conic.solve(problem), projected_first_order.solve(problem)):
         assert relaxed - 1e-6 < route.objective <= relaxed + 1e-9
 
 
@@ -206,22 +212,22 @@ def test_weak_duality_of_the_bigm_relaxation(loss: str, alpha: float) -> None:
 
 @pytest.mark.parametrize("loss", ["squared", "hinge", "softmax"])
 def test_first_order_under_bounds_on_the_indicators(loss: str) -> None:
-    """Fixing every indicator leaves the convex problem on a support, which `support.fit` knows."""
+    """Fixing every indicator leaves the convex problem on a support, which `fixed_support.fit` knows."""
     problem = random_problem(4, loss, most=5)
     count = len(problem.entities)
-    free = first_order.solve(problem)
+    free = projected_first_order.solve(problem)
     for digits in itertools.islice(itertools.product((0.0, 1.0), repeat=count), 0, 32, 5):
         y = torch.tensor(digits, dtype=torch.float64)
-        fixed = first_order.solve(problem, lower=y, upper=y)
-        exact = support.fit(problem, y)
+        fixed = projected_first_order.solve(problem, lower=y, upper=y)
+        exact = fixed_support.fit(problem, y)
         assert fixed.status == "optimal"
         assert close(fixed.objective, exact.value, 1e-6)
         assert fixed.bound <= exact.value + 1e-9
         assert exact.value >= free.bound
     half = torch.zeros(count, dtype=torch.float64)
     half[0] = 1.0
-    assert first_order.solve(problem, lower=half).objective >= free.bound
-    assert first_order.solve(problem, upper=1 - half).objective >= free.bound
+    assert projected_first_order.solve(problem, lower=half).objective >= free.bound
+    assert projected_first_order.solve(problem, upper=1 - half).objective >= free.bound
 
 
 def test_first_order_bears_bad_scaling() -> None:
@@ -235,10 +241,12 @@ def test_first_order_bears_bad_scaling() -> None:
         problem = SparseTrainingProblem.linear(
             X, labels, groups, loss, lam=0.01, alpha=0.3, M=[0.01, 100, 5, 1, 1e3, 0.5]
         )
-        certificate = first_order.solve(problem)
+        certificate = projected_first_order.solve(problem)
         assert certificate.status == "optimal"
         assert certificate.objective - certificate.bound <= 1e-7
-        assert close(certificate.objective, cuts.solve(problem, relaxed=True).objective)
+        assert close(
+            certificate.objective, outer_approximation.solve(problem, relaxed=True).objective
+        )
 
 
 # --- the integer optimum --------------------------------------------------------------------------
@@ -312,19 +320,19 @@ def test_cuts_and_enumeration_find_the_brute_force_optimum(loss: str, M: float) 
         for digits in itertools.product((0, 1), repeat=count)
     }
     best = min(values.values())
-    for route in (enumeration.solve(problem), cuts.solve(problem)):
+    for route in (enumeration.solve(problem), outer_approximation.solve(problem)):
         assert route.status == "optimal"
         assert close(route.objective, best, 2e-6)
         assert route.bound <= route.objective + 1e-9
         chosen = tuple(int(i) for i in route.indicators)
         assert close(values[chosen], best, 2e-6)
-    assert first_order.solve(problem).bound <= best + 1e-6
+    assert projected_first_order.solve(problem).bound <= best + 1e-6
 
 
 @pytest.mark.parametrize(("seed", "loss"), list(itertools.product((31, 32, 33), ALL_LOSSES)))
 def test_cuts_and_enumeration_agree(seed: int, loss: str) -> None:
     problem = random_problem(seed, loss, most=7)
-    a, b = enumeration.solve(problem), cuts.solve(problem)
+    a, b = enumeration.solve(problem), outer_approximation.solve(problem)
     assert a.status == b.status == "optimal"
     assert close(a.objective, b.objective, 1e-6)
     assert max(a.bound, b.bound) <= min(a.objective, b.objective) + 1e-9
@@ -333,7 +341,7 @@ def test_cuts_and_enumeration_agree(seed: int, loss: str) -> None:
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_integer_routes_at_the_ends_of_alpha(alpha: float) -> None:
     problem = random_problem(41, "hinge", alpha=alpha, most=6)
-    a, b = enumeration.solve(problem), cuts.solve(problem)
+    a, b = enumeration.solve(problem), outer_approximation.solve(problem)
     assert a.status == b.status == "optimal" and close(a.objective, b.objective, 1e-6)
 
 
@@ -347,7 +355,7 @@ def test_support_fit_is_feasible_exact_and_bounded(loss: str, alpha: float, M: f
     generator = torch.Generator().manual_seed(1)
     for _ in range(4):
         y = torch.randint(0, 2, (len(problem.entities),), generator=generator).double()
-        weights, value, bound = support.fit(problem, y)
+        weights, value, bound = fixed_support.fit(problem, y)
         rows = problem.entities.rows(weights)
         assert (rows.abs() <= (problem.M * y).unsqueeze(-1)).all()
         outside = problem.objective(weights, bigm.penalty(rows, y, problem.alpha))
@@ -369,14 +377,14 @@ def test_support_fit_with_fewer_samples_than_weights() -> None:
             alpha=0.0,
             M=3.0,
         )
-        found = support.fit(problem, torch.ones(6))
+        found = fixed_support.fit(problem, torch.ones(6))
         assert found.value - found.bound <= 1e-8
 
 
 @pytest.mark.parametrize("bad", [torch.tensor([0.5, 1, 1, 0]), torch.tensor([1, 0])])
 def test_support_fit_wants_zeros_and_ones(bad: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="0 or 1 for each of 4 entities"):
-        support.fit(random_problem(21, "squared", most=4), bad)
+        fixed_support.fit(random_problem(21, "squared", most=4), bad)
 
 
 # --- limits and interruptions ---------------------------------------------------------------------
@@ -384,9 +392,9 @@ def test_support_fit_wants_zeros_and_ones(bad: torch.Tensor) -> None:
 ROUTES: dict[str, tuple[Any, dict[str, Any]]] = {
     "conic": (conic, {}),
     "conic-bigm": (conic, {"formulation": "bigm"}),
-    "first-order": (first_order, {}),
-    "cuts-relaxed": (cuts, {"relaxed": True}),
-    "cuts": (cuts, {}),
+    "first-order": (projected_first_order, {}),
+    "cuts-relaxed": (outer_approximation, {"relaxed": True}),
+    "cuts": (outer_approximation, {}),
     "enumeration": (enumeration, {}),
 }
 each_route = pytest.mark.parametrize("route", ROUTES)
@@ -437,10 +445,10 @@ def raising_at(call: int, function: Callable) -> Callable:
         ("conic", conic, "_build", 1),
         ("first-order", projected, "prox", 3),
         ("first-order", projected, "prox", 25),
-        ("cuts-relaxed", cuts, "run_highs", 4),
-        ("cuts", support, "fit", 3),
-        ("enumeration", support, "fit", 1),
-        ("enumeration", support, "fit", 9),
+        ("cuts-relaxed", outer_approximation, "run_highs", 4),
+        ("cuts", fixed_support, "fit", 3),
+        ("enumeration", fixed_support, "fit", 1),
+        ("enumeration", fixed_support, "fit", 9),
     ],
 )
 def test_an_interrupt_yields_an_honest_certificate(
@@ -460,9 +468,9 @@ def test_an_interrupt_yields_an_honest_certificate(
 
 def test_interrupted_tree_search_keeps_the_bound_of_highs(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = random_problem(31, "logistic", most=7)
-    reference = cuts.solve(problem)
-    relaxed = cuts.solve(problem, relaxed=True)
-    original = cuts.run_highs
+    reference = outer_approximation.solve(problem)
+    relaxed = outer_approximation.solve(problem, relaxed=True)
+    original = outer_approximation.run_highs
 
     def stop_after_tree(highs: Any, budget: Budget) -> str:
         status = original(highs, budget)
@@ -470,8 +478,8 @@ def test_interrupted_tree_search_keeps_the_bound_of_highs(monkeypatch: pytest.Mo
             raise KeyboardInterrupt
         return status
 
-    monkeypatch.setattr(cuts, "run_highs", stop_after_tree)
-    certificate = cuts.solve(problem)
+    monkeypatch.setattr(outer_approximation, "run_highs", stop_after_tree)
+    certificate = outer_approximation.solve(problem)
     assert_honest(problem, certificate, reference, "interrupted")
     assert certificate.bound > relaxed.bound + 1e-6  # the tree's bound, not the root's
 
@@ -512,7 +520,7 @@ def test_a_network_is_sent_to_scip(route: str) -> None:
     problem = SparseTrainingProblem.network(
         net, torch.eye(2), [0, 1], [[0, 1], [2, 3]], lam=0.1, alpha=0.5, M=2
     )
-    with pytest.raises(ValueError, match="is a network: use spr_or.solve.scip"):
+    with pytest.raises(ValueError, match="is a network: use spr_or.solvers.scip"):
         module.solve(problem, **options)
 
 
@@ -523,7 +531,7 @@ def test_arguments_are_checked() -> None:
     with pytest.raises(ValueError, match="solver 'NONE' is not installed"):
         conic.solve(problem, solver="NONE")
     with pytest.raises(ValueError, match="time_limit"):
-        first_order.solve(problem, time_limit=-1.0)
+        projected_first_order.solve(problem, time_limit=-1.0)
     X = np.eye(21)
     many = SparseTrainingProblem.linear(X, X[0], [[j] for j in range(21)], lam=1, alpha=0.5, M=1)
     with pytest.raises(ValueError, match="N <= 20 entities, got 21"):
@@ -538,9 +546,9 @@ def test_another_conic_solver_does() -> None:
 
 
 def test_modules_are_light() -> None:
-    names = "conic, support, enumeration, cuts, first_order"
+    names = "conic, fixed_support, enumeration, outer_approximation, projected_first_order"
     code = (
-        f"import sys; from spr_or.solve import {names}; "
+        f"import sys; from spr_or.solvers import {names}; "
         "print(sorted({'cvxpy', 'highspy', 'clarabel', 'scipy', 'pyomo'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from spr_or.train import cache, parquet
-from spr_or.train.augment import Draws, crop_and_flip, draw, normalise
-from spr_or.train.data import decode_split, load_data, statistics
-from spr_or.train.durable import DiskFull, write_durably
-from spr_or.train.parquet import DataError, find_folder, open_split
-from spr_or.train.recipe import DataRecipe
-from spr_or.train.stream import StreamReader, random_resized_crop
+from spr_or.training.data import cache, parquet
+from spr_or.training.data.augment import Draws, crop_and_flip, draw, normalise
+from spr_or.training.data.load import decode_split, load_data, statistics
+from spr_or.training.data.parquet import DataError, find_folder, open_split
+from spr_or.training.data.stream import StreamReader, random_resized_crop
+from spr_or.training.durable import DiskFull, write_durably
+from spr_or.training.recipe import DataRecipe
 
 CPU = torch.device("cpu")
 
@@ -191,7 +191,7 @@ def test_the_cache_saves_decoding_and_is_checked(
         raise AssertionError("decoded although it is cached")
 
     with monkeypatch.context() as patch:
-        patch.setattr("spr_or.train.data.decode_split", never)
+        patch.setattr("spr_or.training.data.load.decode_split", never)
         again = [batch for batch, _ in load_data(recipe, CPU).train(0)]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
@@ -337,7 +337,7 @@ def test_worker_processes_share_an_epoch_and_repeat_it(
 def test_batches_of_a_stream_do_not_depend_on_who_decodes_them(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spr_or.train.stream._WINDOW", 3)
+    monkeypatch.setattr("spr_or.training.data.stream._WINDOW", 3)
     split = open_split(folder, "train")
     options = {"size": 4, "shuffle": True, "augment": True, "pin": False, "workers": 0}
     reader = StreamReader(split, 2, **options)  # type: ignore[arg-type]

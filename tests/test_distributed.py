@@ -14,14 +14,15 @@ from test_data import encoded, picture, write_split
 from torch import nn
 from training import stopped_at, tiny_recipe
 
-from spr_or.train import checkpoint, distributed, report
-from spr_or.train.data import Data, load_data
-from spr_or.train.distributed import World
-from spr_or.train.metrics import read_metrics
-from spr_or.train.parquet import DataError
-from spr_or.train.recipe import DataRecipe, RecipeError
-from spr_or.train.run import run_recipe
-from spr_or.train.setup import pick_device
+from spr_or.training import checkpoint, distributed
+from spr_or.training.data.load import Data, load_data
+from spr_or.training.data.parquet import DataError
+from spr_or.training.distributed import World
+from spr_or.training.metrics import read_metrics
+from spr_or.training.recipe import DataRecipe, RecipeError
+from spr_or.training.report import summary as report
+from spr_or.training.run import run_recipe
+from spr_or.training.setup import pick_device
 
 CPU = torch.device("cpu")
 TESTS = Path(__file__).parent
@@ -159,7 +160,7 @@ def write_set(folder: Path) -> DataRecipe:
 def test_shares_of_a_streamed_batch_are_the_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spr_or.train.stream._WINDOW", 9)
+    monkeypatch.setattr("spr_or.training.data.stream._WINDOW", 9)
     recipe = write_set(tmp_path)
     whole = epoch(load_data(recipe, CPU), 5)
     assert len(whole) == 11 + 5

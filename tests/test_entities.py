@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
-from spr_or import entities
-from spr_or.entities import Entities
+from spr_or.formulations import entities
+from spr_or.formulations.entities import Entities
 
 
 @st.composite

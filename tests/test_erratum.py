@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy import optimize
 
-from spr_or import projected
+from spr_or.formulations import projected
 
 ROOT = Path(__file__).parents[1]
 

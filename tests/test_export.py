@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from models.toy import convnet, digits_resnet
-from spr_or.compact import compact
-from spr_or.export import export_onnx, export_program
+from spr_or.pruning.compaction.api import compact
+from spr_or.pruning.export import export_onnx, export_program
 
 
 def small_network(factory, layers):

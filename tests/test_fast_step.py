@@ -17,15 +17,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from training import tiny_recipe
 
 from models.toy import convnet
-from spr_or.prox_sgd import ProxSGD
-from spr_or.prune import hold_masks
-from spr_or.regularizer import SPR
-from spr_or.train.data import load_data
-from spr_or.train.loop import evaluate, train_epoch
-from spr_or.train.metrics import read_metrics
-from spr_or.train.recipe import DataRecipe
-from spr_or.train.run import run_recipe
-from spr_or.train.step import Recorder, Step, captured, cuda_graph, make_scoring, make_step
+from spr_or.pruning.masks import hold_masks
+from spr_or.pruning.prox_sgd import ProxSGD
+from spr_or.pruning.regularizer import SPR
+from spr_or.training.data.load import load_data
+from spr_or.training.loop import evaluate, train_epoch
+from spr_or.training.metrics import read_metrics
+from spr_or.training.recipe import DataRecipe
+from spr_or.training.run import run_recipe
+from spr_or.training.step import Recorder, Step, captured, cuda_graph, make_scoring, make_step
 
 METHODS = ("plain", "gradient", "prox", "masks")
 DATA = DataRecipe(train_rows=100, eval_rows=41, batch_size=16, eval_batch_size=16, crop=1)

@@ -5,11 +5,12 @@ import torch
 from pyomo.environ import Constraint, Var
 from torch import nn
 
-from spr_or import SparseTrainingProblem, bigm, perspective
-from spr_or.encode import get_error
-from spr_or.entities import filters, neurons
-from spr_or.instances import INSTANCES
-from spr_or.solve import descent, highs, network_enumeration, scip
+from spr_or import SparseTrainingProblem
+from spr_or.formulations import bigm, perspective
+from spr_or.formulations.entities import filters, neurons
+from spr_or.formulations.network_constraints import get_error
+from spr_or.solvers import highs, network_enumeration, network_sgd, scip
+from spr_or.verification.instances import INSTANCES
 
 
 def network(seed: int, loss: str = "squared", outputs: int = 1) -> SparseTrainingProblem:
@@ -46,7 +47,7 @@ def test_no_training_run_lands_below_the_proven_bound(formulation, loss):
     for seed in range(2):
         problem = network(seed, loss)
         bound = scip.solve(problem, formulation, relaxed=True, time_limit=20).bound
-        trained = descent.solve(problem, starts=32, steps=300)
+        trained = network_sgd.solve(problem, starts=32, steps=300)
         assert bound <= trained.objective + 1e-6
 
 
@@ -62,7 +63,7 @@ def test_two_outputs_and_padding_are_encoded():
         net, X, y, filters(net), lam=0.05, alpha=0.3, M=1.0, M_free=1.0
     )
     certificate = scip.solve(problem, "bigm", time_limit=4)
-    trained = descent.solve(problem, starts=32, steps=300)
+    trained = network_sgd.solve(problem, starts=32, steps=300)
     assert certificate.bound <= certificate.objective + 1e-6
     relaxed = scip.solve(problem, "perspective", relaxed=True, time_limit=4)
     assert relaxed.bound <= trained.objective + 1e-6
@@ -99,7 +100,7 @@ def test_a_time_limit_on_a_network_is_honest():
 
 
 def test_highs_says_what_it_cannot_take():
-    with pytest.raises(ValueError, match="cuts or scip"):
+    with pytest.raises(ValueError, match="outer_approximation or scip"):
         highs.solve(INSTANCES["regression-8x3"](), relaxed=False)
     with pytest.raises(ValueError, match="logistic"):
         highs.solve(INSTANCES["digits-logistic"]())

@@ -9,12 +9,12 @@ from test_data import encoded, picture, write_split
 from torch import Tensor
 
 from models.resnet import resnet18
-from spr_or.train import report
-from spr_or.train.metrics import read_metrics
-from spr_or.train.recipe import RecipeError, load_recipe, parse_recipe
-from spr_or.train.run import run_recipe
-from spr_or.train.schedule import learning_rate
-from spr_or.train.setup import load_weights
+from spr_or.training.metrics import read_metrics
+from spr_or.training.recipe import RecipeError, load_recipe, parse_recipe
+from spr_or.training.report import summary as report
+from spr_or.training.run import run_recipe
+from spr_or.training.schedule import learning_rate
+from spr_or.training.setup import load_weights
 
 RECIPES = Path(__file__).parent.parent / "experiments" / "recipes"
 

@@ -12,23 +12,23 @@ from training import tiny_recipe
 from typer.testing import CliRunner
 
 from models.toy import digits_resnet
+from spr_or.certified_solver.design import design_of
+from spr_or.certified_solver.many_outputs import indicators_of, point_of
+from spr_or.certified_solver.proof_certificate import load
 from spr_or.cli import app
-from spr_or.compact import compact, load_compact, save_compact
-from spr_or.layers import run as layers_run
-from spr_or.layers.activations import Patches, refusal, sample_patches
-from spr_or.layers.basis import perspective_basis
-from spr_or.layers.kept import Kept, kept_inputs
-from spr_or.layers.problem import layer_problem
-from spr_or.layers.report import COLUMNS
-from spr_or.layers.run import LayersError, Settings, load_problem, study_run
-from spr_or.layers.standard import standardise
-from spr_or.layers.study import study_layer
-from spr_or.layers.subsets import elimination, price_for
-from spr_or.solve import conic
-from spr_or.solve.bnb.certificate import load
-from spr_or.solve.bnb.design import design_of
-from spr_or.solve.bnb.many_outputs import indicators_of, point_of
-from spr_or.train.run import run_recipe
+from spr_or.layer_study import run as layers_run
+from spr_or.layer_study.activations import Patches, refusal, sample_patches
+from spr_or.layer_study.basis import perspective_basis
+from spr_or.layer_study.kept import Kept, kept_inputs
+from spr_or.layer_study.problem import layer_problem
+from spr_or.layer_study.report import COLUMNS
+from spr_or.layer_study.run import LayersError, Settings, load_problem, study_run
+from spr_or.layer_study.standard import standardise
+from spr_or.layer_study.study import study_layer
+from spr_or.layer_study.subsets import elimination, price_for
+from spr_or.pruning.compaction.api import compact, load_compact, save_compact
+from spr_or.solvers import conic
+from spr_or.training.run import run_recipe
 
 
 def patches_of(seed: int, channels: int, k: int, q: int, n: int = 200) -> Patches:

@@ -8,7 +8,7 @@ from sklearn import metrics
 from torch import Tensor
 from torch.nn import functional as F
 
-from spr_or.losses import LOSSES, Loss
+from spr_or.formulations.losses import LOSSES, Loss
 
 each_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 

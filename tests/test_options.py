@@ -11,14 +11,15 @@ from torch import Tensor
 from training import tiny_recipe
 
 from models.toy import convnet
-from spr_or.regularizer import SPR
-from spr_or.train import checkpoint, report
-from spr_or.train.distill import distillation_loss, distilling
-from spr_or.train.metrics import read_metrics
-from spr_or.train.pruning import make_spr
-from spr_or.train.run import run_recipe
-from spr_or.train.steering import Steering, renew_bounds_
-from spr_or.train.step import make_step
+from spr_or.pruning.regularizer import SPR
+from spr_or.training import checkpoint
+from spr_or.training.distill import distillation_loss, distilling
+from spr_or.training.metrics import read_metrics
+from spr_or.training.pruning import make_spr
+from spr_or.training.report import summary as report
+from spr_or.training.run import run_recipe
+from spr_or.training.steering import Steering, renew_bounds_
+from spr_or.training.step import make_step
 
 
 @pytest.fixture(autouse=True)

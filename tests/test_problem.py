@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from spr_or import SparseTrainingProblem, bigm, perspective
-from spr_or.entities import filters, neurons
-from spr_or.losses import LOSSES
+from spr_or import SparseTrainingProblem
+from spr_or.formulations import bigm, perspective
+from spr_or.formulations.entities import filters, neurons
+from spr_or.formulations.losses import LOSSES
 
 X = np.array([[1.0, 0.0, 2.0], [0.0, 1.0, -1.0], [1.0, 1.0, 0.5], [2.0, -1.0, 0.0]])
 Y = np.array([1.0, -1.0, 0.5, 2.0])
@@ -323,7 +324,7 @@ def test_no_objective_lies_below_a_dual_bound(loss: str, seed: int, alpha: float
 @pytest.mark.parametrize("loss", ["squared", "logistic", "softmax"])
 def test_the_dual_bound_closes_the_gap_at_the_solution(loss: str) -> None:
     """Strong duality: at a minimiser of a smooth problem, nu = the loss gradient proves it so."""
-    from spr_or.solve import conic
+    from spr_or.solvers import conic
 
     for seed, alpha in ((0, 0.05), (1, 0.6)):
         p = random_problem(np.random.default_rng(seed), loss, alpha)

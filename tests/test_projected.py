@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from scipy import optimize
 from torch import Tensor
 
-from spr_or import projected
-from spr_or.projected import Regime
+from spr_or.formulations import projected
+from spr_or.formulations.projected import Regime
 
 Array = NDArray[np.float64]
 ROWS = 96

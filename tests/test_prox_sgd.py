@@ -5,9 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from models.toy import convnet
-from spr_or import projected, prox_sgd
-from spr_or.prox_sgd import ProxSGD
-from spr_or.regularizer import SPR
+from spr_or.formulations import projected
+from spr_or.pruning import prox_sgd
+from spr_or.pruning.prox_sgd import ProxSGD
+from spr_or.pruning.regularizer import SPR
 
 ALPHA = 0.3
 

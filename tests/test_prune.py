@@ -11,8 +11,8 @@ from models.resnet import resnet18
 from models.resnet_cifar import resnet20
 from models.toy import convnet, digits_resnet, mlp
 from models.vgg import vgg16
-from spr_or.compaction.graph import following_norms
-from spr_or.prune import (
+from spr_or.pruning.compaction.graph import following_norms
+from spr_or.pruning.masks import (
     apply_masks_,
     collapsed_layers,
     count_macs,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from spr_or.train.recipe import (
+from spr_or.training.recipe import (
     DenseRecipe,
     RecipeError,
     Schedule,
@@ -14,7 +14,7 @@ from spr_or.train.recipe import (
     load_recipe,
     parse_recipe,
 )
-from spr_or.train.schedule import learning_rate
+from spr_or.training.schedule import learning_rate
 
 RECIPES = sorted((Path(__file__).parents[1] / "experiments" / "recipes").glob("*.toml"))
 SMALL = {"model": "models.toy:mlp", "spr": {"lam": 1.0, "alpha": 0.1}}

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from models.resnet_cifar import resnet20
 from models.toy import convnet, mlp
-from spr_or import cpu_passes, entities, projected
-from spr_or.layer_entities import layer_entities
-from spr_or.regularizer import SPR
+from spr_or.formulations import entities, projected
+from spr_or.pruning import gradient_passes_cpu
+from spr_or.pruning.layer_entities import layer_entities
+from spr_or.pruning.regularizer import SPR
 
 ALPHA = 0.3
 # Norms of single entities differ by 1e5 across these scales, which visits all three regimes.
@@ -110,7 +111,7 @@ CASES = {
 @pytest.mark.parametrize("way", ["compare", "search", "merge"])
 def test_value_and_gradient_are_those_of_the_formula(case, variant, per, way, monkeypatch):
     if way == "search":  # what a CPU does for large layers
-        monkeypatch.setattr(cpu_passes, "_LARGE", 0)
+        monkeypatch.setattr(gradient_passes_cpu, "_LARGE", 0)
     if way == "merge":  # what an accelerator does: layers of one shape in one tensor
         monkeypatch.setattr(SPR, "_batches", lambda self: self._runs)
         monkeypatch.setattr(SPR, "_targets", lambda self, xs: None)
@@ -165,9 +166,9 @@ def test_gradient_against_finite_differences(alpha):
         assert (up - down) / (2 * h) == pytest.approx(slope, rel=1e-6)
 
 
-@pytest.mark.parametrize("large", [0, cpu_passes._LARGE])
+@pytest.mark.parametrize("large", [0, gradient_passes_cpu._LARGE])
 def test_ties_share_the_slope_of_the_maximum(large, monkeypatch):
-    monkeypatch.setattr(cpu_passes, "_LARGE", large)
+    monkeypatch.setattr(gradient_passes_cpu, "_LARGE", large)
     net = nn.Sequential(nn.Conv2d(2, 4, 1, bias=False)).double()
     weight = torch.tensor([[0.4, -0.4], [0.4, 0.1], [0.0, 0.0], [-0.4, -0.4]])
     net[0].weight.data = weight.double().view(4, 2, 1, 1)
@@ -182,9 +183,9 @@ def test_ties_share_the_slope_of_the_maximum(large, monkeypatch):
 
 
 @pytest.mark.parametrize("scale", [1e-42, 1e-38, 1e-30, 1e-20, 1e-15, 1e10])
-@pytest.mark.parametrize("large", [0, cpu_passes._LARGE])
+@pytest.mark.parametrize("large", [0, gradient_passes_cpu._LARGE])
 def test_extreme_weights_give_finite_gradients(scale, large, monkeypatch):
-    monkeypatch.setattr(cpu_passes, "_LARGE", large)
+    monkeypatch.setattr(gradient_passes_cpu, "_LARGE", large)
     net = nn.Sequential(nn.Conv2d(3, 2, 3, bias=False))
     with torch.no_grad():
         net[0].weight.normal_().mul_(scale)
@@ -339,7 +340,7 @@ def test_channels_last_weights_are_read_where_they_lie():
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_searching_blocks_finds_every_weight_at_the_maximum(memory_format, kernel, monkeypatch):
     """Entities long enough for several blocks, with ties inside one block and across blocks."""
-    monkeypatch.setattr(cpu_passes, "_LARGE", 0)
+    monkeypatch.setattr(gradient_passes_cpu, "_LARGE", 0)
     net = nn.Sequential(nn.Conv2d(128, 6, kernel, bias=False)).double()
     k = 128 * kernel**2
     rows = 0.1 * torch.randn(6, k).double().clamp(-3, 3)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from models.toy import convnet, digits_resnet, mlp
-from spr_or.prox_sgd import ProxSGD
-from spr_or.prune import apply_masks_, hold_masks, masks_by_threshold
-from spr_or.regularizer import SPR
-from spr_or.sweep.replicas import Replicas, make_joint_step
-from spr_or.train.step import make_step
+from spr_or.pruning.masks import apply_masks_, hold_masks, masks_by_threshold
+from spr_or.pruning.prox_sgd import ProxSGD
+from spr_or.pruning.regularizer import SPR
+from spr_or.sweeps.replicas import Replicas, make_joint_step
+from spr_or.training.step import make_step
 
 STEPS = 20
 SETTINGS = {  # lambda, alpha

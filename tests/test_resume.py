@@ -15,12 +15,12 @@ import pytest
 import torch
 from training import tiny_recipe
 
-from spr_or.train import checkpoint
-from spr_or.train.checkpoint import CheckpointError, load, load_last, save_best, save_last
-from spr_or.train.durable import DiskFull
-from spr_or.train.metrics import Metrics, read_metrics
-from spr_or.train.phases import RunError
-from spr_or.train.run import run_recipe
+from spr_or.training import checkpoint
+from spr_or.training.checkpoint import CheckpointError, load, load_last, save_best, save_last
+from spr_or.training.durable import DiskFull
+from spr_or.training.metrics import Metrics, read_metrics
+from spr_or.training.phases import RunError
+from spr_or.training.run import run_recipe
 
 KILLS = 12
 EPOCHS = 22  # of the run in kill_worker.py
@@ -245,7 +245,7 @@ def test_best_and_last_are_separate(tmp_path: Path) -> None:
 
 
 def test_no_space_is_recognised_in_what_torch_raises(tmp_path: Path) -> None:
-    from spr_or.train.durable import write_durably
+    from spr_or.training.durable import write_durably
 
     def torchs(aside: Path) -> None:
         raise RuntimeError("PytorchStreamWriter failed writing file: No space left on device")

@@ -16,13 +16,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from spr_or.certified_solver.lambda_path import grid, zero_from
+from spr_or.certified_solver.solver import branch_and_bound
 from spr_or.cli import app
 from spr_or.commands.solve import _as_proven
-from spr_or.own_data import prepare
-from spr_or.solve import enumeration
-from spr_or.solve.branch_and_bound import branch_and_bound
-from spr_or.solve.path import grid, zero_from
-from spr_or.table_data import group_labels, read_table
+from spr_or.solvers import enumeration
+from spr_or.tabular.prepare import prepare
+from spr_or.tabular.read import group_labels, read_table
 
 NAMES = ["age_1", "age_2", "height", "colour_red", "colour_blue", "noise_1", "noise_2", "day"]
 GROUPS = [[0, 1], [2], [3, 4], [5, 6], [7]]

@@ -17,18 +17,18 @@ from sweep_server import quick
 from test_resume import _assert_identical
 from typer.testing import CliRunner
 
-from spr_or import pareto
 from spr_or.cli import app
-from spr_or.sweep.jobs import Job, run_job
-from spr_or.sweep.plan import SweepError, load_sweep
-from spr_or.sweep.pools import LocalPool
-from spr_or.sweep.show import figure, means
-from spr_or.sweep.sweep import Progress, run_sweep
-from spr_or.sweep.table import write_tables
-from spr_or.train import report
-from spr_or.train.checkpoint import load
-from spr_or.train.metrics import read_metrics
-from spr_or.train.recipe import RecipeError, load_recipe
+from spr_or.sweeps.jobs import Job, run_job
+from spr_or.sweeps.plan import SweepError, load_sweep
+from spr_or.sweeps.pools import LocalPool
+from spr_or.sweeps.run_table import write_tables
+from spr_or.sweeps.show import figure, means
+from spr_or.sweeps.sweep import Progress, run_sweep
+from spr_or.training.checkpoint import load
+from spr_or.training.metrics import read_metrics
+from spr_or.training.recipe import RecipeError, load_recipe
+from spr_or.training.report import summary as report
+from spr_or.utils import pareto
 
 BASE = """
 model = "models.toy:convnet"
@@ -375,13 +375,12 @@ def _wait_until_gone(process: int) -> None:
 
 def test_two_ray_workers_give_the_table_of_the_local_engine(whole: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="Ray is an optional extra")
-    from spr_or.sweep.pools import RayPool
+    from spr_or.sweeps.pools import RayPool
 
     log = tmp_path / "log"
     log.mkdir()
 
     def work(job: Job) -> str | None:  # within this function, so that Ray ships its code
-        from spr_or.train import report
 
         report._draw = lambda *arguments: []
         report.latency_ms = lambda *arguments: [1.0, 1.0]

@@ -13,9 +13,8 @@ from training import tiny_recipe
 from typer.testing import CliRunner
 
 from spr_or.cli import app
-from spr_or.sweep.plan import load_sweep
-from spr_or.tables.ours import Run, Setting, find_runs, image_format, settings
-from spr_or.tables.published import (
+from spr_or.paper_tables.ours import Run, Setting, find_runs, image_format, settings
+from spr_or.paper_tables.published import (
     DENOMINATORS,
     PROTOCOLS,
     REFERENCE,
@@ -24,8 +23,10 @@ from spr_or.tables.published import (
     read_epoch_times,
     read_published,
 )
-from spr_or.tables.report import matches, spr_rows, time_rows, write_report
-from spr_or.train.recipe import Recipe, parse_recipe
+from spr_or.paper_tables.report import matches, spr_rows, time_rows, write_report
+from spr_or.sweeps.plan import load_sweep
+from spr_or.training.recipe import Recipe, parse_recipe
+from spr_or.training.report import summary as report
 
 TABLES = REFERENCE.parent / "tables"
 PUBLISHED = read_published()
@@ -223,8 +224,7 @@ def test_without_runs_every_figure_of_ours_says_so(tmp_path: Path) -> None:
 
 
 def test_the_command_reads_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from spr_or.train import report
-    from spr_or.train.run import run_recipe
+    from spr_or.training.run import run_recipe
 
     monkeypatch.setattr(report, "_draw", lambda *arguments: [])
     real = run_recipe(tiny_recipe(), tmp_path / "runs" / "real")

@@ -16,18 +16,19 @@ from torch import nn
 from training import tiny_recipe
 
 from models.toy import convnet
-from spr_or.compact import load_compact
-from spr_or.regularizer import SPR
-from spr_or.train import checkpoint, report
-from spr_or.train.data import load_data
-from spr_or.train.display import Display
-from spr_or.train.loop import NonFiniteLoss, evaluate, train_epoch
-from spr_or.train.metrics import read_metrics
-from spr_or.train.phases import epoch_seed
-from spr_or.train.recipe import RecipeError
-from spr_or.train.run import run_recipe
-from spr_or.train.setup import reproducible
-from spr_or.train.step import captured, make_step
+from spr_or.pruning.compaction.api import load_compact
+from spr_or.pruning.regularizer import SPR
+from spr_or.training import checkpoint
+from spr_or.training.data.load import load_data
+from spr_or.training.display import Display
+from spr_or.training.loop import NonFiniteLoss, evaluate, train_epoch
+from spr_or.training.metrics import read_metrics
+from spr_or.training.phases import epoch_seed
+from spr_or.training.recipe import RecipeError
+from spr_or.training.report import summary as report
+from spr_or.training.run import run_recipe
+from spr_or.training.setup import reproducible
+from spr_or.training.step import captured, make_step
 
 
 @pytest.fixture(autouse=True)
@@ -322,7 +323,7 @@ def test_reproducible_arithmetic_is_undone() -> None:
 
 
 def test_training_loads_no_solver_and_no_plotting() -> None:
-    code = f"import sys, spr_or.train.run; print(*(m for m in {LAZY!r} if m in sys.modules))"
+    code = f"import sys, spr_or.training.run; print(*(m for m in {LAZY!r} if m in sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0 and result.stdout.split() == [], result
 

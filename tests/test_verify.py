@@ -9,11 +9,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from spr_or import SparseTrainingProblem, claims
+from spr_or import SparseTrainingProblem
 from spr_or.cli import app
-from spr_or.instances import INSTANCES
-from spr_or.ladder import Ladder, Rung
-from spr_or.verify import verify
+from spr_or.verification import claims
+from spr_or.verification.instances import INSTANCES
+from spr_or.verification.ladder import Ladder, Rung
+from spr_or.verification.ladder_of_bounds import verify
 
 
 def random_regression(seed: int) -> SparseTrainingProblem:

@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from spr_or.train.display import Display
-from spr_or.train.recipe import Recipe, parse_recipe
+from spr_or.training.display import Display
+from spr_or.training.recipe import Recipe, parse_recipe
 
 
 def tiny_recipe(**sections: Any) -> Recipe:

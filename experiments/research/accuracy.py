@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from spr_or.files import write_aside
-from spr_or.pareto import BLUE, GREEN, GREY, ORANGE, RED, Series, draw
-from spr_or.train.recipe import load_recipe
-from spr_or.train.run import run_recipe
+from spr_or.training.recipe import load_recipe
+from spr_or.training.run import run_recipe
+from spr_or.utils.files import write_aside
+from spr_or.utils.pareto import BLUE, GREEN, GREY, ORANGE, RED, Series, draw
 
 ROOT = Path(__file__).parents[2]
 SEEDS = (0, 1, 2)

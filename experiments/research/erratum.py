@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spr_or import SparseTrainingProblem, bigm, entities, projected
-from spr_or.files import write_aside
-from spr_or.solve import conic, enumeration
+from spr_or import SparseTrainingProblem
+from spr_or.formulations import bigm, entities, projected
+from spr_or.solvers import conic, enumeration
+from spr_or.utils.files import write_aside
 
 SEED = 0
 LEVELS = [0.5, 1, 1.5, 2, 3, 4, 5, 6]

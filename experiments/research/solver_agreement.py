@@ -32,10 +32,10 @@ import numpy as np
 import torch
 
 from spr_or import SparseTrainingProblem
-from spr_or.files import write_json
-from spr_or.solve import enumeration, scip
-from spr_or.solve.branch_and_bound import branch_and_bound
-from spr_or.solve.certificate import Certificate
+from spr_or.certified_solver.solver import branch_and_bound
+from spr_or.solvers import enumeration, scip
+from spr_or.solvers.certificate import Certificate
+from spr_or.utils.files import write_json
 
 KINDS = ("squared", "squared, many outputs", "logistic")
 GAP = 1e-6

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import lfilter
 
-from spr_or.problem import SparseTrainingProblem
+from spr_or.formulations.problem import SparseTrainingProblem
 
 Array = NDArray[np.float64]
 

@@ -66,7 +66,7 @@ def command(
     from rich.console import Console
     from rich.progress import track
 
-    from spr_or.files import write_json
+    from spr_or.utils.files import write_json
 
     prepare(json_file, threads)
     blocks = list(_blocks(seconds))
@@ -153,7 +153,7 @@ def memory_rows(model: Any, name: str, device: str, seconds: float) -> list[Row]
     """The gradient of SPR on all filters of ``model``, against moving as much memory."""
     import torch
 
-    from spr_or.regularizer import SPR
+    from spr_or.pruning.regularizer import SPR
 
     model = model.to(device)
     # At this alpha every entity is in BOUND, the most expensive regime: its largest weight is sought.
@@ -185,9 +185,9 @@ def memory_rows(model: Any, name: str, device: str, seconds: float) -> list[Row]
 def _step(model: Any, method: str, setting: str, images: Any, labels: Any) -> Callable[[], object]:
     import torch
 
-    from spr_or.prox_sgd import ProxSGD
-    from spr_or.regularizer import SPR
-    from spr_or.train.step import captured, forward, make_step
+    from spr_or.pruning.prox_sgd import ProxSGD
+    from spr_or.pruning.regularizer import SPR
+    from spr_or.training.step import captured, forward, make_step
 
     spr = SPR(model, 1.0, 0.1, SPR.bounds_from(model))
     # A rate so small that the networks stay alike: the time of a step does not depend on it.

@@ -1,7 +1,7 @@
 """`spr-or bench replicas`: R grid points on one device, together or one after another.
 
 R copies of ResNet-20, each with a λ of its own, take one training step on one batch. The ways take
-turns: one after another; stacked into one pass by vmap (`spr_or.sweep.replicas`); and on a GPU one
+turns: one after another; stacked into one pass by vmap (`spr_or.sweeps.replicas`); and on a GPU one
 after another on R streams. There each way is captured, so that no way waits for Python.
 """
 
@@ -57,7 +57,7 @@ def command(
     from rich.console import Console
 
     from spr_or.bench.regularizer import describe_machine, prepare
-    from spr_or.files import write_json
+    from spr_or.utils.files import write_json
 
     prepare(json_file, threads)
     found: list[Row] = []
@@ -102,8 +102,8 @@ def ways(device: str, count: int) -> dict[str, Way]:
     import torch
 
     from models.resnet_cifar import resnet20
-    from spr_or.sweep.replicas import Replicas, make_joint_step
-    from spr_or.train.step import captured, make_step
+    from spr_or.sweeps.replicas import Replicas, make_joint_step
+    from spr_or.training.step import captured, make_step
 
     fast = device == "cuda"
     torch.manual_seed(0)
@@ -144,7 +144,7 @@ def _equipped(model: Any, number: int) -> tuple[Any, Any]:
     """Optimiser and regularizer of a replica; the rate is so small that weights stay what they are."""
     import torch
 
-    from spr_or.regularizer import SPR
+    from spr_or.pruning.regularizer import SPR
 
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, weight_decay=5e-4)
     return optimizer, SPR(model, 0.1 * (number + 1), 0.1, 1.0)
@@ -183,7 +183,7 @@ def _recorded(step: Way) -> Way:
     """The step as one CUDA graph, after the eager steps that a capture needs."""
     import torch
 
-    from spr_or.train.step import cuda_graph
+    from spr_or.training.step import cuda_graph
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

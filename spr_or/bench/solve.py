@@ -63,7 +63,7 @@ def command(
 
     from spr_or.bench import solve_report
     from spr_or.bench.named_instances import NAMES
-    from spr_or.files import write_json
+    from spr_or.utils.files import write_json
 
     wanted = _names(instances, NAMES, "--instances")
     chosen = None if solvers is None else _names(solvers, SOLVERS, "--solvers")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spr_or.bench import regularizer
-from spr_or.files import write_aside
+from spr_or.utils.files import write_aside
 
 if TYPE_CHECKING:
     from spr_or.bench.solve_rows import Row

@@ -131,7 +131,7 @@ def _rival_answer(problem: Any, answer: dict[str, Any], settings: Settings) -> d
     import torch
 
     from spr_or.bench.named_instances import l0_terms
-    from spr_or.solve.certificate import certify
+    from spr_or.solvers.certificate import certify
 
     scale = l0_terms(problem).scale
     weights = torch.zeros(problem.entities.n_parameters, dtype=torch.float64)

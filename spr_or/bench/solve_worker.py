@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 from spr_or.bench import named_instances
-from spr_or.files import write_json
-from spr_or.problem import SparseTrainingProblem
-from spr_or.solve.certificate import Certificate
+from spr_or.formulations.problem import SparseTrainingProblem
+from spr_or.solvers.certificate import Certificate
+from spr_or.utils.files import write_json
 
 Solve = Callable[[SparseTrainingProblem, float, float], Certificate]
 
@@ -34,22 +34,22 @@ def main(
 
 def solver_of(name: str) -> Solve:
     """The function behind a name of `solve.SOLVERS`."""
-    from spr_or.solve import cuts, scip
-    from spr_or.solve.branch_and_bound import branch_and_bound
+    from spr_or.certified_solver.solver import branch_and_bound
+    from spr_or.solvers import outer_approximation, scip
 
     known: dict[str, Solve] = {
         "spr-or": lambda p, limit, gap: branch_and_bound(p, gap, limit),
         "spr-or-cuda": lambda p, limit, gap: branch_and_bound(p, gap, limit, device="cuda"),
         "scip-bigm": lambda p, limit, gap: scip.solve(p, "bigm", time_limit=limit, gap=gap),
         "scip-cone": lambda p, limit, gap: scip.solve(p, "perspective", time_limit=limit, gap=gap),
-        "highs-cuts": lambda p, limit, gap: cuts.solve(p, gap=gap, time_limit=limit),
+        "highs-cuts": lambda p, limit, gap: outer_approximation.solve(p, gap=gap, time_limit=limit),
     }
     return known[name]
 
 
 def answer_of(certificate: Certificate) -> dict[str, Any]:
     """What the parent needs of a certificate, as plain values; its proof, if any, is checked here."""
-    from spr_or.solve.bnb.certificate import ProofCertificate
+    from spr_or.certified_solver.proof_certificate import ProofCertificate
 
     answer: dict[str, Any] = {
         "version": certificate.version,

@@ -89,7 +89,7 @@ def command(
     from rich.console import Console
 
     from spr_or.bench.regularizer import describe_machine, prepare
-    from spr_or.files import write_json
+    from spr_or.utils.files import write_json
 
     prepare(json_file, threads)
     machine = describe_machine() | {"workers": workers}
@@ -116,7 +116,7 @@ def command(
 def measure(device: str, rows: int, workers: int, seconds: float, peak: float) -> list[Row]:
     """Epochs of ``rows`` images in turns; a first turn warms up (workers, caches, the capture)."""
     from models.resnet_cifar import resnet20
-    from spr_or.prune import count_macs
+    from spr_or.pruning.masks import count_macs
 
     epochs = {PLAIN: plain_epochs(device, rows, workers)} | {
         method: fast_epochs(device, rows, method) for method in (FAST, SPR_ON, PROX)
@@ -211,11 +211,11 @@ def fast_epochs(device: str, rows: int, method: str) -> Callable[[], object]:
     import torch
 
     from models.resnet_cifar import resnet20
-    from spr_or.prox_sgd import ProxSGD
-    from spr_or.regularizer import SPR
-    from spr_or.train.data import memory_batches
-    from spr_or.train.loop import train_epoch
-    from spr_or.train.step import captured, make_step
+    from spr_or.pruning.prox_sgd import ProxSGD
+    from spr_or.pruning.regularizer import SPR
+    from spr_or.training.data.load import memory_batches
+    from spr_or.training.loop import train_epoch
+    from spr_or.training.step import captured, make_step
 
     gpu = device == "cuda"
     images, labels = (part.to(device) for part in _images(rows))

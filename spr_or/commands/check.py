@@ -27,8 +27,8 @@ def command(
     """
     import torch
 
-    from spr_or.solve.results import recheck
-    from spr_or.table_data import TableError
+    from spr_or.tabular.read import TableError
+    from spr_or.tabular.results import recheck
 
     torch.set_num_threads(1)  # one order of adding, the same every time
     fine = True

@@ -41,11 +41,11 @@ def command(
     """
     from rich.console import Console
 
-    from spr_or.layers.display import Display
-    from spr_or.layers.report import table, write_report
-    from spr_or.layers.run import LayersError, Settings, study_run
-    from spr_or.train.parquet import DataError
-    from spr_or.train.recipe import RecipeError
+    from spr_or.layer_study.display import Display
+    from spr_or.layer_study.report import table, write_report
+    from spr_or.layer_study.run import LayersError, Settings, study_run
+    from spr_or.training.data.parquet import DataError
+    from spr_or.training.recipe import RecipeError
 
     console, errors = Console(), Console(stderr=True)
     settings = Settings(gap, keep, max_channels)

@@ -28,14 +28,14 @@ def command(
     """
     from rich.console import Console
 
-    from spr_or.train import distributed
-    from spr_or.train.checkpoint import CheckpointError
-    from spr_or.train.display import Display
-    from spr_or.train.durable import DiskFull
-    from spr_or.train.parquet import DataError
-    from spr_or.train.phases import RunError
-    from spr_or.train.recipe import RecipeError, load_recipe
-    from spr_or.train.run import run_recipe
+    from spr_or.training import distributed
+    from spr_or.training.checkpoint import CheckpointError
+    from spr_or.training.data.parquet import DataError
+    from spr_or.training.display import Display
+    from spr_or.training.durable import DiskFull
+    from spr_or.training.phases import RunError
+    from spr_or.training.recipe import RecipeError, load_recipe
+    from spr_or.training.run import run_recipe
 
     errors = Console(stderr=True)
     rank, processes = distributed.launched()
@@ -65,7 +65,7 @@ def command(
 def _print_summary(console: Any, summary: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from spr_or.train.page import CLOCK_ROWS, ROWS
+    from spr_or.training.report.page import CLOCK_ROWS, ROWS
 
     seeds = len(summary.get("seeds", [0]))
     title = f"{summary['name']}: {summary['model']} on {summary['dataset']}"

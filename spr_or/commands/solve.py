@@ -15,12 +15,12 @@ import typer
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from spr_or.own_data import OwnData
-    from spr_or.problem import SparseTrainingProblem
-    from spr_or.solve.automatic_bound import AutomaticBound
-    from spr_or.solve.bnb.certificate import ProofCertificate
-    from spr_or.solve.bnb.search import Progress
-    from spr_or.solve.path import Point
+    from spr_or.certified_solver.derived_m import AutomaticBound
+    from spr_or.certified_solver.lambda_path import Point
+    from spr_or.certified_solver.proof_certificate import ProofCertificate
+    from spr_or.certified_solver.search import Progress
+    from spr_or.formulations.problem import SparseTrainingProblem
+    from spr_or.tabular.prepare import OwnData
 
     Answer = tuple[ProofCertificate, AutomaticBound | None]
 
@@ -100,7 +100,7 @@ def command(
     """
     from rich.console import Console
 
-    from spr_or.own_data import prepare
+    from spr_or.tabular.prepare import prepare
 
     folder = out or Path("runs") / f"solve-{data_file.stem}"
     try:
@@ -140,8 +140,8 @@ class _Run:
 
     def solve(self, problem: SparseTrainingProblem, start: Tensor | None) -> Answer:
         """One lambda, with a line of progress."""
-        from spr_or.solve.automatic_bound import solve_without_bounds
-        from spr_or.solve.branch_and_bound import branch_and_bound
+        from spr_or.certified_solver.derived_m import solve_without_bounds
+        from spr_or.certified_solver.solver import branch_and_bound
 
         bound: AutomaticBound | None = None
         self.stop.working = True
@@ -176,8 +176,8 @@ def _as_proven(certificate: ProofCertificate) -> ProofCertificate:
 
 
 def _one(console: Any, run: _Run) -> list[ProofCertificate]:
-    from spr_or.solve.figures import gap_over_time
-    from spr_or.solve.results import write_result
+    from spr_or.tabular.figures import gap_over_time
+    from spr_or.tabular.results import write_result
 
     certificate, bound = run.solve(run.problem, None)
     write_result(run.folder, run.data, certificate, bound)
@@ -190,9 +190,9 @@ def _one(console: Any, run: _Run) -> list[ProofCertificate]:
 
 
 def _path(console: Any, run: _Run, lams: list[float]) -> list[ProofCertificate]:
-    from spr_or.solve.figures import over_lambda
-    from spr_or.solve.path import follow
-    from spr_or.solve.results import stored, write_result
+    from spr_or.certified_solver.lambda_path import follow
+    from spr_or.tabular.figures import over_lambda
+    from spr_or.tabular.results import stored, write_result
 
     places = {lam: run.folder / f"lambda-{number:02d}" for number, lam in enumerate(lams, 1)}
 
@@ -231,8 +231,8 @@ def _write_path(run: _Run, points: list[Point]) -> None:
     """The tables of the path so far: a stop at any time leaves them whole."""
     import json
 
-    from spr_or.files import write_aside
-    from spr_or.solve.results import kept_groups, outcome
+    from spr_or.tabular.results import kept_groups, outcome
+    from spr_or.utils.files import write_aside
 
     rows = [
         {
@@ -282,7 +282,7 @@ def _check_device(device: str) -> None:
 
 
 def _lambdas(problem: SparseTrainingProblem, lam: float | None, path: str | None) -> list[float]:
-    from spr_or.solve.path import grid, zero_from
+    from spr_or.certified_solver.lambda_path import grid, zero_from
 
     if (lam is None) == (path is None):
         raise ValueError("give either --lam, or --path for many values of it")
@@ -326,8 +326,8 @@ def _report(console: Any, data: OwnData, certificate: ProofCertificate) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from spr_or.own_data import r_squared
-    from spr_or.solve.results import kept_groups
+    from spr_or.tabular.prepare import r_squared
+    from spr_or.tabular.results import kept_groups
 
     problem = certificate.problem
     kept = kept_groups(data, certificate)

@@ -47,9 +47,9 @@ def command(
     """
     from rich.console import Console
 
-    from spr_or.sweep.plan import SweepError, load_sweep
-    from spr_or.sweep.sweep import run_sweep
-    from spr_or.train.recipe import RecipeError
+    from spr_or.sweeps.plan import SweepError, load_sweep
+    from spr_or.sweeps.sweep import run_sweep
+    from spr_or.training.recipe import RecipeError
 
     errors, console = Console(stderr=True), Console()
 
@@ -86,7 +86,7 @@ def command(
 
 
 def _pool(engine: Engine, jobs: int, gpus: float | None) -> Any:
-    from spr_or.sweep.pools import LocalPool, RayPool
+    from spr_or.sweeps.pools import LocalPool, RayPool
 
     return RayPool(jobs, gpus=gpus) if engine is Engine.ray else LocalPool(jobs)
 
@@ -94,8 +94,8 @@ def _pool(engine: Engine, jobs: int, gpus: float | None) -> Any:
 def _list(console: Any, plan: Any, folder: Path) -> None:
     from rich.table import Table
 
-    from spr_or.sweep.jobs import dense_folder_name, dense_recipe
-    from spr_or.sweep.sweep import state_of
+    from spr_or.sweeps.jobs import dense_folder_name, dense_recipe
+    from spr_or.sweeps.sweep import state_of
 
     table = Table(title=f"{plan.name} in {folder}", title_justify="left")
     for name in (*plan.keys, "seed", "state", "dense phase"):
@@ -125,7 +125,7 @@ def _teller(console: Any, plan: Any) -> Any:
 
 
 def _show(console: Any, plan: Any, folder: Path, result: Any) -> None:
-    from spr_or.sweep import show
+    from spr_or.sweeps import show
 
     if not result.finished:
         return

@@ -26,9 +26,9 @@ def command(
     """
     from rich.console import Console
 
-    from spr_or.tables.ours import find_runs, settings
-    from spr_or.tables.published import REFERENCE, read_epoch_times, read_published
-    from spr_or.tables.report import write_report
+    from spr_or.paper_tables.ours import find_runs, settings
+    from spr_or.paper_tables.published import REFERENCE, read_epoch_times, read_published
+    from spr_or.paper_tables.report import write_report
 
     folder = reference or REFERENCE
     try:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spr_or.files import write_json
-from spr_or.imports import load_object
+from spr_or.utils.files import write_json
+from spr_or.utils.import_path import load_object
 
 if TYPE_CHECKING:
-    from spr_or.ladder import Ladder
-    from spr_or.problem import SparseTrainingProblem
+    from spr_or.formulations.problem import SparseTrainingProblem
+    from spr_or.verification.ladder import Ladder
 
 
 def command(
@@ -54,8 +54,8 @@ def command(
     """
     import torch
 
-    from spr_or.instances import INSTANCES
-    from spr_or.projected import VARIANTS
+    from spr_or.formulations.projected import VARIANTS
+    from spr_or.verification.instances import INSTANCES
 
     torch.set_num_threads(1)  # the tensors are tiny: a second thread only waits for the first
     if show_list:
@@ -78,8 +78,8 @@ def command(
 
 
 def _problem(name: str) -> SparseTrainingProblem:
-    from spr_or.instances import INSTANCES
-    from spr_or.problem import SparseTrainingProblem
+    from spr_or.formulations.problem import SparseTrainingProblem
+    from spr_or.verification.instances import INSTANCES
 
     if name in INSTANCES:
         return INSTANCES[name]()
@@ -109,7 +109,7 @@ def _verify(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from spr_or.verify import verify
+    from spr_or.verification.ladder_of_bounds import verify
 
     console = Console()
     ladders: list[Ladder] = []
@@ -138,7 +138,7 @@ def _verify(
         write_json(json_file, {"ok": ok, "instances": [ladder.to_dict() for ladder in ladders]})
         console.print(f"numbers: {json_file}")
     if plot:
-        from spr_or.plots import plot_ladders
+        from spr_or.verification.plots import plot_ladders
 
         plot_ladders(ladders, plot)
         console.print(f"picture: {plot}")
@@ -197,8 +197,8 @@ def _sweep(
     from rich.console import Console
     from rich.progress import track
 
-    from spr_or.plots import plot_sweep
-    from spr_or.sweep_m import FACTORS, bounds_at
+    from spr_or.verification.bounds_over_m import FACTORS, bounds_at
+    from spr_or.verification.plots import plot_sweep
 
     console = Console(stderr=True)
     wrong = [problem.name for problem in problems if not problem.convex]

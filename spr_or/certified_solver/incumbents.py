@@ -1,0 +1,256 @@
+"""Good integer points: round, polish exactly on the support, and search the neighbourhood."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import optimize
+from torch import Tensor
+
+from spr_or.certified_solver import node_fista
+from spr_or.certified_solver.block_curvature import uniform
+from spr_or.certified_solver.bounds import Terms, penalty_of, scores
+from spr_or.certified_solver.design import Design, loss_and_gradient
+from spr_or.certified_solver.nodes import Node, SplitEngine
+from spr_or.formulations.losses import LOSSES
+
+_BATCH = 32
+
+
+class Incumbent(NamedTuple):
+    """support (N,) bool, W (N, k, q), and the objective of the integer problem there."""
+
+    objective: float
+    support: Tensor
+    W: Tensor
+
+
+Polish = Callable[[list[Tensor]], list[Incumbent]]
+
+
+def polisher(design: Design) -> Polish:
+    """A function from supports to incumbents with the best weights on them.
+
+    The squared loss is solved to rounding: with one output by Newton's method, with several by its
+    normal equations where these leave the box alone; all else by the first-order method, whose
+    objective is an upper bound anyhow.
+    """
+    if design.loss != "squared":
+        return lambda supports: _by_gradient(design, supports)
+    if design.moments is None:
+        return lambda supports: _on_union(design, supports)
+    if design.shape[2] > 1:
+        return lambda supports: _by_normal_equations(design, supports)
+    return lambda supports: _by_newton(design, supports)
+
+
+def local_search(
+    design: Design, start: Incumbent, polish: Polish, stop: Callable[[], bool], width: int = 6
+) -> Incumbent:
+    """Add, drop and swap single entities while that improves; ``stop`` is asked between rounds.
+
+    Adding is ranked by the score at the current weights, dropping by the quadratic the loss puts on an
+    entity's own weights; the best ones are polished, also in pairs.
+    """
+    penalty = penalty_of(design)
+    best, seen = start, {_key(start.support)}
+    while not stop():
+        _, gradient = loss_and_gradient(design, best.W.unsqueeze(0))
+        score = scores(penalty, gradient, None)[0]
+        cost = _drop_cost(design, best.W)
+        inside, outside = best.support.nonzero().flatten(), (~best.support).nonzero().flatten()
+        adds = outside[score[outside].argsort(descending=True)[: 2 * width]].tolist()
+        drops = inside[cost[inside].argsort()[: 4 * width]].tolist()
+        moves: list[tuple[tuple[int, ...], tuple[int, ...]]] = [((), (i,)) for i in adds] + [
+            ((j,), ()) for j in drops
+        ]
+        moves += [((j,), (i,)) for j in drops[:width] for i in adds[:width]]
+        candidates = []
+        for out, into in moves:
+            support = best.support.clone()
+            support[list(out)] = False
+            support[list(into)] = True
+            if (key := _key(support)) not in seen:
+                seen.add(key)
+                candidates.append(support)
+        found = min(polish(candidates), key=lambda x: x.objective) if candidates else best
+        if not found.objective < best.objective - 1e-12 * abs(best.objective):
+            break
+        best = found
+    return best
+
+
+def _key(support: Tensor) -> bytes:
+    return support.cpu().numpy().tobytes()
+
+
+def _drop_cost(design: Design, W: Tensor) -> Tensor:
+    if design.moments is not None:
+        N, k, _ = design.shape
+        blocks = design.moments.G.view(N, k, N, k).diagonal(dim1=0, dim2=2)  # (k, k, N)
+        return torch.einsum("iaq,abi,ibq->i", W, blocks, W)
+    return W.square().sum((1, 2))
+
+
+def _on_union(design: Design, supports: list[Tensor]) -> list[Incumbent]:
+    """By the Gram matrix of the entities that any support has."""
+    if not supports:
+        return []
+    union = torch.stack(supports).any(0).nonzero().flatten()
+    if len(union) == 0:
+        return _incumbents(design, design.X.new_zeros((len(supports), *design.shape)), supports)
+    small = design.restrict(union).with_moments()
+    result = []
+    for found in polisher(small)([support[union] for support in supports]):
+        support = torch.zeros_like(supports[0])
+        support[union] = found.support
+        W = design.X.new_zeros(design.shape)
+        W[union] = found.W
+        result.append(Incumbent(found.objective, support, W))
+    return result
+
+
+def _by_newton(design: Design, supports: list[Tensor]) -> list[Incumbent]:
+    # One step of nothing: with every indicator fixed the relaxation is the problem itself.
+    engine = SplitEngine(design, mu=0.0, steps=0, curvature_one=torch.inf)
+    assert design.moments is not None
+    # With y = 1 it does not matter how much of Q is moved, if it is something.
+    share = 1e-6 * float(design.moments.G.diagonal().amax())
+    result = []
+    supports = sorted(supports, key=lambda s: int(s.sum()))
+    for start in range(0, len(supports), _BATCH):
+        chunk = supports[start : start + _BATCH]
+        nodes = []
+        for support in chunk:
+            at = support.nonzero().flatten()
+            one = torch.ones(len(at), dtype=torch.bool, device=at.device)
+            zero = design.X.new_zeros((len(at), design.shape[1], 1))
+            nodes.append(Node(at, one, zero, uniform(design, len(at), share)))
+        engine(nodes, torch.inf)
+        W = design.X.new_zeros((len(chunk), *design.shape))
+        for b, node in enumerate(nodes):
+            W[b, node.position] = node.W
+        result += _incumbents(design, W, chunk)
+    return result
+
+
+def _by_normal_equations(design: Design, supports: list[Tensor]) -> list[Incumbent]:
+    assert design.moments is not None
+    G, C, c0 = design.moments
+    k = design.columns.shape[1]
+    result = []
+    for support in supports:
+        columns = support.repeat_interleave(k).nonzero().flatten()
+        Q, right = G[columns][:, columns], C[columns]
+        Q.diagonal().add_(design.ridge[support].repeat_interleave(k))
+        L, singular = torch.linalg.cholesky_ex(Q)
+        solved = torch.linalg.pinv(Q, hermitian=True) @ right
+        if not int(singular):
+            solved = torch.cholesky_solve(right, L)
+        W = design.X.new_zeros(design.shape)
+        W[support] = solved.view(-1, *design.shape[1:])
+        if bool((W.abs() > design.M[:, None, None]).any()):
+            result.append(in_box(design, support))
+            continue
+        objective = c0 - (right * solved).sum() + design.price[support].sum()
+        result.append(Incumbent(float(objective), support, W))
+    return result
+
+
+def in_box(design: Design, support: Tensor) -> Incumbent:
+    """The best weights on a support as exactly as a library can find them, whatever the conditioning.
+
+    With every indicator fixed this is a convex problem in a box: bounded least squares by an active
+    set for each output of the squared loss, L-BFGS-B for the logistic loss (both of scipy).
+    """
+    at = support.nonzero().flatten()
+    if len(at) == 0:
+        return _incumbents(design, design.X.new_zeros((1, *design.shape)), [support])[0]
+    small = design.restrict(at)
+    real = small.real.flatten().cpu().numpy()
+    block = small.block().cpu().numpy()[:, real]
+    Y, q = design.Y.cpu().numpy(), design.shape[2]
+    limit = small.M.repeat_interleave(design.shape[1]).cpu().numpy()[real]
+    ridge = small.ridge.repeat_interleave(design.shape[1]).cpu().numpy()[real]
+    if design.loss == "squared":
+        rows = np.concatenate([block / math.sqrt(design.n), np.diag(np.sqrt(ridge))])
+        zeros = np.zeros(len(ridge))
+        columns = [
+            optimize.lsq_linear(
+                rows, np.concatenate([y / math.sqrt(design.n), zeros]), (-limit, limit),
+                method="bvls", tol=1e-15,
+            ).x
+            for y in Y.T
+        ]  # fmt: skip
+        found = np.stack(columns, axis=1)
+    else:
+        found = _logistic_in_box(block, design, ridge, np.repeat(limit, q)).reshape(-1, q)
+    W = design.X.new_zeros((1, *design.shape))
+    table = np.zeros((len(real), q))
+    table[real] = found
+    W[0, at] = torch.from_numpy(table).to(W).view(len(at), *design.shape[1:])
+    return _incumbents(design, W, [support])[0]
+
+
+def _logistic_in_box(
+    block: NDArray[np.float64], design: Design, ridge: NDArray[np.float64], limit: NDArray
+) -> NDArray[np.float64]:
+    loss, q = LOSSES[design.loss], design.shape[2]
+    Y = design.Y.cpu()
+
+    def value_and_gradient(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        w = flat.reshape(-1, q)
+        prediction = torch.from_numpy(block @ w)
+        value = float(loss.value(prediction, Y).sum()) / design.n
+        slope = block.T @ loss.gradient(prediction, Y).numpy() / design.n
+        pull = ridge[:, None] * w
+        return value + float((pull * w).sum()), (slope + 2 * pull).ravel()
+
+    start = np.zeros(len(limit))
+    settings = {"maxiter": 20_000, "maxfun": 40_000, "ftol": 0.0, "gtol": 1e-12, "maxcor": 30}
+    return optimize.minimize(
+        value_and_gradient, start, jac=True, method="L-BFGS-B",
+        bounds=optimize.Bounds(-limit, limit), options=settings,
+    ).x  # fmt: skip
+
+
+def _by_gradient(design: Design, supports: list[Tensor]) -> list[Incumbent]:
+    if not supports:
+        return []
+    union = torch.stack(supports).any(0).nonzero().flatten()
+    if len(union) == 0:
+        return _incumbents(design, design.X.new_zeros((len(supports), *design.shape)), supports)
+    small = design.restrict(union)
+    block = None if small.moments is not None else small.block()
+    smoothness = node_fista.lipschitz(small, block)
+    result = []
+    for start in range(0, len(supports), _BATCH):
+        chunk = supports[start : start + _BATCH]
+        one = torch.stack(chunk)[:, union]
+        zero = small.X.new_zeros((len(chunk), *small.shape))
+        solved = node_fista.solve(
+            small, zero, Terms(None, torch.zeros_like(one), one), smoothness=smoothness,
+            block=block, tolerance=1e-9, iterations=500,
+        )  # fmt: skip
+        W = design.X.new_zeros((len(chunk), *design.shape))
+        W[:, union] = solved.W
+        result += _incumbents(design, W, chunk)
+    return result
+
+
+def _incumbents(design: Design, W: Tensor, supports: list[Tensor]) -> list[Incumbent]:
+    penalty = penalty_of(design)
+    chosen = torch.stack(supports)
+    inside = chosen.any(0).nonzero().flatten()
+    if len(inside) == 0:
+        inside = torch.zeros(1, dtype=torch.int64, device=W.device)
+    small = design.restrict(inside)
+    value, _ = loss_and_gradient(small, W[:, inside])
+    cost = penalty.ridge * W.square().sum((2, 3)) + penalty.price * chosen
+    total = (value + cost.sum(-1)).tolist()
+    return [Incumbent(total[b], supports[b], W[b]) for b in range(len(supports))]

@@ -1,0 +1,98 @@
+r"""A path over lambda: from where the empty support is optimal downwards, each solution the next start.
+
+The empty support is optimal as soon as one dual point proves it.  With g = X' l'(0) / n, the slope of
+the loss at zero weights, the relaxation has its minimum at zero when
+
+.. math::  \lambda \ge \lambda_{\max} = \max_i \frac{\lVert g_i\rVert}{2 u_i\sqrt{\alpha(1-\alpha)}},
+
+whatever M is; and since no loss is negative, also when lambda (1 - alpha) min_i u_i >= loss(0), for
+then a single entity costs more than all there is to gain.  `zero_from` is the smaller of the two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from spr_or.certified_solver.derived_m import AutomaticBound
+from spr_or.certified_solver.proof_certificate import ProofCertificate
+from spr_or.formulations.losses import LOSSES
+from spr_or.formulations.problem import SparseTrainingProblem
+
+# The last lambda of a path as a share of the first.
+SMALLEST = 0.01
+
+
+class Point(NamedTuple):
+    """One lambda of a path; ``bound`` proves its M (None: M was given, or stored earlier)."""
+
+    lam: float
+    certificate: ProofCertificate
+    bound: AutomaticBound | None
+    stored: bool
+
+
+Solve = Callable[
+    [SparseTrainingProblem, Tensor | None], tuple[ProofCertificate, AutomaticBound | None]
+]
+
+
+def zero_from(problem: SparseTrainingProblem) -> float:
+    """lambda from which on zero weights are optimal, for every M; ``problem.lam`` is not used.
+
+    Raises ``ValueError`` for alpha = 1, where no entity has a price and no lambda does it.
+
+    >>> p = SparseTrainingProblem.linear(
+    ...     [[1.0, 0.0], [0.0, 1.0]], [2.0, 0.1], [[0], [1]], lam=1, alpha=0.5, M=4)
+    >>> round(zero_from(p), 6)
+    2.0
+    """
+    alpha, u = problem.alpha, problem.u
+    if alpha == 1:
+        raise ValueError("with alpha = 1 no group has a price, and no lambda empties the model")
+    zero = torch.zeros(problem.entities.n_parameters, dtype=torch.float64)
+    nothing = float(problem.loss_value(zero)) / ((1 - alpha) * float(u.min()))
+    if alpha == 0:
+        return nothing
+    slope = LOSSES[problem.loss].gradient(problem.predict(zero), problem.y) / problem.n
+    rows = problem.entities.rows((problem.X.mT @ slope).flatten())
+    return min(nothing, float((rows.norm(dim=-1) / u).max()) / (2 * math.sqrt(alpha * (1 - alpha))))
+
+
+def grid(largest: float, count: int) -> list[float]:
+    """``count`` values from ``largest`` down to a hundredth of it, evenly on a log scale.
+
+    >>> [round(x, 6) for x in grid(2.0, 3)]
+    [2.0, 0.2, 0.02]
+    """
+    if count < 2:
+        raise ValueError(f"a path has at least 2 values of lambda, got {count}")
+    return [largest * SMALLEST ** (i / (count - 1)) for i in range(count)]
+
+
+def follow(
+    problem: SparseTrainingProblem,
+    lams: Iterable[float],
+    solve: Solve,
+    stored: Callable[[float], ProofCertificate | None] = lambda lam: None,
+) -> Iterator[Point]:
+    """Solve for each lambda, starting from the solution before it; stop after an interrupted one.
+
+    ``stored(lam)`` may answer from an earlier run.
+    """
+    start: Tensor | None = None
+    for lam in lams:
+        before = stored(lam)
+        if before is not None:
+            point = Point(lam, before, None, True)
+        else:
+            point = Point(lam, *solve(dataclasses.replace(problem, lam=lam), start), False)
+        yield point
+        if point.certificate.status == "interrupted":
+            return
+        start = point.certificate.weights

@@ -1,0 +1,333 @@
+"""The tree search: best-first with dives, safe fixing, incumbents, and the proof as it grows."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from spr_or.certified_solver import branching, incumbents, node_fista
+from spr_or.certified_solver.bounds import Terms, forced_bounds
+from spr_or.certified_solver.design import Design
+from spr_or.certified_solver.incumbents import Incumbent
+from spr_or.certified_solver.nodes import Engine, Node
+from spr_or.certified_solver.proof_tree import CONTINUES, Proof
+from spr_or.solvers.time_limit import Budget
+
+_DIVE_EVERY = 8
+_WIDE = 12  # moves of each kind, of a local search; 6 found less on one hard instance, 24 no more
+GRAM_COLUMNS = 2000  # up to here a Gram matrix of what is left pays
+
+
+class Progress(NamedTuple):
+    """Where a search stands: seconds, best objective, bound, nodes evaluated and nodes open."""
+
+    seconds: float
+    objective: float
+    bound: float
+    nodes: int
+    open: int
+
+    @property
+    def gap(self) -> float:
+        """As of a `Certificate`."""
+        return max(0.0, self.objective - self.bound) / max(1e-10, abs(self.objective))
+
+
+@dataclass
+class Search:
+    """The state of one search; nodes are numbered as ``design``, ``best`` as the whole problem.
+
+    ``closed`` is the least bound of anything cut off so far: leaves, and the other side of every
+    safe fixing.  ``kept`` is what stays when the tree begins again: how many entities the root had fixed
+    to zero and to one when the design shrank to the others, and ``closed`` at that time.
+    """
+
+    design: Design
+    budget: Budget
+    gap: float
+    proof: Proof
+    best: Incumbent
+    listener: Callable[[Progress], None] | None
+    rule: str = "fractional"
+    closed: float = math.inf
+    evaluated: int = 0
+    heap: list[tuple[float, int, Node]] = field(default_factory=list)
+    trace: list[Progress] = field(default_factory=list)
+    mid_round: bool = False
+    kept: tuple[int, int, float] = (0, 0, math.inf)
+    counter: itertools.count = field(default_factory=itertools.count)
+
+    @property
+    def cutoff(self) -> float:
+        """Nodes at or above it cannot improve the incumbent by more than the gap asked for."""
+        return self.best.objective - 0.9 * self.gap * abs(self.best.objective)
+
+    @property
+    def progress(self) -> Progress:
+        """Where it stands."""
+        return Progress(
+            self.budget.seconds, self.best.objective, self.bound, self.evaluated, len(self.heap)
+        )
+
+    @property
+    def bound(self) -> float:
+        """Proven so far."""
+        open_bound = self.heap[0][0] if self.heap else math.inf
+        return min(self.closed, open_bound, self.best.objective)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is open, or the time is up."""
+        return not self.heap or self.budget.spent
+
+    def report(self) -> None:
+        """Note the progress, and tell who listens."""
+        self.mid_round = False
+        now = self.progress
+        self.trace.append(now)
+        if self.listener is not None:
+            self.listener(now)
+
+    def offer(self, found: Incumbent) -> bool:
+        """Take an incumbent of the current design if it is better."""
+        better = found.objective < self.best.objective
+        if better:
+            self.best = enlarge(found, self.design, self.best.support.shape[0])
+        return better
+
+    def fix(self, node: Node) -> Node:
+        """Safe fixing of an evaluated node; what was fixed goes into the proof."""
+        assert node.score is not None
+        node.fixed_at = self.best.objective
+        one_bound, zero_bound = forced_bounds(
+            torch.tensor(node.own, dtype=node.score.dtype, device=node.score.device), node.score
+        )
+        to_zero = node.free & (one_bound >= self.cutoff)
+        to_one = node.free & (zero_bound >= self.cutoff) & ~to_zero
+        if not bool((to_zero | to_one).any()):
+            return node
+        cut = torch.cat([one_bound[to_zero], zero_bound[to_one]])
+        self.closed = min(self.closed, float(cut.min()))
+        entities = self.design.entities[node.position]
+        self.proof.fix(node.record, entities[to_zero], entities[to_one])
+        fixed = node.keep(~to_zero, node.one | to_one)
+        fixed.record, fixed.score = node.record, node.score[~to_zero]
+        fixed.fixed_at = node.fixed_at
+        assert node.indicator is not None
+        fixed.indicator = torch.where(to_one, 1.0, node.indicator)[~to_zero]
+        return fixed
+
+    def record(self, node: Node, parent: int, value: int) -> None:
+        """Write an evaluated node into the proof, as side ``value`` of its parent."""
+        entities = self.design.entities[node.position]
+        clusters = node.clusters
+        if clusters is not None:
+            clusters = torch.where(clusters >= 0, self.design.entities[clusters], -1)
+        node.record = self.proof.add(parent, value, entities, node.W, node.d, clusters)
+
+    def push(self, node: Node) -> None:
+        """Keep a node open, or close it where it cannot improve."""
+        if node.bound >= self.cutoff:
+            self.closed = min(self.closed, node.bound)
+        else:
+            heapq.heappush(self.heap, (node.bound, next(self.counter), node))
+
+    def open(self, node: Node) -> None:
+        """Make ``node`` the only open one: it continues the one that was."""
+        self.heap.clear()
+        self.push(node)
+
+    def shrink(self, node: Node) -> None:
+        """Go on with the entities of ``node``, the only open one; the others it has fixed to zero."""
+        top = self.proof.records[0]
+        self.kept = (len(top.zeros), len(top.ones), self.closed)
+        self.design = self.design.restrict(node.position)
+        if self.design.loss == "squared" and self.design.real.numel() <= GRAM_COLUMNS:
+            self.design = self.design.with_moments()
+        node.position = torch.arange(len(node.position), device=node.position.device)
+
+    def take(self, batch: int, round_number: int) -> list[Node]:
+        """The most promising open nodes, every few rounds the deepest one among them."""
+        taken: list[Node] = []
+        if round_number % _DIVE_EVERY == 0 and self.heap:
+            place = min(range(len(self.heap)), key=lambda i: int(self.heap[i][2].free.sum()))
+            taken.append(self.heap.pop(place)[2])
+            heapq.heapify(self.heap)
+        while self.heap and len(taken) < batch:
+            bound, _, node = heapq.heappop(self.heap)
+            if bound >= self.cutoff:
+                self.closed = min(self.closed, bound)
+            else:
+                taken.append(node)
+        return taken
+
+    def round_support(self, node: Node) -> list[Tensor]:
+        """Supports suggested by a node: its indicators cut at two thresholds."""
+        assert node.indicator is not None
+        supports = []
+        for threshold in (0.5, 0.2):
+            support = torch.zeros(
+                self.design.shape[0], dtype=torch.bool, device=self.design.X.device
+            )
+            support[node.position[node.indicator > threshold]] = True
+            supports.append(support)
+        return supports
+
+    def run(self, engine: Engine, batch: int, nodes: float = math.inf) -> None:
+        """Branch until the gap is closed, the time is up, or ``nodes`` more are evaluated."""
+        polish = incumbents.polisher(self.design)
+        costs = branching.PseudoCosts(self.design.price)
+        tried: set[bytes] = set()
+        last = self.evaluated + nodes
+        each = 0.0
+        for round_number in itertools.count(1):
+            if self.over or self.evaluated >= last:
+                break
+            self.mid_round = True
+            began = self.budget.seconds
+            # The nodes that fit into the time left, by what one of the last round took.
+            room = self.budget.left() / each if each else math.inf
+            taken = self.take(int(max(1, min(batch, room))), round_number)
+            parents = []
+            for node in taken:
+                if node.fixed_at > self.best.objective:
+                    node = self.fix(node)
+                if bool(node.free.any()):
+                    parents.append(node)
+                else:
+                    self.close_fixed(node, engine)
+            if parents:
+                self.branch(
+                    parents, engine, costs, lambda nodes: self.try_rounding(nodes, polish, tried)
+                )
+            each = (self.budget.seconds - began) / max(1, len(taken))
+            self.report()
+
+    def search_wider(self) -> None:
+        """Search around the incumbent once more, among more moves: a tree that grows is worth it."""
+        at = self.design.entities
+        support = self.best.support[at]
+        if int(support.sum()) < int(self.best.support.sum()):
+            return  # it cannot be written in what is left: safe fixing keeps only better ones
+        here = Incumbent(self.best.objective, support, self.best.W[at])
+        polish, stop = incumbents.polisher(self.design), lambda: self.budget.spent
+        self.offer(incumbents.local_search(self.design, here, polish, stop, width=_WIDE))
+
+    def along(self, node: Node, path: Sequence[float], engine: Callable[[float], Engine]) -> Node:
+        """``node`` solved for one weight of the barrier after the other: the best answer, or ``node``.
+
+        Each is a node of its own: a bound counts only with the point that proves it.
+        """
+        best = node
+        for factor in path:
+            node = node.keep(torch.ones_like(node.one), node.one)
+            node.own = node.bound = -math.inf
+            engine(factor)([node], self.cutoff)
+            best = node if node.own > best.own else best
+            if self.budget.spent:
+                break
+        return best
+
+    def begin_again(self, node: Node) -> None:
+        """Forget the tree below the root, and go on with ``node``, a better answer to the root."""
+        self.mid_round = True
+        del self.proof.records[1:]
+        top = self.proof.records[0]
+        zeros, ones, self.closed = self.kept
+        top.zeros, top.ones, top.branch = top.zeros[:zeros], top.ones[:ones], -1
+        self.record(node, 0, CONTINUES)
+        self.open(self.fix(node))
+        self.report()
+
+    def branch(
+        self,
+        parents: list[Node],
+        engine: Engine,
+        costs: branching.PseudoCosts,
+        look: Callable[[list[Node]], None],
+    ) -> None:
+        """Evaluate both sides of the entity of each parent that the rule likes best; ``look`` at them
+        for incumbents, then open or close them."""
+        indices = [branching.choose(parent, self.rule, costs) for parent in parents]
+        sides = [
+            (_child(parent, index, 0), _child(parent, index, 1))
+            for parent, index in zip(parents, indices, strict=True)
+        ]
+        children = [child for pair in sides for child in pair]
+        engine(children, self.cutoff)
+        self.evaluated += len(children)
+        look(children)
+        for parent, index, pair in zip(parents, indices, sides, strict=True):
+            costs.learn(parent, index, pair)
+            self.proof.branch(parent.record, int(self.design.entities[parent.position[index]]))
+            for value, child in enumerate(pair):
+                self.record(child, parent.record, value)
+                self.settle(child)
+
+    def settle(self, node: Node) -> None:
+        """Fix what an evaluated and recorded node can, and keep it open or close it."""
+        self.push(node if node.bound >= self.cutoff else self.fix(node))
+
+    def close_fixed(self, node: Node, engine: Engine) -> None:
+        """A node whose last entity was fixed: evaluate it once more, now without a choice."""
+        last = node.keep(torch.ones_like(node.one), node.one)
+        engine([last], math.inf)
+        self.evaluated += 1
+        support = torch.zeros(self.design.shape[0], dtype=torch.bool, device=self.design.X.device)
+        support[node.position] = True
+        found = incumbents.in_box(self.design, support)
+        self.offer(found)
+        # Without a ridge a bound is as good as its point: the polished one may be better.
+        small, W = self.design.restrict(node.position), found.W[node.position]
+        terms = Terms(None, last.free.unsqueeze(0), last.one.unsqueeze(0))
+        at = node_fista.evaluate(small, W.unsqueeze(0), terms, None)
+        if float(at.bound) > last.own:
+            last.W, last.d, last.clusters, last.own = W, None, None, float(at.bound)
+            last.bound = max(last.bound, last.own)
+        self.record(last, node.record, CONTINUES)
+        self.closed = min(self.closed, last.bound)
+
+    def try_rounding(
+        self, children: list[Node], polish: incumbents.Polish, tried: set[bytes]
+    ) -> None:
+        """Polish what the children round to, and search around what improves."""
+        fresh = []
+        for child in children:
+            if child.bound >= self.cutoff:
+                continue
+            for support in self.round_support(child):
+                key = support.cpu().numpy().tobytes()
+                if key not in tried:
+                    tried.add(key)
+                    fresh.append(support)
+        if fresh:
+            found = min(polish(fresh), key=lambda x: x.objective)
+            if self.offer(found):
+                stop = lambda: self.budget.spent  # noqa: E731
+                self.offer(incumbents.local_search(self.design, found, polish, stop))
+
+
+def _child(parent: Node, index: int, value: int) -> Node:
+    kept = torch.ones_like(parent.one)
+    one = parent.one.clone()
+    if value == 0:
+        kept[index] = False
+    else:
+        one[index] = True
+    return parent.keep(kept, one)
+
+
+def enlarge(found: Incumbent, design: Design, count: int) -> Incumbent:
+    """An incumbent of a design in the numbering of the problem's ``count`` entities."""
+    support = torch.zeros(count, dtype=torch.bool, device=design.X.device)
+    W = design.X.new_zeros((count, *found.W.shape[1:]))
+    support[design.entities] = found.support
+    W[design.entities] = found.W
+    return Incumbent(found.objective, support, W)

@@ -1,0 +1,302 @@
+r"""A certified solver for group-sparse linear models: branch and bound on the projected relaxation.
+
+Squared loss (one or many outputs) and logistic loss.  The steps, each in a file of `spr_or.certified_solver`:
+the relaxation over all entities by a working set (`root`), incumbents (`incumbents`), safe fixing
+(`bounds`), and on what is left a best-first tree (`search`) whose nodes are solved many at a time, with
+moved curvature where the loss has some (`splitting`; `clusters` where a tree stays open), else by an
+accelerated proximal gradient method (`first_order`).  docs/solver.md has the mathematics and the
+measurements.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spr_or import __version__
+from spr_or.certified_solver import block_curvature, clusters, incumbents, many_outputs, root
+from spr_or.certified_solver.branching import RULES
+from spr_or.certified_solver.design import Design, design_of, theta_of, weights_of
+from spr_or.certified_solver.nodes import Engine, FirstOrderEngine, MixedEngine, Node, SplitEngine
+from spr_or.certified_solver.proof_certificate import ProofCertificate, rounding
+from spr_or.certified_solver.proof_tree import CONTINUES, FloatBounds, Proof, verify
+from spr_or.certified_solver.search import Progress, Search
+from spr_or.formulations.problem import SparseTrainingProblem
+from spr_or.solvers.certificate import certify
+from spr_or.solvers.time_limit import Budget
+
+_CANDIDATES = 200  # entities the first local search looks at
+_SPLIT_COLUMNS = 600  # above, one semidefinite step costs more than it brings
+_MIXED_COLUMNS = 60  # below, the split pays in any case
+_PATH = (100.0, 10.0, 1.0)  # of the barrier at the root, in units of its last value
+_ROOT_STEPS, _NODE_STEPS = 15, 1
+_BATCH = {"cpu": 32, "cuda": 256}
+_TRIAL = 1500  # first-order nodes before curvature is moved at every node
+_SPLIT_TRIAL = 100  # nodes with curvature moved entity by entity, before it is in clusters
+_CLUSTER_PATH = (100.0, 50.0, 25.0, 12.0, 6.0, 3.0, 1.5)
+_CLUSTER_ROOT_STEPS, _CLUSTER_NODE_STEPS = 30, 2
+
+
+def branch_and_bound(
+    problem: SparseTrainingProblem,
+    gap: float = 1e-4,
+    time_limit: float | None = None,
+    node_batch: int | None = None,
+    device: str | torch.device = "cpu",
+    *,
+    start: Tensor | None = None,
+    rule: str = "fractional",
+    progress: Callable[[Progress], None] | None = None,
+) -> ProofCertificate:
+    """Solve a linear problem to a proven relative gap.
+
+    Parameters
+    ----------
+    problem : linear, squared or logistic loss
+    gap : relative, (objective - bound) / |objective|
+    time_limit : seconds of wall-clock time, or None; what is running when it ends is finished
+    node_batch : nodes branched on at a time (default: 32 on the CPU, 256 on an accelerator); with curvature
+        in clusters as many as there are threads
+    device : where the node computations run; float64 throughout
+    start : weights (P,) to begin with, such as the solution for a neighbouring lambda
+    rule : how to choose the entity to branch on, see `spr_or.certified_solver.branching`
+    progress : called with a `Progress` after every round
+
+    Ctrl-C and the time limit return the best so far with its proven gap.  Raises ``ValueError`` for
+    networks, other losses, and arguments out of range.
+
+    >>> p = SparseTrainingProblem.linear(
+    ...     [[1.0, 0.0], [0.0, 1.0]], [2.0, 0.1], [[0], [1]], lam=0.1, alpha=0.5, M=4)
+    >>> certificate = branch_and_bound(p)
+    >>> certificate.status, certificate.indicators.tolist(), certificate.check().ok
+    ('optimal', [1.0, 0.0], True)
+    """
+    if not 0 <= gap < math.inf:
+        raise ValueError(f"gap must be a number of at least 0, got {gap}")
+    if node_batch is not None and node_batch < 1:
+        raise ValueError(f"node_batch must be at least 1, got {node_batch}")
+    if rule not in RULES:
+        raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
+    budget = Budget(time_limit)
+    design = design_of(problem, device)
+    batch = node_batch or _BATCH.get(torch.device(device).type, 256)
+    # Small matrices: the threads torch would use inside an operation serve whole batches of nodes.
+    workers = torch.get_num_threads()
+    with _threads(1):
+        search = _begin(problem, design, budget, gap, start, rule, progress)
+        status = "time_limit"
+        try:
+            _solve(search, batch, workers)
+        except KeyboardInterrupt:
+            status = "interrupted"
+        on_cpu = design.X.device.type == "cpu"
+        return _certificate(problem, design if on_cpu else design_of(problem), search, status)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _begin(
+    problem: SparseTrainingProblem,
+    design: Design,
+    budget: Budget,
+    gap: float,
+    start: Tensor | None,
+    rule: str,
+    listener: Callable[[Progress], None] | None,
+) -> Search:
+    """A search that knows the empty support, and ``start`` if given."""
+    empty = torch.zeros(design.shape[0], dtype=torch.bool, device=design.X.device)
+    best = incumbents.polisher(design)([empty])[0]
+    search = Search(design, budget, gap, Proof(), best, listener, rule)
+    if start is not None:
+        support = (weights_of(problem, design, start) != 0).any(-1).any(-1)
+        _search_around(search, support.nonzero().flatten(), [support])
+    return search
+
+
+def _solve(search: Search, batch: int, workers: int) -> None:
+    search.mid_round = True
+    node = root.relax(search.design, search.budget, 0.2 * search.gap)
+    search.evaluated += 1
+    search.record(node, -1, CONTINUES)
+    search.open(node)
+    assert node.score is not None and node.indicator is not None
+    promise = node.indicator + 1e-3 * node.score / node.score.abs().amax().clamp(min=1e-300)
+    near = promise.argsort(descending=True)[:_CANDIDATES]
+    thresholds = (0.9, 0.5, 0.3, 0.2, 0.1, 0.05)
+    supports = [node.indicator > threshold for threshold in thresholds]
+    _search_around(search, near, [s for s in supports if int(s.sum()) <= len(near)])
+    search.report()
+    search.mid_round = True
+    node = search.fix(node)
+    search.open(node)
+    if not search.heap:
+        search.report()
+        return
+    if len(node.position) == 0:
+        search.run(_first_order(search), batch)
+        return
+    with _threads(workers):  # one large matrix
+        search.shrink(node)
+    _branch(search, node, batch, workers)
+
+
+def _search_around(search: Search, near: Tensor, supports: list[Tensor]) -> None:
+    """Polish supports and search around the best, within the entities ``near`` and the supports."""
+    supports = [*supports, search.best.support]
+    inside = torch.stack(supports).any(0)
+    inside[near] = True
+    at = inside.nonzero().flatten()
+    if len(at) == 0:
+        return
+    whole, search.design = search.design, search.design.restrict(at)
+    if whole.loss == "squared":
+        search.design = search.design.with_moments()
+    try:
+        polish = incumbents.polisher(search.design)
+        best = min(polish([s[at] for s in supports]), key=lambda x: x.objective)
+        search.offer(best)
+        search.offer(
+            incumbents.local_search(search.design, best, polish, lambda: search.budget.spent)
+        )
+    finally:
+        search.design = whole
+
+
+def _first_order(search: Search) -> FirstOrderEngine:
+    """As accurate as the gap asked for needs."""
+    return FirstOrderEngine(search.design, 0.3 * search.gap * abs(search.best.objective))
+
+
+def _branch(search: Search, node: Node, batch: int, workers: int) -> None:
+    """Search what the root left over, by tighter and dearer relaxations while the tree stays open.
+
+    To find out whether moved curvature pays costs about as much as a number of first-order nodes: these
+    have the first try.
+    """
+    design = search.design
+    N, k, q = design.shape
+    first = _first_order(search)
+    if design.loss != "squared" or design.moments is None:
+        search.run(first, batch)
+        return
+    if q > 1:
+        search.run(many_outputs.begin(search, node, first) or first, batch)
+        return
+    mu = 2e-3 * abs(search.best.objective) / max(1, N * k)
+    small = max(0.1 * float(design.ridge.min()), 1e-8 * float(design.moments.G.diagonal().amax()))
+    mixed = MixedEngine(first, SplitEngine(design, mu, _NODE_STEPS, small, workers), _MIXED_COLUMNS)
+    search.run(mixed, batch, _TRIAL if N * k <= _SPLIT_COLUMNS else math.inf)
+    if search.over:
+        return
+    search.search_wider()
+    eigenvalues = torch.linalg.eigvalsh(design.quadratic())
+    smallest, largest = float(eigenvalues[0]), float(eigenvalues[-1])
+    whole = None
+    if smallest > 1e-8 * largest:
+        split = SplitEngine(design, mu, _NODE_STEPS, 0.1 * smallest, workers)
+        whole = _split_root(search, node, split, smallest)
+    if whole is None or whole.own <= search.bound:
+        search.run(mixed, batch)
+        return
+    search.begin_again(whole)
+    search.run(split, batch, _SPLIT_TRIAL)
+    if not search.over:
+        _branch_in_clusters(search, whole, first, mu, workers)
+    search.run(split, batch)
+
+
+def _branch_in_clusters(
+    search: Search, node: Node, first: FirstOrderEngine, mu: float, workers: int
+) -> None:
+    """Begin again with curvature moved in clusters of entities, where that bounds the root better than
+    the whole tree has; ``node`` is the root with curvature moved entity by entity."""
+    assert node.indicator is not None
+    members = clusters.partition(search.design, node.indicator)
+    if members is None:
+        return
+
+    def engine(factor: float, steps: int, workers: int) -> clusters.ClusterEngine:
+        return clusters.ClusterEngine(
+            search.design, members, first, factor * mu, steps, workers, lambda: search.budget.spent
+        )
+
+    child = node.keep(torch.ones_like(node.one), node.one)
+    engine(1.0, 0, 1).begin(child)
+    with _threads(workers):  # one node alone
+        best = search.along(
+            child, _CLUSTER_PATH, lambda x: _noted(search, engine(x, _CLUSTER_ROOT_STEPS, 1))
+        )
+    if best.own > search.bound:
+        search.begin_again(best)
+        search.run(engine(_CLUSTER_PATH[-1], _CLUSTER_NODE_STEPS, workers), workers)
+
+
+def _split_root(search: Search, node: Node, split: SplitEngine, smallest: float) -> Node:
+    """The root solved again with the best split."""
+    child = node.keep(torch.ones_like(node.one), node.one)
+    child.d = block_curvature.uniform(split.design, len(node.position), 0.9 * smallest)
+
+    def engine(factor: float) -> Engine:
+        mu = factor * split.mu
+        return _noted(search, SplitEngine(split.design, mu, _ROOT_STEPS, split.curvature_one))
+
+    return search.along(child, _PATH, engine)
+
+
+def _noted(search: Search, engine: Engine) -> Engine:
+    """``engine``, with the nodes it solves counted and the progress told."""
+
+    def evaluate(nodes: Sequence[Node], cutoff: float) -> None:
+        engine(nodes, cutoff)
+        search.evaluated += len(nodes)
+        search.report()
+
+    return evaluate
+
+
+def _certificate(
+    problem: SparseTrainingProblem, whole: Design, search: Search, status: str
+) -> ProofCertificate:
+    if bool((search.best.W.abs() >= whole.M[:, None, None].to(search.best.W)).any()):
+        # In a corner of the box the quick polish may have stopped short.
+        better = incumbents.in_box(whole, search.best.support.cpu())
+        if better.objective < search.best.objective:
+            search.best = better
+    best = search.best
+    support = best.support.cpu().double()
+    bound = search.bound
+    if search.mid_round:
+        # Broken off anywhere: what the search thought is proven may not be. The tree knows.
+        if not search.proof.records:
+            search.record(root.at_zero(search.design), -1, CONTINUES)
+        search.proof.repair()
+        bounds = FloatBounds(whole, search.proof, rounding(problem))
+        proven = verify(search.proof, whole.shape, bounds)
+        bound = min(float(proven.bound), best.objective)
+    if max(0.0, best.objective - bound) <= search.gap * max(1e-10, abs(best.objective)):
+        status = "optimal"
+    elif status == "time_limit" and not search.heap:
+        status = "inexact"  # a leaf without a choice left whose convex problem resists
+    # The search adds in another order than a check does: what that can change is given away.
+    bound -= rounding(problem)
+    made = certify(
+        problem, formulation="projected", integrality="integer", solver="branch_and_bound",
+        version=__version__, status=status, bound=bound, seconds=search.budget.seconds,
+        weights=theta_of(problem, whole, best.W), indicators=support, tolerance=max(search.gap, 1e-9),
+    )  # fmt: skip
+    extra: dict[str, Any] = {"nodes": search.evaluated, "trace": tuple(search.trace)}
+    return ProofCertificate(**made.__dict__, problem=problem, proof=search.proof, **extra)

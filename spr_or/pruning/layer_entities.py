@@ -1,0 +1,294 @@
+"""Which slices of which parameters are the entities of a network, layer by layer.
+
+`formulations.entities` describes entities by positions in one flat vector, for any shape of entity. The
+entities of a network are far more regular: a layer's filters are the slices of one tensor along
+one dimension, so a layer is reduced by one kernel and its weights never move. A partition given
+by positions is served too (`PositionEntities`), at the price of gathering its weights.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from spr_or.formulations.entities import Entities, parameter_indices
+
+LAYER_TYPES: dict[str, type[nn.Module]] = {
+    "filters": nn.Conv2d,
+    "neurons": nn.Linear,
+    "input_channels": nn.Conv2d,
+}
+EntitySpec = str | Sequence[str] | Mapping[str, str] | Entities | Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True, eq=False)
+class SliceEntities:
+    """The entities of one layer: slice i along ``dim`` of its weight, and element i of ``extra``.
+
+    Attributes
+    ----------
+    name : the layer's name in ``model.named_modules()``
+    parameters : the weight, then the 1-d parameters that belong to the entities (γ and β)
+    dim : the dimension of the weight that counts the entities
+    """
+
+    name: str
+    parameters: tuple[nn.Parameter, ...]
+    dim: int
+
+    @property
+    def count(self) -> int:
+        """N, the number of entities."""
+        return self.parameters[0].shape[self.dim]
+
+    @property
+    def sizes(self) -> Tensor:
+        """k_i, the number of weights of each entity: int64 (N,)."""
+        return torch.full((self.count,), sum(p.numel() for p in self.parameters) // self.count)
+
+    @property
+    def is_one_weight(self) -> bool:
+        """Whether `gather` gives a parameter itself, element for element."""
+        return len(self.parameters) == 1
+
+    @property
+    def entity_dim(self) -> int:
+        """The dimension of `gather`'s result that counts the entities."""
+        return self.dim if self.is_one_weight else 0
+
+    @property
+    def shape_key(self) -> tuple[object, ...]:
+        """Layers with equal keys can be concatenated along `entity_dim`."""
+        shapes = [(*p.shape[: self.dim], *p.shape[self.dim + 1 :]) for p in self.parameters]
+        first = self.parameters[0]
+        return self.dim, first.dtype, *shapes
+
+    def gather(self) -> Tensor:
+        """All weights of the layer's entities in one tensor: the weight itself where that is all."""
+        weight, *extra = (p.detach() for p in self.parameters)
+        if not extra:
+            return weight
+        return torch.cat([_rows(weight, self.dim), *(p.unsqueeze(1) for p in extra)], dim=1)
+
+    def scatter(self, gathered: Tensor) -> list[Tensor]:
+        """The inverse of `gather`: one tensor a parameter, of its shape."""
+        weight, *extra = self.parameters
+        if not extra:
+            return [gathered]
+        k = weight.numel() // self.count
+        moved = weight.movedim(self.dim, 0).shape
+        columns = [gathered[:, k + j] for j in range(len(extra))]
+        return [gathered[:, :k].reshape(moved).movedim(0, self.dim), *columns]
+
+
+@dataclass(frozen=True, eq=False)
+class PositionEntities:
+    """Entities given by positions in the flat vector of the model's parameters.
+
+    ``gather`` copies their weights into zero-padded rows (N, k_max), so this is for irregular
+    entities of moderate size; whole layers are better named.
+    """
+
+    name: str
+    parameters: tuple[nn.Parameter, ...]
+    entities: Entities
+    _on_device: dict[torch.device, Entities] = field(default_factory=dict)
+
+    entity_dim = 0
+    is_one_weight = False
+
+    @property
+    def count(self) -> int:
+        """N, the number of entities."""
+        return len(self.entities)
+
+    @property
+    def sizes(self) -> Tensor:
+        """k_i, the number of weights of each entity: int64 (N,)."""
+        return self.entities.sizes
+
+    @property
+    def shape_key(self) -> tuple[object, ...]:
+        """A key of its own: nothing is concatenated with it."""
+        return (id(self),)
+
+    def gather(self) -> Tensor:
+        """The entities' weights as zero-padded rows (N, k_max)."""
+        theta = torch.cat([p.detach().flatten() for p in self.parameters])
+        return self._entities(theta.device).rows(theta)
+
+    def scatter(self, gathered: Tensor) -> list[Tensor]:
+        """One tensor a parameter, of its shape; zero where a parameter is in no entity."""
+        theta = self._entities(gathered.device).flat(gathered)
+        parts = theta.split([p.numel() for p in self.parameters])
+        return [part.view(p.shape) for part, p in zip(parts, self.parameters, strict=True)]
+
+    def _entities(self, device: torch.device) -> Entities:
+        # Indices are moved once: a copy to the device at each step would stall it.
+        if device not in self._on_device:
+            e = self.entities
+            index, free = e.index.to(device), e.free.to(device)
+            self._on_device[device] = Entities(e.groups, e.n_parameters, index, e.sizes, free)
+        return self._on_device[device]
+
+
+LayerEntities = SliceEntities | PositionEntities
+
+
+def layer_entities(
+    model: nn.Module, entities: EntitySpec = "filters", include_norm: bool = False
+) -> tuple[LayerEntities, ...]:
+    """The entities of ``model``, a layer an element, in the order of ``model.named_modules()``.
+
+    Parameters
+    ----------
+    entities : one of
+
+        - ``"filters"``: each output channel of every Conv2d;
+        - ``"neurons"``: each output of every Linear but the last, whose outputs are the answer;
+        - ``"input_channels"``: each input channel of every Conv2d, over all its outputs;
+        - several of these in a list;
+        - ``{layer name: one of these}`` for chosen layers;
+        - `spr_or.formulations.entities.Entities`, or lists of positions in the flat vector of the model's
+          parameters (`spr_or.formulations.entities.parameter_indices` gives them), for anything else.
+
+    include_norm : whether the γ and β of the BatchNorms that follow a filter or neuron belong to
+        its entity (found in the model's torch.fx graph). The layer's bias never does: as in the
+        paper an entity is the weights; what is pruned takes the bias along.
+
+    Raises ``ValueError`` where nothing is found, a name or kind is unknown, a layer has no plain
+    weight, entities overlap, or input channels are asked of a grouped convolution.
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4, 2))
+    >>> [(layer.name, layer.count) for layer in layer_entities(net)]
+    [('0', 4)]
+    """
+    model = getattr(model, "_orig_mod", model)  # torch.compile wraps; its names would change
+    if isinstance(entities, Entities):
+        return (_positions(model, entities),)
+    if not isinstance(entities, str | Mapping) and not _all_strings(entities):
+        total = sum(p.numel() for p in model.parameters())
+        groups = cast(Sequence[Sequence[int]], entities)
+        return (_positions(model, Entities.of(groups, total)),)
+    named = cast(str | Sequence[str] | Mapping[str, str], entities)
+    norms = _following_norms(model) if include_norm else {}
+    found: list[LayerEntities] = []
+    owner: dict[int, tuple[str, str]] = {}
+    for name, kind in _chosen_layers(model, named).items():
+        weight = _plain_weight(model, name)
+        _check_groups(model, name, kind)
+        if id(weight) in owner:
+            if owner[id(weight)][1] != kind:
+                raise ValueError(
+                    f"entities overlap: the weight of {name!r} is in {owner[id(weight)][1]!r} of "
+                    f"{owner[id(weight)][0]!r} and in {kind!r}"
+                )
+            continue  # a weight that two modules share is one set of entities
+        owner[id(weight)] = name, kind
+        extra = [] if kind == "input_channels" else norms.get(name, [])
+        found.append(SliceEntities(name, (weight, *extra), 1 if kind == "input_channels" else 0))
+    if not found:
+        raise ValueError(f"entities={entities!r} names no layer: nothing to regularise")
+    return tuple(found)
+
+
+def _chosen_layers(
+    model: nn.Module, entities: str | Sequence[str] | Mapping[str, str]
+) -> dict[str, str]:
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if isinstance(entities, Mapping):
+        for name, kind in entities.items():
+            _check_kind(kind)
+            if name not in modules:
+                near = difflib.get_close_matches(name, modules, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"entities names {name!r}, no module of the model{hint}")
+            if not isinstance(modules[name], LAYER_TYPES[kind]):
+                raise ValueError(
+                    f"{kind!r} need a {LAYER_TYPES[kind].__name__}, "
+                    f"but {name!r} is a {type(modules[name]).__name__}"
+                )
+        return {name: entities[name] for name in modules if name in entities}
+    chosen: dict[str, str] = {}
+    for kind in [entities] if isinstance(entities, str) else entities:
+        assert isinstance(kind, str)
+        _check_kind(kind)
+        names = [name for name, m in modules.items() if isinstance(m, LAYER_TYPES[kind])]
+        names = names[:-1] if kind == "neurons" else names
+        if not names:
+            raise ValueError(f"the model has no layer for entities={kind!r}: nothing to regularise")
+        for name in names:
+            if name in chosen and chosen[name] != kind:
+                raise ValueError(f"entities overlap: {name!r} is in {chosen[name]!r} and {kind!r}")
+            chosen[name] = kind
+    return {name: chosen[name] for name in modules if name in chosen}
+
+
+def _check_groups(model: nn.Module, name: str, kind: str) -> None:
+    if kind == "input_channels" and getattr(model.get_submodule(name), "groups", 1) > 1:
+        raise ValueError(
+            f"the kernels of one input channel of the grouped convolution {name!r} are no slice of "
+            "its weight: use filters there, or give the entities by positions"
+        )
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in LAYER_TYPES:
+        near = difflib.get_close_matches(str(kind), LAYER_TYPES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"entities must be among {', '.join(LAYER_TYPES)}, not {kind!r}{hint}")
+
+
+def _plain_weight(model: nn.Module, name: str) -> nn.Parameter:
+    module = model.get_submodule(name)
+    weight = module._parameters.get("weight")
+    if weight is None:
+        raise ValueError(
+            f"{name!r} has no plain parameter 'weight' (is it parametrised?): its entities cannot "
+            "be regularised"
+        )
+    if isinstance(weight, nn.parameter.UninitializedParameter):
+        raise ValueError(f"{name!r} is lazy: run the model once before regularising it")
+    return weight
+
+
+def _following_norms(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    from spr_or.pruning.compaction.graph import following_norms
+
+    return {
+        layer: [p for norm in norms for p in model.get_submodule(norm).parameters(recurse=False)]
+        for layer, norms in following_norms(model).items()
+    }
+
+
+def _positions(model: nn.Module, entities: Entities) -> PositionEntities:
+    total = sum(p.numel() for p in model.parameters())
+    if entities.n_parameters != total:
+        raise ValueError(
+            f"entities partition {entities.n_parameters} parameters, but the model has {total}"
+        )
+    indices = parameter_indices(model)
+    used = torch.zeros(total, dtype=torch.bool)
+    used[entities.index[entities.index < total]] = True
+    names = [name for name, index in indices.items() if used[index].any()]
+    # Only the parameters that hold an entity's weight are gathered at each step.
+    kept = torch.cat([indices[name].flatten() for name in names])
+    position = torch.full((total,), -1)
+    position[kept] = torch.arange(len(kept))
+    groups = [position[list(group)].tolist() for group in entities.groups]
+    parameters = dict(model.named_parameters())
+    narrowed = Entities.of(groups, len(kept))
+    return PositionEntities("entities", tuple(parameters[n] for n in names), narrowed)
+
+
+def _rows(weight: Tensor, dim: int) -> Tensor:
+    return weight.movedim(dim, 0).flatten(1)
+
+
+def _all_strings(values: object) -> bool:
+    return isinstance(values, Sequence) and all(isinstance(value, str) for value in values)

@@ -1,0 +1,202 @@
+"""Masks: which filters go, how they are silenced, how they are kept silent, what they weigh.
+
+A mask is a dict from the name of a convolution or linear layer to a bool vector over its filters
+or neurons (dimension 0 of its weight), True = keep. Layers that are not named keep everything.
+
+A zero filter is not a dead filter: the BatchNorm behind it adds its shift β. So the filter's
+bias and the γ and β of the BatchNorm that follows it go with it, and its channel is exactly zero.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spr_or.pruning.compaction.graph import CONVOLUTIONS, following_norms
+
+Masks = Mapping[str, Tensor]
+
+
+def masks_by_threshold(
+    model: nn.Module,
+    modules: Iterable[str] | None = None,
+    zero_below: float = 1e-4,
+    share: float = 0.99,
+) -> dict[str, Tensor]:
+    """Masks by the paper's rule: a filter goes when more than `share` of it is zero.
+
+    A weight counts as zero when |w| < `zero_below`; with `zero_below=0`, when it is exactly zero
+    (what a proximal step leaves). A filter without a nonzero weight goes whatever `share` is.
+    modules: names of convolutions and linear layers; None means every convolution. Raises
+    ValueError for an unknown name or numbers out of range. (arXiv 2206.14056, section 5.)
+
+    >>> layer = nn.Sequential(nn.Conv2d(1, 2, 2))
+    >>> _ = nn.init.zeros_(layer[0].weight[1])
+    >>> masks_by_threshold(layer)
+    {'0': tensor([ True, False])}
+    """
+    if zero_below < 0:
+        raise ValueError(f"zero_below must be at least 0, not {zero_below}")
+    if not 0 <= share <= 1:
+        raise ValueError(f"share must lie in [0, 1], not {share}")
+    if modules is None:
+        modules = [name for name, m in model.named_modules() if isinstance(m, CONVOLUTIONS)]
+    masks = {}
+    for name in modules:
+        rows = _layer(model, name).weight.detach().flatten(1)
+        zero = rows.abs() < zero_below if zero_below > 0 else rows == 0
+        masks[name] = (zero.double().mean(1) <= share) & ~zero.all(1)
+    return masks
+
+
+def apply_masks_(model: nn.Module, masks: Masks) -> None:
+    """Silence the masked filters in place: their output, after BatchNorm, is exactly zero.
+
+    Filter and bias become zero; so do γ, β and the running mean of the BatchNorm that follows,
+    found in the model's torch.fx graph, and its running variance becomes one. Raises ValueError
+    for masks that do not fit and CompactionError for a model that cannot be traced.
+    """
+    norms = _masked_norms(model, masks)
+    with torch.no_grad():
+        for tensor, dropped in _masked_parameters(model, masks, norms):
+            tensor.masked_fill_(dropped, 0)
+        for norm, dropped in norms:
+            if norm.running_mean is not None:
+                norm.running_mean.masked_fill_(dropped, 0)
+                norm.running_var.masked_fill_(dropped, 1)
+
+
+def hold_masks(model: nn.Module, masks: Masks) -> Callable[[], None]:
+    """A function that silences the masked filters again; call it after each optimiser step.
+
+    It writes zeros over the masked parameters in place, with no copy between host and device.
+    Make it after the model is on its device. Raises as `apply_masks_`.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2))
+    >>> hold = hold_masks(model, {"0": torch.tensor([True, False])})
+    >>> with torch.no_grad():
+    ...     _ = model[0].weight.add_(1.0)
+    >>> hold()
+    >>> model[0].weight[1].tolist()
+    [0.0, 0.0]
+    """
+    held = _masked_parameters(model, masks, _masked_norms(model, masks))
+
+    @torch.no_grad()
+    def hold() -> None:
+        for tensor, dropped in held:
+            tensor.masked_fill_(dropped, 0)
+
+    return hold
+
+
+def collapsed_layers(masks: Masks) -> list[str]:
+    """Names of the layers that keep nothing.
+
+    >>> collapsed_layers({"a": torch.tensor([True, False]), "b": torch.tensor([False])})
+    ['b']
+    """
+    return [name for name, keep in masks.items() if not keep.any()]
+
+
+def masked_filter_weights(model: nn.Module, masks: Masks) -> int:
+    """Number of weights in masked filters: the paper's measure, without biases and BatchNorm.
+
+    The weights that read a masked filter's channel in the next layer are not counted, though
+    they leave with it; `count_parameters` before and after `compact` counts those too.
+    """
+    total = 0
+    for name, keep in masks.items():
+        weight = _layer(model, name).weight
+        total += int((~keep).sum()) * weight[0].numel()
+    return total
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters.
+
+    >>> count_parameters(nn.Linear(3, 2))
+    8
+    """
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(model: nn.Module, input_shape: Iterable[int]) -> int:
+    """Multiply-accumulate operations of convolutions and linear layers for one forward pass.
+
+    input_shape: (B, C, …); zeros of that shape run through the model in evaluation mode, hooks
+    count. Bias, BatchNorm, activations and pooling are not counted.
+
+    >>> count_macs(nn.Conv2d(3, 8, 3, padding=1), (1, 3, 10, 10))
+    21600
+    """
+    total = 0
+
+    def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        assert isinstance(module, (*CONVOLUTIONS, nn.Linear))
+        total += output.numel() * module.weight[0].numel()
+
+    layers = [m for m in model.modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear))]
+    handles = [layer.register_forward_hook(add) for layer in layers]
+    modes = [(module, module.training) for module in model.modules()]
+    parameter = next(model.parameters())
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(torch.zeros(*input_shape, device=parameter.device, dtype=parameter.dtype))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes:
+            module.training = training
+    return total
+
+
+def _layer(model: nn.Module, name: str) -> Any:
+    maskable = (*CONVOLUTIONS, nn.Linear)
+    try:
+        layer = model.get_submodule(name)
+    except AttributeError:
+        layer = None
+    if not isinstance(layer, maskable):
+        names = [n for n, module in model.named_modules() if isinstance(module, maskable)]
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{name!r} is no convolution or linear layer of the model{hint}")
+    return layer
+
+
+def _dropped(model: nn.Module, name: str, keep: Tensor) -> Tensor:
+    weight = _layer(model, name).weight
+    if keep.dtype != torch.bool or keep.shape != weight.shape[:1]:
+        raise ValueError(
+            f"the mask of {name!r} must be a bool vector of length {len(weight)}, "
+            f"not {keep.dtype} of shape {tuple(keep.shape)}"
+        )
+    return ~keep.to(weight.device)
+
+
+def _masked_norms(model: nn.Module, masks: Masks) -> list[tuple[Any, Tensor]]:
+    norms = following_norms(model)
+    return [
+        (model.get_submodule(norm), _dropped(model, name, keep))
+        for name, keep in masks.items()
+        for norm in norms.get(name, [])
+    ]
+
+
+def _masked_parameters(
+    model: nn.Module, masks: Masks, norms: list[tuple[Any, Tensor]]
+) -> list[tuple[Tensor, Tensor]]:
+    """Every parameter that holds something of a masked filter, with the rows to be zeroed."""
+    pairs = []
+    for name, keep in masks.items():
+        layer, dropped = _layer(model, name), _dropped(model, name, keep)
+        column = dropped.view(-1, *[1] * (layer.weight.dim() - 1))
+        pairs += [(layer.weight, column), (layer.bias, dropped)]
+    for norm, dropped in norms:
+        pairs += [(norm.weight, dropped), (norm.bias, dropped)]
+    return [(tensor, rows) for tensor, rows in pairs if tensor is not None]

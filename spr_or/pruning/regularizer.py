@@ -1,0 +1,374 @@
+r"""Structured Perspective Regularization of a network under training.
+
+.. math::  \mathrm{SPR}(w) = \lambda \sum_i u_i\, z(w^i), \qquad z \text{ as in eq. (5)}
+
+with z, its regimes and its derivatives from `projected.entity_terms`, evaluated once a step
+for all entities of the network (`spr_or.pruning.gradient_passes`). Everything is computed in float32,
+whatever the autocast (float64 for float64 parameters), and nothing is read back from the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from spr_or.formulations import projected
+from spr_or.pruning import gradient_passes_cpu
+from spr_or.pruning.gradient_passes import (
+    Slopes,
+    add_gradients_,
+    gradients,
+    norms_and_peaks,
+    penalties_and_slopes,
+)
+from spr_or.pruning.layer_entities import EntitySpec, LayerEntities, layer_entities
+
+PerEntity = float | Tensor | Mapping[str, float | Tensor]
+
+# An entity that is (almost) zero in the dense network gets this share of its layer's bound: the
+# slope of z at zero is (1 - alpha) / M, so a tiny M would make any step overshoot.
+_ENTITY_FLOOR = 1e-3
+
+
+class EntityValues(NamedTuple):
+    """What SPR sees of one layer's entities; every field has shape (N,).
+
+    ``regime`` holds `projected.Regime` numbers, ``indicator`` is y~, ``value`` is z without
+    lambda and u, ``norm`` is ||w||_2, ``peak`` ||w||_inf, ``bound`` M and ``importance`` u.
+    """
+
+    regime: Tensor
+    indicator: Tensor
+    value: Tensor
+    norm: Tensor
+    peak: Tensor
+    bound: Tensor
+    importance: Tensor
+
+
+class SPR(nn.Module):
+    r"""The regularizer lambda sum_i u_i z(w^i) of a network's weights.
+
+    Two ways to use it, with equal gradients:
+
+    * ``(loss + spr()).backward()``, through a custom backward with the closed gradient;
+    * ``loss.backward(); spr.add_gradient_()``, without any graph: cheaper.
+
+    Parameters
+    ----------
+    model : any module. SPR refers to its parameters and does not own them: they are neither in
+        ``spr.parameters()`` nor in its state dict, which holds lambda, M and u.
+    lam : lambda >= 0. Assign ``spr.lam`` at any time: the value lives in a tensor that is filled in
+        place, so compiled and captured steps follow it.
+    alpha : weight of the quadratic term against the indicator, in [0, 1].
+    M : the bounds on |w_j|: a number, ``{layer name: number or (N,) tensor}``, a tensor over all
+        entities in the order of ``spr.layers``, or what `SPR.bounds_from` gives.
+    entities, include_norm : what is regularised, see `spr_or.pruning.layer_entities.layer_entities`.
+    variant : which of the formulas of `spr_or.formulations.projected`.
+    weights : the importances u_i. ``"parameters"``: the share k_i / sum k of the entity's weights;
+        ``"uniform"``: 1; or numbers given as for M.
+
+    Raises ``ValueError`` for bad numbers, unknown names or shapes that do not fit.
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False))
+    >>> _ = nn.init.constant_(net[0].weight, 0.5)
+    >>> spr = SPR(net, lam=0.1, alpha=0.5, M=1.0)
+    >>> round(spr().item(), 6)
+    0.05
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lam: float,
+        alpha: float,
+        M: PerEntity,
+        entities: EntitySpec = "filters",
+        variant: str = "exact",
+        weights: str | PerEntity = "parameters",
+        include_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        # The formula's own checks, on an entity that costs nothing.
+        projected.value(torch.zeros(1, 1), alpha, 1.0, variant)
+        self.alpha = alpha
+        self.variant = variant
+        self.layers = layer_entities(model, entities, include_norm)
+        self._runs = _runs(self.layers)
+        dtype, device = _common(self.layers)
+        bound = _per_layer(M, self.layers, "M")
+        importance = _importance(weights, self.layers)
+        for layer in self.layers:
+            _check_numbers(bound[layer.name], "M", layer.name, positive=True)
+            _check_numbers(importance[layer.name], "weights", layer.name, positive=False)
+        self._fused = False
+        self._formula: Callable[..., tuple[Tensor, Slopes]] = penalties_and_slopes
+        self._gradients = gradients
+        self._add_gradients_ = add_gradients_
+        self._lam: Tensor
+        self.bound: Tensor
+        self.importance: Tensor
+        self.register_buffer("_lam", torch.zeros((), dtype=dtype, device=device))
+        for name, values in (("bound", bound), ("importance", importance)):
+            flat = torch.cat([values[layer.name].cpu().double() for layer in self._ordered()])
+            self.register_buffer(name, flat.to(device=device, dtype=dtype))
+        self.lam = lam
+
+    @property
+    def lam(self) -> Tensor:
+        """Lambda, a tensor without dimensions."""
+        return self._lam
+
+    @lam.setter
+    def lam(self, value: float | Tensor) -> None:
+        if not torch.is_tensor(value) and not 0 <= value < float("inf"):
+            raise ValueError(f"lam must be a number >= 0, got {value}")
+        with torch.no_grad():
+            self._lam.copy_(value) if torch.is_tensor(value) else self._lam.fill_(value)
+
+    @staticmethod
+    def bounds_from(
+        dense_model: nn.Module,
+        entities: EntitySpec = "filters",
+        per: str = "layer",
+        include_norm: bool = False,
+    ) -> dict[str, Tensor]:
+        """M from a network trained without SPR: max|w| of each layer, or of each entity.
+
+        Returns {layer name: scalar tensor} for ``per="layer"`` (the paper's choice), and
+        {layer name: (N,) tensor} for ``per="entity"``, where an entity's M is at least 1e-3 of its
+        layer's. Raises ``ValueError`` for a layer that is zero or not finite, by name.
+
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False))
+        >>> net[0].weight.data = torch.tensor([0.5, -2.0]).view(2, 1, 1, 1)
+        >>> SPR.bounds_from(net), SPR.bounds_from(net, per="entity")
+        ({'0': tensor(2.)}, {'0': tensor([0.5000, 2.0000])})
+        """
+        if per not in ("layer", "entity"):
+            raise ValueError(f"per must be 'layer' or 'entity', got {per!r}")
+        bounds = {}
+        for layer in layer_entities(dense_model, entities, include_norm):
+            _, peak = norms_and_peaks([layer.gather()], [layer.entity_dim])
+            largest = peak.max()
+            if not 0 < float(largest) < float("inf"):
+                raise ValueError(
+                    f"max|w| of layer {layer.name!r} of the dense network is {float(largest)}: "
+                    "no bound M can be read from it; train the dense network first"
+                )
+            bounds[layer.name] = (
+                largest if per == "layer" else peak.clamp(min=_ENTITY_FLOOR * float(largest))
+            )
+        return bounds
+
+    def forward(self) -> Tensor:
+        """lambda sum_i u_i z(w^i): a scalar to add to the loss."""
+        parameters = [p for layer in self._ordered() for p in layer.parameters]
+        return _Penalty.apply(self, *parameters)
+
+    @torch.no_grad()
+    def add_gradient_(self) -> None:
+        """Add the regularizer's gradient to ``.grad`` of its parameters, in place.
+
+        A gradient that is None is created. Call it after ``backward()`` (and, with a gradient
+        scaler, after unscaling).
+        """
+        xs, dims = self._gather()
+        trained = [p for layer in self._ordered() for p in layer.parameters if p.requires_grad]
+        for parameter in trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        targets = self._targets(xs)
+        fused = self._fused or torch.compiler.is_compiling()
+        if targets is not None and not fused:
+            gradient_passes_cpu.add_gradients_(targets, xs, dims, *self._numbers())
+            return
+        _, slopes = self._formula(xs, dims, *self._numbers())
+        if targets is not None:
+            self._add_gradients_(targets, xs, dims, slopes)
+        elif trained:
+            parts = self._scatter(self._gradients(xs, dims, slopes))
+            pairs = [(p.grad, part) for p, part in parts if p.requires_grad and p.grad is not None]
+            torch._foreach_add_([grad for grad, _ in pairs], [part for _, part in pairs])
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Fuse the kernels of a step by `torch.compile`, with its arguments; changes no result.
+
+        Of use on an accelerator, where launching the formula's many small kernels costs more than
+        running them, and for large networks on a CPU. It needs a compiler, and a minute or less
+        at the first step.
+        """
+        self._fused = True
+        self._formula = torch.compile(penalties_and_slopes, *args, **kwargs)
+        self._gradients = torch.compile(gradients, *args, **kwargs)
+        self._add_gradients_ = torch.compile(add_gradients_, *args, **kwargs)
+
+    @torch.no_grad()
+    def entity_values(self) -> dict[str, EntityValues]:
+        """Regimes, indicators, values and norms for reports: {layer name: `EntityValues`}.
+
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False))
+        >>> SPR(net, lam=0.1, alpha=0.5, M=1.0).entity_values()["0"].norm.shape
+        torch.Size([2])
+        """
+        norm, peak = norms_and_peaks(*self._gather())
+        bound, importance = self.bound.to(norm), self.importance.to(norm)
+        terms = projected.entity_terms(norm, peak, self.alpha, bound, self.variant)
+        columns = (terms.regime, terms.indicator, terms.value, norm, peak, bound, importance)
+        counts = [layer.count for layer in self._ordered()]
+        split = zip(*(column.split(counts) for column in columns), strict=True)
+        values = {
+            layer.name: EntityValues(*fields)
+            for layer, fields in zip(self._ordered(), split, strict=True)
+        }
+        return {layer.name: values[layer.name] for layer in self.layers}
+
+    def extra_repr(self) -> str:
+        """One line for ``print(spr)``."""
+        entities = sum(layer.count for layer in self.layers)
+        return (
+            f"{entities} entities in {len(self.layers)} layers, alpha={self.alpha}, {self.variant}"
+        )
+
+    def _ordered(self) -> list[LayerEntities]:
+        """The layers in the order of ``bound`` and ``importance``: equal shapes beside each other."""
+        return [layer for run in self._runs for layer in run]
+
+    def _batches(self) -> list[list[LayerEntities]]:
+        """The layers that are reduced together.
+
+        An accelerator pays for each kernel, so layers of one shape are concatenated; the CPU pays
+        for each byte, so every layer is read where it lies.
+        """
+        if self.bound.device.type == "cpu":
+            return [[layer] for layer in self._ordered()]
+        return self._runs
+
+    def _gather(self) -> tuple[list[Tensor], list[int]]:
+        """The weights of each batch in the dtype of the computation, and their entity dimension."""
+        device = self.layers[0].parameters[0].device
+        if self.bound.device != device:  # the model moved; copying at each step would stall it
+            self.to(device)
+        xs = []
+        for batch in self._batches():
+            parts = [layer.gather() for layer in batch]
+            x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=batch[0].entity_dim)
+            xs.append(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x)
+        return xs, [batch[0].entity_dim for batch in self._batches()]
+
+    def _numbers(self) -> tuple[Tensor, Tensor, Tensor, float, str]:
+        """What the formula needs besides the weights."""
+        return self._lam, self.importance, self.bound, self.alpha, self.variant
+
+    def _targets(self, xs: list[Tensor]) -> list[Tensor] | None:
+        """Where the gradients of the batches can be added in place, on a CPU; else None."""
+        if xs[0].device.type != "cpu":
+            return None
+        targets: list[Tensor] = []
+        for layer, x in zip(self._ordered(), xs, strict=True):
+            if not layer.is_one_weight:
+                return None
+            weight = layer.parameters[0]
+            gradient = weight.grad if weight.requires_grad else None
+            if gradient is None or gradient.dtype != x.dtype or gradient.shape != x.shape:
+                return None
+            targets.append(gradient)
+        return targets
+
+    def _scatter(self, batches: list[Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
+        """Every parameter with its part of the gradients of the batches, in `_ordered` order."""
+        pairs: list[tuple[nn.Parameter, Tensor]] = []
+        for batch, gradient in zip(self._batches(), batches, strict=True):
+            parts = gradient.split([layer.count for layer in batch], batch[0].entity_dim)
+            for layer, part in zip(batch, parts, strict=True):
+                pairs += zip(layer.parameters, layer.scatter(part), strict=True)
+        return pairs
+
+
+class _Penalty(torch.autograd.Function):
+    """SPR with the closed gradient as its backward; the norms of the forward pass are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, spr: SPR, *parameters: Tensor) -> Tensor:
+        penalties, slopes = spr._formula(*spr._gather(), *spr._numbers())
+        ctx.spr = spr
+        # The parameters are saved so that changing them before backward() is an error.
+        ctx.save_for_backward(*slopes, *parameters)
+        return penalties.sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        radial, slope, peak, *_ = ctx.saved_tensors
+        scaled = Slopes(upstream * radial, upstream * slope, peak)
+        parts = ctx.spr._scatter(ctx.spr._gradients(*ctx.spr._gather(), scaled))
+        return None, *(part.to(p.dtype) for p, part in parts)
+
+
+def _runs(layers: tuple[LayerEntities, ...]) -> list[list[LayerEntities]]:
+    runs: dict[tuple[object, ...], list[LayerEntities]] = {}
+    for layer in layers:
+        runs.setdefault(layer.shape_key, []).append(layer)
+    return list(runs.values())
+
+
+def _common(layers: tuple[LayerEntities, ...]) -> tuple[torch.dtype, torch.device]:
+    parameters = [p for layer in layers for p in layer.parameters]
+    double = any(p.dtype == torch.float64 for p in parameters)
+    return torch.float64 if double else torch.float32, parameters[0].device
+
+
+def _importance(weights: str | PerEntity, layers: tuple[LayerEntities, ...]) -> dict[str, Tensor]:
+    if weights == "parameters":
+        total = sum(int(layer.sizes.sum()) for layer in layers)
+        return {layer.name: layer.sizes.double() / total for layer in layers}
+    if isinstance(weights, str):
+        if weights != "uniform":
+            raise ValueError(f"weights must be 'parameters', 'uniform' or numbers, got {weights!r}")
+        weights = 1.0
+    return _per_layer(weights, layers, "weights")
+
+
+def _per_layer(
+    values: PerEntity, layers: tuple[LayerEntities, ...], what: str
+) -> dict[str, Tensor]:
+    """A number per entity, (N,) a layer, from a number, a tensor over all or a mapping."""
+    counts = [layer.count for layer in layers]
+    if isinstance(values, Mapping):
+        names = [layer.name for layer in layers]
+        missing = [name for name in names if name not in values]
+        unknown = [name for name in values if name not in names]
+        if missing or unknown:
+            raise ValueError(
+                f"{what} must name exactly the regularised layers: "
+                f"missing {missing or 'none'}, unknown {unknown or 'none'}"
+            )
+        given = [torch.as_tensor(values[name]).detach() for name in names]
+    else:
+        whole = torch.as_tensor(values).detach()
+        if whole.dim() > 0 and whole.shape != (sum(counts),):
+            raise ValueError(
+                f"{what} of shape {tuple(whole.shape)} does not fit the {sum(counts)} entities"
+            )
+        given = list(whole.split(counts)) if whole.dim() > 0 else [whole] * len(layers)
+    result = {}
+    for layer, value in zip(layers, given, strict=True):
+        if value.dim() > 0 and value.shape != (layer.count,):
+            raise ValueError(
+                f"{what} of layer {layer.name!r} has shape {tuple(value.shape)}, "
+                f"but the layer has {layer.count} entities"
+            )
+        result[layer.name] = value.expand(layer.count)
+    return result
+
+
+def _check_numbers(values: Tensor, what: str, layer: str, positive: bool) -> None:
+    good = values.isfinite() & ((values > 0) if positive else (values >= 0))
+    if not bool(good.all()):
+        bad = values[~good][0].item()
+        raise ValueError(
+            f"{what} of layer {layer!r} holds {bad}: it must be finite and "
+            f"{'positive' if positive else 'not negative'}"
+        )

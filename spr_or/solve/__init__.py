@@ -1,5 +1,0 @@
-"""Ways of solving a `SparseTrainingProblem`, one file each; every one returns a `Certificate`."""
-
-from spr_or.solve.certificate import Certificate
-
-__all__ = ["Certificate"]

@@ -1,0 +1,66 @@
+"""The mixed-integer optimum of a network by solving every support: the indicators leave the search.
+
+With y fixed only the ReLUs and the products of weights remain to be branched on, so the indicators'
+part of the formulation is not trusted here, only the encoding of the network.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+
+from spr_or.formulations.problem import SparseTrainingProblem
+from spr_or.solvers import scip
+from spr_or.solvers.certificate import Certificate, certify
+from spr_or.solvers.time_limit import Budget
+
+MAX_ENTITIES = 6
+
+
+def solve(problem: SparseTrainingProblem, time_limit: float | None = None) -> Certificate:
+    """The optimum of (1)-(3) for a network: SCIP on each of the 2^N supports.
+
+    The bound is the smallest over the supports; one that the time limit (seconds) left out has none
+    but zero, since no loss is negative.  Raises ``ValueError`` for a linear problem, which
+    `spr_or.solvers.enumeration` solves, and for more than 6 entities.
+    """
+    if problem.convex:
+        raise ValueError("network_enumeration is for networks: use spr_or.solvers.enumeration")
+    count = len(problem.entities)
+    if count > MAX_ENTITIES:
+        raise ValueError(
+            f"enumeration of a network takes N <= {MAX_ENTITIES} entities, got {count}"
+        )
+    budget = Budget(time_limit)
+    best: Certificate | None = None
+    bound, status = math.inf, "optimal"
+    for y in itertools.product((0.0, 1.0), repeat=count):
+        if budget.spent:
+            bound, status = min(bound, 0.0), "time_limit"
+            break
+        left = None if time_limit is None else budget.left()
+        found = scip.solve(
+            problem, "bigm", time_limit=left, fixed=torch.tensor(y, dtype=torch.float64)
+        )
+        bound = min(bound, found.bound)
+        if best is None or found.objective < best.objective:
+            best = found
+        if found.status in ("time_limit", "interrupted"):
+            status = found.status
+        if found.status == "interrupted":
+            bound = min(bound, 0.0)
+            break
+    return certify(
+        problem,
+        formulation="enumeration",
+        integrality="integer",
+        solver="scip by support",
+        version=best.version if best else "",
+        status=status,
+        bound=bound,
+        seconds=budget.seconds,
+        weights=best.weights if best else None,
+        indicators=best.indicators if best else None,
+    )

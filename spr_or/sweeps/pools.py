@@ -1,0 +1,202 @@
+"""Where jobs run: in processes of this machine, or on a Ray cluster.
+
+A pool takes jobs with ``submit`` and hands back one that ended with ``wait``. It is a context
+manager; leaving it stops what still runs, which continues from its last checkpoint another day.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from spr_or.sweeps.jobs import Job, run_job
+
+Work = Callable[[Job], str | None]
+Ended = tuple[Job, str | None]
+
+
+class Pool(Protocol):
+    """What `spr_or.sweeps.sweep.run_sweep` asks of a pool."""
+
+    def __enter__(self) -> Pool: ...
+    def __exit__(self, *exception: Any) -> None: ...
+
+    def room(self) -> bool:
+        """Whether another job can be submitted now."""
+
+    def submit(self, job: Job) -> None:
+        """Start a job."""
+
+    def wait(self) -> Ended:
+        """Block until a job ends; the job, and its error if it failed."""
+
+
+class LocalPool:
+    """``workers`` processes, each doing one job after another.
+
+    A worker that dies (out of memory, a crash in native code) takes one job with it; the next one
+    gets a new worker. Workers end when this process does, even if it is killed. ``start_method``
+    is that of `multiprocessing`; a CUDA device needs "spawn".
+    """
+
+    def __init__(self, workers: int = 1, work: Work = run_job, start_method: str = "spawn") -> None:
+        if workers < 1:
+            raise ValueError(f"a sweep needs at least one job at a time, got {workers}")
+        self._context: Any = multiprocessing.get_context(start_method)
+        self._work = work
+        self._workers = workers
+        self._idle: list[tuple[Any, Connection]] = []
+        self._busy: dict[Connection, tuple[Any, Job]] = {}
+
+    def __enter__(self) -> LocalPool:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for process, _ in self._busy.values():
+            process.kill()
+        for _, connection in self._idle:
+            connection.send(None)  # no more jobs
+        for process in [p for p, _ in self._busy.values()] + [p for p, _ in self._idle]:
+            process.join()
+
+    def room(self) -> bool:
+        """Whether a worker is free."""
+        return len(self._busy) < self._workers
+
+    def submit(self, job: Job) -> None:
+        """Give a job to a free worker."""
+        process, connection = self._idle.pop() if self._idle else self._start()
+        connection.send(job)
+        self._busy[connection] = (process, job)
+
+    def wait(self) -> Ended:
+        """The next job to end."""
+        connection = wait(list(self._busy))[0]
+        assert isinstance(connection, Connection)
+        process, job = self._busy.pop(connection)
+        try:
+            error = connection.recv()
+        except (EOFError, ConnectionError):
+            process.join()
+            connection.close()
+            return job, _death(process.exitcode)
+        self._idle.append((process, connection))
+        return job, error
+
+    def _start(self) -> tuple[Any, Connection]:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(theirs, self._work))
+        process.start()
+        theirs.close()
+        return process, ours
+
+
+def _death(exitcode: int) -> str:
+    if exitcode < 0:
+        name = signal.Signals(-exitcode).name
+        hint = "; often that is the system short of memory" if name == "SIGKILL" else ""
+        return f"WorkerDied: its process was ended by {name}{hint}\n"
+    return f"WorkerDied: its process ended with exit status {exitcode}\n"
+
+
+def _serve(connection: Connection, work: Work) -> None:
+    """A worker: jobs in, errors out, until a None or the end of the input."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent acts
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    while True:
+        try:
+            job = connection.recv()
+        except (EOFError, ConnectionError):
+            return
+        if job is None:
+            return
+        connection.send(work(job))
+
+
+def _end_with_parent() -> None:
+    """Two workers in one folder would be the end of it, so none may outlive the sweep."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+class RayPool:
+    """Tasks on a Ray cluster: that of ``$RAY_ADDRESS``, else one started here with ``workers``.
+
+    Each task takes one processor and ``gpus`` of a GPU (None: a whole one if the cluster has any).
+    All machines must see the sweep's folder and the data under the same paths, and have this
+    package installed. Raises ``ImportError`` without Ray.
+    """
+
+    def __init__(self, workers: int = 1, work: Work = run_job, gpus: float | None = None) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        import ray
+
+        self._ray = ray
+        self._ours = not ray.is_initialized()
+        if self._ours and "RAY_ADDRESS" in os.environ:
+            ray.init(log_to_driver=False, logging_level="warning")
+        elif self._ours:
+            ray.init(
+                address="local",
+                num_cpus=workers,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="warning",
+            )
+        if gpus is None:
+            gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+        # A task that fails says so itself; one that is repeated behind our back would not.
+        self._task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_in_folder)
+        self._work = work
+        self._running: dict[Any, Job] = {}
+
+    def __enter__(self) -> RayPool:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for task in self._running:
+            self._ray.cancel(task, force=True)
+        if self._ours:
+            self._ray.shutdown()
+
+    def room(self) -> bool:
+        """Always: Ray queues what does not run yet."""
+        return True
+
+    def submit(self, job: Job) -> None:
+        """Hand a job to Ray."""
+        self._running[self._task.remote(self._work, job, Path.cwd())] = job
+
+    def wait(self) -> Ended:
+        """The next job to end."""
+        (task,), _ = self._ray.wait(list(self._running), num_returns=1)
+        job = self._running.pop(task)
+        try:
+            return job, self._ray.get(task)
+        except self._ray.exceptions.RayError as error:  # the worker or its machine is gone
+            return job, f"{type(error).__name__}: {error}\n"
+
+
+def _in_folder(work: Work, job: Job, folder: Path) -> str | None:
+    """A task: the work, where the sweep was started, so that relative paths mean the same."""
+    os.chdir(folder)
+    return work(job)

@@ -1,0 +1,86 @@
+"""The tables of a sweep, made from what its runs have left.
+
+A finished run is one that has its ``summary.json``, a failed one has an ``error.txt``; both are
+written in one step. The tables repeat what stands there and are written anew, whole, after each
+run, so nothing can be torn.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from spr_or.sweeps.plan import Plan, Point
+from spr_or.training.durable import write_text
+from spr_or.training.metrics import read_metrics
+from spr_or.training.report.summary import MEASURES
+
+Row = dict[str, Any]
+
+CLOCKED = ("latency_ms_dense", "latency_ms_compact", "spr_step_overhead")
+RESULTS = tuple(key for key in MEASURES if key not in CLOCKED)
+ERROR, SUMMARY = "error.txt", "summary.json"
+
+
+def write_tables(plan: Plan, runs: Path, folder: Path) -> tuple[list[Row], list[Row]]:
+    """Write ``table.csv``, ``times.csv`` and ``failed.csv``; the rows of the first and the last.
+
+    ``table.csv`` holds results alone, sorted by what the runs change: however a sweep was run, it
+    is the same. What a clock measured stands in ``times.csv``.
+    """
+    points = sorted(plan.points, key=lambda point: _order(plan.keys, point))
+    rows, times, failed = [], [], []
+    for point in points:
+        key = {**{k: point.changes.get(k, "") for k in plan.keys}, "seed": point.seed}
+        run = runs / point.folder_name
+        if (run / SUMMARY).exists():
+            summary = json.loads((run / SUMMARY).read_text(encoding="utf-8"))
+            rows.append(key | {name: summary[name] for name in RESULTS})
+            clocked = {name: summary[name] for name in CLOCKED}
+            times.append(key | clocked | seconds(run) | {"device": summary["device"]})
+        elif (run / ERROR).exists():
+            text = (run / ERROR).read_text(encoding="utf-8")
+            failed.append(key | {"error": last_line(text), "traceback": str(run / ERROR)})
+    keys = [*plan.keys, "seed"]
+    phases = [f"{phase}_seconds" for phase in ("dense", "spr", "finetune")]
+    write_csv(folder / "table.csv", [*keys, *RESULTS], rows)
+    write_csv(folder / "times.csv", [*keys, *CLOCKED, *phases, "device"], times)
+    write_csv(folder / "failed.csv", [*keys, "error", "traceback"], failed)
+    return rows, failed
+
+
+def seconds(run: Path) -> Row:
+    """The time of each phase, from the run's epochs (an epoch with its evaluation)."""
+    spent = {f"{phase}_seconds": 0.0 for phase in ("dense", "spr", "finetune")}
+    for record in read_metrics(run / "metrics.jsonl"):
+        spent[f"{record['phase']}_seconds"] += record["seconds"]
+    return {name: round(value, 3) for name, value in spent.items()}
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
+    """A CSV file in one step; a key that a row lacks is an empty cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def last_line(text: str) -> str:
+    """The last line of a traceback that says something: what went wrong.
+
+    >>> last_line("Traceback (most recent call last):\\nValueError: no\\n")
+    'ValueError: no'
+    """
+    return next((line for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+def _order(keys: Sequence[str], point: Point) -> list[tuple[bool, float, str]]:
+    values = [*(point.changes.get(key, "") for key in keys), point.seed]
+    return [
+        (False, float(v), "") if isinstance(v, int | float) else (True, 0.0, str(v)) for v in values
+    ]

@@ -1,0 +1,158 @@
+"""The order of things in a sweep: dense phases, the runs that begin from them, the tables.
+
+.. code-block:: text
+
+    FOLDER/dense/SEED-HASH/   one run without SPR for all that share its dense phase
+    FOLDER/runs/NAME/         one run each, complete in itself
+    FOLDER/table.csv …        see `spr_or.sweeps.run_table`
+
+The folder is the only memory: a sweep that was killed is started again, finds what is finished,
+and continues what was begun.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+from spr_or.sweeps.jobs import Job, dense_folder_name, dense_recipe
+from spr_or.sweeps.plan import Plan, Point, SweepError
+from spr_or.sweeps.pools import Pool
+from spr_or.sweeps.run_table import ERROR, SUMMARY, Row, last_line, write_tables
+from spr_or.training.durable import write_text
+from spr_or.training.phases import RunError
+from spr_or.training.recipe import SpeedRecipe
+from spr_or.training.run import run_recipe
+
+_GRACE = 5.0  # seconds for the workers of a killed sweep to go
+
+
+class Result(NamedTuple):
+    """The rows of ``table.csv`` and of ``failed.csv``."""
+
+    finished: list[Row]
+    failed: list[Row]
+
+
+class Progress(NamedTuple):
+    """A job that has just ended, and how many of all runs have; ``error`` is a line or None.
+
+    A dense phase is a job too, and none of the runs that are counted.
+    """
+
+    job: Job
+    error: str | None
+    done: int
+    total: int
+
+
+def run_sweep(
+    plan: Plan,
+    folder: Path,
+    pool: Pool,
+    *,
+    retry_failed: bool = False,
+    on_end: Callable[[Progress], None] = lambda progress: None,
+) -> Result:
+    """Run what is not finished, and write the tables after each run.
+
+    Runs that failed before are left alone unless ``retry_failed``. Raises `SweepError` when
+    another sweep is at work in the folder, or when a finished run there had another recipe.
+    """
+    folder = folder.absolute()
+    with _alone_in(folder), pool:
+        settled = ("finished",) if retry_failed else ("finished", "failed")
+        todo = [point for point in plan.points if state_of(point, folder) not in settled]
+        for point in todo:
+            (folder / "runs" / point.folder_name / ERROR).unlink(missing_ok=True)
+        ready, waiting = _jobs(todo, folder)
+        total, done, running = len(todo), 0, 0
+        result = Result(*write_tables(plan, folder / "runs", folder))
+        while ready or running:
+            while ready and pool.room():
+                pool.submit(ready.popleft())
+                running += 1
+            job, error = pool.wait()
+            running -= 1
+            released = waiting.pop(job.folder, None)
+            if released is None:
+                ended = [(job, error)]
+            elif error is None:
+                ready.extendleft(reversed(released))
+                on_end(Progress(job, None, done, total))
+                continue
+            else:
+                ended = [(other, f"in its dense phase:\n{error}") for other in released]
+            for one, fault in ended:
+                if fault is not None:
+                    one.folder.mkdir(parents=True, exist_ok=True)
+                    write_text(one.folder / ERROR, fault)
+                done += 1
+                on_end(Progress(one, last_line(fault) if fault else None, done, total))
+            result = Result(*write_tables(plan, folder / "runs", folder))
+    return result
+
+
+def state_of(point: Point, folder: Path) -> str:
+    """ "finished", "failed", "begun" or "new"; raises `SweepError` for another recipe's run."""
+    run = folder / "runs" / point.folder_name
+    if (run / SUMMARY).exists():
+        # Reads the finished run and compares its recipe, on whatever device is here.
+        reading = point.recipe.model_copy(update={"speed": SpeedRecipe(device="cpu")})
+        try:
+            run_recipe(reading, run, resume=True)
+        except RunError as error:
+            raise SweepError(str(error)) from None
+        return "finished"
+    if (run / ERROR).exists():
+        return "failed"
+    return "begun" if run.exists() else "new"
+
+
+def _jobs(points: list[Point], folder: Path) -> tuple[deque[Job], dict[Path, list[Job]]]:
+    """Jobs that can start, and those that wait for the dense run in a folder."""
+    ready: deque[Job] = deque()
+    waiting: dict[Path, list[Job]] = {}
+    for point in points:
+        run = folder / "runs" / point.folder_name
+        if not point.recipe.dense.epochs:  # nothing to share
+            ready.append(Job(point.name, point.recipe, run))
+            continue
+        recipe = dense_recipe(point.recipe)
+        dense = folder / "dense" / dense_folder_name(recipe)
+        job = Job(point.name, point.recipe, run, dense)
+        if (dense / SUMMARY).exists():
+            ready.append(job)
+            continue
+        if dense not in waiting:
+            ready.append(Job(recipe.name, recipe, dense))
+        waiting.setdefault(dense, []).append(job)
+    return ready, waiting
+
+
+def _locked(lock: TextIO) -> bool:
+    """Whether the file is this process's now; asking again does no harm."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Refuse a folder in which another sweep is at work; the lock goes with its process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        # Workers of a sweep that was killed hold its lock until they see that, a moment later.
+        until = time.monotonic() + _GRACE
+        while not _locked(lock) and time.monotonic() < until:
+            time.sleep(0.1)
+        if not _locked(lock):
+            raise SweepError(f"another sweep is at work in {folder}: wait, or name another --out")
+        yield

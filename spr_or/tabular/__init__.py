@@ -1,0 +1,1 @@
+"""One's own data: reading a table, preparing it, and what a solve leaves behind."""

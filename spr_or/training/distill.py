@@ -1,0 +1,54 @@
+r"""Fine-tuning with the dense network as a teacher.
+
+.. math::  (1 - d)\, \mathrm{CE}(s, y) + d\, T^2\, \mathrm{KL}\bigl(\sigma(t / T) \,\|\, \sigma(s / T)\bigr)
+
+with student logits s, teacher logits t, labels y, softmax σ; means over the batch. T² keeps the size
+of the second gradient independent of T (Hinton, Vinyals, Dean, *Distilling the Knowledge in a Neural
+Network*, arXiv 1503.02531).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spr_or.training.step import Objective, forward
+
+
+def distillation_loss(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    weight: float,
+    temperature: float,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """The loss above for logits (B, classes) and labels (B,); ``weight`` is d in [0, 1].
+
+    >>> s, t = torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 0.0]])
+    >>> round(distillation_loss(s, t, torch.tensor([0]), 1.0, 2.0).item(), 4)
+    0.4438
+    """
+    hard = F.cross_entropy(student, labels, label_smoothing=label_smoothing)
+    soft = F.kl_div(
+        F.log_softmax(student / temperature, 1),
+        F.log_softmax(teacher / temperature, 1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return (1 - weight) * hard + weight * temperature**2 * soft
+
+
+def distilling(
+    teacher: nn.Module, weight: float, temperature: float, label_smoothing: float, bf16: bool
+) -> Objective:
+    """An objective for `make_step`: the teacher, in evaluation mode, sees the student's images."""
+    teacher.eval()
+
+    def objective(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad():
+            taught = forward(teacher, images, bf16)
+        return distillation_loss(logits, taught, labels, weight, temperature, label_smoothing)
+
+    return objective

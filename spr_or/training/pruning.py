@@ -1,0 +1,83 @@
+"""What a recipe's [spr] section makes of a network: regularizer, optimiser, masks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from spr_or.formulations.projected import Regime
+from spr_or.pruning.masks import count_parameters, masked_filter_weights, masks_by_threshold
+from spr_or.pruning.prox_sgd import ProxSGD
+from spr_or.pruning.regularizer import SPR
+from spr_or.training.metrics import Record
+from spr_or.training.recipe import Recipe, SprRecipe
+
+
+def make_spr(recipe: SprRecipe, model: nn.Module, bounds: dict[str, Tensor] | float) -> SPR:
+    """The recipe's regularizer on a network."""
+    return SPR(
+        model,
+        recipe.lam,
+        recipe.alpha,
+        bounds,
+        entities=recipe.entities,
+        variant=recipe.variant,
+        weights=recipe.weights,
+        include_norm=recipe.include_norm,
+    )
+
+
+def make_optimizer(recipe: Recipe, model: nn.Module, spr: SPR) -> torch.optim.Optimizer:
+    """SGD for the gradient method, ProxSGD for the proximal one."""
+    if recipe.spr.method == "gradient":
+        return make_sgd(recipe, model)
+    shared = recipe.train
+    return ProxSGD(
+        model,
+        spr,
+        lr=recipe.spr.lr,
+        momentum=shared.momentum,
+        weight_decay=shared.weight_decay,
+        nesterov=shared.nesterov,
+    )
+
+
+def decide_masks(model: nn.Module, spr: SPR, recipe: SprRecipe) -> dict[str, Tensor]:
+    """True = keep, for each regularised layer: the paper's threshold, or exact zeros."""
+    names = [layer.name for layer in spr.layers]
+    if recipe.method == "prox":
+        return masks_by_threshold(model, names, zero_below=0.0, share=1.0)
+    return masks_by_threshold(model, names, recipe.zero_below, recipe.share)
+
+
+def describe(model: nn.Module, spr: SPR, recipe: SprRecipe) -> Record:
+    """The value of SPR, how many entities are in which regime or gone, and what that weighs."""
+    masks = decide_masks(model, spr, recipe)
+    values = spr.entity_values()
+    keep = torch.cat([masks[name] for name in values])
+    regime = torch.cat([value.regime for value in values.values()])
+    counts = {r.name.lower(): int(((regime == r) & keep).sum()) for r in Regime}
+    with torch.no_grad():
+        penalty = float(spr())
+    return {
+        "spr": penalty,
+        "masked_filter_weights_pct": masked_pct(model, masks),
+        "regimes": {"zero": int((~keep).sum()), **counts},
+    }
+
+
+def masked_pct(model: nn.Module, masks: dict[str, Tensor]) -> float:
+    """Weights in masked filters, as a percentage of all parameters."""
+    return 100 * masked_filter_weights(model, masks) / count_parameters(model)
+
+
+def make_sgd(recipe: Recipe, model: nn.Module) -> torch.optim.SGD:
+    """SGD with the momentum and weight decay that all phases share."""
+    shared = recipe.train
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=0.1,  # set anew each epoch
+        momentum=shared.momentum,
+        weight_decay=shared.weight_decay,
+        nesterov=shared.nesterov,
+    )

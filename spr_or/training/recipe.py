@@ -1,0 +1,314 @@
+"""Recipes: a training run written down as TOML, checked before anything is computed.
+
+Every key has a type and a range, and an unknown key is an error that names the nearest valid one.
+A network is named by its import path ``"package.module:function"``, so a user's own works exactly
+like those in ``models``; the current directory is on the search path.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
+from torch import nn
+
+from spr_or.utils.import_path import load_object
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run; the message names the file, the key and the way out."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataRecipe(_Section):
+    """[data]: which images, how they are changed on the way, where they live."""
+
+    source: str = "digits"  # "digits", a folder of Parquet files, or a Hub id "owner/name"
+    name: str = ""  # how reports call the set; the source if empty
+    revision: str | None = None  # of a Hub id
+    train_split: str = "train"
+    eval_split: str | None = None  # None: valid, validation, val or test, whichever is there first
+    # A fixed random subset of that size; of a streamed set, the first rows of its files.
+    train_rows: int | None = Field(default=None, ge=1)
+    eval_rows: int | None = Field(default=None, ge=1)
+    size: int | None = Field(default=None, ge=1)  # pixels; None: the images' own common size
+    crop: int = Field(default=0, ge=0)  # pad by so many pixels, crop at random
+    flip: bool = False
+    random_resized_crop: bool = False  # streamed sets: a random window, scaled to `size`
+    mean: tuple[float, ...] | None = None  # of each channel in [0, 1]; None: measured
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    batch_size: int = Field(default=128, ge=1)  # of all processes together
+    eval_batch_size: int = Field(default=512, ge=1)
+    memory: Literal["auto", "device", "stream"] = "auto"
+    workers: int = Field(default=2, ge=0)  # that decode a streamed set, of each process
+    cache: Path | None = None  # decoded images; None: $SPR_OR_CACHE or ~/.cache/spr-or
+
+    @model_validator(mode="after")
+    def _streamed_only(self) -> DataRecipe:
+        if self.random_resized_crop and (self.size is None or self.memory != "stream"):
+            raise ValueError('random_resized_crop needs size = … and memory = "stream"')
+        return self
+
+    @model_validator(mode="after")
+    def _mean_with_std(self) -> DataRecipe:
+        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
+            raise ValueError("mean and std belong together, a number a channel each")
+        return self
+
+
+class Schedule(_Section):
+    """A learning rate over epochs (see `spr_or.training.schedule`)."""
+
+    lr: float = Field(default=0.1, gt=0)
+    schedule: Literal["steps", "cosine"] = "steps"
+    milestones: tuple[int, ...] = ()  # epochs after which the rate is multiplied by gamma
+    gamma: float = Field(default=0.1, gt=0, le=1)
+    warmup: int = Field(default=0, ge=0)  # epochs of a linear rise
+
+    @model_validator(mode="after")
+    def _milestones_fit(self) -> Schedule:
+        if self.schedule == "cosine" and self.milestones:
+            raise ValueError('milestones belong to schedule = "steps"; remove them or the cosine')
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones must rise, got {list(self.milestones)}")
+        return self
+
+
+class DenseRecipe(Schedule):
+    """[dense]: the run without SPR that gives the bounds M and the accuracy to compare with."""
+
+    epochs: int = Field(default=200, ge=0)
+    weights: Path | None = None  # a state dict (.safetensors or .pt) to start from
+
+
+class SprRecipe(Schedule):
+    """[spr]: the regularised run. Its schedule runs on through [finetune]."""
+
+    epochs: int = Field(default=300, ge=0)
+    method: Literal["gradient", "prox"] = "gradient"
+    variant: Literal["exact", "printed", "authors2022"] = "exact"
+    lam: float = Field(ge=0)
+    alpha: float = Field(ge=0, le=1)
+    entities: Literal["filters", "neurons"] | tuple[Literal["filters", "neurons"], ...] = "filters"
+    include_norm: bool = False  # BatchNorm's scale and shift inside the entity
+    weights: Literal["parameters", "uniform"] = "parameters"  # the importances u
+    bounds: Literal["layer", "entity"] = "layer"  # the bounds M
+    bounds_every: int = Field(default=0, ge=0)  # M read anew after so many epochs; 0: never
+    lam_warmup: int = Field(default=0, ge=0)  # epochs of a linear rise of lambda
+    # A budget: lam is where lambda starts, and it is moved so that this share of all parameters goes.
+    target_removed_pct: float | None = Field(default=None, gt=0, lt=100)
+    start: Literal["dense", "scratch"] = "scratch"
+    zero_below: float = Field(default=1e-4, ge=0)  # gradient: a smaller weight counts as zero
+    share: float = Field(
+        default=0.99, ge=0, le=1
+    )  # gradient: an entity goes beyond this share of zeros
+
+    @model_validator(mode="after")
+    def _prox_is_exact(self) -> SprRecipe:
+        if self.method == "prox" and self.variant != "exact":
+            raise ValueError(f'method = "prox" needs variant = "exact", got {self.variant!r}')
+        return self
+
+    @model_validator(mode="after")
+    def _lambda_can_move(self) -> SprRecipe:
+        if self.target_removed_pct is not None and self.lam == 0:
+            raise ValueError("target_removed_pct starts from lam, which must then be positive")
+        if self.lam_warmup and self.lam_warmup >= self.epochs:
+            raise ValueError(
+                f"lam_warmup = {self.lam_warmup} must be shorter than epochs = {self.epochs}"
+            )
+        return self
+
+
+class FinetuneRecipe(_Section):
+    """[finetune]: epochs with the masks held."""
+
+    epochs: int = Field(default=200, ge=0)
+    distill: float = Field(default=0.0, ge=0, le=1)  # weight of the dense network as a teacher
+    temperature: float = Field(default=4.0, gt=0)  # of the teacher's and the student's softmax
+
+
+class TrainRecipe(_Section):
+    """[train]: what all phases share."""
+
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    nesterov: bool = False
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+
+
+class SpeedRecipe(_Section):
+    """[speed]: what changes the time a run takes and not its meaning."""
+
+    device: str = "auto"  # "auto": the accelerator if there is one, else "cpu"
+    threads: int | None = Field(default=None, ge=1)  # of torch on the CPU; None: as torch likes
+    amp: Literal["off", "bf16"] = "off"
+    channels_last: bool = False
+    compile: bool = False
+    cuda_graph: bool = False
+
+
+class Recipe(_Section):
+    """One run, or one for each of `seeds`.
+
+    >>> recipe = parse_recipe({"model": "models.toy:mlp", "spr": {"lam": 1.0, "alpha": 0.1}})
+    >>> recipe.spr.method, recipe.seeds
+    ('gradient', (0,))
+    """
+
+    name: str = ""
+    note: str = ""  # shown on top of the report, e.g. "smoke run"
+    model: str
+    model_kwargs: dict[str, Any] = {}
+    seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
+    data: DataRecipe = DataRecipe()
+    train: TrainRecipe = TrainRecipe()
+    dense: DenseRecipe = DenseRecipe()
+    spr: SprRecipe
+    finetune: FinetuneRecipe = FinetuneRecipe()
+    speed: SpeedRecipe = SpeedRecipe()
+
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> Recipe:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds must differ from each other, got {list(self.seeds)}")
+        return self
+
+
+def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe; ``overrides`` are "section.key=value" with the value as TOML writes it.
+
+    A value that is no TOML is a string, so ``data.source=my/folder`` needs no quotes. Raises
+    `RecipeError` for a missing file, broken TOML, and all that `parse_recipe` refuses.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"no recipe at {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path} is no valid TOML: {error}") from None
+    values.setdefault("name", path.stem)
+    for override in overrides:
+        _override(values, override)
+    return parse_recipe(values, where=str(path))
+
+
+def parse_recipe(values: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """Check a recipe given as nested dicts; ``where`` begins the messages.
+
+    Raises `RecipeError` with one line for each fault.
+
+    >>> parse_recipe({"model": "a:b", "spr": {"lam": 1, "alpha": 0, "epoch": 3}})
+    Traceback (most recent call last):
+    spr_or.training.recipe.RecipeError: recipe: [spr] has no key 'epoch'; did you mean 'epochs'?
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        faults = [_fault(fault["type"], fault["loc"], fault) for fault in error.errors()]
+        raise RecipeError("\n".join(f"{where}: {fault}" for fault in faults)) from None
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    *sections, last = key.strip().split(".")
+    if not separator or not last or len(sections) > 1 and sections[0] != "model_kwargs":
+        raise RecipeError(f"--set {override!r} is not of the form section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    target = values
+    for section in sections:
+        target = target.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise RecipeError(f"--set {override!r}: {section} is no section")
+    target[last] = value
+
+
+def _fault(kind: str, location: tuple[int | str, ...], fault: Mapping[str, Any]) -> str:
+    keys = [str(part) for part in location if isinstance(part, str)]
+    if kind == "extra_forbidden":
+        *sections, key = keys
+        place = f"[{sections[0]}]" if sections else "the top level"
+        return f"{place} has no key {key!r}{_hint(sections[0] if sections else '', key)}"
+    if kind == "missing":
+        return f"{'.'.join(keys)} is missing"
+    message = fault["msg"].removeprefix("Value error, ")
+    got = "" if isinstance(fault["input"], dict) else f", got {fault['input']!r}"
+    return f"{'.'.join(map(str, location)) or 'the recipe'}: {message}{got}"
+
+
+def _hint(section: str, key: str) -> str:
+    """The nearest valid key: of the same section first, then anywhere."""
+    fields = _keys()
+    near = difflib.get_close_matches(key, fields[section], n=1)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    dotted = {name: f"[{s}] {name}" if s else name for s in fields for name in fields[s]}
+    near = difflib.get_close_matches(key, dotted, n=1)
+    if near:
+        return f"; did you mean {dotted[near[0]]}?"
+    return f"; it has {', '.join(fields[section])}"
+
+
+def _keys() -> dict[str, list[str]]:
+    keys = {"": list(Recipe.model_fields)}
+    for name, field in Recipe.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, _Section):
+            keys[name] = list(field.annotation.model_fields)
+    return keys
+
+
+def import_factory(path: str) -> Callable[..., nn.Module]:
+    """The function or class that ``"package.module:name"`` names.
+
+    Raises `RecipeError` when the path has no colon, the module cannot be imported, or the module
+    has no such name (the nearest one is given).
+
+    >>> import_factory("models.toy:mlp").__name__
+    'mlp'
+    """
+    try:
+        factory = load_object(path)
+    except ValueError as error:
+        raise RecipeError(f"model: {error}, such as models.resnet_cifar:resnet20") from None
+    except ImportError as error:
+        raise RecipeError(
+            f"model = {path!r} cannot be imported: {error} (looked for in {Path.cwd()} and among "
+            "the installed packages)"
+        ) from error
+    except AttributeError as error:
+        module = sys.modules[path.partition(":")[0]]
+        near = difflib.get_close_matches(path.partition(":")[2], vars(module), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise RecipeError(f"model = {path!r}: {error}{hint}") from None
+    if not callable(factory):
+        raise RecipeError(f"model = {path!r} is a {type(factory).__name__}, not a function")
+    return factory
+
+
+def build_model(recipe: Recipe) -> nn.Module:
+    """The recipe's network with fresh weights; raises `RecipeError` when it cannot be built."""
+    factory = import_factory(recipe.model)
+    try:
+        model = factory(**recipe.model_kwargs)
+    except TypeError as error:
+        raise RecipeError(
+            f"model = {recipe.model!r} with model_kwargs = {recipe.model_kwargs}: {error}"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise RecipeError(
+            f"model = {recipe.model!r} gives a {type(model).__name__}, not a torch.nn.Module"
+        )
+    return model

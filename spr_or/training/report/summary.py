@@ -1,0 +1,209 @@
+"""The report of a run: ``summary.json``, figures, and one HTML page that shows them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spr_or.pruning.compaction.api import compact, save_compact
+from spr_or.pruning.masks import (
+    collapsed_layers,
+    count_macs,
+    count_parameters,
+    masked_filter_weights,
+)
+from spr_or.training.durable import write_text
+from spr_or.training.metrics import Record
+from spr_or.training.phases import Run, Trained
+from spr_or.training.pruning import make_spr
+from spr_or.training.recipe import Recipe
+from spr_or.training.report.measure import latency_ms, spr_step_overhead
+from spr_or.training.report.page import write_page
+
+Summary = dict[str, Any]
+
+MEASURES = (
+    "dense_accuracy",
+    "accuracy_before_finetune",
+    "accuracy",
+    "best_accuracy",
+    "masked_filter_weights",
+    "masked_filter_weights_pct",
+    "removed_params",
+    "removed_params_pct",
+    "macs_dense",
+    "macs_compact",
+    "latency_ms_dense",
+    "latency_ms_compact",
+    "max_abs_logit_diff",
+    "spr_step_overhead",
+)
+
+
+def report_seed(run: Run, trained: Trained) -> Summary:
+    """Compact the pruned network, measure both, and write everything into the run's folder.
+
+    Writes ``compact.safetensors``, ``summary.json`` (last, it marks a finished run), ``figures/``
+    and ``report.html``.
+    """
+    images, labels = _fixed_batch(run)
+    smaller = compact(trained.pruned, trained.masks, images[:2])
+    recipe = run.recipe
+    save_compact(run.folder / "compact.safetensors", smaller, recipe.model, recipe.model_kwargs)
+    summary = summarise(run, trained, smaller, (images, labels))
+    norms = entity_norms(recipe, trained)
+    figures = _draw(run, trained, norms)
+    write_page(run.folder / "report.html", summary, [(f"seed {run.seed}", figures)])
+    write_text(run.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def summarise(
+    run: Run, trained: Trained, smaller: nn.Module, batch: tuple[Tensor, Tensor]
+) -> Summary:
+    """The fields of `MEASURES`, with what they are measured on and what they are shares of."""
+    recipe, data = run.recipe, run.data
+    total = count_parameters(trained.dense)
+    masked = masked_filter_weights(trained.dense, trained.masks)
+    removed = total - count_parameters(smaller)
+    dense_ms, compact_ms = latency_ms([trained.dense, smaller], batch[0])
+    shape = (1, *data.shape)
+    return {
+        "dense_accuracy": trained.dense_accuracy,
+        "accuracy_before_finetune": trained.accuracy_before_finetune,
+        "accuracy": trained.accuracy,
+        "best_accuracy": trained.best_accuracy,
+        "masked_filter_weights": masked,
+        "masked_filter_weights_pct": 100 * masked / total,
+        "removed_params": removed,
+        "removed_params_pct": 100 * removed / total,
+        "macs_dense": count_macs(trained.dense, shape),
+        "macs_compact": count_macs(smaller, shape),
+        "latency_ms_dense": dense_ms,
+        "latency_ms_compact": compact_ms,
+        "max_abs_logit_diff": max_logit_difference(run, trained.pruned, smaller),
+        "spr_step_overhead": spr_step_overhead(recipe, trained.dense, trained.bounds, batch),
+        "name": recipe.name,
+        "note": recipe.note,
+        "seed": run.seed,
+        "dataset": data.name,
+        "train_images": data.train_rows,
+        "eval_images": data.eval_rows,
+        "model": recipe.model,
+        "parameters": total,
+        "denominators": {
+            "masked_filter_weights_pct": f"all {total:,} parameters of the dense network",
+            "removed_params_pct": f"all {total:,} parameters of the dense network",
+        },
+        "latency_batch": len(batch[0]),
+        "device": str(run.device),
+        "torch": torch.__version__,
+        "collapsed_layers": collapsed_layers(trained.masks),
+        "budget": trained.budget,
+        **clock(run.metrics.records),
+        "recipe": recipe.model_dump(mode="json"),
+    }
+
+
+def clock(records: list[Record]) -> dict[str, float]:
+    """Median seconds of an epoch with its evaluation, and the mean share of its training that went
+    into waiting for data, in percent; nothing of a run without epochs.
+
+    >>> clock([{"seconds": 2.0, "data_wait_share": 0.25}, {"seconds": 4.0, "data_wait_share": 0.0}])
+    {'epoch_seconds': 3.0, 'data_wait_pct': 12.5}
+    """
+    if not records:
+        return {}
+    shares = [record["data_wait_share"] for record in records]
+    return {
+        "epoch_seconds": statistics.median(record["seconds"] for record in records),
+        "data_wait_pct": 100 * statistics.fmean(shares),
+    }
+
+
+@torch.no_grad()
+def max_logit_difference(run: Run, masked: nn.Module, smaller: nn.Module) -> float:
+    """Largest |difference| of a logit of the masked and the compacted network, over all images."""
+    masked.eval()
+    smaller.eval()
+    differences = [
+        (masked(images) - smaller(images)).abs().max() for images, _ in run.data.evaluate(0)
+    ]
+    return float(torch.stack(differences).max())
+
+
+def entity_norms(recipe: Recipe, trained: Trained) -> dict[str, tuple[list[float], list[float]]]:
+    """||w||_2 of each entity in the dense and in the pruned network, by layer."""
+    pairs = {}
+    before = make_spr(recipe.spr, trained.dense, trained.bounds).entity_values()
+    after = make_spr(recipe.spr, trained.pruned, trained.bounds).entity_values()
+    for name in before:
+        pairs[name] = (before[name].norm.tolist(), after[name].norm.tolist())
+    return pairs
+
+
+def mean_summary(summaries: list[Summary]) -> Summary:
+    """Mean over seeds of every measure, with the standard deviation beside it under ``std``."""
+    first = summaries[0]
+    columns = {key: [float(s[key]) for s in summaries] for key in MEASURES}
+    merged = copy.deepcopy(first)
+    merged |= {key: statistics.fmean(values) for key, values in columns.items()}
+    merged |= {
+        key: statistics.fmean(s[key] for s in summaries)
+        for key in ("epoch_seconds", "data_wait_pct")
+        if key in first
+    }
+    merged["max_abs_logit_diff"] = max(columns["max_abs_logit_diff"])
+    merged["std"] = {key: statistics.stdev(values) for key, values in columns.items()}
+    merged["seeds"] = [s["seed"] for s in summaries]
+    merged["collapsed_layers"] = sorted({name for s in summaries for name in s["collapsed_layers"]})
+    del merged["seed"]
+    merged.pop("budget", None)  # of one seed
+    return merged
+
+
+def report_seeds(folder: Path, summaries: list[Summary]) -> Summary:
+    """The report over several seeds, from those of the seeds; returns the merged summary."""
+    merged = mean_summary(summaries)
+    sections = [
+        (f"seed {s['seed']}", sorted((folder / f"seed-{s['seed']}" / "figures").glob("*.png")))
+        for s in summaries
+    ]
+    write_page(folder / "report.html", merged, sections, summaries)
+    write_text(folder / "summary.json", json.dumps(merged, indent=2) + "\n")
+    return merged
+
+
+def _fixed_batch(run: Run) -> tuple[Tensor, Tensor]:
+    """The first training batch of an epoch that no run uses."""
+    return next(iter(run.data.train(2**40 + run.seed)))
+
+
+def _draw(
+    run: Run, trained: Trained, norms: dict[str, tuple[list[float], list[float]]]
+) -> list[Path]:
+    from spr_or.training.report import figures  # matplotlib loads here, after the training
+
+    folder = run.folder / "figures"
+    folder.mkdir(exist_ok=True)
+    masks = {name: keep.cpu() for name, keep in trained.masks.items()}
+    records = run.metrics.records
+    drawn = {
+        "1-accuracy-and-sparsity": lambda path: figures.progress(records, path),
+        "2-filters-kept": lambda path: figures.kept(masks, path),
+        "3-entity-norms": lambda path: figures.norms(norms, masks, path),
+        "4-regimes": lambda path: figures.regimes(records, path),
+        "5-lambda": lambda path: figures.course(records, path),
+    }
+    paths = []
+    for name, draw in drawn.items():
+        path = folder / f"{name}.png"
+        if draw(path):
+            paths.append(path)
+    return paths

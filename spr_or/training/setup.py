@@ -1,0 +1,140 @@
+"""What a run stands on: its device, reproducible arithmetic, a network that fits its data."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from spr_or.pruning.compaction.api import CompactionError, compact
+from spr_or.training import distributed
+from spr_or.training.data.load import Data
+from spr_or.training.pruning import make_spr
+from spr_or.training.recipe import Recipe, RecipeError, SpeedRecipe, build_model
+
+
+def pick_device(speed: SpeedRecipe) -> torch.device:
+    """The device of a recipe; raises `RecipeError` for one that is not there.
+
+    Of several processes on a machine with GPUs, each takes the one of its own number.
+    """
+    if speed.device == "auto":
+        device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    else:
+        try:
+            device = torch.device(speed.device)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # torch raises either
+            raise RecipeError(f"speed.device = {speed.device!r} cannot be used: {error}") from None
+    if distributed.launched().size > 1:
+        device = _of_this_process(speed, device)
+    if speed.cuda_graph and device.type != "cuda":
+        raise RecipeError(
+            f"speed.cuda_graph = true needs a CUDA device, and this run is on {device}; "
+            "--set speed.cuda_graph=false computes the same"
+        )
+    return device
+
+
+def _of_this_process(speed: SpeedRecipe, device: torch.device) -> torch.device:
+    for key in ("compile", "cuda_graph"):
+        if getattr(speed, key):
+            raise RecipeError(
+                f"speed.{key} = true has not been made to work with several processes: "
+                f"--set speed.{key}=false"
+            )
+    if device.type not in ("cpu", "cuda"):
+        raise RecipeError(f"several processes need a CPU or CUDA devices, not {device}")
+    if device.type == "cpu":
+        return device
+    number, count = distributed.local_rank(), torch.cuda.device_count()
+    if number >= count:
+        raise RecipeError(
+            f"process {number} of this machine finds no GPU of its own, there are {count}: start "
+            f"torchrun with --nproc-per-node {count}, or --set speed.device=cpu"
+        )
+    return torch.device("cuda", number)
+
+
+@contextlib.contextmanager
+def reproducible(threads: int | None) -> Iterator[None]:
+    """Deterministic kernels where torch has them, a fixed number of threads; undone on leaving."""
+    before = torch.get_num_threads()
+    was, warned = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    debugging: Any = torch.utils.deterministic
+    filled = debugging.fill_uninitialized_memory
+    # cuBLAS reads this once, when it is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    debugging.fill_uninitialized_memory = False  # a debugging aid that costs time
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was, warn_only=warned)
+        debugging.fill_uninitialized_memory = filled
+        torch.set_num_threads(before)
+
+
+def fresh_model(recipe: Recipe, seed: int, device: torch.device) -> nn.Module:
+    """The recipe's network with the initial weights of a seed, on the device."""
+    torch.manual_seed(seed)
+    model = build_model(recipe).to(device)
+    if recipe.speed.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
+def check_model(recipe: Recipe, model: nn.Module, data: Data, device: torch.device) -> None:
+    """Fail now, not after hours: one forward pass, and a compaction that removes nothing.
+
+    Raises `RecipeError` where the network does not take the images, has too few outputs, holds
+    nothing of what is to be regularised, or cannot be compacted.
+    """
+    model.eval()
+    images = torch.zeros(2, *data.shape, device=device)
+    try:
+        with torch.no_grad():
+            shape = tuple(model(images).shape)
+    except RuntimeError as error:
+        raise RecipeError(
+            f"{recipe.model} does not take images of shape {data.shape} of {data.name}: {error}"
+        ) from error
+    if len(shape) != 2 or shape[1] < data.classes:
+        raise RecipeError(
+            f"{recipe.model} gives outputs of shape {shape} for 2 images, but {data.name} has "
+            f"{data.classes} classes: --set model_kwargs.num_classes={data.classes}"
+        )
+    try:
+        make_spr(recipe.spr, model, 1.0)
+    except ValueError as error:
+        raise RecipeError(f"[spr] does not fit {recipe.model}: {error}") from error
+    try:
+        compact(model, {}, images)
+    except CompactionError as error:
+        raise RecipeError(f"{recipe.model} cannot be compacted after pruning: {error}") from error
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Fill a network from a state dict in a .safetensors or .pt file, executing nothing.
+
+    Raises `RecipeError` naming the file for one that cannot be read or does not fit.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            state: dict[str, Tensor] = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict(state)
+    except Exception as error:  # three libraries, each with errors of its own
+        raise RecipeError(f"weights {path} cannot be loaded: {error}") from error

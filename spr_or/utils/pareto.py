@@ -1,0 +1,125 @@
+"""Accuracy against what was removed: which points nothing beats, and their picture.
+
+Matplotlib is imported where a picture is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spr_or.utils.files import write_aside
+
+# Okabe and Ito's colours, which colour-blind readers tell apart.
+BLUE, ORANGE, GREEN, RED, PURPLE, GREY = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#777777",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of one kind: shares removed and accuracies, both in percent.
+
+    ``spread`` are standard deviations of the accuracies (0: a single run), ``names`` stand beside
+    their points, and ``joined`` draws a line along their front (with an empty marker, that alone).
+    """
+
+    label: str
+    removed: Sequence[float]
+    accuracy: Sequence[float]
+    colour: str
+    marker: str = "o"
+    spread: Sequence[float] | None = None
+    names: Sequence[str] | None = None
+    joined: bool = False
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points that no other one beats, by rising first coordinate.
+
+    A point is beaten by one at least as large in both coordinates and larger in one; of equal
+    points the first stays.
+
+    >>> front([(10.0, 90.0), (20.0, 95.0), (30.0, 80.0), (25.0, 80.0)])
+    [1, 2]
+    """
+    best, kept = float("-inf"), []
+    for i in sorted(range(len(points)), key=lambda i: (-points[i][0], -points[i][1], i)):
+        if points[i][1] > best:
+            best = points[i][1]
+            kept.append(i)
+    return kept[::-1]
+
+
+def draw(
+    series: Sequence[Series],
+    path: Path,
+    *,
+    xlabel: str,
+    title: str = "",
+    dense: Sequence[tuple[str, float, str]] = (),
+) -> bool:
+    """A scatter plot of the series; ``dense`` are horizontal lines (label, accuracy, colour).
+
+    Returns False, and draws nothing, without a point.
+    """
+    if not any(len(s.removed) for s in series):
+        return False
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(8, 4.6), layout="constrained")
+    for label, accuracy, colour in dense:
+        axis.axhline(accuracy, color=colour, linewidth=1, linestyle="--", label=label)
+    for one in series:
+        if len(one.removed):
+            _points(axis, one)
+    axis.set_xlabel(xlabel)
+    axis.set_ylabel("accuracy (%)")
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.margins(0.1, 0.1)
+    axis.legend(
+        frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderpad=0.2
+    )
+    write_aside(path, lambda aside: figure.savefig(aside, dpi=130))
+    plt.close(figure)
+    return True
+
+
+def _points(axis: Any, one: Series) -> None:
+    from matplotlib import patheffects
+
+    if one.spread is not None and any(one.spread):
+        axis.errorbar(
+            one.removed, one.accuracy, yerr=one.spread, fmt="none", ecolor=one.colour,
+            elinewidth=1, capsize=2, alpha=0.6,
+        )  # fmt: skip
+    if one.joined:
+        best = front(list(zip(one.removed, one.accuracy, strict=True)))
+        axis.plot(
+            [one.removed[i] for i in best], [one.accuracy[i] for i in best],
+            color=one.colour, linewidth=1, label=None if one.marker else one.label, zorder=1.5,
+        )  # fmt: skip
+    if one.marker:
+        hollow = one.marker != "o"  # told apart from the circles in grey print too
+        axis.plot(
+            one.removed, one.accuracy, one.marker, color=one.colour, label=one.label,
+            markerfacecolor="white" if hollow else one.colour, markersize=6, linestyle="none",
+            zorder=3,
+        )  # fmt: skip
+    for x, y, name in zip(one.removed, one.accuracy, one.names or (), strict=False):
+        text = axis.annotate(
+            name,
+            (x, y),
+            textcoords="offset points",
+            xytext=(6, -9 if one.marker == "^" else 5),
+            fontsize=7.5,
+            color="0.2",
+            zorder=2,
+        )
+        text.set_path_effects([patheffects.withStroke(linewidth=2.5, foreground="white")])
