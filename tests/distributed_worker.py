@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import stopped_at, tiny_recipe
+from tiny_runs import stopped_at, tiny_recipe
 
 from spr_or.training import distributed
 from spr_or.training.display import Display

@@ -14,7 +14,7 @@ import sklearn.datasets  # noqa: F401  # what a run imports late, paid once for 
 import sklearn.model_selection  # noqa: F401
 import torch
 import torch._dynamo  # noqa: F401
-from training import tiny_recipe
+from tiny_runs import tiny_recipe
 
 from spr_or.training.report import summary as report
 from spr_or.training.run import run_recipe

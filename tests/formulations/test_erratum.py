@@ -15,7 +15,7 @@ from scipy import optimize
 
 from spr_or.formulations import projected
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

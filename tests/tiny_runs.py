@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 from spr_or.training.display import Display
 from spr_or.training.recipe import Recipe, parse_recipe
 
@@ -39,3 +41,18 @@ def stopped_at(phase: str, epoch: int) -> Iterator[None]:
         yield
     finally:
         Display.epoch = shown  # type: ignore[method-assign]
+
+
+def assert_identical(one: Any, two: Any, where: str) -> None:
+    assert type(one) is type(two), where
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, two), where
+    elif isinstance(one, dict):
+        assert one.keys() == two.keys(), where
+        for key in one:
+            assert_identical(one[key], two[key], f"{where}/{key}")
+    elif isinstance(one, list | tuple):
+        for i, (x, y) in enumerate(zip(one, two, strict=True)):
+            assert_identical(x, y, f"{where}/{i}")
+    else:
+        assert one == two, where

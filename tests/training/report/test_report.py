@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from training import tiny_recipe
+from tiny_runs import tiny_recipe
 from typer import Typer
 from typer.testing import CliRunner
 

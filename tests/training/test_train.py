@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from image_files import encoded, picture, write_split
 from safetensors.torch import load_file
-from test_data import encoded, picture, write_split
 from test_imports import LAZY
+from tiny_runs import tiny_recipe
 from torch import nn
-from training import tiny_recipe
 
 from models.toy import convnet
 from spr_or.pruning.compaction.api import load_compact

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from sweep_server import quick
-from test_resume import _assert_identical
+from tiny_runs import assert_identical
 from typer.testing import CliRunner
 
 from spr_or.cli import app
@@ -197,7 +197,7 @@ def test_a_run_of_a_sweep_is_the_run_alone_to_the_last_bit(whole: Path, tmp_path
         assert (alone / name).read_bytes() == (swept / name).read_bytes()
     for name in ("last.pt", "previous.pt", "best.pt"):
         one, two = (load(folder / "checkpoints" / name) for folder in (alone, swept))
-        _assert_identical(one, two, name)
+        assert_identical(one, two, name)
     records = [read_metrics(folder / "metrics.jsonl") for folder in (alone, swept)]
     for record in (*records[0], *records[1]):
         for clocked in [key for key in record if "second" in key or "wait" in key]:
@@ -310,7 +310,7 @@ def test_a_worker_that_dies_takes_one_run_with_it(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the server forks")
 def test_a_killed_sweep_repeats_no_finished_run(whole: Path, tmp_path: Path) -> None:
     server = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("sweep_server.py"))],
+        [sys.executable, str(Path(__file__).parents[1] / "sweep_server.py")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax, softmax
+from tiny_runs import tiny_recipe
 from torch import Tensor
-from training import tiny_recipe
 
 from models.toy import convnet
 from spr_or.pruning.regularizer import SPR

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from distributed_worker import SHARED
-from test_data import encoded, picture, write_split
+from image_files import encoded, picture, write_split
+from tiny_runs import stopped_at, tiny_recipe
 from torch import nn
-from training import stopped_at, tiny_recipe
 
 from spr_or.training import checkpoint, distributed
 from spr_or.training.data.load import Data, load_data
@@ -25,7 +25,7 @@ from spr_or.training.run import run_recipe
 from spr_or.training.setup import pick_device
 
 CPU = torch.device("cpu")
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 RECIPE = """
 model = "models.toy:convnet"
 [data]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from training import tiny_recipe
+from tiny_runs import assert_identical, tiny_recipe
 
 from spr_or.training import checkpoint
 from spr_or.training.checkpoint import CheckpointError, load, load_last, save_best, save_last
@@ -30,7 +30,7 @@ class Worker:
     """Starts runs in processes of their own (see kill_worker.py)."""
 
     def __init__(self) -> None:
-        script = Path(__file__).with_name("kill_worker.py")
+        script = Path(__file__).parents[1] / "kill_worker.py"
         self.server = subprocess.Popen(
             [sys.executable, str(script)],
             stdin=subprocess.PIPE,
@@ -106,26 +106,11 @@ def _assert_same_result(one: Path, two: Path) -> None:
         "previous.pt",
     ]
     states = [load(folder / "checkpoints" / "last.pt") for folder in (one, two)]
-    _assert_identical(states[0], states[1], "last.pt")
+    assert_identical(states[0], states[1], "last.pt")
     records = [read_metrics(folder / "metrics.jsonl") for folder in (one, two)]
     for record in (*records[0], *records[1]):
         del record["seconds"], record["data_wait_share"]
     assert records[0] == records[1] and len(records[0]) == EPOCHS
-
-
-def _assert_identical(one: Any, two: Any, where: str) -> None:
-    assert type(one) is type(two), where
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, two), where
-    elif isinstance(one, dict):
-        assert one.keys() == two.keys(), where
-        for key in one:
-            _assert_identical(one[key], two[key], f"{where}/{key}")
-    elif isinstance(one, list | tuple):
-        for i, (x, y) in enumerate(zip(one, two, strict=True)):
-            _assert_identical(x, y, f"{where}/{i}")
-    else:
-        assert one == two, where
 
 
 def test_a_cut_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from spr_or.training.recipe import (
 )
 from spr_or.training.schedule import learning_rate
 
-RECIPES = sorted((Path(__file__).parents[1] / "experiments" / "recipes").glob("*.toml"))
+RECIPES = sorted((Path(__file__).parents[2] / "experiments" / "recipes").glob("*.toml"))
 SMALL = {"model": "models.toy:mlp", "spr": {"lam": 1.0, "alpha": 0.1}}
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_data import encoded, picture, write_split
+from image_files import encoded, picture, write_split
 from torch import Tensor
 
 from models.resnet import resnet18
@@ -16,7 +16,7 @@ from spr_or.training.run import run_recipe
 from spr_or.training.schedule import learning_rate
 from spr_or.training.setup import load_weights
 
-RECIPES = Path(__file__).parent.parent / "experiments" / "recipes"
+RECIPES = Path(__file__).parents[2] / "experiments" / "recipes"
 
 
 def torchvisions_shapes(classes: int = 1000) -> dict[str, tuple[int, ...]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "experiments" / "research" / "accuracy.py"
+SCRIPT = Path(__file__).parents[2] / "experiments" / "research" / "accuracy.py"
 
 
 @pytest.fixture(scope="module")

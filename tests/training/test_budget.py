@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_runs import tiny_recipe
 from torch import nn
-from training import tiny_recipe
 
 from models.resnet_cifar import resnet20
 from models.toy import convnet, digits_resnet, mlp

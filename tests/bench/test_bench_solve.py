@@ -22,7 +22,7 @@ from spr_or.formulations import bigm
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.solvers import enumeration
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.95])

@@ -7,8 +7,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from tiny_runs import tiny_recipe
 from torch import nn
-from training import tiny_recipe
 from typer.testing import CliRunner
 
 from models.toy import digits_resnet

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_runs import tiny_recipe
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from training import tiny_recipe
 
 from models.toy import convnet
 from spr_or.pruning.masks import hold_masks

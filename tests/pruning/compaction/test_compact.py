@@ -562,7 +562,7 @@ save_file({"y": model(load_file(data)["x"]).detach()}, data + ".out")
 def run_elsewhere(path, x, tmp_path, extra_path):
     data = tmp_path / "data.safetensors"
     save_file({"x": x}, data)
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[3]
     paths = os.pathsep.join([str(root), str(extra_path)])
     subprocess.run(
         [sys.executable, "-c", SUBPROCESS, str(path), str(data)],

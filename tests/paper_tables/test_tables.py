@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_data import picture, write_split
-from training import tiny_recipe
+from image_files import picture, write_split
+from tiny_runs import tiny_recipe
 from typer.testing import CliRunner
 
 from spr_or.cli import app
