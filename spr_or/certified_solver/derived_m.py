@@ -36,13 +36,13 @@ from torch import Tensor
 
 from spr_or.certified_solver.design import Design, design_of, theta_of
 from spr_or.certified_solver.proof_certificate import ProofCertificate, rounding
-from spr_or.certified_solver.proof_tree import semidefinite
-from spr_or.certified_solver.search import Progress
+from spr_or.certified_solver.proof_tree import provably_semidefinite
+from spr_or.certified_solver.search import SearchProgress
 from spr_or.certified_solver.solver import branch_and_bound
 from spr_or.formulations import bigm, projected
 from spr_or.formulations.losses import LOSSES
 from spr_or.formulations.problem import SparseTrainingProblem
-from spr_or.solvers.time_limit import Budget
+from spr_or.solvers.time_limit import TimeLimit
 
 # No optimum touches the M in use: what `Certificate.m_active` then shows is an M chosen by hand.
 CLEARANCE = 1e-3
@@ -119,7 +119,7 @@ def solve_without_bounds(
     device: str | torch.device = "cpu",
     *,
     start: Tensor | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[SearchProgress], None] | None = None,
 ) -> tuple[ProofCertificate, AutomaticBound]:
     """Solve the linear problem as if M were infinite: `branch_and_bound` with an M proven here.
 
@@ -133,7 +133,7 @@ def solve_without_bounds(
     >>> round(float(certificate.weights[0]), 6), bool(certificate.m_active.any())
     (1.818182, False)
     """
-    budget = Budget(time_limit)
+    clock = TimeLimit(time_limit)
     incumbent = torch.zeros(problem.entities.n_parameters, dtype=torch.float64)
     if start is not None and value_without_bounds(problem, start) < value_without_bounds(
         problem, incumbent
@@ -142,7 +142,7 @@ def solve_without_bounds(
     found = AutomaticBound((1 + CLEARANCE) * weight_bounds(problem, incumbent), incumbent, None)
     interrupted = False
 
-    def first_round(now: Progress) -> None:
+    def first_round(now: SearchProgress) -> None:
         nonlocal interrupted
         if progress is not None:
             try:
@@ -152,15 +152,15 @@ def solve_without_bounds(
         raise KeyboardInterrupt  # how a search is told to stop
 
     pilot = branch_and_bound(
-        dataclasses.replace(problem, M=found.M), gap, _left(budget), device=device, start=start,
+        dataclasses.replace(problem, M=found.M), gap, _left(clock), device=device, start=start,
         progress=first_round,
     )  # fmt: skip
-    if interrupted or pilot.status == "optimal" or budget.spent or not pilot.trace:
+    if interrupted or pilot.status == "optimal" or clock.spent or not pilot.trace:
         return pilot, found
     try:
         tight = _tightened(problem, pilot)
         certificate = branch_and_bound(
-            dataclasses.replace(problem, M=tight.M), gap, _left(budget), device=device,
+            dataclasses.replace(problem, M=tight.M), gap, _left(clock), device=device,
             start=pilot.weights, progress=progress,
         )  # fmt: skip
     except KeyboardInterrupt:
@@ -179,8 +179,8 @@ def _tightened(problem: SparseTrainingProblem, pilot: ProofCertificate) -> Autom
     return AutomaticBound(torch.minimum(tight, pilot.problem.M), pilot.weights, point)
 
 
-def _left(budget: Budget) -> float | None:
-    return None if budget.limit == float("inf") else budget.left()
+def _left(clock: TimeLimit) -> float | None:
+    return None if clock.limit == float("inf") else clock.left()
 
 
 def _positive(bounds: Tensor) -> Tensor:
@@ -286,7 +286,7 @@ def _by_columns(X: Tensor, Y: Tensor, n: int, D: Tensor) -> _Inverse:
     trial = 0.5 / float(torch.linalg.matrix_norm(V))
     shifted = Q.clone()
     shifted.diagonal().sub_(trial)
-    proven = trial - gamma * trace if semidefinite(shifted) else 0.0
+    proven = trial - gamma * trace if provably_semidefinite(shifted) else 0.0
     smallest = max(proven, float(D.min()))
     if not smallest > 0:
         raise _dependent()

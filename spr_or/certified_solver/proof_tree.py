@@ -117,7 +117,7 @@ class State(NamedTuple):
 Evaluator = Callable[[Record, State], "tuple[Any, Sequence[Any]] | str"]
 
 
-def verify(proof: Proof, shape: tuple[int, int, int], evaluate: Evaluator) -> Verified:
+def check_tree(proof: Proof, shape: tuple[int, int, int], evaluate: Evaluator) -> Verified:
     """Walk a proof over N entities of up to k columns and q outputs, (N, k, q) = ``shape``.
 
     ``evaluate(record, state)`` gives the tangent bound and the score of each entity, as floats
@@ -311,7 +311,7 @@ class FloatBounds:
         D = record.d if record.d.dim() == 3 else torch.diag_embed(record.d)
         members = torch.arange(len(D)).unsqueeze(1) if clusters is None else clusters
         subtract_blocks(R, D, members, design.real)
-        if not semidefinite(R):
+        if not provably_semidefinite(R):
             return INDEFINITE
         w = record.W.flatten(0, 1) * real.unsqueeze(-1)
         if self._too_large((w.abs() * (R.abs() @ w.abs() + 2 * C.abs())).sum() + c0):
@@ -382,10 +382,10 @@ def positive(d: Tensor) -> bool:
         return False
     # Scaled by powers of two, which rounds nothing and makes all columns count alike.
     scale = torch.exp2(-(diagonal.log2() / 2).round())
-    return semidefinite(scale.unsqueeze(-1) * d * scale.unsqueeze(-2))
+    return provably_semidefinite(scale.unsqueeze(-1) * d * scale.unsqueeze(-2))
 
 
-def semidefinite(R: Tensor) -> bool:
+def provably_semidefinite(R: Tensor) -> bool:
     """Whether the symmetric float64 R (..., P, P) are all provably positive semidefinite.
 
     If floating-point Cholesky runs through on R - s I with s >= gamma_{P+1} trace(R) / (1 - gamma),

@@ -18,14 +18,14 @@ from spr_or.certified_solver.design import Design
 from spr_or.certified_solver.incumbents import Incumbent
 from spr_or.certified_solver.nodes import Engine, Node
 from spr_or.certified_solver.proof_tree import CONTINUES, Proof
-from spr_or.solvers.time_limit import Budget
+from spr_or.solvers.time_limit import TimeLimit
 
 _DIVE_EVERY = 8
 _WIDE = 12  # moves of each kind, of a local search; 6 found less on one hard instance, 24 no more
 GRAM_COLUMNS = 2000  # up to here a Gram matrix of what is left pays
 
 
-class Progress(NamedTuple):
+class SearchProgress(NamedTuple):
     """Where a search stands: seconds, best objective, bound, nodes evaluated and nodes open."""
 
     seconds: float
@@ -50,16 +50,16 @@ class Search:
     """
 
     design: Design
-    budget: Budget
+    clock: TimeLimit
     gap: float
     proof: Proof
     best: Incumbent
-    listener: Callable[[Progress], None] | None
+    listener: Callable[[SearchProgress], None] | None
     rule: str = "fractional"
     closed: float = math.inf
     evaluated: int = 0
     heap: list[tuple[float, int, Node]] = field(default_factory=list)
-    trace: list[Progress] = field(default_factory=list)
+    trace: list[SearchProgress] = field(default_factory=list)
     mid_round: bool = False
     kept: tuple[int, int, float] = (0, 0, math.inf)
     counter: itertools.count = field(default_factory=itertools.count)
@@ -70,10 +70,10 @@ class Search:
         return self.best.objective - 0.9 * self.gap * abs(self.best.objective)
 
     @property
-    def progress(self) -> Progress:
+    def progress(self) -> SearchProgress:
         """Where it stands."""
-        return Progress(
-            self.budget.seconds, self.best.objective, self.bound, self.evaluated, len(self.heap)
+        return SearchProgress(
+            self.clock.seconds, self.best.objective, self.bound, self.evaluated, len(self.heap)
         )
 
     @property
@@ -85,7 +85,7 @@ class Search:
     @property
     def over(self) -> bool:
         """Whether nothing is open, or the time is up."""
-        return not self.heap or self.budget.spent
+        return not self.heap or self.clock.spent
 
     def report(self) -> None:
         """Note the progress, and tell who listens."""
@@ -191,9 +191,9 @@ class Search:
             if self.over or self.evaluated >= last:
                 break
             self.mid_round = True
-            began = self.budget.seconds
+            began = self.clock.seconds
             # The nodes that fit into the time left, by what one of the last round took.
-            room = self.budget.left() / each if each else math.inf
+            room = self.clock.left() / each if each else math.inf
             taken = self.take(int(max(1, min(batch, room))), round_number)
             parents = []
             for node in taken:
@@ -207,7 +207,7 @@ class Search:
                 self.branch(
                     parents, engine, costs, lambda nodes: self.try_rounding(nodes, polish, tried)
                 )
-            each = (self.budget.seconds - began) / max(1, len(taken))
+            each = (self.clock.seconds - began) / max(1, len(taken))
             self.report()
 
     def search_wider(self) -> None:
@@ -217,7 +217,7 @@ class Search:
         if int(support.sum()) < int(self.best.support.sum()):
             return  # it cannot be written in what is left: safe fixing keeps only better ones
         here = Incumbent(self.best.objective, support, self.best.W[at])
-        polish, stop = incumbents.polisher(self.design), lambda: self.budget.spent
+        polish, stop = incumbents.polisher(self.design), lambda: self.clock.spent
         self.offer(incumbents.local_search(self.design, here, polish, stop, width=_WIDE))
 
     def along(self, node: Node, path: Sequence[float], engine: Callable[[float], Engine]) -> Node:
@@ -231,7 +231,7 @@ class Search:
             node.own = node.bound = -math.inf
             engine(factor)([node], self.cutoff)
             best = node if node.own > best.own else best
-            if self.budget.spent:
+            if self.clock.spent:
                 break
         return best
 
@@ -310,7 +310,7 @@ class Search:
         if fresh:
             found = min(polish(fresh), key=lambda x: x.objective)
             if self.offer(found):
-                stop = lambda: self.budget.spent  # noqa: E731
+                stop = lambda: self.clock.spent  # noqa: E731
                 self.offer(incumbents.local_search(self.design, found, polish, stop))
 
 

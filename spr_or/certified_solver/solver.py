@@ -24,11 +24,11 @@ from spr_or.certified_solver.branching import RULES
 from spr_or.certified_solver.design import Design, design_of, theta_of, weights_of
 from spr_or.certified_solver.nodes import Engine, FirstOrderEngine, MixedEngine, Node, SplitEngine
 from spr_or.certified_solver.proof_certificate import ProofCertificate, rounding
-from spr_or.certified_solver.proof_tree import CONTINUES, FloatBounds, Proof, verify
-from spr_or.certified_solver.search import Progress, Search
+from spr_or.certified_solver.proof_tree import CONTINUES, FloatBounds, Proof, check_tree
+from spr_or.certified_solver.search import Search, SearchProgress
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.solvers.certificate import certify
-from spr_or.solvers.time_limit import Budget
+from spr_or.solvers.time_limit import TimeLimit
 
 _CANDIDATES = 200  # entities the first local search looks at
 _SPLIT_COLUMNS = 600  # above, one semidefinite step costs more than it brings
@@ -51,7 +51,7 @@ def branch_and_bound(
     *,
     start: Tensor | None = None,
     rule: str = "fractional",
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[SearchProgress], None] | None = None,
 ) -> ProofCertificate:
     """Solve a linear problem to a proven relative gap.
 
@@ -65,7 +65,7 @@ def branch_and_bound(
     device : where the node computations run; float64 throughout
     start : weights (P,) to begin with, such as the solution for a neighbouring lambda
     rule : how to choose the entity to branch on, see `spr_or.certified_solver.branching`
-    progress : called with a `Progress` after every round
+    progress : called with a `SearchProgress` after every round
 
     Ctrl-C and the time limit return the best so far with its proven gap.  Raises ``ValueError`` for
     networks, other losses, and arguments out of range.
@@ -82,13 +82,13 @@ def branch_and_bound(
         raise ValueError(f"node_batch must be at least 1, got {node_batch}")
     if rule not in RULES:
         raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
-    budget = Budget(time_limit)
+    clock = TimeLimit(time_limit)
     design = design_of(problem, device)
     batch = node_batch or _BATCH.get(torch.device(device).type, 256)
     # Small matrices: the threads torch would use inside an operation serve whole batches of nodes.
     workers = torch.get_num_threads()
     with _threads(1):
-        search = _begin(problem, design, budget, gap, start, rule, progress)
+        search = _begin(problem, design, clock, gap, start, rule, progress)
         status = "time_limit"
         try:
             _solve(search, batch, workers)
@@ -111,16 +111,16 @@ def _threads(count: int) -> Iterator[None]:
 def _begin(
     problem: SparseTrainingProblem,
     design: Design,
-    budget: Budget,
+    clock: TimeLimit,
     gap: float,
     start: Tensor | None,
     rule: str,
-    listener: Callable[[Progress], None] | None,
+    listener: Callable[[SearchProgress], None] | None,
 ) -> Search:
     """A search that knows the empty support, and ``start`` if given."""
     empty = torch.zeros(design.shape[0], dtype=torch.bool, device=design.X.device)
     best = incumbents.polisher(design)([empty])[0]
-    search = Search(design, budget, gap, Proof(), best, listener, rule)
+    search = Search(design, clock, gap, Proof(), best, listener, rule)
     if start is not None:
         support = (weights_of(problem, design, start) != 0).any(-1).any(-1)
         _search_around(search, support.nonzero().flatten(), [support])
@@ -129,7 +129,7 @@ def _begin(
 
 def _solve(search: Search, batch: int, workers: int) -> None:
     search.mid_round = True
-    node = root.relax(search.design, search.budget, 0.2 * search.gap)
+    node = root.relax(search.design, search.clock, 0.2 * search.gap)
     search.evaluated += 1
     search.record(node, -1, CONTINUES)
     search.open(node)
@@ -170,7 +170,7 @@ def _search_around(search: Search, near: Tensor, supports: list[Tensor]) -> None
         best = min(polish([s[at] for s in supports]), key=lambda x: x.objective)
         search.offer(best)
         search.offer(
-            incumbents.local_search(search.design, best, polish, lambda: search.budget.spent)
+            incumbents.local_search(search.design, best, polish, lambda: search.clock.spent)
         )
     finally:
         search.design = whole
@@ -231,7 +231,7 @@ def _branch_in_clusters(
 
     def engine(factor: float, steps: int, workers: int) -> clusters.ClusterEngine:
         return clusters.ClusterEngine(
-            search.design, members, first, factor * mu, steps, workers, lambda: search.budget.spent
+            search.design, members, first, factor * mu, steps, workers, lambda: search.clock.spent
         )
 
     child = node.keep(torch.ones_like(node.one), node.one)
@@ -285,7 +285,7 @@ def _certificate(
             search.record(root.at_zero(search.design), -1, CONTINUES)
         search.proof.repair()
         bounds = FloatBounds(whole, search.proof, rounding(problem))
-        proven = verify(search.proof, whole.shape, bounds)
+        proven = check_tree(search.proof, whole.shape, bounds)
         bound = min(float(proven.bound), best.objective)
     if max(0.0, best.objective - bound) <= search.gap * max(1e-10, abs(best.objective)):
         status = "optimal"
@@ -295,7 +295,7 @@ def _certificate(
     bound -= rounding(problem)
     made = certify(
         problem, formulation="projected", integrality="integer", solver="branch_and_bound",
-        version=__version__, status=status, bound=bound, seconds=search.budget.seconds,
+        version=__version__, status=status, bound=bound, seconds=search.clock.seconds,
         weights=theta_of(problem, whole, best.W), indicators=support, tolerance=max(search.gap, 1e-9),
     )  # fmt: skip
     extra: dict[str, Any] = {"nodes": search.evaluated, "trace": tuple(search.trace)}

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from spr_or.certified_solver.derived_m import AutomaticBound
-    from spr_or.certified_solver.lambda_path import Point
+    from spr_or.certified_solver.lambda_path import PathPoint
     from spr_or.certified_solver.proof_certificate import ProofCertificate
-    from spr_or.certified_solver.search import Progress
+    from spr_or.certified_solver.search import SearchProgress
     from spr_or.formulations.problem import SparseTrainingProblem
     from spr_or.tabular.prepare import OwnData
 
@@ -147,7 +147,7 @@ class _Run:
         self.stop.working = True
         with _progress_line(problem.lam) as show:
 
-            def listen(now: Progress) -> None:
+            def listen(now: SearchProgress) -> None:
                 show(now)
                 if self.stop.asked:
                     raise KeyboardInterrupt
@@ -199,7 +199,7 @@ def _path(console: Any, run: _Run, lams: list[float]) -> list[ProofCertificate]:
     def known(lam: float) -> ProofCertificate | None:
         return stored(places[lam], run.data, lam, run.problem.alpha, run.M, run.gap)
 
-    points: list[Point] = []
+    points: list[PathPoint] = []
     console.print(
         f"{'lambda':>11} {'groups':>6} {'objective':>12} {'bound':>12} {'gap %':>8}  status"
     )
@@ -227,7 +227,7 @@ def _path(console: Any, run: _Run, lams: list[float]) -> list[ProofCertificate]:
     return [point.certificate for point in points]
 
 
-def _write_path(run: _Run, points: list[Point]) -> None:
+def _write_path(run: _Run, points: list[PathPoint]) -> None:
     """The tables of the path so far: a stop at any time leaves them whole."""
     import json
 
@@ -363,7 +363,7 @@ def _report(console: Any, data: OwnData, certificate: ProofCertificate) -> None:
 
 
 @contextmanager
-def _progress_line(lam: float) -> Iterator[Callable[[Progress], None]]:
+def _progress_line(lam: float) -> Iterator[Callable[[SearchProgress], None]]:
     """A line on stderr that says where the search stands."""
     from rich.console import Console
     from rich.progress import Progress as Line
@@ -373,7 +373,7 @@ def _progress_line(lam: float) -> Iterator[Callable[[Progress], None]]:
     with Line(*columns, console=Console(stderr=True), transient=True) as line:
         task = line.add_task(f"lambda {lam:.4g}: relaxation and first solutions")
 
-        def show(now: Progress) -> None:
+        def show(now: SearchProgress) -> None:
             line.update(
                 task,
                 description=f"lambda {lam:.4g}: incumbent {now.objective:.6g}, bound "

@@ -14,20 +14,20 @@ from spr_or.certified_solver.incumbents import polisher
 from spr_or.certified_solver.many_outputs import SharedCurvatureEngine
 from spr_or.certified_solver.nodes import FirstOrderEngine, Node
 from spr_or.certified_solver.proof_certificate import ProofCertificate
-from spr_or.certified_solver.search import Progress
+from spr_or.certified_solver.search import SearchProgress
 from spr_or.certified_solver.solver import branch_and_bound
 from spr_or.layer_study.activations import Patches
 from spr_or.layer_study.kept import Kept
-from spr_or.layer_study.problem import LayerProblem, layer_problem
+from spr_or.layer_study.layer_problem import LayerProblem, layer_problem
 from spr_or.layer_study.standard import standardise
 from spr_or.layer_study.subsets import largest
-from spr_or.solvers.time_limit import Budget
+from spr_or.solvers.time_limit import TimeLimit
 
 _NODE_BATCH = 4  # few and large: a batch is finished even when the time is over
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChannelChoice:
     """A set of input channels, each with its best weights.
 
     objective : of the integer problem; lost : the share of the output's variance that is not
@@ -75,7 +75,7 @@ class Study:
     nodes: int
     seconds: float
     m_active: bool
-    choices: dict[str, Choice] = field(default_factory=dict)
+    choices: dict[str, ChannelChoice] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -84,7 +84,7 @@ class Study:
     @classmethod
     def of(cls, values: dict[str, Any]) -> Study:
         """The inverse of `as_dict`."""
-        choices = {name: Choice(**choice) for name, choice in values["choices"].items()}
+        choices = {name: ChannelChoice(**choice) for name, choice in values["choices"].items()}
         return cls(**{**values, "choices": choices})
 
 
@@ -97,7 +97,7 @@ def study_layer(
     keep: float,
     gap: float,
     time_limit: float,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[SearchProgress], None] | None = None,
 ) -> tuple[Study, ProofCertificate]:
     """Solve one layer, from patches of its ``inputs`` channels; the certificate carries the problem.
 
@@ -105,7 +105,7 @@ def study_layer(
     the share ``keep`` of them.  Ctrl-C and the time limit as in `branch_and_bound`.  Raises
     ``ValueError`` for a layer of which there is nothing to choose.
     """
-    budget = Budget(time_limit)
+    clock = TimeLimit(time_limit)
     standard = standardise(patches, inputs)
     alive = standard.channels
     N = len(alive)
@@ -123,7 +123,7 @@ def study_layer(
     found["magnitude"] = polish([largest(standard.norms, alive, size)])[0]
     start = min([made.first, *found.values()], key=lambda x: x.objective)
     certificate = branch_and_bound(
-        problem, gap, budget.left(), _NODE_BATCH, start=theta_of(problem, design, start.W),
+        problem, gap, clock.left(), _NODE_BATCH, start=theta_of(problem, design, start.W),
         progress=progress,
     )  # fmt: skip
     weights = certificate.weights.view(-1, design.shape[2])
@@ -142,7 +142,7 @@ def study_layer(
         status=certificate.status, objective=certificate.objective, bound=bound,
         gap=certificate.gap, relaxation=_relaxation(made), root=_root(certificate),
         least_lost=max(0.0, bound - price * count) if from_mask else None,
-        nodes=certificate.nodes, seconds=budget.seconds,
+        nodes=certificate.nodes, seconds=clock.seconds,
         m_active=bool(certificate.m_active.any()), choices=choices,
     )  # fmt: skip
     return study, certificate
@@ -158,10 +158,10 @@ def _in_words(kept: Kept, count: int, alive: int) -> str:
 
 def _choice(
     made: LayerProblem, support: Tensor, objective: float, theta: Tensor, bound: float
-) -> Choice:
+) -> ChannelChoice:
     above = objective / bound - 1 if bound > 0 else None
     lost = float(made.problem.loss_value(theta))
-    return Choice(made.standard.channels[support].tolist(), objective, lost, above)
+    return ChannelChoice(made.standard.channels[support].tolist(), objective, lost, above)
 
 
 def _relaxation(made: LayerProblem) -> float:

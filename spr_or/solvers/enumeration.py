@@ -17,7 +17,7 @@ from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.solvers import fixed_support
 from spr_or.solvers.certificate import Certificate, certify
 from spr_or.solvers.linear_data import linear_data
-from spr_or.solvers.time_limit import Budget
+from spr_or.solvers.time_limit import TimeLimit
 
 MAX_ENTITIES = 20
 
@@ -33,7 +33,7 @@ def solve(problem: SparseTrainingProblem, time_limit: float | None = None) -> Ce
     >>> certificate.indicators.tolist(), round(certificate.objective, 6), certificate.status
     ([1.0, 0.0], 0.095455, 'optimal')
     """
-    budget = Budget(time_limit)
+    clock = TimeLimit(time_limit)
     cost = linear_data(problem, "enumeration").cost
     count = len(cost)
     if count > MAX_ENTITIES:
@@ -55,7 +55,7 @@ def solve(problem: SparseTrainingProblem, time_limit: float | None = None) -> Ce
             bound = min(proven, floor + float(costs[s]))
             if floor + costs[s] >= best.value:
                 break
-            if budget.spent:
+            if clock.spent:
                 status = "time_limit"
                 break
             y = torch.from_numpy(supports[s])
@@ -76,7 +76,7 @@ def solve(problem: SparseTrainingProblem, time_limit: float | None = None) -> Ce
         version=version("spr-or"),
         status=status,
         bound=bound,
-        seconds=budget.seconds,
+        seconds=clock.seconds,
         weights=best.weights if solved else None,
         indicators=best_y if solved else None,
     )

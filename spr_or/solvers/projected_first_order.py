@@ -28,7 +28,7 @@ from spr_or.formulations.losses import LOSSES, Loss
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.solvers.certificate import Certificate, certify
 from spr_or.solvers.linear_data import linear_data
-from spr_or.solvers.time_limit import Budget
+from spr_or.solvers.time_limit import TimeLimit
 
 Bound = float | Tensor
 
@@ -67,7 +67,7 @@ def solve(
     >>> certificate.status, round(certificate.objective, 6), certificate.gap < 1e-6
     ('optimal', 0.095, True)
     """
-    budget = Budget(time_limit)
+    clock = TimeLimit(time_limit)
     task = _Task.of(problem, lower, upper)
     best = _Best(task, gap)
     status = "optimal"  # unless something else ends the rounds; the certificate checks the gap
@@ -75,7 +75,7 @@ def solve(
         smooth = _SmoothLoss.of(task)
         w = best.w
         for _ in range(_MAX_ROUNDS):
-            if budget.spent:
+            if clock.spent:
                 status = "time_limit"
                 break
             w = _newton_steps(task, smooth, _proximal_steps(task, smooth, w))
@@ -94,7 +94,7 @@ def solve(
         version=version("spr-or"),
         status=status,
         bound=best.bound,
-        seconds=budget.seconds,
+        seconds=clock.seconds,
         weights=problem.entities.flat(best.w),
         indicators=task.indicator(best.w),
     )

@@ -17,7 +17,7 @@ from spr_or.formulations import bigm, perspective
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.solvers import fixed_support
 from spr_or.solvers.certificate import Certificate, certify
-from spr_or.solvers.time_limit import Budget
+from spr_or.solvers.time_limit import TimeLimit
 
 FORMULATIONS = {"bigm": bigm.build, "perspective": perspective.build}
 
@@ -81,7 +81,7 @@ def solve(
     optimizer = SolverFactory(solver)
     if not optimizer or not optimizer.available():
         raise ValueError(f"the Pyomo solver {solver!r} is not installed")
-    budget = Budget(time_limit)
+    clock = TimeLimit(time_limit)
     # w = 0 satisfies every constraint and no loss is negative: what an early stop falls back to.
     weights = torch.zeros(problem.entities.n_parameters, dtype=torch.float64)
     indicators = _indicators(problem, fixed)
@@ -93,7 +93,7 @@ def solve(
                 y.fix(value)
         result = optimizer.solve(
             model,
-            time_limit=None if time_limit is None else budget.left(),
+            time_limit=None if time_limit is None else clock.left(),
             rel_gap=gap,
             solver_options=_OPTIONS if solver == "scip_direct" else {},
             load_solutions=False,
@@ -117,7 +117,7 @@ def solve(
         version=".".join(map(str, optimizer.version())),
         status=status,
         bound=bound,
-        seconds=budget.seconds,
+        seconds=clock.seconds,
         weights=weights,
         indicators=indicators,
     )

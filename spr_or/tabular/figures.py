@@ -8,9 +8,9 @@ from pathlib import Path
 
 import matplotlib
 
-from spr_or.certified_solver.lambda_path import Point
+from spr_or.certified_solver.lambda_path import PathPoint
 from spr_or.certified_solver.proof_certificate import ProofCertificate
-from spr_or.certified_solver.search import Progress
+from spr_or.certified_solver.search import SearchProgress
 from spr_or.utils.files import write_aside
 
 matplotlib.use("Agg")
@@ -21,7 +21,9 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter  # noqa: E4
 BLUE, RED, GREEN = "#0072B2", "#D55E00", "#009E73"
 
 
-def gap_over_time(trace: Sequence[Progress], certificate: ProofCertificate, path: Path) -> None:
+def gap_over_time(
+    trace: Sequence[SearchProgress], certificate: ProofCertificate, path: Path
+) -> None:
     """Incumbent and bound over the seconds, and the gap between them on a log scale below."""
     seconds = [now.seconds for now in trace] + [certificate.seconds]
     objective = [now.objective for now in trace] + [certificate.objective]
@@ -53,7 +55,7 @@ def gap_over_time(trace: Sequence[Progress], certificate: ProofCertificate, path
     _save(figure, path)
 
 
-def over_lambda(points: Sequence[Point], path: Path) -> None:
+def over_lambda(points: Sequence[PathPoint], path: Path) -> None:
     """Groups kept, and objective with its proven bound, over lambda; open circles: not closed."""
     lams = [point.lam for point in points]
     made = [point.certificate for point in points]

@@ -13,9 +13,8 @@ from spr_or.certified_solver.bounds import Terms, dual_bound, penalty_of
 from spr_or.certified_solver.design import design_of, loss_and_gradient, theta_of
 from spr_or.certified_solver.nodes import Node, SplitEngine
 from spr_or.certified_solver.proof_certificate import load
-from spr_or.certified_solver.proof_exact import fractions_of, semidefinite
-from spr_or.certified_solver.proof_tree import Proof
-from spr_or.certified_solver.proof_tree import semidefinite as proven
+from spr_or.certified_solver.proof_exact import exactly_semidefinite, fractions_of
+from spr_or.certified_solver.proof_tree import Proof, provably_semidefinite
 from spr_or.certified_solver.search import Search
 from spr_or.certified_solver.solver import branch_and_bound
 from spr_or.formulations import bigm
@@ -23,7 +22,7 @@ from spr_or.formulations.entities import groups
 from spr_or.formulations.losses import LOSSES
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.solvers import enumeration
-from spr_or.solvers.time_limit import Budget
+from spr_or.solvers.time_limit import TimeLimit
 
 
 def random_problem(seed: int, *, loss: str | None = None) -> SparseTrainingProblem:
@@ -335,18 +334,18 @@ def test_json_holds_plain_numbers(tree, tmp_path):
 
 def test_rational_semidefiniteness_is_exact():
     near = np.array([[1.0, 1.0], [1.0, 1.0]])
-    assert semidefinite(fractions_of(near))
+    assert exactly_semidefinite(fractions_of(near))
     near[1, 1] = np.nextafter(1.0, 0.0)
-    assert not semidefinite(fractions_of(near))
+    assert not exactly_semidefinite(fractions_of(near))
 
 
 def test_floating_semidefiniteness_never_accepts_an_indefinite_matrix():
     Q, _ = torch.linalg.qr(torch.randn(30, 30, dtype=torch.float64))
     values = torch.linspace(0, 3, 30, dtype=torch.float64)
     values[0] = 1e-9
-    assert proven(Q @ values.diag() @ Q.T)
+    assert provably_semidefinite(Q @ values.diag() @ Q.T)
     values[0] = -1e-9
-    assert not proven(Q @ values.diag() @ Q.T)
+    assert not provably_semidefinite(Q @ values.diag() @ Q.T)
 
 
 def test_a_spent_time_limit_still_gives_a_valid_certificate():
@@ -376,7 +375,7 @@ def test_a_wider_search_keeps_the_better_of_both_and_its_numbering():
     whole = design_of(problem)
     empty = torch.zeros(whole.shape[0], dtype=torch.bool)
     start = incumbents.polisher(whole)([empty])[0]
-    search = Search(whole, Budget(None), 1e-4, Proof(), start, None)
+    search = Search(whole, TimeLimit(None), 1e-4, Proof(), start, None)
     search.search_wider()
     found = theta_of(problem, whole, search.best.W)
     assert best.objective - 1e-9 <= search.best.objective < start.objective
