@@ -31,8 +31,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spr_or.certified_solver.block_curvature import hold
 from spr_or.certified_solver.bounds import on_supports
+from spr_or.certified_solver.linear_algebra import hold
 
 _ENTROPY = 3.0  # tau / mu
 _BARRIER = 0.02  # nu / mu

@@ -21,7 +21,7 @@ price_i = lambda u_i (1 - alpha)), and w* optimal with w*^i not zero:
    .. math:: |w^*_j| \le \frac{|g_j|}{2\,ridge_i} + \sqrt{\frac{U - D_i}{ridge_i}} .
 
 Rounding: in 2 every quantity is enclosed, with the residual of each linear system and a verified
-smallest eigenvalue; values of the objective carry the allowance `certificate.rounding` of every proof.
+smallest eigenvalue; values of the objective carry the allowance `proof_certificate.rounding` of every proof.
 """
 
 from __future__ import annotations
@@ -120,12 +120,13 @@ def solve_without_bounds(
     *,
     start: Tensor | None = None,
     progress: Callable[[SearchProgress], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> tuple[ProofCertificate, AutomaticBound]:
     """Solve the linear problem as if M were infinite: `branch_and_bound` with an M proven here.
 
     A first round of the search, with bounds from ``start`` (or from zero weights), gives an incumbent
-    and a dual point; the bounds these two prove serve the search proper.  Arguments, time limit and
-    interrupts as in `branch_and_bound`; ``problem.M`` is not used.
+    and a dual point; the bounds these two prove serve the search proper.  Arguments, time limit,
+    ``stop`` and Ctrl-C as in `branch_and_bound`; ``problem.M`` is not used.
 
     >>> p = SparseTrainingProblem.linear(
     ...     [[1.0, 0.0], [0.0, 1.0]], [2.0, 0.1], [[0], [1]], lam=0.1, alpha=0.5, M=1)
@@ -140,28 +141,17 @@ def solve_without_bounds(
     ):
         incumbent = start
     found = AutomaticBound((1 + CLEARANCE) * weight_bounds(problem, incumbent), incumbent, None)
-    interrupted = False
-
-    def first_round(now: SearchProgress) -> None:
-        nonlocal interrupted
-        if progress is not None:
-            try:
-                progress(now)
-            except KeyboardInterrupt:
-                interrupted = True
-        raise KeyboardInterrupt  # how a search is told to stop
-
     pilot = branch_and_bound(
         dataclasses.replace(problem, M=found.M), gap, _left(clock), device=device, start=start,
-        progress=first_round,
+        progress=progress, stop=lambda: True,
     )  # fmt: skip
-    if interrupted or pilot.status == "optimal" or clock.spent or not pilot.trace:
+    if not pilot.trace or pilot.status == "optimal" or clock.spent or stop():
         return pilot, found
     try:
         tight = _tightened(problem, pilot)
         certificate = branch_and_bound(
             dataclasses.replace(problem, M=tight.M), gap, _left(clock), device=device,
-            start=pilot.weights, progress=progress,
+            start=pilot.weights, progress=progress, stop=stop,
         )  # fmt: skip
     except KeyboardInterrupt:
         return pilot, found

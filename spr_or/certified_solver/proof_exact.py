@@ -27,7 +27,7 @@ Rational = NDArray[np.object_]
 
 
 class ExactBounds:
-    """Bounds of records, as `proof.Evaluator` wants them, in fractions.
+    """Bounds of records, as `proof_tree.Evaluator` wants them, in fractions.
 
     Raises ``ValueError`` for the logistic loss, whose values are irrational, and above `LIMIT`.
     """

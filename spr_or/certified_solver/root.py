@@ -25,12 +25,10 @@ def relax(design: Design, clock: TimeLimit, tolerance: float) -> Node:
     for _ in range(_ROUNDS):
         small = design.restrict(working)
         small = small.with_moments() if design.loss == "squared" else small
-        block = None if small.moments is not None else small.block()
         free = torch.ones((1, len(working)), dtype=torch.bool, device=X.device)
         scale = max(abs(node.bound), 1e-12)
         solved = node_fista.solve(
-            small, node.W[working].unsqueeze(0), Terms(None, free, ~free),
-            smoothness=node_fista.lipschitz(small, block), block=block,
+            node_fista.smooth_part(small), node.W[working].unsqueeze(0), Terms(None, free, ~free),
             tolerance=0.5 * tolerance * scale, iterations=3000, stop=lambda: clock.spent,
         )  # fmt: skip
         trial = Node(everything, none, torch.zeros_like(node.W), None)

@@ -146,20 +146,15 @@ class _Run:
         bound: AutomaticBound | None = None
         self.stop.working = True
         with _progress_line(problem.lam) as show:
-
-            def listen(now: SearchProgress) -> None:
-                show(now)
-                if self.stop.asked:
-                    raise KeyboardInterrupt
-
             if self.M is None:
                 certificate, bound = solve_without_bounds(
-                    problem, self.gap, self.time_limit, self.device, start=start, progress=listen
-                )
+                    problem, self.gap, self.time_limit, self.device, start=start, progress=show,
+                    stop=lambda: self.stop.asked,
+                )  # fmt: skip
             else:
                 certificate = branch_and_bound(
                     problem, self.gap, self.time_limit, device=self.device, start=start,
-                    progress=listen,
+                    progress=show, stop=lambda: self.stop.asked,
                 )  # fmt: skip
         self.stop.working = False
         if not certificate.proof.records:  # broken off before anything was proven

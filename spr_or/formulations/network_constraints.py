@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -229,32 +229,3 @@ def _sum(terms: Iterable[Any]) -> Any:
     import pyomo.environ as pyo
 
     return pyo.quicksum(terms, start=0.0)
-
-
-class ModelError(NamedTuple):
-    """What `get_error` returns: the largest deviation of a prediction, and that of the mean loss."""
-
-    prediction: float
-    loss: float
-
-
-def get_error(model: Any) -> ModelError:
-    """How far a solved model is from the network's own forward pass at the weights it found.
-
-    ``model`` comes from `bigm.build` or `perspective.build` and holds a solution.  A solver may
-    bend every constraint by its feasibility tolerance, which products of weights and activations
-    amplify; this is what it amounts to in f (max over samples and outputs) and in the mean loss.
-    Raises ``ValueError`` where the model holds no solution.
-    """
-    import pyomo.environ as pyo
-
-    problem: SparseTrainingProblem = model.problem
-    weights = [v.value for v in model.w.values()]
-    if None in weights:
-        raise ValueError(f"the model {model.name!r} holds no solution: solve it first")
-    theta = torch.tensor(weights, dtype=torch.float64)
-    f = torch.tensor([float(pyo.value(e)) for e in model.f.values()], dtype=torch.float64)
-    with torch.no_grad():
-        prediction = (problem.predict(theta).flatten() - f).abs().max()
-        loss = (problem.loss_value(theta) - pyo.value(model.loss)).abs()
-    return ModelError(float(prediction), float(loss))

@@ -7,12 +7,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from spr_or.certified_solver.design import design_of, theta_of
-from spr_or.certified_solver.incumbents import polisher
-from spr_or.certified_solver.many_outputs import SharedCurvatureEngine
-from spr_or.certified_solver.nodes import FirstOrderEngine, Node
+from spr_or.certified_solver.incumbents import SupportSolution, best_on_supports
+from spr_or.certified_solver.many_outputs import perspective_bound
 from spr_or.certified_solver.proof_certificate import ProofCertificate
 from spr_or.certified_solver.search import SearchProgress
 from spr_or.certified_solver.solver import branch_and_bound
@@ -116,36 +113,39 @@ def study_layer(
     from_mask = 0 < count < N
     size = count if from_mask else min(N - 1, max(1, round(keep * N)))
     made = layer_problem(name, standard, size)
-    problem = made.problem
-    design = design_of(problem).with_moments()
-    polish = polisher(design)
-    found = {"spr": polish([spr])[0]} if from_mask else {}
-    found["magnitude"] = polish([largest(standard.norms, alive, size)])[0]
+    rivals = {"spr": spr} if from_mask else {}
+    rivals["magnitude"] = largest(standard.norms, alive, size)
+    found = dict(zip(rivals, best_on_supports(made.problem, list(rivals.values())), strict=True))
     start = min([made.first, *found.values()], key=lambda x: x.objective)
     certificate = branch_and_bound(
-        problem, gap, clock.left(), _NODE_BATCH, start=theta_of(problem, design, start.W),
-        progress=progress,
-    )  # fmt: skip
-    weights = certificate.weights.view(-1, design.shape[2])
-    bound = certificate.bound
-    support = certificate.indicators > 0
-    choices = {"best": _choice(made, support, certificate.objective, certificate.weights, bound)}
-    for way, (objective, support, W) in found.items():
-        theta = theta_of(problem, design, W)
-        choices[way] = _choice(made, support, objective, theta, bound)
-    price = problem.lam * (1 - problem.alpha)
+        made.problem, gap, clock.left(), _NODE_BATCH, start=start.weights, progress=progress
+    )
+    price = made.problem.lam * (1 - made.problem.alpha)
     study = Study(
-        layer=name, inputs=inputs, outputs=weights.shape[1],
+        layer=name, inputs=inputs, outputs=made.problem.n_outputs,
         dead=sorted(set(range(inputs)) - set(alive.tolist())),
         size=size, from_mask=from_mask, mask=_in_words(kept, count, N), kept=count,
-        samples=standard.samples, columns=problem.X.shape[1], lam=problem.lam, alpha=problem.alpha,
-        status=certificate.status, objective=certificate.objective, bound=bound,
-        gap=certificate.gap, relaxation=_relaxation(made), root=_root(certificate),
-        least_lost=max(0.0, bound - price * count) if from_mask else None,
+        samples=standard.samples, columns=made.problem.X.shape[1], lam=made.problem.lam,
+        alpha=made.problem.alpha, status=certificate.status, objective=certificate.objective,
+        bound=certificate.bound, gap=certificate.gap,
+        relaxation=perspective_bound(made.problem, 1e-3 * made.first.objective),
+        root=_root(certificate),
+        least_lost=max(0.0, certificate.bound - price * count) if from_mask else None,
         nodes=certificate.nodes, seconds=clock.seconds,
-        m_active=bool(certificate.m_active.any()), choices=choices,
+        m_active=bool(certificate.m_active.any()), choices=_choices(made, certificate, found),
     )  # fmt: skip
     return study, certificate
+
+
+def _choices(
+    made: LayerProblem, certificate: ProofCertificate, rivals: dict[str, SupportSolution]
+) -> dict[str, ChannelChoice]:
+    """The best channels and those of the rivals, by name."""
+    best = SupportSolution(certificate.objective, certificate.indicators > 0, certificate.weights)
+    return {
+        way: _choice(made, found, certificate.bound)
+        for way, found in {"best": best, **rivals}.items()
+    }
 
 
 def _in_words(kept: Kept, count: int, alive: int) -> str:
@@ -156,25 +156,11 @@ def _in_words(kept: Kept, count: int, alive: int) -> str:
     return f"keeps {count}" if count else "keeps none"
 
 
-def _choice(
-    made: LayerProblem, support: Tensor, objective: float, theta: Tensor, bound: float
-) -> ChannelChoice:
-    above = objective / bound - 1 if bound > 0 else None
-    lost = float(made.problem.loss_value(theta))
-    return ChannelChoice(made.standard.channels[support].tolist(), objective, lost, above)
-
-
-def _relaxation(made: LayerProblem) -> float:
-    """The projected relaxation (D = lambda alpha, nothing moved), to a thousandth of the optimum."""
-    design = design_of(made.problem).with_moments()
-    N, k, q = design.shape
-    first = FirstOrderEngine(design, 1e-3 * made.first.objective)
-    node = Node(
-        torch.arange(N), torch.zeros(N, dtype=torch.bool), design.X.new_zeros((N, k, q)),
-        design.ridge.unsqueeze(1).expand(N, k),
-    )  # fmt: skip
-    SharedCurvatureEngine(first, 1e-9, 0, torch.inf)([node], torch.inf)
-    return node.own
+def _choice(made: LayerProblem, found: SupportSolution, bound: float) -> ChannelChoice:
+    above = found.objective / bound - 1 if bound > 0 else None
+    lost = float(made.problem.loss_value(found.weights))
+    channels = made.standard.channels[found.support].tolist()
+    return ChannelChoice(channels, found.objective, lost, above)
 
 
 def _root(certificate: ProofCertificate) -> float:

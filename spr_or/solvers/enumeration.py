@@ -23,7 +23,7 @@ MAX_ENTITIES = 20
 
 
 def solve(problem: SparseTrainingProblem, time_limit: float | None = None) -> Certificate:
-    """The optimum of (1)-(3) for a linear problem, by up to 2^N calls of `support.fit`.
+    """The optimum of (1)-(3) for a linear problem, by up to 2^N calls of `fixed_support.fit`.
 
     Raises ``ValueError`` for a network and for more than 20 entities.
 

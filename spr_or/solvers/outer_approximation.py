@@ -9,7 +9,7 @@ Every convex term is replaced by its tangents, added where the current solution 
   the data leave at most P squares.  The absolute and the hinge loss are linear programs already.
 
 First the relaxation is solved this way.  Then the program with binary y is solved to optimality, the
-incumbent's support is trained exactly (`support.fit`) and tangents there are added, until the bound of
+incumbent's support is trained exactly (`fixed_support.fit`) and tangents there are added, until the bound of
 HiGHS and the incumbent meet (Duran and Grossmann, Math. Programming 36, 1986): with the tangents of a
 support's optimum no solution on that support is worth less than it, so every round visits another.
 """
@@ -45,7 +45,7 @@ _NEGLIGIBLE = 0.1
 _PATIENCE = 60
 # Of the supports one flip away from a visited one, this many get their tangents too.
 _NEIGHBOURS = 3
-# The incumbent comes from `support.fit` and the trees are small: HiGHS's searches for a solution, for
+# The incumbent comes from `fixed_support.fit` and the trees are small: HiGHS's searches for a solution, for
 # symmetry and for the best branching cost more than they save (a third of the time without them).
 _MIP_OPTIONS = {
     "mip_rel_gap": 0.0,
