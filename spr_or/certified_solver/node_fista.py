@@ -24,7 +24,7 @@ _POWER_STEPS = 20
 _RELATIVE = 0.3
 
 
-class Solved(NamedTuple):
+class NodeAnswers(NamedTuple):
     """Of each node: W (B, N, k, q), the point behind ``bound`` (B,), scores (B, N), indicators y~
     (B, N) and the relaxation's ``value`` (B,) at W."""
 
@@ -74,12 +74,12 @@ def solve(
     W: Tensor,
     terms: Terms,
     *,
-    start: Solved | None = None,
+    start: NodeAnswers | None = None,
     cutoff: float = float("inf"),
     tolerance: float = 1e-6,
     iterations: int = 1000,
     stop: Callable[[], bool] = lambda: False,
-) -> Solved:
+) -> NodeAnswers:
     """Solve a batch of nodes from W (B, N, k, q), until each is within ``tolerance`` (absolute) or its
     bound passes ``cutoff``, or ``stop`` says so.  ``start`` is what `evaluate` finds at W, where known."""
     design, block, _ = smooth
@@ -92,7 +92,7 @@ def solve(
         iterate = advance(iterate, partial(_proximal_step, smooth, terms))
         if iteration % _CHECK_EVERY == 0:
             now = evaluate(design, iterate.at, terms, block)
-            part = better(Solved(*(x[open_] for x in best)), now)
+            part = better(NodeAnswers(*(x[open_] for x in best)), now)
             for whole, piece in zip(best, part, strict=True):
                 whole[open_] = piece
             left = ~done(part, tolerance, cutoff)
@@ -113,7 +113,7 @@ def _proximal_step(smooth: SmoothPart, terms: Terms, V: Tensor) -> Tensor:
     ).view(V.shape)  # fmt: skip
 
 
-def done(at: Solved, tolerance: float, cutoff: float) -> Tensor:
+def done(at: NodeAnswers, tolerance: float, cutoff: float) -> Tensor:
     """(B,): accurate enough, or cut off; a node far below the cutoff needs no accuracy yet."""
     wanted = (_RELATIVE * (cutoff - at.bound)).clamp(min=tolerance, max=1e300)
     if cutoff == float("inf"):
@@ -125,7 +125,7 @@ def _of(terms: Terms, rows: Tensor) -> Terms:
     return Terms(None, terms.free[rows], terms.one[rows])
 
 
-def evaluate(design: Design, W: Tensor, terms: Terms, block: Tensor | None) -> Solved:
+def evaluate(design: Design, W: Tensor, terms: Terms, block: Tensor | None) -> NodeAnswers:
     """Bound and value at W as it is."""
     value, gradient = loss_and_gradient(design, W, block)
     penalty = penalty_of(design)
@@ -139,13 +139,13 @@ def evaluate(design: Design, W: Tensor, terms: Terms, block: Tensor | None) -> S
     cost = torch.where(one, fixed, torch.where(free, relaxed, 0.0)).sum(-1)
     y = torch.zeros_like(score)
     y[:, used] = torch.where(one, 1.0, torch.where(free, closed.indicator, 0.0))
-    return Solved(W, bound, score, y, value + cost)
+    return NodeAnswers(W, bound, score, y, value + cost)
 
 
-def better(old: Solved, new: Solved) -> Solved:
+def better(old: NodeAnswers, new: NodeAnswers) -> NodeAnswers:
     """Node by node: the point with the higher bound, and the lower of both values."""
     up = new.bound > old.bound
-    return Solved(
+    return NodeAnswers(
         torch.where(up[:, None, None, None], new.W, old.W),
         torch.where(up, new.bound, old.bound),
         torch.where(up[:, None], new.score, old.score),

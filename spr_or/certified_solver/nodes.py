@@ -97,7 +97,7 @@ class FirstOrderEngine:
             node.indicator, node.own = solved.indicator[b, at], bounds[b]
             node.bound = max(node.bound, node.own)
 
-    def solve(self, W: Tensor, free: Tensor, one: Tensor, cutoff: float) -> node_fista.Solved:
+    def solve(self, W: Tensor, free: Tensor, one: Tensor, cutoff: float) -> node_fista.NodeAnswers:
         """Rounds over a growing working set."""
         terms = Terms(None, free, one)
         # Where nothing is left to branch on, accuracy alone can close the node.
@@ -112,7 +112,7 @@ class FirstOrderEngine:
             if small.loss == "squared" and len(working) * small.shape[1] <= small.n:
                 small = small.with_moments()
             # The others hold no weights and gain nothing: what is known of all is known of these.
-            start = node_fista.Solved(
+            start = node_fista.NodeAnswers(
                 best.W[:, working], best.bound.clone(), best.score[:, working],
                 best.indicator[:, working], best.value.clone(),
             )  # fmt: skip

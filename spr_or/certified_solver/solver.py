@@ -27,7 +27,7 @@ from spr_or.certified_solver.proof_certificate import ProofCertificate, rounding
 from spr_or.certified_solver.proof_tree import CONTINUES, FloatBounds, Proof, check_tree
 from spr_or.certified_solver.search import Search, SearchProgress
 from spr_or.formulations.problem import SparseTrainingProblem
-from spr_or.solvers.certificate import certify
+from spr_or.solvers.certificate import Solved, certify
 from spr_or.solvers.time_limit import TimeLimit
 
 _CANDIDATES = 200  # entities the first local search looks at
@@ -287,8 +287,8 @@ def _certificate(
     # The search adds in another order than a check does: what that can change is given away.
     bound -= rounding(problem)
     made = certify(
-        problem, formulation="projected", integrality="integer", solver="branch_and_bound",
-        version=__version__, status=status, bound=bound, seconds=search.clock.seconds,
+        problem, Solved("projected", "integer", "branch_and_bound", __version__),
+        status=status, bound=bound, seconds=search.clock.seconds,
         weights=theta_of(problem, whole, best.W), indicators=support, tolerance=max(search.gap, 1e-9),
     )  # fmt: skip
     extra: dict[str, Any] = {"nodes": search.evaluated, "trace": tuple(search.trace)}

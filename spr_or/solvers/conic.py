@@ -25,7 +25,7 @@ from torch import Tensor
 
 from spr_or.formulations.losses import LOSSES
 from spr_or.formulations.problem import SparseTrainingProblem
-from spr_or.solvers.certificate import Certificate, certify, feasible
+from spr_or.solvers.certificate import Certificate, Solved, certify, feasible
 from spr_or.solvers.linear_data import linear_data
 from spr_or.solvers.time_limit import TimeLimit
 
@@ -151,10 +151,7 @@ def _solve(
     bound = _bound(problem, formulation, theta, nus)
     certificate = certify(
         problem,
-        formulation=formulation,
-        integrality="relaxed",
-        solver=solver.lower(),
-        version=_version(solver),
+        Solved(formulation, "relaxed", solver.lower(), _version(solver)),
         status=status,
         bound=bound,
         seconds=clock.seconds,

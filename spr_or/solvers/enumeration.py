@@ -15,7 +15,7 @@ import torch
 
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.solvers import fixed_support
-from spr_or.solvers.certificate import Certificate, certify
+from spr_or.solvers.certificate import Certificate, Solved, certify
 from spr_or.solvers.linear_data import linear_data
 from spr_or.solvers.time_limit import TimeLimit
 
@@ -70,10 +70,7 @@ def solve(problem: SparseTrainingProblem, time_limit: float | None = None) -> Ce
     solved = len(best_y) > 0
     return certify(
         problem,
-        formulation="enumeration",
-        integrality="integer",
-        solver="enumeration",
-        version=version("spr-or"),
+        Solved("enumeration", "integer", "enumeration", version("spr-or")),
         status=status,
         bound=bound,
         seconds=clock.seconds,

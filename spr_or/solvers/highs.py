@@ -27,7 +27,7 @@ from torch import Tensor
 from spr_or.formulations import bigm
 from spr_or.formulations.losses import LOSSES
 from spr_or.formulations.problem import SparseTrainingProblem
-from spr_or.solvers.certificate import Certificate, certify, feasible
+from spr_or.solvers.certificate import Certificate, Solved, certify, feasible
 from spr_or.solvers.conic import bigm_dual_bound
 from spr_or.solvers.time_limit import TimeLimit
 
@@ -106,12 +106,10 @@ def solve(
     except KeyboardInterrupt:
         answers.append(answers[-1]._replace(status="interrupted"))
     best = answers[-1]
+    version = ".".join(map(str, optimizer.version()))
     return certify(
         problem,
-        formulation="bigm",
-        integrality="relaxed" if relaxed else "integer",
-        solver="highs",
-        version=".".join(map(str, optimizer.version())),
+        Solved("bigm", "relaxed" if relaxed else "integer", "highs", version),
         status=best.status,
         bound=best.bound,
         seconds=clock.seconds,

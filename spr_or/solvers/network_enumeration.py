@@ -13,7 +13,7 @@ import torch
 
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.solvers import scip
-from spr_or.solvers.certificate import Certificate, certify
+from spr_or.solvers.certificate import Certificate, Solved, certify
 from spr_or.solvers.time_limit import TimeLimit
 
 MAX_ENTITIES = 6
@@ -54,10 +54,7 @@ def solve(problem: SparseTrainingProblem, time_limit: float | None = None) -> Ce
             break
     return certify(
         problem,
-        formulation="enumeration",
-        integrality="integer",
-        solver="scip by support",
-        version=best.version if best else "",
+        Solved("enumeration", "integer", "scip by support", best.version if best else ""),
         status=status,
         bound=bound,
         seconds=clock.seconds,

@@ -30,7 +30,7 @@ from spr_or.formulations import perspective
 from spr_or.formulations.losses import LOSSES
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.solvers import fixed_support
-from spr_or.solvers.certificate import Certificate, certify, feasible
+from spr_or.solvers.certificate import Certificate, Solved, certify, feasible
 from spr_or.solvers.highs_thread import run_highs
 from spr_or.solvers.linear_data import Array, LinearData, linear_data, margin_split
 from spr_or.solvers.time_limit import TimeLimit
@@ -91,10 +91,9 @@ def solve(
         status = "interrupted"
     return certify(
         problem,
-        formulation="perspective",
-        integrality="relaxed" if relaxed else "integer",
-        solver="highs-cuts",
-        version=version("highspy"),
+        Solved(
+            "perspective", "relaxed" if relaxed else "integer", "highs-cuts", version("highspy")
+        ),
         status=status,
         bound=progress.bound,
         seconds=clock.seconds,

@@ -26,7 +26,7 @@ from spr_or.formulations import perspective, projected
 from spr_or.formulations.losses import LOSSES, Loss
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.solvers.accelerated_gradient import Iterate, advance
-from spr_or.solvers.certificate import Certificate, certify
+from spr_or.solvers.certificate import Certificate, Solved, certify
 from spr_or.solvers.linear_data import linear_data
 from spr_or.solvers.time_limit import TimeLimit
 
@@ -88,10 +88,7 @@ def solve(
         status = "interrupted"
     return certify(
         problem,
-        formulation="projected",
-        integrality="relaxed",
-        solver="first-order",
-        version=version("spr-or"),
+        Solved("projected", "relaxed", "first-order", version("spr-or")),
         status=status,
         bound=best.bound,
         seconds=clock.seconds,
