@@ -1,0 +1,365 @@
+r"""The bound that one record proves, in float64 with every rounding enclosed.
+
+Write e_i = lambda u_i, r_i = e_i alpha (ridge), p_i = e_i (1 - alpha) (price).  A node fixes some y_i to 0
+(not *alive*) or 1 (*one*); its problem is min over w, y of loss(w) + sum_i r_i ||w^i||^2 + p_i y_i with
+|w^i| <= M_i y_i.  For every vector g the supremum
+
+.. math::  s_i(g) = \max_{|x| \le M_i} \bigl( -\langle g^i, x\rangle - x' D_i x \bigr) - p_i
+
+is what entity i gains by being in use; it costs nothing to leave it out.
+
+**A record without moved curvature** has a point w.  Let nu = fl(loss'(X w)): whatever it is, Fenchel's
+inequality gives loss(w') >= -(1/n) sum l*(nu) + <g, w'> with g = X' nu / n, hence with D_i = r_i I
+
+.. math::  \text{optimum} \ge -\tfrac1n \sum_m \ell^*(\nu_m) - \sum_{i\ \text{one}} s_i
+           - \sum_{i\ \text{free}} \max(0, s_i) .
+
+**A record with moved curvature D** (squared loss) names every entity alive.  Let H = X'X/n + diag(r) - D
+be positive semidefinite over the columns it names.  Then R(w) = w'Hw - 2 C'w + c_0, C = X'Y/n,
+c_0 = ||Y||^2/n, is convex and above its tangent at any w with slope g = 2 (H w - C), whose constant is
+c_0 - w'Hw; the optimum is at least that minus what the entities gain with this g and D.  D couples the
+columns of an entity, or of a cluster of entities, which then gains the maximum over its supports S of
+max_x -<g_S, x> - x'D_SS x - sum_S p_i.
+
+For a block, x is bounded by any multipliers eta >= 0 of the box: with A = D_SS + diag(eta), and any x^ with
+residual rho = -g - 2 A x^,
+
+.. math::  \max_{|x| \le M} -g'x - x'D_{SS}x \le \hat x'(-g - A\hat x) + \tfrac14 \rho' A^{-1} \rho
+           + \sum_j \eta_j M_j^2, \qquad \rho'A^{-1}\rho \le \sum_j \rho_j^2 / (\mu D_{jj}),
+
+where D >= mu diag(D) is proven once for the whole cluster and holds for each of its principal parts.
+
+**Roundings.**  g is known within radii delta: since |x_j| <= M_j, entity i gains at most sum_j delta_j M_j more.
+X'X/n, X'Y/n and X'nu/n are formed by chunks of samples, so that gamma belongs to about 2 sqrt(n) operations.
+Entries of H, and what rounding does to them, are bounded by a_j a_k with a_j^2 = ||X_j||^2/n + D_jj + r_j.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spr_or.proof.data import Data
+from spr_or.proof.rounding import (
+    SAFE, TINY, UNIT, Array, gamma, lengths, operations, positive_definite, product, total,
+)  # fmt: skip
+from spr_or.proof.tree import Record, State
+
+INDEFINITE = "the loss without the curvature it moves is not proven convex"
+_SLOTS, _COLUMNS = 8, 64  # of a cluster, at most: a check must not be made to enumerate for ever
+_AT_ONCE = 64  # plain records whose gradients are one matrix product
+_SWEEPS = 60
+
+Found = tuple[float, Array] | str
+Mask = NDArray[np.bool_]
+
+
+class Bounds:
+    """Bounds and scores of the records of one proof."""
+
+    def __init__(self, data: Data, records: list[Record]) -> None:
+        self.data = data
+        self.X_lengths = lengths(data.X)
+        self.Y_lengths = lengths(data.Y)
+        self.owner = np.concatenate([np.full(len(c), i) for i, c in enumerate(data.columns)])
+        self.order = np.concatenate(data.columns)
+        self.XT = np.ascontiguousarray(data.X.T)
+        self.plain = [number for number, r in enumerate(records) if r.d is None]
+        self.place = {number: place for place, number in enumerate(self.plain)}
+        self.records = records
+        self.ready: dict[int, tuple[float, Array]] = {}
+        self._moments(records)
+
+    def __call__(self, number: int, state: State) -> Found:
+        """The bound of a record and the scores (N,) of its entities; or why it has none."""
+        if self.records[number].d is None:
+            return self._plain(number, state)
+        return self._moved(self.records[number], state)
+
+    # --- without moved curvature --------------------------------------------------------------------
+
+    def _plain(self, number: int, state: State) -> Found:
+        if number not in self.ready:
+            self.ready.clear()
+            start = self.place[number]
+            self._gradients(self.plain[start : start + _AT_ONCE])
+        base, g = self.ready.pop(number)
+        data = self.data
+        gain = phi(g, data.ridge[self.owner, None], data.M[self.owner, None]).sum(axis=1)
+        gain = np.bincount(self.owner, gain, minlength=len(data.columns))
+        return _paid(base, self._net(gain, data.price), state)
+
+    def _net(self, gain: Array, price: Array) -> Array:
+        """What entities gain, summed over k columns and q outputs, less their price; rounded up."""
+        return _less(gain * (1 + gamma(self.data.k * self.data.Y.shape[1] + 4)), price)
+
+    def _gradients(self, numbers: list[int]) -> None:
+        """Constants and upper bounds of |X' nu / n|, (p in entity order, q), for some plain records."""
+        data = self.data
+        rows, q = data.Y.shape
+        slopes = np.empty((rows, len(numbers), q))
+        for place, number in enumerate(numbers):
+            slopes[:, place] = slope(data, self._predict(self.records[number]))
+        g = gradient_size(data, slopes.reshape(rows, -1), self.X_lengths)[self.order]
+        g = g.reshape(-1, len(numbers), q)
+        for place, number in enumerate(numbers):
+            self.ready[number] = conjugate(data, slopes[:, place]), g[:, place]
+
+    def _predict(self, record: Record) -> Array:
+        data = self.data
+        q = data.Y.shape[1]
+        used = [(data.columns[i], w) for i, w in zip(record.entities, record.W, strict=True)]
+        if not used:
+            return np.zeros((len(data.X), q))
+        columns = np.concatenate([at for at, _ in used])
+        weights = np.concatenate([w[: len(at)] for at, w in used])
+        return np.asarray(self.XT[columns].T @ weights)
+
+    # --- with moved curvature -----------------------------------------------------------------------
+
+    def _moments(self, records: list[Record]) -> None:
+        """X'X/n, X'Y/n and ||Y||^2/n over the columns of all records that move curvature."""
+        data = self.data
+        self.c0, self.c0_error = total(np.square(data.Y) / data.n)
+        self.c0_error = SAFE * (self.c0_error + 2 * UNIT * self.c0)
+        self.row = np.full(data.X.shape[1], -1)
+        named = {i for r in records if r.d is not None for i in r.entities.tolist()}
+        if not named:
+            return
+        columns = np.concatenate([data.columns[i] for i in sorted(named)])
+        self.row[columns] = np.arange(len(columns))
+        X = data.X[:, columns]
+        G = product(X, X) / data.n
+        self.G = np.tril(G) + np.tril(G, -1).T
+        self.C = product(X, data.Y) / data.n
+        self.lengths = SAFE * lengths(X) / np.sqrt(data.n)
+
+    def _moved(self, record: Record, state: State) -> Found:
+        data, q = self.data, self.data.Y.shape[1]
+        if data.loss != "squared":
+            return "moves curvature of a loss that is not squared"
+        if not len(record.entities):  # nothing is left to choose
+            return _down(self.c0, self.c0_error), np.full(len(data.columns), np.nan)
+        owned = [data.columns[i] for i in record.entities]
+        sizes = np.array([len(at) for at in owned])
+        at = self.row[np.concatenate(owned)]
+        P = len(at)
+        real = np.arange(data.k) < sizes[:, None]
+        position = np.where(real, np.cumsum(real.ravel()).reshape(real.shape) - 1, -1)  # (n, k)
+        w = record.W[real]  # (P, q)
+        ridge = np.repeat(data.ridge[record.entities], sizes)
+        H = self.G[np.ix_(at, at)]
+        H[np.arange(P), np.arange(P)] += ridge
+        blocks = _blocks(record, position, data.k)
+        if isinstance(blocks, str):
+            return blocks
+        moved = np.zeros(P)
+        for index, D in blocks:
+            inside = np.ix_(index, index)
+            H[inside] -= D
+            moved[index] = np.diagonal(D)
+        size = np.sqrt(np.square(self.lengths[at]) + moved + ridge) * SAFE
+        # In each entry of H: X'X/n, its division, the ridge, what was added and taken away.
+        c = SAFE * (gamma(operations(len(data.X))) + 16 * UNIT)
+        if not positive_definite(H, SAFE * P * c * np.square(size)):
+            return INDEFINITE
+        Hw = H @ w
+        g = 2 * (Hw - self.C[at])
+        reach = size @ np.abs(w)  # (q,)
+        known = (c + gamma(P + 6)) * reach + 2 * c * self.Y_lengths / np.sqrt(data.n)
+        radius = SAFE * 2 * size[:, None] * known + 4 * UNIT * np.abs(g) + TINY
+        inner, error = total(w * Hw)
+        error += self.c0_error + SAFE * (c + 2 * gamma(P + 6)) * float(np.square(reach).sum())
+        base = _down(self.c0 - inner, error)
+        if record.d is not None and record.d.ndim == 2:
+            gain = phi(np.abs(g) + radius, moved[:, None], np.repeat(data.M[record.entities], sizes)[:, None])
+            gain = np.bincount(np.repeat(np.arange(len(sizes)), sizes), gain.sum(axis=1), len(sizes))
+            score = np.full(len(data.columns), np.nan)
+            score[record.entities] = self._net(gain, data.price[record.entities])
+            return _paid(base, score, state)
+        assert q == 1
+        return self._clustered(record, state, base, position, -g[:, 0], radius[:, 0])
+
+    def _clustered(
+        self, record: Record, state: State, base: float, position: NDArray, u: Array, radius: Array
+    ) -> Found:
+        """What clusters gain by the best of their supports; a block an entity is a cluster of one."""
+        data, k = self.data, self.data.k
+        assert record.d is not None
+        rows = _cluster_rows(record)  # (m, s) rows of the record, -1 where there is none
+        m, s = rows.shape
+        present = rows >= 0
+        entity = np.where(present, record.entities[rows], -1)
+        flat = np.where(present[:, :, None], position[rows], -1).reshape(m, s * k)
+        D = np.where((flat >= 0)[:, :, None] & (flat >= 0)[:, None, :], record.d, 0.0)
+        places = np.arange(s * k)
+        D[:, places, places] += flat < 0
+        # Scaled by powers of two, which rounds nothing, so that all columns count alike.
+        diagonal = D[:, places, places]
+        scale = np.exp2(-np.round(np.log2(diagonal) / 2))
+        scaled = scale[:, :, None] * D * scale[:, None, :]
+        mu = 0.5 * np.linalg.eigvalsh(scaled)[:, 0]
+        if not (mu > 0).all() or not positive_definite(scaled, np.repeat(mu[:, None], s * k, 1)):
+            return "moves a curvature that is not proven positive"
+        table = np.array(list(itertools.product((False, True), repeat=s)))  # (S, s)
+        alive = present & state.alive[entity]
+        one = present & state.one[entity]
+        allowed = ~(table[None] & ~alive[:, None]).any(2) & ~(~table[None] & one[:, None]).any(2)
+        inside = np.repeat(table, k, axis=1)[None] & (flat >= 0)[:, None]  # (m, S, K)
+        M = np.repeat(np.where(present, data.M[entity], 0.0), k, axis=1)
+        u_, radius_ = (np.where(flat >= 0, x[flat], 0.0)[:, None] * inside for x in (u, radius))
+        gain = _block_gain(u_, D, inside, M[:, None], mu[:, None, None] / np.square(scale)[:, None])
+        gain = gain + SAFE * (radius_ * M[:, None]).sum(2)
+        price = np.where(present, data.price[entity], 0.0) @ table.T.astype(float)
+        gain = _less(gain, price)
+        gain[~allowed] = -np.inf
+        best = gain.max(1)
+        score = np.full(len(data.columns), np.nan)
+        for slot in range(s):
+            with_it = np.where(table[:, slot], gain, -np.inf).max(1)
+            without = np.where(table[:, slot], -np.inf, gain).max(1)
+            free = alive[:, slot] & ~one[:, slot]
+            score[entity[free, slot]] = (with_it - without)[free]
+        paid, error = total(best)
+        return _down(base - paid, error), score
+
+
+def slope(data: Data, prediction: Array) -> Array:
+    """nu near the derivative of the loss at the prediction, in the domain of its conjugate."""
+    if data.loss == "squared":
+        return 2 * (prediction - data.Y)
+    with np.errstate(over="ignore"):
+        share = 1 / (1 + np.exp(data.Y * prediction))
+    return -data.Y * np.clip(share, 0.0, 1.0)
+
+
+def conjugate(data: Data, nu: Array) -> float:
+    """A lower bound of -(1/n) sum l*(nu)."""
+    if data.loss == "squared":  # l*(nu) = nu y + nu^2 / 4
+        value, error = total(np.stack([nu * data.Y, np.square(nu) / 4]))
+        error += 4 * UNIT * float(np.abs(nu * data.Y).sum() + np.square(nu).sum())
+    else:  # with p = -nu y in [0, 1]: p log p + (1 - p) log(1 - p)
+        p = np.abs(nu)
+        terms = np.stack([_xlogx(p), _xlogx(1 - p)])
+        value, error = total(terms)
+        error += 32 * UNIT * nu.size
+    mean = _down(-value, error) / data.n
+    return mean - 4 * UNIT * abs(mean)
+
+
+def gradient_size(data: Data, nu: Array, X_lengths: Array) -> Array:
+    """Upper bounds of |X' nu| / n, (p, c), for slopes nu (rows, c)."""
+    error = gamma(operations(len(nu))) * X_lengths[:, None] * lengths(nu)
+    return (np.abs(product(data.X, nu)) + SAFE * error + TINY) / data.n * (1 + 4 * UNIT)
+
+
+def _xlogx(p: Array) -> Array:
+    return p * np.log(np.where(p > 0, p, 1.0))
+
+
+def phi(u: Array, d: Array, M: Array) -> Array:
+    """At least max over |x| <= M of u x - d x^2, for u >= 0 and d >= 0."""
+    inner = u <= 2 * d * M
+    safe = np.where(inner & (d > 0), d, 1.0)
+    value = np.where(inner & (d > 0), np.square(u) / (4 * safe), M * u - d * np.square(M))
+    return np.maximum(value, 0.0) * (1 + 16 * UNIT) + TINY
+
+
+def _block_gain(u: Array, D: Array, inside: Mask, M: Array, least: Array) -> Array:
+    """At least max u'x - x'D_SS x over |x_j| <= M_j, (m, S), for u (m, S, K) that is 0 outside S.
+
+    ``D`` (m, K, K), ``inside`` (m, S, K) the columns of S; D_SS >= diag(least), broadcast to (m, S, K).
+    """
+    K = u.shape[-1]
+    A = np.where(inside[..., None] & inside[..., None, :], D[:, None], 0.0)
+    places = np.arange(K)
+    A[..., places, places] += ~inside
+    limit = np.broadcast_to(M, u.shape)
+    eta = _multipliers(u, A, limit)
+    A[..., places, places] += eta
+    x = 0.5 * np.linalg.solve(A, u[..., None])[..., 0]
+    Ax = (A @ x[..., None])[..., 0]
+    size = np.abs(u) + 2 * (np.abs(A) @ np.abs(x)[..., None])[..., 0]
+    g = gamma(K + 6)
+    residual = np.abs(u - 2 * Ax) + SAFE * g * size
+    value = (x * (u - Ax)).sum(-1) + SAFE * g * (np.abs(x) * size).sum(-1)
+    rest = (np.square(residual) / least).sum(-1) / 4
+    box = (eta * np.square(limit)).sum(-1)
+    return value + SAFE * rest + box * (1 + gamma(K + 4)) + TINY
+
+
+def _multipliers(u: Array, A: Array, M: Array) -> Array:
+    """Some eta >= 0 for the box |x_j| <= M_j, near the best: coordinate ascent where x leaves the box."""
+    x = 0.5 * np.linalg.solve(A, u[..., None])[..., 0]
+    outside = (np.abs(x) > M).any(-1)
+    eta = np.zeros_like(u)
+    if not outside.any():
+        return eta
+    u, A, M = u[outside], A[outside], M[outside]
+    x = np.clip(x[outside], -M, M)
+    for _ in range(_SWEEPS):
+        before = x.copy()
+        for j in range(u.shape[-1]):
+            rest = (A[:, j] * x).sum(-1) - A[:, j, j] * x[:, j]
+            x[:, j] = np.clip((u[:, j] / 2 - rest) / A[:, j, j], -M[:, j], M[:, j])
+        if (np.abs(x - before) <= 1e-12 * M).all():
+            break
+    push = u - 2 * (A @ x[..., None])[..., 0]
+    at_limit = (np.abs(x) >= M) & (x != 0)
+    eta[outside] = np.where(at_limit, np.maximum(push / np.where(at_limit, 2 * x, 1.0), 0.0), 0.0)
+    return eta
+
+
+def _blocks(record: Record, position: NDArray, k: int) -> list[tuple[NDArray, Array]] | str:
+    """The curvature as (columns, block), columns numbered within the record; or what is wrong."""
+    d = record.d
+    assert d is not None
+    if not np.isfinite(d).all():
+        return "moves a curvature that is not finite"
+    if d.ndim == 2:
+        if not (d > 0).all():
+            return "moves a curvature that is not positive"
+        return [
+            (own[own >= 0], np.diag(row[own >= 0])) for own, row in zip(position, d, strict=True)
+        ]
+    rows = _cluster_rows(record)
+    if rows.shape[1] > _SLOTS or d.shape[1] > _COLUMNS:
+        return f"has clusters of more than {_SLOTS} entities or {_COLUMNS} columns"
+    if not (d == d.swapaxes(1, 2)).all() or not (np.diagonal(d, axis1=1, axis2=2) > 0).all():
+        return "moves a curvature that is not positive"
+    found = []
+    for members, D in zip(rows, d, strict=True):
+        flat = np.where(members[:, None] >= 0, position[members], -1).ravel()
+        keep = flat >= 0
+        found.append((flat[keep], D[np.ix_(keep, keep)]))
+    return found
+
+
+def _cluster_rows(record: Record) -> NDArray:
+    """Clusters (m, s) as rows of the record's entities, -1 for what it does not name."""
+    if record.clusters is None:
+        return np.arange(len(record.entities))[:, None]
+    row = {int(entity): number for number, entity in enumerate(record.entities)}
+    return np.array([[row.get(int(i), -1) for i in c] for c in record.clusters]).reshape(
+        record.clusters.shape
+    )
+
+
+def _less(gain: Array, price: Array) -> Array:
+    """gain - price, rounded up."""
+    return gain - price + 16 * UNIT * (np.abs(gain) + price)
+
+
+def _down(value: float, error: float) -> float:
+    """value - error, rounded down."""
+    return value - SAFE * error - 4 * UNIT * (abs(value) + abs(error)) - TINY
+
+
+def _paid(base: float, score: Array, state: State) -> tuple[float, Array]:
+    """The bound left when all entities alive have taken what they gain."""
+    free = state.alive & ~state.one
+    taken = np.concatenate([score[state.one], np.maximum(score[free], 0.0)])
+    paid, error = total(taken)
+    return _down(base - paid, error), score

@@ -1,0 +1,132 @@
+r"""The check of a certificate: what it proves, from the problem's own data and nothing else.
+
+**Theorem.**  Let every record of the tree be admissible (`tree`), and let b be the least of the bounds of its
+leaves and of the far sides of its fixings, each computed as in `bounds`.  Then every solution of
+
+.. math::  \min\; \frac1n \sum_m \ell(x_m w, y_m) + \lambda \sum_i u_i [\alpha \lVert w^i\rVert^2
+           + (1-\alpha) y_i], \qquad |w^i_j| \le M_i y_i,\; y_i \in \{0, 1\}
+
+costs at least b.  *Proof.*  A solution follows the tree from the root: at a branching it takes the side
+that its y says; at a fixing it agrees, or it is on the far side, whose bound is in the minimum.  It ends in
+a leaf or on a far side, and the bound there, or one inherited from above it, holds for it.
+
+**Roundings.**  X, y, lambda, u, alpha and M are taken as the floats they are.  Everything computed from them
+is enclosed (`rounding`): sums over samples and columns, the forming of X'X/n, Cholesky's method, the prices.
+A stated bound has to lie below b as it comes out, rounded down: no allowance.
+
+**Allowance.**  The stated objective may differ from the one computed here by its own rounding and by
+`ALLOWANCE` of the loss at zero: so much can the order of a sum change on another machine.  There is no
+absolute term: a problem in other units has the same verdict.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from spr_or.formulations.problem import SparseTrainingProblem
+from spr_or.proof.bounds import Bounds
+from spr_or.proof.data import Data, data_of
+from spr_or.proof.rounding import SAFE, UNIT, Array, gamma, total
+from spr_or.proof.tree import Evaluate, Record, walk
+
+ALLOWANCE = 1e-10
+
+
+class Stated(NamedTuple):
+    """What a certificate claims: weights (P,), indicators (N,), the objective, the bound, the tree."""
+
+    weights: Array
+    indicators: Array
+    objective: float
+    bound: float
+    records: list[Record]
+
+
+class Check(NamedTuple):
+    """The outcome of a check: whether everything holds, the numbers found, and what was wrong."""
+
+    ok: bool
+    objective: float
+    bound: float
+    problems: list[str]
+
+
+def check(problem: SparseTrainingProblem, stated: Stated, exact: bool = False) -> Check:
+    """Evaluate the solution and the tree again.
+
+    ``exact``: in rational arithmetic, for the squared loss and small problems (``ValueError`` else); nothing
+    is rounded then but the objective.  The bound returned is the one proven here, at most the objective.
+    """
+    data = data_of(problem)
+    with np.errstate(all="ignore"):
+        faults = _solution_faults(data, stated)
+        objective, error = (math.nan, 0.0) if faults else objective_of(data, problem, stated)
+        allowance = error + ALLOWANCE * data.loss_at_zero
+        if not faults and not abs(objective - stated.objective) <= allowance:
+            faults.append(f"the objective is {objective!r}, not {stated.objective!r} as stated")
+        evaluate: Evaluate
+        if exact:
+            from spr_or.proof.exact import ExactBounds
+
+            evaluate = ExactBounds(data, problem, stated.records)
+        else:
+            evaluate = Bounds(data, stated.records)
+        try:
+            bound, wrong = walk(stated.records, data.shape, evaluate)
+        except (np.linalg.LinAlgError, ValueError) as trouble:
+            bound, wrong = -math.inf, [f"the tree cannot be evaluated: {trouble}"]
+    faults += wrong
+    # A fraction may be less than any float.
+    proven = math.nextafter(float(bound), -math.inf) if abs(bound) < 1e300 else -math.inf
+    if not wrong and not stated.bound <= bound:
+        faults.append(f"the tree proves the bound {proven!r}, not {stated.bound!r} as stated")
+    if not stated.bound <= stated.objective:
+        faults.append(
+            f"the bound {stated.bound!r} lies above the objective {stated.objective!r}"
+        )
+    return Check(not faults, objective, min(proven, objective), faults)
+
+
+def _solution_faults(data: Data, stated: Stated) -> list[str]:
+    weights, y = stated.weights, stated.indicators
+    size = sum(at.size for at in data.at)
+    if weights.shape != (size,) or not np.isfinite(weights).all():
+        return [f"the weights are not {size} finite numbers"]
+    if y.shape != (len(data.at),) or not ((y == 0) | (y == 1)).all():
+        return ["the indicators are not 0 or 1, one for each entity"]
+    for i, at in enumerate(data.at):
+        peak = float(np.abs(weights[at]).max())
+        if not peak <= data.M[i] * y[i]:
+            return [f"entity {i} has a weight of {peak:g} outside M y"]
+    return []
+
+
+def objective_of(
+    data: Data, problem: SparseTrainingProblem, stated: Stated
+) -> tuple[float, float]:
+    """The objective of formulation (1) at the stated solution, and how far rounding can put it off."""
+    used = np.flatnonzero(stated.indicators)
+    columns = np.concatenate([data.columns[i] for i in used]) if len(used) else np.arange(0)
+    q = data.Y.shape[1]
+    parts = [stated.weights[data.at[i]].reshape(-1, q) for i in used]
+    W = np.concatenate(parts) if parts else np.zeros((0, q))
+    X = data.X[:, columns]
+    prediction = X @ W
+    off = gamma(len(columns) + 2) * (np.abs(X) @ np.abs(W))
+    if data.loss == "squared":
+        residual = np.abs(prediction - data.Y)
+        loss, error = total(np.square(residual))
+        error += float((2 * residual * off + np.square(off)).sum()) + 8 * UNIT * loss
+    else:
+        terms = np.logaddexp(0.0, -data.Y * prediction)
+        loss, error = total(terms)
+        error += float(off.sum()) + 16 * UNIT * (loss + prediction.size)
+    weight = problem.lam * problem.u.numpy()[used]
+    squares = np.array([float(np.square(part).sum()) for part in parts])
+    penalty, more = total(weight * (problem.alpha * squares + (1 - problem.alpha)))
+    more += gamma(data.k * q + 8) * abs(penalty)
+    value = loss / data.n + penalty
+    return value, SAFE * (error / data.n + more) + 4 * UNIT * abs(value)

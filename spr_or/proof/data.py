@@ -1,0 +1,75 @@
+"""A linear problem as plain arrays in the order of its entities, for the check and for nothing else."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spr_or.formulations.problem import SparseTrainingProblem
+from spr_or.proof.rounding import UNIT, Array, total
+
+Indices = NDArray[np.int64]
+
+
+class Data(NamedTuple):
+    """The numbers of a problem.
+
+    X : (rows, p), Y : (rows, q), n the divisor of the mean loss
+    columns : of X, for each entity, in the order in which records list their weights
+    k : the most columns of an entity; records pad to it
+    M : (N,) exact; ridge, price : (N,), lambda u alpha and lambda u (1 - alpha), rounded down
+    at : for each entity the positions (columns, q) of its weights in the flat vector of the problem
+    """
+
+    X: Array
+    Y: Array
+    n: int
+    loss: str
+    columns: list[Indices]
+    k: int
+    M: Array
+    ridge: Array
+    price: Array
+    at: list[Indices]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(N, k, q)."""
+        return len(self.columns), self.k, self.Y.shape[1]
+
+    @property
+    def loss_at_zero(self) -> float:
+        """The mean loss of the prediction 0: what tolerances are relative to."""
+        if self.loss == "squared":
+            return total(np.square(self.Y))[0] / self.n
+        return float(np.log(2.0))
+
+
+def data_of(problem: SparseTrainingProblem) -> Data:
+    """The arrays of a linear problem with squared or logistic loss; ``ValueError`` for others.
+
+    Entities that own single (column, output) cells become columns of X (x) I_q, as records have them.
+    """
+    if problem.net is not None or problem.loss not in ("squared", "logistic"):
+        raise ValueError(
+            f"the check takes linear models with squared or logistic loss, not {problem.name!r}"
+        )
+    X, Y = problem.X.numpy(), problem.y.numpy()
+    groups, q = problem.entities.groups, problem.y.shape[1]
+    whole = [sorted({j // q for j in group}) for group in groups]
+    if all(len(owned) * q == len(group) for owned, group in zip(whole, groups, strict=True)):
+        columns = [np.array(owned, dtype=np.int64) for owned in whole]
+        at = [own[:, None] * q + np.arange(q) for own in columns]
+    else:
+        X, Y = np.kron(X, np.eye(q)), Y.reshape(-1, 1)
+        columns = [np.array(group, dtype=np.int64) for group in groups]
+        at = [own[:, None] for own in columns]
+    weight = problem.lam * problem.u.numpy()
+    down = 1 - 4 * UNIT
+    return Data(
+        np.ascontiguousarray(X), np.ascontiguousarray(Y), problem.n, problem.loss, columns,
+        max(map(len, columns)), problem.M.numpy(), weight * problem.alpha * down,
+        weight * (1 - problem.alpha) * down, at,
+    )  # fmt: skip

@@ -1,0 +1,198 @@
+r"""The tree of a proof, and the walk that adds up what its records prove.
+
+A record states a point (and moved curvature) whose bound holds for its node (`bounds`); the entities that
+this bound fixes safely; and either the entity branched on (two children, y = 0 and y = 1), or one child
+that continues with those fixings, or nothing: a leaf.  The walk follows the fixings from the root, sees
+that both sides of every branching are there, and takes the least bound over all leaves and over the far
+sides of all fixings.  A node inherits the bound of the nodes above it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spr_or.proof.rounding import UNIT
+
+CONTINUES = -1  # the value of a record that is no side of a branching
+
+
+class Record(NamedTuple):
+    """One node as the check reads it; arrays of int64 and float64.
+
+    parent, value : the number of the parent (-1: the root), and the side of its branching
+    entities (n,), W (n, k, q) : weights of some entities, zero for the others
+    d : moved curvature, None, a diagonal (n, k), blocks (n, k, k), or blocks of clusters (m, s k, s k)
+    zeros, ones : entities fixed by this record's bound; branch : the entity branched on, or -1
+    clusters : (m, s) entities or -1, or None
+    """
+
+    parent: int
+    value: int
+    entities: NDArray
+    W: NDArray
+    d: NDArray | None
+    zeros: NDArray
+    ones: NDArray
+    branch: int
+    clusters: NDArray | None
+
+
+class State(NamedTuple):
+    """At a record: entities still alive (not zero), those at one, and the best bound above it."""
+
+    alive: NDArray[np.bool_]
+    one: NDArray[np.bool_]
+    inherited: Any
+
+
+Evaluate = Callable[[int, State], "tuple[Any, Any] | str"]
+
+
+class Walked(NamedTuple):
+    """The bound that a tree proves, -inf where something is wrong, and what is wrong."""
+
+    bound: Any
+    faults: list[str]
+
+
+def walk(records: list[Record], shape: tuple[int, int, int], evaluate: Evaluate) -> Walked:
+    """The least bound of a tree over N entities of up to k columns and q outputs, (N, k, q) = ``shape``.
+
+    ``evaluate(number, state)`` gives the bound of a record and the score of each entity, as floats
+    (`bounds`) or fractions (`exact`), or says why the record has none.
+    """
+    faults = list(structure(records))
+    if faults:
+        return Walked(-math.inf, faults)
+    children = _children(records)
+    states: dict[int, State] = {}
+    least: Any = math.inf
+    for number, record in enumerate(records):
+        if record.parent < 0:
+            nothing = np.zeros(shape[0], dtype=bool)
+            state = State(~nothing, nothing, -math.inf)
+        else:
+            state = _descend(states[record.parent], records[record.parent], record.value)
+        wrong = _misshapen(record, shape) or _inadmissible(record, state)
+        found = wrong or evaluate(number, state)
+        if isinstance(found, str):
+            return Walked(-math.inf, [f"record {number}: {found}"])
+        bound, score = found
+        far = [(i, -1) for i in record.zeros.tolist()] + [(i, 1) for i in record.ones.tolist()]
+        if not _finite(bound, *(score[i] for i, _ in far)):
+            return Walked(-math.inf, [f"record {number}: its bound is not finite"])
+        below = max(bound, state.inherited)
+        for i, sign in far:
+            least = min(least, max(below, _forced(bound, sign * score[i])))
+        if children[number]:
+            states[number] = State(*_fixed(state, record), below)
+        else:
+            least = min(least, below)
+        if record.parent >= 0 and number == children[record.parent][-1]:
+            del states[record.parent]
+    return Walked(least, [])
+
+
+def structure(records: list[Record]) -> Iterator[str]:
+    """What keeps the records from being a tree whose leaves cover the root."""
+    if not records:
+        yield "the proof has no records"
+    children = _children(records)
+    for number, record in enumerate(records):
+        if (number == 0) != (record.parent < 0) or record.parent >= number:
+            yield f"record {number}: its parent {record.parent} does not come before it"
+        sides = sorted(records[child].value for child in children[number])
+        if record.branch >= 0 and sides != [0, 1]:
+            yield f"record {number}: branches on entity {record.branch}, but has the sides {sides}"
+        if record.branch < 0 and sides not in ([], [CONTINUES]):
+            yield f"record {number}: has children {sides} without a branching"
+
+
+def _children(records: list[Record]) -> list[list[int]]:
+    children: list[list[int]] = [[] for _ in records]
+    for number, record in enumerate(records):
+        if 0 <= record.parent < number:
+            children[record.parent].append(number)
+    return children
+
+
+def _forced(bound: Any, less: Any) -> Any:
+    """The bound of the far side of a fixing, where an entity that gained max(0, s) gains s or nothing."""
+    far = bound + max(0, less)
+    return far - 4 * UNIT * (abs(bound) + abs(less)) if isinstance(far, float) else far
+
+
+def _finite(*values: Any) -> bool:
+    return all(-math.inf < value < math.inf for value in values)
+
+
+def _fixed(state: State, record: Record) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    alive, one = state.alive.copy(), state.one.copy()
+    alive[record.zeros] = False
+    one[record.ones] = True
+    return alive, one
+
+
+def _descend(state: State, parent: Record, value: int) -> State:
+    """The state of a child; what the parent itself fixed is in ``state`` already."""
+    alive, one = state.alive.copy(), state.one.copy()
+    if value == 0:
+        alive[parent.branch] = False
+    elif value == 1:
+        one[parent.branch] = True
+    return State(alive, one, state.inherited)
+
+
+def _misshapen(record: Record, shape: tuple[int, int, int]) -> str:
+    """What is wrong with the sizes and numbers of a record; empty where nothing is."""
+    N, k, q = shape
+    n = len(record.entities)
+    named = [record.entities, record.zeros, record.ones]
+    if any(len(x) and not (0 <= x.min() and x.max() < N) for x in named):
+        return f"names an entity that is not one of 0 to {N - 1}"
+    if not -1 <= record.branch < N:
+        return f"branches on {record.branch}, which is not one of 0 to {N - 1}"
+    if record.W.shape != (n, k, q):
+        return f"has weights of shape {record.W.shape}, not {(n, k, q)}"
+    if not np.isfinite(record.W).all():
+        return "has weights that are not finite"
+    if record.d is None:
+        return "" if record.clusters is None else "has clusters without curvature"
+    shapes = [(n, k), (n, k, k)] if q == 1 else [(n, k)]
+    if record.clusters is not None:
+        c = record.clusters
+        if c.ndim != 2 or (c.size and not (-1 <= c.min() and c.max() < N)):
+            return "has clusters that are no lists of entities"
+        shapes = [(len(c), c.shape[1] * k, c.shape[1] * k)] if q == 1 and n else []
+    return "" if record.d.shape in shapes else f"moves a curvature of shape {record.d.shape}"
+
+
+def _inadmissible(record: Record, state: State) -> str:
+    """What is wrong with the entities a record names; empty where nothing is."""
+    free = state.alive & ~state.one
+    fixed = np.concatenate([record.zeros, record.ones])
+    if not free[fixed].all():
+        return "fixes an entity that is not free"
+    if len(np.unique(fixed)) != len(fixed):
+        return "fixes an entity twice"
+    alive, one = _fixed(state, record)
+    if record.branch >= 0 and not (alive & ~one)[record.branch]:
+        return f"branches on entity {record.branch}, which is not free"
+    if len(np.unique(record.entities)) != len(record.entities):
+        return "names an entity twice"
+    if record.d is not None:
+        named = np.zeros(len(state.alive), dtype=bool)
+        named[record.entities] = True
+        if not (named | ~state.alive).all():
+            return "moves curvature without naming every entity that is left"
+    if record.clusters is not None:
+        members = record.clusters[record.clusters >= 0]
+        once = len(np.unique(members)) == len(members)
+        if not once or not np.isin(record.entities, members).all():
+            return "has clusters that are no partition of its entities"
+    return ""

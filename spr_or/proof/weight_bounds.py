@@ -1,0 +1,249 @@
+r"""What proves an M: bounds on the weights of every optimum of the problem without bounds.
+
+With U the value of any solution (the *incumbent*), F(w) = loss + sum_i r_i ||w^i||^2, r_i = lambda u_i alpha,
+p_i = lambda u_i (1 - alpha), and w* optimal with w*^i not zero:
+
+0. F(w*) <= U - p_i, since w* pays for entity i.
+1. Any loss that is not negative, alpha > 0: |w*_j| <= sqrt((U - p_i) / r_i).
+2. Squared loss, Q = X'X/n + diag(r), W^ the minimum of F, s = F(0) - F(W^).  F is its minimum
+   plus ||w - W^||_Q^2, and w*, the minimum over its own support, lies on the sphere with diameter
+   from 0 to W^ (Thales), so that
+
+   .. math:: |w^*_j| \le \min\Bigl\{ |\hat w_j| + \sqrt{(U - p_i - F(\hat w))\,\kappa_j},\;
+                \tfrac12 \bigl(|\hat w_j| + \sqrt{s\,\kappa_j}\bigr)\Bigr\},
+                \qquad \kappa_j = (Q^{-1})_{jj} .
+
+3. Any *point* with slope nu of the loss and g = X' nu / n, alpha > 0, D_i what the bound of the point's tangent
+   becomes when entity i has to be in use and is not bounded:
+
+   .. math:: |w^*_j| \le \frac{|g_j|}{2\,r_i} + \sqrt{\frac{U - D_i}{r_i}} .
+
+docs/solver.md has the proofs.  Columns are scaled by powers of two first, which rounds nothing; columns of zeros
+stay at weight 0.  Every quantity is enclosed: linear systems by their residual, the smallest eigenvalue by a
+verified factorisation.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from spr_or.formulations.problem import SparseTrainingProblem
+from spr_or.proof.bounds import conjugate, gradient_size, phi, slope
+from spr_or.proof.check import Stated, objective_of
+from spr_or.proof.data import Data, data_of
+from spr_or.proof.rounding import SAFE, UNIT, Array, gamma, lengths, positive_definite, total
+
+# Up to here min(n, p) gives a matrix to factorise; above, bounds 1 and 3 have to do.
+LARGEST_SYSTEM = 5000
+# Entities that no optimum uses get a bound of this share of the largest, not 0, which is no bound.
+_SMALLEST = 1e-3
+_COLUMNS = 2048
+_UP = 1 + 1e-12
+
+
+def weight_bounds(
+    problem: SparseTrainingProblem, incumbent: Array, point: Array | None = None
+) -> Array:
+    """Bounds (N,) on |w^i_j| in every optimum of the linear problem without bounds; see the top.
+
+    Parameters
+    ----------
+    problem : squared or logistic loss; its M is not used
+    incumbent : weights (P,) of any solution; the better, the tighter the bounds
+    point : weights (P,) whose loss has the slope of bound 3, such as the solution of the relaxation;
+        None leaves bound 3 out
+
+    With these bounds or larger ones in the place of M the optimal value and the optimal solutions
+    are those of the problem without bounds.  Raises ``ValueError`` where no finite bound exists, or weights
+    are not finite.
+
+    >>> p = SparseTrainingProblem.linear(
+    ...     [[1.0, 0.0], [0.0, 1.0]], [2.0, 0.1], [[0], [1]], lam=0.1, alpha=0.5, M=1)
+    >>> bounds = weight_bounds(p, np.array([1.8, 0.0]))  # the optimum is (1.818..., 0)
+    >>> bool(bounds[0] > 1.81), bool(bounds[0] < 2.2)
+    (True, True)
+    """
+    if problem.loss != "squared" and problem.alpha == 0:
+        raise ValueError(
+            "M auto needs alpha > 0 for the logistic loss: without a quadratic penalty the weights "
+            "of separable data grow without end; take an alpha > 0 or give M as a number"
+        )
+    data = data_of(problem)
+    with np.errstate(all="ignore"):
+        level = level_of(data, problem, incumbent)
+        sizes = [len(own) for own in data.columns]
+        owner = np.repeat(np.arange(len(sizes)), sizes)
+        order = np.concatenate(data.columns)
+        spare = np.maximum(level - data.price, 0.0)[owner]  # U - p_i, for each column
+        ridge = data.ridge[owner]
+        bounds = np.full((len(order), data.Y.shape[1]), np.inf)
+        if problem.alpha > 0:
+            bounds = np.minimum(bounds, _UP * np.sqrt(spare / ridge)[:, None])
+        if problem.loss == "squared" and min(data.X.shape) <= LARGEST_SYSTEM:
+            D = np.empty(data.X.shape[1])
+            D[order] = ridge
+            bounds = np.minimum(bounds, _ellipsoid(data, D, order, spare))
+        elif problem.alpha == 0:
+            raise ValueError(
+                f"M auto needs alpha > 0 above {LARGEST_SYSTEM} columns: take an alpha > 0 or give "
+                "M as a number"
+            )
+        if point is not None and problem.alpha > 0:
+            box = _largest(bounds, owner)
+            bounds = np.minimum(bounds, _from_point(data, point, level, owner, order, box))
+        found = _largest(bounds, owner)
+    if not np.isfinite(found).all():
+        raise ValueError("M auto found no finite bound: give M as a number")
+    return found
+
+
+def level_of(data: Data, problem: SparseTrainingProblem, incumbent: Array) -> float:
+    """U: at least the objective of weights (P,) without bounds, entities that are not zero paid.
+
+    Raises ``ValueError`` for weights that are not P finite numbers.
+    """
+    size = sum(at.size for at in data.at)
+    if incumbent.shape != (size,) or not np.isfinite(incumbent).all():
+        raise ValueError(f"the incumbent is not {size} finite numbers")
+    used = np.array([float(np.any(incumbent[at] != 0)) for at in data.at])
+    value, error = objective_of(data, problem, Stated(incumbent, used, 0.0, 0.0, []))
+    if not np.isfinite(value + error):
+        raise ValueError("the incumbent has no finite objective")
+    return value + error
+
+
+def _largest(bounds: Array, owner: Array) -> Array:
+    """The largest bound of each entity, (N,), positive."""
+    found = np.zeros(int(owner[-1]) + 1)
+    np.maximum.at(found, owner, bounds.max(axis=1))
+    most = float(found.max())
+    return np.maximum(found, _SMALLEST * most if most > 0 else 1.0)
+
+
+def _from_point(
+    data: Data, point: Array, level: float, owner: Array, order: Array, box: Array
+) -> Array:
+    """Bound 3, (columns, q); ``box`` (N,) bounds the weights of the other entities."""
+    if point.shape != (sum(at.size for at in data.at),) or not np.isfinite(point).all():
+        raise ValueError("the point is not as many finite numbers as there are weights")
+    q = data.Y.shape[1]
+    W = np.concatenate([point[at].reshape(-1, q) for at in data.at])
+    nu = slope(data, data.X[:, order] @ W)
+    g = gradient_size(data, nu, lengths(data.X))[order]
+    ridge = data.ridge[owner, None]
+    gain = np.bincount(owner, phi(g, ridge, box[owner, None]).sum(axis=1), len(data.columns))
+    taken = np.maximum(gain * (1 + gamma(data.k * q + 8)) - data.price, 0.0)
+    paid, error = total(taken)
+    others = conjugate(data, nu) - paid - SAFE * error + taken * (1 - 8 * UNIT)
+    alone = np.bincount(owner, np.square(g).sum(axis=1), len(data.columns)) / (4 * data.ridge)
+    slack = level - others - data.price + alone
+    slack += 1e-13 * (abs(level) + np.abs(others) + data.price + alone)
+    root = np.sqrt(np.maximum(slack, 0.0) / data.ridge)[owner, None]
+    return np.asarray(_UP * (g / (2 * ridge) + root))
+
+
+class _Inverse(NamedTuple):
+    """Of Q = X'X/n + diag(D): upper bounds of diag(Q^-1) (p,), W^ = Q^-1 X'Y/n (p, q) about, and
+    a proven lower bound of the smallest eigenvalue."""
+
+    diagonal: Array
+    solution: Array
+    smallest: float
+
+
+def _ellipsoid(data: Data, D: Array, order: Array, spare: Array) -> Array:
+    """Bound 2, (columns, q) in entity order."""
+    Y, n = data.Y, data.n
+    rows, p = data.X.shape
+    nothing = ~data.X.any(axis=0)
+    length = np.sqrt(np.square(data.X).sum(axis=0) / n + D)
+    scale = np.exp2(-np.round(np.log2(np.where(length > 0, length, 1.0))))
+    X = data.X * scale  # exact, as is D scale^2
+    D = np.where(nothing & (D == 0), 1.0, D * np.square(scale))
+    inverse = _by_columns(X, Y, n, D) if p <= rows else _by_samples(X, Y, n, D)
+    W, g = inverse.solution, gamma(rows + p + 20)
+    # F(W), and half its gradient, which would be 0 at W^ itself; with what rounding can do to them.
+    residual, size = X @ W - Y, np.abs(X) @ np.abs(W) + np.abs(Y)
+    half = np.abs(X.T @ residual / n + D[:, None] * W)
+    half += 2 * g * (np.abs(X).T @ size / n + D[:, None] * np.abs(W))
+    # ||W - W^||_Q^2 = <half, Q^-1 half> for each output, (q,)
+    off = np.square(half).sum(axis=0) / inverse.smallest
+    if (D > 0).all():
+        off = np.minimum(off, (np.square(half) / D[:, None]).sum(axis=0))
+    off = off * SAFE
+    misfit = np.square(np.maximum(np.abs(residual) - 2 * g * size, 0.0)).sum() / n
+    at_W = float(misfit + (D[:, None] * np.square(W)).sum()) * (1 - 2 * g)
+    floor = at_W - float(off.sum())
+    zero = float(np.square(Y).sum() / n) * (1 + 2 * g)
+    kappa = inverse.diagonal[order, None]
+    centre = np.abs(W[order]) + np.sqrt(off * kappa)
+    ball = centre + np.sqrt(np.maximum(spare - floor, 0.0)[:, None] * kappa)
+    thales = (centre + np.sqrt(max(0.0, zero - floor) * kappa)) / 2
+    bounds = _UP * np.minimum(ball, thales) * scale[order, None]
+    return np.where(nothing[order, None], 0.0, bounds)
+
+
+def _by_columns(X: Array, Y: Array, n: int, D: Array) -> _Inverse:
+    """Through the p x p matrix Q.  With V about Q^-1 and the residual r = e_j - Q v of its column v,
+    e_j'Q^-1 e_j = v_j + v'r + r'Q^-1 r."""
+    rows, count = X.shape
+    places = np.arange(count)
+    Q = X.T @ X / n
+    Q = np.tril(Q) + np.tril(Q, -1).T
+    Q[places, places] += D
+    g, trace = gamma(rows + count + 20), float(np.diagonal(Q).sum())
+    try:
+        V = np.linalg.inv(Q)
+        eigenvalue = 0.5 * float(np.linalg.eigvalsh(Q)[0])
+    except np.linalg.LinAlgError:
+        raise _dependent() from None
+    # The norm of what rounding did to Q is at most g ||(|X|'|X|)/n|| <= g trace(Q).
+    smallest = float(D.min())
+    trial = np.full(count, eigenvalue + 2 * g * trace)
+    if eigenvalue > smallest and positive_definite(Q, trial):
+        smallest = eigenvalue
+    if not smallest > 0 or not np.isfinite(V).all():
+        raise _dependent()
+    residual = -(Q @ V)
+    residual[places, places] += 1
+    size = lengths(V)
+    r = lengths(residual) + SAFE * 3 * g * trace * size
+    diagonal = np.diagonal(V) + SAFE * (size * r + np.square(r) / smallest)
+    return _Inverse(diagonal, np.linalg.solve(Q, X.T @ Y / n), smallest)
+
+
+def _by_samples(X: Array, Y: Array, n: int, D: Array) -> _Inverse:
+    """Through the matrix T = I + A A' of the samples, A = X (nD)^-1/2 with columns a_j (Woodbury).
+
+    (Q^-1)_jj = (1 - a_j'T^-1 a_j) / D_j, and a'T^-1 a >= 2 a'z - z'T z for any z.
+    """
+    if not (D > 0).all():
+        raise _dependent()
+    rows, count = X.shape
+    scale = 1 / np.sqrt(n * D)
+    T = np.eye(rows)
+    blocks = [slice(start, start + _COLUMNS) for start in range(0, count, _COLUMNS)]
+    for block in blocks:
+        A = X[:, block] * scale[block]
+        T += A @ A.T
+    g, trace = gamma(rows + count + 20), float(np.trace(T))
+    target = np.linalg.solve(T, Y) / n
+    diagonal, solution = np.empty(count), np.empty((count, Y.shape[1]))
+    for block in blocks:
+        A = X[:, block] * scale[block]
+        Z = np.linalg.solve(T, A)
+        a, z = lengths(A), lengths(Z)
+        product = 2 * (A * Z).sum(axis=0) - (Z * (T @ Z)).sum(axis=0)
+        product -= 2 * g * (2 * a * z + 2 * trace * np.square(z))
+        diagonal[block] = (1 - product) / D[block] * (1 + 8 * UNIT)
+        solution[block] = X[:, block].T @ target / D[block, None]
+    return _Inverse(np.minimum(diagonal, (1 + 8 * UNIT) / D), solution, float(D.min()))
+
+
+def _dependent() -> ValueError:
+    return ValueError(
+        "M auto found no finite bound: with alpha = 0 the columns must be linearly independent, and "
+        "these are not (to rounding); take an alpha > 0, remove columns, or give M as a number"
+    )
