@@ -29,8 +29,9 @@ residual rho = -g - 2 A x^,
 
 where D >= mu diag(D) is proven once for the whole cluster and holds for each of its principal parts.
 
-**Roundings.**  g is known within radii delta: since |x_j| <= M_j, entity i gains at most sum_j delta_j M_j more.
-X'X/n, X'Y/n and X'nu/n are formed by chunks of samples, so that gamma belongs to about 2 sqrt(n) operations.
+**Roundings.**  g is known within radii delta: since |x_j| <= M_j, entity i gains at most
+sum_j delta_j M_j more.  X'X/n, X'Y/n and X'nu/n are formed by chunks of samples, so that gamma belongs to
+few operations, a thousand for a quarter of a million samples.
 Entries of H, and what rounding does to them, are bounded by a_j a_k with a_j^2 = ||X_j||^2/n + D_jj + r_j.
 """
 
@@ -43,7 +44,16 @@ from numpy.typing import NDArray
 
 from spr_or.proof.data import Data
 from spr_or.proof.rounding import (
-    SAFE, TINY, UNIT, Array, gamma, lengths, operations, positive_definite, product, total,
+    SAFE,
+    TINY,
+    UNIT,
+    Array,
+    gamma,
+    lengths,
+    operations,
+    positive_definite,
+    product,
+    total,
 )  # fmt: skip
 from spr_or.proof.tree import Record, State
 
@@ -74,9 +84,12 @@ class Bounds:
 
     def __call__(self, number: int, state: State) -> Found:
         """The bound of a record and the scores (N,) of its entities; or why it has none."""
-        if self.records[number].d is None:
-            return self._plain(number, state)
-        return self._moved(self.records[number], state)
+        try:
+            if self.records[number].d is None:
+                return self._plain(number, state)
+            return self._moved(self.records[number], state)
+        except np.linalg.LinAlgError as error:
+            return f"its bound cannot be computed: {error}"
 
     # --- without moved curvature --------------------------------------------------------------------
 
@@ -174,8 +187,14 @@ class Bounds:
         error += self.c0_error + SAFE * (c + 2 * gamma(P + 6)) * float(np.square(reach).sum())
         base = _down(self.c0 - inner, error)
         if record.d is not None and record.d.ndim == 2:
-            gain = phi(np.abs(g) + radius, moved[:, None], np.repeat(data.M[record.entities], sizes)[:, None])
-            gain = np.bincount(np.repeat(np.arange(len(sizes)), sizes), gain.sum(axis=1), len(sizes))
+            gain = phi(
+                np.abs(g) + radius,
+                moved[:, None],
+                np.repeat(data.M[record.entities], sizes)[:, None],
+            )
+            gain = np.bincount(
+                np.repeat(np.arange(len(sizes)), sizes), gain.sum(axis=1), len(sizes)
+            )
             score = np.full(len(data.columns), np.nan)
             score[record.entities] = self._net(gain, data.price[record.entities])
             return _paid(base, score, state)

@@ -22,15 +22,16 @@ absolute term: a problem in other units has the same verdict.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.proof.bounds import Bounds
 from spr_or.proof.data import Data, data_of
+from spr_or.proof.exact import ExactBounds
 from spr_or.proof.rounding import SAFE, UNIT, Array, gamma, total
-from spr_or.proof.tree import Evaluate, Record, walk
+from spr_or.proof.tree import Evaluate, Record, Walked, walk
 
 ALLOWANCE = 1e-10
 
@@ -45,7 +46,20 @@ class Stated(NamedTuple):
     records: list[Record]
 
 
-class Check(NamedTuple):
+def prove(problem: SparseTrainingProblem, records: list[Record], exact: bool = False) -> Walked:
+    """The bound that a tree proves for a problem; see the theorem at the top.
+
+    ``exact``: in rational arithmetic, for the squared loss and small problems (``ValueError`` else).
+    """
+    data = data_of(problem)
+    with np.errstate(all="ignore"):
+        evaluate: Evaluate = Bounds(data, records)
+        if exact:
+            evaluate = ExactBounds(data, problem, records)
+        return walk(records, data.shape, evaluate)
+
+
+class ProofCheck(NamedTuple):
     """The outcome of a check: whether everything holds, the numbers found, and what was wrong."""
 
     ok: bool
@@ -54,7 +68,7 @@ class Check(NamedTuple):
     problems: list[str]
 
 
-def check(problem: SparseTrainingProblem, stated: Stated, exact: bool = False) -> Check:
+def check(problem: SparseTrainingProblem, stated: Stated, exact: bool = False) -> ProofCheck:
     """Evaluate the solution and the tree again.
 
     ``exact``: in rational arithmetic, for the squared loss and small problems (``ValueError`` else); nothing
@@ -65,29 +79,26 @@ def check(problem: SparseTrainingProblem, stated: Stated, exact: bool = False) -
         faults = _solution_faults(data, stated)
         objective, error = (math.nan, 0.0) if faults else objective_of(data, problem, stated)
         allowance = error + ALLOWANCE * data.loss_at_zero
-        if not faults and not abs(objective - stated.objective) <= allowance:
-            faults.append(f"the objective is {objective!r}, not {stated.objective!r} as stated")
-        evaluate: Evaluate
-        if exact:
-            from spr_or.proof.exact import ExactBounds
-
-            evaluate = ExactBounds(data, problem, stated.records)
-        else:
-            evaluate = Bounds(data, stated.records)
-        try:
-            bound, wrong = walk(stated.records, data.shape, evaluate)
-        except (np.linalg.LinAlgError, ValueError) as trouble:
-            bound, wrong = -math.inf, [f"the tree cannot be evaluated: {trouble}"]
+    if not faults and not abs(objective - stated.objective) <= allowance:
+        faults.append(f"the objective is {objective!r}, not {stated.objective!r} as stated")
+    bound, wrong, idle = prove(problem, stated.records, exact)
+    proven = _float_below(bound)
     faults += wrong
-    # A fraction may be less than any float.
-    proven = math.nextafter(float(bound), -math.inf) if abs(bound) < 1e300 else -math.inf
     if not wrong and not stated.bound <= bound:
         faults.append(f"the tree proves the bound {proven!r}, not {stated.bound!r} as stated")
+        faults += [f"record {number}: {reason}" for number, reason in list(idle.items())[:3]]
     if not stated.bound <= stated.objective:
-        faults.append(
-            f"the bound {stated.bound!r} lies above the objective {stated.objective!r}"
-        )
-    return Check(not faults, objective, min(proven, objective), faults)
+        faults.append(f"the bound {stated.bound!r} lies above the objective {stated.objective!r}")
+    return ProofCheck(not faults, objective, min(proven, objective), faults)
+
+
+def _float_below(bound: Any) -> float:
+    """A bound, which may be a fraction too large or small for a float, as a float not above it."""
+    if not bound > -1e300:
+        return -math.inf
+    if isinstance(bound, float):
+        return bound
+    return math.nextafter(float(min(bound, 10**300)), -math.inf)
 
 
 def _solution_faults(data: Data, stated: Stated) -> list[str]:
@@ -104,9 +115,7 @@ def _solution_faults(data: Data, stated: Stated) -> list[str]:
     return []
 
 
-def objective_of(
-    data: Data, problem: SparseTrainingProblem, stated: Stated
-) -> tuple[float, float]:
+def objective_of(data: Data, problem: SparseTrainingProblem, stated: Stated) -> tuple[float, float]:
     """The objective of formulation (1) at the stated solution, and how far rounding can put it off."""
     used = np.flatnonzero(stated.indicators)
     columns = np.concatenate([data.columns[i] for i in used]) if len(used) else np.arange(0)

@@ -47,7 +47,13 @@ class ExactBounds:
 
     def __call__(self, number: int, state: State) -> tuple[Fraction, list[Fraction]] | str:
         """The bound of a record and all scores, or why there are none."""
-        record = self.records[number]
+        try:
+            return self.evaluate(self.records[number], state)
+        except (ValueError, OverflowError, np.linalg.LinAlgError) as error:
+            return f"its bound cannot be computed: {error}"
+
+    def evaluate(self, record: Record, state: State) -> tuple[Fraction, list[Fraction]] | str:
+        """As `__call__`, for a record whose numbers may be anything."""
         alive = np.flatnonzero(state.alive).tolist()
         used = sorted({*alive, *record.entities.tolist()})
         at = np.concatenate([self.at[i] for i in used]) if used else np.arange(0)
@@ -81,7 +87,9 @@ class ExactBounds:
     def blocks(self, record: Record, used: list[int]) -> list[_Block]:
         """The curvature in the perspective: a block for each cluster, or for each entity."""
         if record.d is None:
-            return [_Block((i,), self.at[i], _diagonal([self.ridge[i]] * len(self.at[i]))) for i in used]
+            return [
+                _Block((i,), self.at[i], _diagonal([self.ridge[i]] * len(self.at[i]))) for i in used
+            ]
         k = self.data.k
         named = record.entities.tolist()
         clusters = [[i] for i in named] if record.clusters is None else record.clusters.tolist()
@@ -172,7 +180,9 @@ def _gain(u: Rational, D: Rational, M: list[Fraction]) -> Fraction:
     if not semidefinite(A):
         raise ValueError("a block of moved curvature is not positive")
     x = _solve(A, u)
-    return u.dot(x) / 4 + sum((m * m * A[j, j] - m * m * D[j, j] for j, m in enumerate(M)), Fraction(0))
+    return u.dot(x) / 4 + sum(
+        (m * m * A[j, j] - m * m * D[j, j] for j, m in enumerate(M)), Fraction(0)
+    )
 
 
 def _multipliers(u: Rational, D: Rational, M: list[Fraction]) -> list[Fraction]:
@@ -186,7 +196,10 @@ def _multipliers(u: Rational, D: Rational, M: list[Fraction]) -> list[Fraction]:
         for j in range(len(x)):
             rest = A[j] @ x - A[j, j] * x[j]
             x[j] = np.clip((U[j] / 2 - rest) / A[j, j], -limit[j], limit[j])
-    push = [(a / (2 * b) if abs(b) >= m and b else 0.0) for a, b, m in zip(U - 2 * A @ x, x, limit, strict=True)]
+    push = [
+        (a / (2 * b) if abs(b) >= m and b else 0.0)
+        for a, b, m in zip(U - 2 * A @ x, x, limit, strict=True)
+    ]
     return [Fraction(max(0.0, float(p))) for p in push]
 
 

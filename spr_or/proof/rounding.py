@@ -30,8 +30,12 @@ def gamma(count: int) -> float:
 
 
 def chunk(count: int) -> int:
-    """How many terms are added at a time, about the square root: two short sums, not a long one."""
-    return max(1, int(np.ceil(np.sqrt(count))))
+    """How many terms are added at a time: two short sums instead of a long one.
+
+    >>> chunk(100), chunk(1_000_000)
+    (100, 1000)
+    """
+    return max(1, min(count, 256), int(np.ceil(np.sqrt(count))))
 
 
 def operations(count: int) -> int:

@@ -4,42 +4,109 @@ A record states a point (and moved curvature) whose bound holds for its node (`b
 this bound fixes safely; and either the entity branched on (two children, y = 0 and y = 1), or one child
 that continues with those fixings, or nothing: a leaf.  The walk follows the fixings from the root, sees
 that both sides of every branching are there, and takes the least bound over all leaves and over the far
-sides of all fixings.  A node inherits the bound of the nodes above it.
+sides of all fixings.  A node inherits the bound of the nodes above it, and a record that proves nothing
+leaves it at that: it may not fix anything.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spr_or.proof.rounding import UNIT
+from spr_or.proof.rounding import UNIT, Array
+
+Indices = NDArray[np.int64]
 
 CONTINUES = -1  # the value of a record that is no side of a branching
 
 
-class Record(NamedTuple):
-    """One node as the check reads it; arrays of int64 and float64.
+@dataclass(eq=False)
+class Record:
+    """One node; arrays of int64 and float64, entities numbered as in the problem.
 
     parent, value : the number of the parent (-1: the root), and the side of its branching
-    entities (n,), W (n, k, q) : weights of some entities, zero for the others
+    entities (n,), W (n, k, q) : weights of some entities, zero for the others, feasible or not
     d : moved curvature, None, a diagonal (n, k), blocks (n, k, k), or blocks of clusters (m, s k, s k)
     zeros, ones : entities fixed by this record's bound; branch : the entity branched on, or -1
-    clusters : (m, s) entities or -1, or None
+    clusters : (m, s) entities or -1, or None; entities that the record does not name count for nothing
     """
 
     parent: int
     value: int
-    entities: NDArray
-    W: NDArray
-    d: NDArray | None
-    zeros: NDArray
-    ones: NDArray
-    branch: int
-    clusters: NDArray | None
+    entities: Indices
+    W: Array
+    d: Array | None
+    zeros: Indices
+    ones: Indices
+    branch: int = -1
+    clusters: Indices | None = None
+
+
+@dataclass(eq=False)
+class Proof:
+    """The records, parents before children; record 0 is the root.  A search adds to it as it goes on."""
+
+    records: list[Record] = field(default_factory=list)
+
+    def add(
+        self,
+        parent: int,
+        value: int,
+        entities: Any,
+        W: Any,
+        d: Any | None,
+        clusters: Any | None = None,
+    ) -> int:
+        """Append a record (arrays or tensors, copied) and return its number.
+
+        Without d, entities at zero are left out.
+        """
+        entities, W = np.array(entities, dtype=np.int64), np.array(W, dtype=np.float64)
+        if d is None:
+            used = (W != 0).any(axis=(1, 2))
+            entities, W = entities[used], W[used]
+        nothing = np.zeros(0, dtype=np.int64)
+        self.records.append(
+            Record(
+                parent,
+                value,
+                entities,
+                W,
+                None if d is None else np.array(d, dtype=np.float64),
+                nothing,
+                nothing,
+                -1,
+                None if clusters is None else np.array(clusters, dtype=np.int64),
+            )  # fmt: skip
+        )
+        return len(self.records) - 1
+
+    def fix(self, record: int, zeros: Any, ones: Any) -> None:
+        """Add entities that the bound of ``record`` fixes."""
+        at = self.records[record]
+        at.zeros = np.concatenate([at.zeros, np.asarray(zeros, dtype=np.int64)])
+        at.ones = np.concatenate([at.ones, np.asarray(ones, dtype=np.int64)])
+
+    def branch(self, record: int, entity: int) -> None:
+        """Branch on an entity; both children are added next."""
+        self.records[record].branch = entity
+
+    def repair(self) -> None:
+        """Take back what a search broken off in mid-step has left half done: a branching of one side."""
+        last = self.records[-1] if self.records else None
+        if last is not None and last.value >= 0:
+            sides = sum(r.parent == last.parent for r in self.records)
+            if sides < 2:
+                self.records.pop()
+        parents = {record.parent for record in self.records}
+        for number, record in enumerate(self.records):
+            if record.branch >= 0 and number not in parents:
+                record.branch = -1
 
 
 class State(NamedTuple):
@@ -54,10 +121,12 @@ Evaluate = Callable[[int, State], "tuple[Any, Any] | str"]
 
 
 class Walked(NamedTuple):
-    """The bound that a tree proves, -inf where something is wrong, and what is wrong."""
+    """The bound that a tree proves, what is wrong with the tree (the bound is -inf then), and which
+    records prove nothing themselves, with the reason."""
 
     bound: Any
     faults: list[str]
+    idle: dict[int, str]
 
 
 def walk(records: list[Record], shape: tuple[int, int, int], evaluate: Evaluate) -> Walked:
@@ -68,7 +137,8 @@ def walk(records: list[Record], shape: tuple[int, int, int], evaluate: Evaluate)
     """
     faults = list(structure(records))
     if faults:
-        return Walked(-math.inf, faults)
+        return Walked(-math.inf, faults, {})
+    idle: dict[int, str] = {}
     children = _children(records)
     states: dict[int, State] = {}
     least: Any = math.inf
@@ -79,23 +149,28 @@ def walk(records: list[Record], shape: tuple[int, int, int], evaluate: Evaluate)
         else:
             state = _descend(states[record.parent], records[record.parent], record.value)
         wrong = _misshapen(record, shape) or _inadmissible(record, state)
-        found = wrong or evaluate(number, state)
-        if isinstance(found, str):
-            return Walked(-math.inf, [f"record {number}: {found}"])
-        bound, score = found
+        if wrong:
+            return Walked(-math.inf, [f"record {number}: {wrong}"], {})
         far = [(i, -1) for i in record.zeros.tolist()] + [(i, 1) for i in record.ones.tolist()]
-        if not _finite(bound, *(score[i] for i, _ in far)):
-            return Walked(-math.inf, [f"record {number}: its bound is not finite"])
-        below = max(bound, state.inherited)
-        for i, sign in far:
-            least = min(least, max(below, _forced(bound, sign * score[i])))
+        found = evaluate(number, state)
+        if not isinstance(found, str) and not _finite(found[0], *(found[1][i] for i, _ in far)):
+            found = "its bound is not finite"
+        if isinstance(found, str):
+            idle[number] = found
+            below = state.inherited
+            least = min(least, below) if far else least
+        else:
+            bound, score = found
+            below = max(bound, state.inherited)
+            for i, sign in far:
+                least = min(least, max(below, _forced(bound, sign * score[i])))
         if children[number]:
             states[number] = State(*_fixed(state, record), below)
         else:
             least = min(least, below)
         if record.parent >= 0 and number == children[record.parent][-1]:
             del states[record.parent]
-    return Walked(least, [])
+    return Walked(least, [], idle)
 
 
 def structure(records: list[Record]) -> Iterator[str]:
@@ -153,7 +228,7 @@ def _misshapen(record: Record, shape: tuple[int, int, int]) -> str:
     N, k, q = shape
     n = len(record.entities)
     named = [record.entities, record.zeros, record.ones]
-    if any(len(x) and not (0 <= x.min() and x.max() < N) for x in named):
+    if any(len(x) and not (x.min() >= 0 and x.max() < N) for x in named):
         return f"names an entity that is not one of 0 to {N - 1}"
     if not -1 <= record.branch < N:
         return f"branches on {record.branch}, which is not one of 0 to {N - 1}"
@@ -166,7 +241,7 @@ def _misshapen(record: Record, shape: tuple[int, int, int]) -> str:
     shapes = [(n, k), (n, k, k)] if q == 1 else [(n, k)]
     if record.clusters is not None:
         c = record.clusters
-        if c.ndim != 2 or (c.size and not (-1 <= c.min() and c.max() < N)):
+        if c.ndim != 2 or (c.size and not (c.min() >= -1 and c.max() < N)):
             return "has clusters that are no lists of entities"
         shapes = [(len(c), c.shape[1] * k, c.shape[1] * k)] if q == 1 and n else []
     return "" if record.d.shape in shapes else f"moves a curvature of shape {record.d.shape}"

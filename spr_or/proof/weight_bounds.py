@@ -13,14 +13,14 @@ p_i = lambda u_i (1 - alpha), and w* optimal with w*^i not zero:
                 \tfrac12 \bigl(|\hat w_j| + \sqrt{s\,\kappa_j}\bigr)\Bigr\},
                 \qquad \kappa_j = (Q^{-1})_{jj} .
 
-3. Any *point* with slope nu of the loss and g = X' nu / n, alpha > 0, D_i what the bound of the point's tangent
-   becomes when entity i has to be in use and is not bounded:
+3. Any *point* with slope nu of the loss and g = X' nu / n, alpha > 0, D_i what the bound of the point's
+   tangent becomes when entity i has to be in use and is not bounded:
 
    .. math:: |w^*_j| \le \frac{|g_j|}{2\,r_i} + \sqrt{\frac{U - D_i}{r_i}} .
 
-docs/solver.md has the proofs.  Columns are scaled by powers of two first, which rounds nothing; columns of zeros
-stay at weight 0.  Every quantity is enclosed: linear systems by their residual, the smallest eigenvalue by a
-verified factorisation.
+docs/solver.md has the proofs.  Columns are scaled by powers of two first, which rounds nothing; columns
+of zeros stay at weight 0.  Every quantity is enclosed: linear systems by their residual, the smallest
+eigenvalue by a verified factorisation.
 """
 
 from __future__ import annotations

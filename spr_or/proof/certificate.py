@@ -1,0 +1,170 @@
+"""The certificate of the certified solver: a solution with its proof, saved, loaded and checked without it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spr_or.formulations.certificate import Certificate
+from spr_or.formulations.problem import SparseTrainingProblem
+from spr_or.proof.check import ProofCheck, Stated, check
+from spr_or.proof.data import data_of
+from spr_or.proof.storage import pack, unpack
+from spr_or.proof.tree import Proof
+from spr_or.utils.files import write_aside
+
+FORMAT = "spr-or branch-and-bound certificate 3"
+# A proof with more numbers than this keeps them in an .npz file beside the JSON.
+_INLINE = 200_000
+# What a file may unpack to: a crafted archive must not fill the memory.
+LARGEST = 8 * 1024**3
+_PLAIN = (
+    "formulation", "integrality", "solver", "version", "status", "objective", "bound", "seconds",
+    "nodes",
+)  # fmt: skip
+
+
+class SearchProgress(NamedTuple):
+    """Where a search stands: seconds, best objective, bound, nodes evaluated and nodes open."""
+
+    seconds: float
+    objective: float
+    bound: float
+    nodes: int
+    open: int
+
+    @property
+    def gap(self) -> float:
+        """As of a `Certificate`."""
+        if not self.objective > self.bound:
+            return 0.0
+        return (self.objective - self.bound) / abs(self.objective) if self.objective else np.inf
+
+
+@dataclass(frozen=True, eq=False)
+class ProofCertificate(Certificate):
+    """A `Certificate` that carries its proof.
+
+    Attributes beyond those of `Certificate`: ``problem``; ``proof``, the tree; ``nodes``, relaxations
+    solved; ``trace``, a `SearchProgress` after every round.
+    """
+
+    problem: SparseTrainingProblem
+    proof: Proof
+    nodes: int
+    trace: tuple[SearchProgress, ...]
+
+    def check(self, exact: bool = False) -> ProofCheck:
+        """Evaluate the solution and every bound of the tree again, from the problem's data: see
+        `spr_or.proof.check`.
+
+        In float64 with every rounding enclosed, or with ``exact`` in rational arithmetic (squared loss,
+        small problems: ``ValueError`` otherwise).  Nothing the search computed is trusted but the points
+        it left.
+        """
+        stated = Stated(
+            self.weights.numpy(), self.indicators.numpy(), self.objective, self.bound,
+            self.proof.records,
+        )  # fmt: skip
+        return check(self.problem, stated, exact)
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON; a large proof keeps its numbers in an .npz file of the same name beside it."""
+        path = Path(path)
+        arrays = pack(self.proof, data_of(self.problem))
+        content: dict[str, Any] = {
+            "format": FORMAT,
+            "problem": fingerprint(self.problem),
+            "result": {name: getattr(self, name) for name in _PLAIN},
+            "weights": self.weights.tolist(),
+            "indicators": self.indicators.tolist(),
+            "trace": [list(progress) for progress in self.trace],
+        }
+        beside = path.with_suffix(".npz")
+        if sum(array.size for array in arrays.values()) > _INLINE:
+            write_aside(beside, lambda aside: np.savez_compressed(aside, **arrays))
+            content["proof_file"] = beside.name
+        else:
+            content["proof"] = {name: array.tolist() for name, array in arrays.items()}
+        write_aside(path, lambda aside: aside.write_text(json.dumps(content), encoding="utf-8"))
+
+
+def load(path: str | Path, problem: SparseTrainingProblem) -> ProofCertificate:
+    """Read a certificate for ``problem``; `ProofCertificate.check` then judges it.
+
+    Raises ``ValueError`` naming the file where it is no certificate, is damaged, or belongs to other data.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']!r}, not {FORMAT!r}")
+        expected = fingerprint(problem)
+        if content["problem"] != expected:
+            changed = [k for k, v in expected.items() if content["problem"].get(k) != v]
+            raise ValueError(f"made for another problem: {', '.join(changed)} differ")
+        if "proof" in content:
+            arrays = content["proof"]
+        else:
+            arrays = _read_arrays(path.parent / Path(content["proof_file"]).name)
+        result = {name: content["result"][name] for name in _PLAIN}
+        for name in ("objective", "bound", "seconds", "nodes"):
+            if isinstance(result[name], bool) or not isinstance(result[name], int | float):
+                raise ValueError(f"its {name} is no number")
+        weights, indicators = (
+            torch.tensor(content[name], dtype=torch.float64) for name in ("weights", "indicators")
+        )
+        if weights.shape != (problem.entities.n_parameters,) or indicators.shape != problem.M.shape:
+            raise ValueError("its weights or indicators are not those of the problem")
+        rows = problem.entities.rows(weights)
+        return ProofCertificate(
+            **result, weights=weights, indicators=indicators,
+            m_active=(rows.abs().amax(-1) >= problem.M * (1 - 1e-6)) & (indicators > 0),
+            problem=problem, proof=unpack(arrays, data_of(problem)),
+            trace=tuple(SearchProgress(*map(float, row)) for row in content["trace"]),
+        )  # fmt: skip
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    except (
+        KeyError, TypeError, IndexError, AttributeError, OSError, RuntimeError, OverflowError,
+        RecursionError, MemoryError, EOFError, zipfile.BadZipFile, np.linalg.LinAlgError,
+    ) as error:  # fmt: skip
+        raise ValueError(f"{path} is not a certificate: {type(error).__name__} {error}") from None
+
+
+def _read_arrays(path: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > LARGEST:
+        raise ValueError(f"{path.name} unpacks to {size} bytes, more than {LARGEST}")
+    with np.load(path, allow_pickle=False) as stored:
+        return dict(stored)
+
+
+def fingerprint(problem: SparseTrainingProblem) -> dict[str, Any]:
+    """What identifies a problem: its numbers as SHA-256, its settings in clear."""
+    return {
+        "data_sha256": _digest(problem.X, problem.y),
+        "settings_sha256": _digest(problem.M, problem.u, problem.entities.index),
+        "loss": problem.loss,
+        "lam": problem.lam,
+        "alpha": problem.alpha,
+        "entities": len(problem.entities),
+        "samples": problem.n,
+    }
+
+
+def _digest(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
