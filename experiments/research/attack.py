@@ -260,28 +260,28 @@ def edit(certificate: Any, rng: np.random.Generator, lie: float) -> Any:
 
 
 def _weights(records: Any, record: Any, rng: Any) -> None:
-    if record.W.numel():
-        factor = torch.tensor(10.0 ** rng.uniform(-3, 12) * rng.normal(size=tuple(record.W.shape)))
+    if record.W.size:
+        factor = 10.0 ** rng.uniform(-3, 12) * rng.normal(size=record.W.shape)
         record.W = record.W + factor * float(rng.choice([1e-6, 1.0, 1e150]))
 
 
 def _strange_weights(records: Any, record: Any, rng: Any) -> None:
-    if record.W.numel():
-        W = record.W.clone()
-        W.view(-1)[int(rng.integers(W.numel()))] = float(
+    if record.W.size:
+        W = record.W.copy()
+        W.reshape(-1)[int(rng.integers(W.size))] = float(
             rng.choice([np.nan, np.inf, -np.inf, 1e308, 5e-324])
         )
         record.W = W
 
 
 def _zeros(records: Any, record: Any, rng: Any) -> None:
-    more = torch.tensor([int(rng.integers(-1, 6))])
-    record.zeros = torch.cat([record.zeros, more])
+    more = np.array([int(rng.integers(-1, 6))])
+    record.zeros = np.concatenate([record.zeros, more])
 
 
 def _ones(records: Any, record: Any, rng: Any) -> None:
-    more = torch.tensor([int(rng.integers(-1, 6))])
-    record.ones = torch.cat([record.ones, more])
+    more = np.array([int(rng.integers(-1, 6))])
+    record.ones = np.concatenate([record.ones, more])
 
 
 def _cut(records: Any, record: Any, rng: Any) -> None:
@@ -311,12 +311,12 @@ def _curvature(records: Any, record: Any, rng: Any) -> None:
         record.d = record.d * float(rng.choice([1 + 1e-6, 1.5, 50.0, -1.0, np.nan, 1e300]))
     else:
         n, k = record.W.shape[:2]
-        record.d = torch.full((n, k), 10.0 ** rng.uniform(-6, 6), dtype=torch.float64)
+        record.d = np.full((n, k), 10.0 ** rng.uniform(-6, 6))
 
 
 def _entities(records: Any, record: Any, rng: Any) -> None:
     if len(record.entities):
-        entities = record.entities.clone()
+        entities = record.entities.copy()
         entities[int(rng.integers(len(entities)))] = int(rng.integers(-2, 7))
         record.entities = entities
 
@@ -374,7 +374,7 @@ def attack(seed: int, edits: int, found: Counter, say: Callable[[str], None]) ->
         found["FALSE OBJECTIVES"] += 1
         say(f"{seed}: objective {certificate.objective!r}, in fractions {float(exact)!r}")
     rng = np.random.default_rng(seed)
-    lie = float(best) * (1 + 1e-9) + 1e-9 * zero_loss(problem)
+    lie = max(float(best) * (1 + 1e-9) + 1e-9 * zero_loss(problem), float(np.nextafter(0, 1)))
     for number in range(edits):
         try:
             accepted = edit(certificate, rng, lie).check().ok

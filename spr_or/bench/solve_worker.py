@@ -49,7 +49,7 @@ def solver_of(name: str) -> Solve:
 
 def answer_of(certificate: Certificate) -> dict[str, Any]:
     """What the parent needs of a certificate, as plain values; its proof, if any, is checked here."""
-    from spr_or.certified_solver.proof_certificate import ProofCertificate
+    from spr_or.proof.certificate import ProofCertificate
 
     answer: dict[str, Any] = {
         "version": certificate.version,

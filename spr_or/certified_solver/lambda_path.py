@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from spr_or.certified_solver.derived_m import AutomaticBound
-from spr_or.certified_solver.proof_certificate import ProofCertificate
 from spr_or.formulations.losses import LOSSES
 from spr_or.formulations.problem import SparseTrainingProblem
+from spr_or.proof.certificate import ProofCertificate
 
 # The last lambda of a path as a share of the first.
 SMALLEST = 0.01

@@ -33,8 +33,8 @@ from spr_or.certified_solver.bounds import Terms, dual_bound, penalty_of
 from spr_or.certified_solver.design import Design, columns_of, design_of
 from spr_or.certified_solver.linear_algebra import cholesky, hold
 from spr_or.certified_solver.nodes import FirstOrderEngine, Node
-from spr_or.certified_solver.proof_tree import CONTINUES
 from spr_or.formulations.problem import SparseTrainingProblem
+from spr_or.proof.tree import CONTINUES
 
 if TYPE_CHECKING:
     from spr_or.certified_solver.search import Search

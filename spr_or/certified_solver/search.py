@@ -7,7 +7,6 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,27 +16,13 @@ from spr_or.certified_solver.bounds import Terms, forced_bounds
 from spr_or.certified_solver.design import Design
 from spr_or.certified_solver.incumbents import Incumbent
 from spr_or.certified_solver.nodes import Engine, Node
-from spr_or.certified_solver.proof_tree import CONTINUES, Proof
+from spr_or.proof.certificate import SearchProgress
+from spr_or.proof.tree import CONTINUES, Proof
 from spr_or.solvers.time_limit import TimeLimit
 
 _DIVE_EVERY = 8
 _WIDE = 12  # moves of each kind, of a local search; 6 found less on one hard instance, 24 no more
 GRAM_COLUMNS = 2000  # up to here a Gram matrix of what is left pays
-
-
-class SearchProgress(NamedTuple):
-    """Where a search stands: seconds, best objective, bound, nodes evaluated and nodes open."""
-
-    seconds: float
-    objective: float
-    bound: float
-    nodes: int
-    open: int
-
-    @property
-    def gap(self) -> float:
-        """As of a `Certificate`."""
-        return max(0.0, self.objective - self.bound) / max(1e-10, abs(self.objective))
 
 
 @dataclass

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,13 +24,17 @@ from spr_or.certified_solver import clusters, incumbents, many_outputs, root
 from spr_or.certified_solver.block_curvature import MixedEngine, SplitEngine, uniform
 from spr_or.certified_solver.design import Design, design_of, theta_of, weights_of
 from spr_or.certified_solver.nodes import Engine, FirstOrderEngine, Node
-from spr_or.certified_solver.proof_certificate import ProofCertificate, rounding
-from spr_or.certified_solver.proof_tree import CONTINUES, FloatBounds, Proof, check_tree
-from spr_or.certified_solver.search import Search, SearchProgress
+from spr_or.certified_solver.search import Search
+from spr_or.formulations.certificate import relative_gap
 from spr_or.formulations.problem import SparseTrainingProblem
+from spr_or.proof.certificate import ProofCertificate, SearchProgress
+from spr_or.proof.check import prove
+from spr_or.proof.data import data_of
+from spr_or.proof.tree import CONTINUES, Proof
 from spr_or.solvers.certificate import Solved, certify
 from spr_or.solvers.time_limit import TimeLimit
 
+_SPARE = 1e-12  # of the loss at zero, that a stated bound lies below the proven one
 _CANDIDATES = 200  # entities the first local search looks at
 _SPLIT_COLUMNS = 600  # above, one semidefinite step costs more than it brings
 _MIXED_COLUMNS = 60  # below, the split pays in any case
@@ -271,25 +276,27 @@ def _certificate(
             search.best = better
     best = search.best
     support = best.support.cpu().double()
-    bound = search.bound
-    if search.mid_round:
-        # Broken off anywhere: what the search thought is proven may not be. The tree knows.
-        if not search.proof.records:
-            search.record(root.at_zero(search.design), -1, CONTINUES)
-        search.proof.repair()
-        bounds = FloatBounds(whole, search.proof, rounding(problem))
-        proven = check_tree(search.proof, whole.shape, bounds)
-        bound = min(float(proven.bound), best.objective)
-    if max(0.0, best.objective - bound) <= search.gap * max(1e-10, abs(best.objective)):
+    if not search.proof.records:
+        search.record(root.at_zero(search.design), -1, CONTINUES)
+    search.proof.repair()
+    made = certify(
+        problem, Solved("projected", "integer", "branch_and_bound", __version__),
+        status=status, bound=-math.inf, seconds=0.0,
+        weights=theta_of(problem, whole, best.W), indicators=support,
+    )  # fmt: skip
+    # What is stated is what the check proves, not what the search believes.
+    proven = _float_bound(problem, search.proof, made.objective)
+    gap = relative_gap(made.objective, proven)
+    if gap <= search.gap:
         status = "optimal"
     elif status == "time_limit" and not search.heap:
         status = "inexact"  # a leaf without a choice left whose convex problem resists
-    # The search adds in another order than a check does: what that can change is given away.
-    bound -= rounding(problem)
-    made = certify(
-        problem, Solved("projected", "integer", "branch_and_bound", __version__),
-        status=status, bound=bound, seconds=search.clock.seconds,
-        weights=theta_of(problem, whole, best.W), indicators=support, tolerance=max(search.gap, 1e-9),
-    )  # fmt: skip
+    made = replace(made, status=status, bound=proven, seconds=search.clock.seconds)
     extra: dict[str, Any] = {"nodes": search.evaluated, "trace": tuple(search.trace)}
     return ProofCertificate(**made.__dict__, problem=problem, proof=search.proof, **extra)
+
+
+def _float_bound(problem: SparseTrainingProblem, proof: Proof, objective: float) -> float:
+    """The bound that the check proves, less what another machine's order of adding can change."""
+    bound = prove(problem, proof.records).bound
+    return float(min(bound, objective)) - _SPARE * data_of(problem).loss_at_zero

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 
     from spr_or.certified_solver.derived_m import AutomaticBound
     from spr_or.certified_solver.lambda_path import PathPoint
-    from spr_or.certified_solver.proof_certificate import ProofCertificate
-    from spr_or.certified_solver.search import SearchProgress
     from spr_or.formulations.problem import SparseTrainingProblem
+    from spr_or.proof.certificate import ProofCertificate, SearchProgress
     from spr_or.tabular.prepare import OwnData
 
     Answer = tuple[ProofCertificate, AutomaticBound | None]

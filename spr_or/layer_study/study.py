@@ -10,14 +10,13 @@ import torch
 
 from spr_or.certified_solver.incumbents import SupportSolution, best_on_supports
 from spr_or.certified_solver.many_outputs import perspective_bound
-from spr_or.certified_solver.proof_certificate import ProofCertificate
-from spr_or.certified_solver.search import SearchProgress
 from spr_or.certified_solver.solver import branch_and_bound
 from spr_or.layer_study.activations import Patches
 from spr_or.layer_study.kept import Kept
 from spr_or.layer_study.layer_problem import LayerProblem, layer_problem
 from spr_or.layer_study.standard import standardise
 from spr_or.layer_study.subsets import largest
+from spr_or.proof.certificate import ProofCertificate, SearchProgress
 from spr_or.solvers.time_limit import TimeLimit
 
 _NODE_BATCH = 4  # few and large: a batch is finished even when the time is over

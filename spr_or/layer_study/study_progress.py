@@ -7,8 +7,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from spr_or.certified_solver.search import SearchProgress
 from spr_or.layer_study.study import Study
+from spr_or.proof.certificate import SearchProgress
 
 
 class Display:

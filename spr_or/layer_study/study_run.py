@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from spr_or.certified_solver.proof_certificate import ProofCertificate
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.layer_study.activations import PER_COLUMN, refusal, sample_patches
 from spr_or.layer_study.kept import Kept, kept_inputs
 from spr_or.layer_study.layer_problem import ALPHA
 from spr_or.layer_study.study import Study, study_layer
 from spr_or.layer_study.study_progress import Display
+from spr_or.proof.certificate import ProofCertificate
 from spr_or.solvers.time_limit import TimeLimit
 from spr_or.training.data.load import load_data
 from spr_or.training.recipe import Recipe, build_model, parse_recipe
@@ -239,7 +239,7 @@ def load_problem(path: Path) -> SparseTrainingProblem:
     """The problem in a file of `save_problem`; executes nothing.
 
     ``load(certificate_file, load_problem(problem_file)).check()`` checks a layer's certificate, with
-    `spr_or.certified_solver.proof_certificate.load`.
+    `spr_or.proof.certificate.load`.
     """
     with np.load(path) as stored:
         stops = np.cumsum(stored["lengths"])

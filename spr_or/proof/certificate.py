@@ -1,4 +1,4 @@
-"""The certificate of the certified solver: a solution with its proof, saved, loaded and checked without it."""
+"""The certificate of the certified solver: a solution with its proof, saved, loaded and checked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spr_or.formulations.certificate import Certificate
+from spr_or.formulations.certificate import Certificate, relative_gap
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.proof.check import ProofCheck, Stated, check
 from spr_or.proof.data import data_of
@@ -44,9 +44,7 @@ class SearchProgress(NamedTuple):
     @property
     def gap(self) -> float:
         """As of a `Certificate`."""
-        if not self.objective > self.bound:
-            return 0.0
-        return (self.objective - self.bound) / abs(self.objective) if self.objective else np.inf
+        return relative_gap(self.objective, self.bound)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +127,7 @@ def load(path: str | Path, problem: SparseTrainingProblem) -> ProofCertificate:
             **result, weights=weights, indicators=indicators,
             m_active=(rows.abs().amax(-1) >= problem.M * (1 - 1e-6)) & (indicators > 0),
             problem=problem, proof=unpack(arrays, data_of(problem)),
-            trace=tuple(SearchProgress(*map(float, row)) for row in content["trace"]),
+            trace=tuple(_progress(*row) for row in content["trace"]),
         )  # fmt: skip
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -138,6 +136,10 @@ def load(path: str | Path, problem: SparseTrainingProblem) -> ProofCertificate:
         RecursionError, MemoryError, EOFError, zipfile.BadZipFile, np.linalg.LinAlgError,
     ) as error:  # fmt: skip
         raise ValueError(f"{path} is not a certificate: {type(error).__name__} {error}") from None
+
+
+def _progress(seconds: Any, objective: Any, bound: Any, nodes: Any, open_: Any) -> SearchProgress:
+    return SearchProgress(float(seconds), float(objective), float(bound), int(nodes), int(open_))
 
 
 def _read_arrays(path: Path) -> dict[str, Any]:

@@ -5,12 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.proof.rounding import UNIT, Array, total
-
-Indices = NDArray[np.int64]
 
 
 class Data(NamedTuple):
@@ -27,12 +24,12 @@ class Data(NamedTuple):
     Y: Array
     n: int
     loss: str
-    columns: list[Indices]
+    columns: list[Array]
     k: int
     M: Array
     ridge: Array
     price: Array
-    at: list[Indices]
+    at: list[Array]
 
     @property
     def shape(self) -> tuple[int, int, int]:

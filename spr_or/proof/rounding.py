@@ -8,10 +8,12 @@ themselves computed in float64; the factor `SAFE` makes up for that, and `TINY` 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+Array = NDArray[Any]  # of float64, or int64 where it numbers something
 
 UNIT = 2.0**-53
 SAFE = 1.001

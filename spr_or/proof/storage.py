@@ -149,5 +149,5 @@ def _cut(values: Any, shapes: list[Any], dtype: type) -> list[Array]:
     if not np.isfinite(flat).all() if dtype is np.float64 else flat.dtype.kind not in "iu":
         raise ValueError("its arrays hold numbers that are not finite, or not whole")
     stops = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
-    pieces = np.split(flat.astype(dtype), stops) if shapes else []
+    pieces: list[Array] = np.split(flat.astype(dtype), stops) if shapes else []
     return [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]

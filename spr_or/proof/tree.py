@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 
 from spr_or.proof.rounding import UNIT, Array
 
-Indices = NDArray[np.int64]
-
 CONTINUES = -1  # the value of a record that is no side of a branching
 
 
@@ -38,13 +36,13 @@ class Record:
 
     parent: int
     value: int
-    entities: Indices
+    entities: Array
     W: Array
     d: Array | None
-    zeros: Indices
-    ones: Indices
+    zeros: Array
+    ones: Array
     branch: int = -1
-    clusters: Indices | None = None
+    clusters: Array | None = None
 
 
 @dataclass(eq=False)
@@ -66,7 +64,7 @@ class Proof:
 
         Without d, entities at zero are left out.
         """
-        entities, W = np.array(entities, dtype=np.int64), np.array(W, dtype=np.float64)
+        entities, W = _array(entities, np.int64), _array(W, np.float64)
         if d is None:
             used = (W != 0).any(axis=(1, 2))
             entities, W = entities[used], W[used]
@@ -89,8 +87,8 @@ class Proof:
     def fix(self, record: int, zeros: Any, ones: Any) -> None:
         """Add entities that the bound of ``record`` fixes."""
         at = self.records[record]
-        at.zeros = np.concatenate([at.zeros, np.asarray(zeros, dtype=np.int64)])
-        at.ones = np.concatenate([at.ones, np.asarray(ones, dtype=np.int64)])
+        at.zeros = np.concatenate([at.zeros, _array(zeros, np.int64)])
+        at.ones = np.concatenate([at.ones, _array(ones, np.int64)])
 
     def branch(self, record: int, entity: int) -> None:
         """Branch on an entity; both children are added next."""
@@ -107,6 +105,12 @@ class Proof:
         for number, record in enumerate(self.records):
             if record.branch >= 0 and number not in parents:
                 record.branch = -1
+
+
+def _array(values: Any, dtype: type) -> NDArray:
+    """A copy of an array, or of a tensor wherever it is."""
+    plain = values.detach().cpu().numpy() if hasattr(values, "detach") else values
+    return np.array(plain, dtype=dtype)
 
 
 class State(NamedTuple):
@@ -238,7 +242,7 @@ def _misshapen(record: Record, shape: tuple[int, int, int]) -> str:
         return "has weights that are not finite"
     if record.d is None:
         return "" if record.clusters is None else "has clusters without curvature"
-    shapes = [(n, k), (n, k, k)] if q == 1 else [(n, k)]
+    shapes: list[tuple[int, ...]] = [(n, k), (n, k, k)] if q == 1 else [(n, k)]
     if record.clusters is not None:
         c = record.clusters
         if c.ndim != 2 or (c.size and not (c.min() >= -1 and c.max() < N)):

@@ -1,59 +1,20 @@
-"""What every way of solving returns: a solution, its value and a bound, re-evaluated outside the solver."""
+"""From a solver's answer to a `Certificate`: made feasible, and evaluated again outside the solver."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from spr_or.formulations import bigm, perspective
+from spr_or.formulations.certificate import Certificate
 from spr_or.formulations.problem import SparseTrainingProblem
 
 # A gap below this is what feasibility tolerances of 1e-9 to 1e-6 leave, however small the objective.
 _ABSOLUTE_GAP = 5e-7
 # |w_j| within this relative distance of M_i counts as touching the bound.
 _M_TOUCH = 1e-6
-
-
-@dataclass(frozen=True, eq=False)
-class Certificate:
-    """A solution and how far it can be from optimal.
-
-    Attributes
-    ----------
-    formulation : "bigm" | "perspective" | "projected" | "enumeration"
-    integrality : "relaxed" | "integer"
-    solver, version : what computed it
-    status : "optimal" (gap within the asked tolerance), "time_limit", "interrupted", "infeasible",
-        or "inexact" (the solver said optimal, the re-evaluated gap says otherwise)
-    objective : re-evaluated in float64 from ``weights`` and ``indicators``; inf without a solution
-    bound : dual bound, -inf where none was proven
-    seconds : wall-clock time, model building included
-    weights : (P,) float64, within |w| <= M y; indicators : (N,) float64
-    m_active : (N,) bool, entities whose weights touch M_i y_i = M_i: the M may cut off better
-        solutions of the problem without bounds
-    """
-
-    formulation: str
-    integrality: str
-    solver: str
-    version: str
-    status: str
-    objective: float
-    bound: float
-    seconds: float
-    weights: Tensor
-    indicators: Tensor
-    m_active: Tensor
-
-    @property
-    def gap(self) -> float:
-        """(objective - bound) / max(1e-10, |objective|), at least 0; inf without solution or bound."""
-        if not (abs(self.objective) < float("inf") and abs(self.bound) < float("inf")):
-            return float("inf")
-        return max(0.0, self.objective - self.bound) / max(1e-10, abs(self.objective))
 
 
 class Solved(NamedTuple):

@@ -9,8 +9,7 @@ from pathlib import Path
 import matplotlib
 
 from spr_or.certified_solver.lambda_path import PathPoint
-from spr_or.certified_solver.proof_certificate import ProofCertificate
-from spr_or.certified_solver.search import SearchProgress
+from spr_or.proof.certificate import ProofCertificate, SearchProgress
 from spr_or.utils.files import write_aside
 
 matplotlib.use("Agg")

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from spr_or.certified_solver.derived_m import AutomaticBound, weight_bounds
-from spr_or.certified_solver.proof_certificate import ProofCertificate, load
-from spr_or.certified_solver.proof_exact import ExactBounds
 from spr_or.formulations.problem import SparseTrainingProblem
+from spr_or.proof.certificate import ProofCertificate, load
+from spr_or.proof.exact import refuse
 from spr_or.tabular.prepare import OwnData, prepare
 from spr_or.tabular.read import TableError
 from spr_or.utils.files import write_aside, write_json
@@ -165,7 +165,7 @@ def recheck(folder: Path, data_file: Path | None = None, exact: bool = False) ->
 
 def _allow_exact(problem: SparseTrainingProblem) -> None:
     try:
-        ExactBounds(problem)
+        refuse(problem)
     except ValueError as error:
         raise TableError(f"--exact: {error}") from None
 

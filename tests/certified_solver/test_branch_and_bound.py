@@ -7,21 +7,21 @@ import math
 import numpy as np
 import pytest
 import torch
+from spr_or.certified_solver.proof_exact import exactly_semidefinite, fractions_of
 
 from spr_or.certified_solver import incumbents, nodes
 from spr_or.certified_solver.block_curvature import SplitEngine, uniform
 from spr_or.certified_solver.bounds import Terms, dual_bound, penalty_of
 from spr_or.certified_solver.design import design_of, loss_and_gradient, theta_of
 from spr_or.certified_solver.nodes import Node
-from spr_or.certified_solver.proof_certificate import load
-from spr_or.certified_solver.proof_exact import exactly_semidefinite, fractions_of
-from spr_or.certified_solver.proof_tree import Proof, provably_semidefinite
 from spr_or.certified_solver.search import Search
 from spr_or.certified_solver.solver import branch_and_bound
 from spr_or.formulations import bigm
 from spr_or.formulations.entities import groups
 from spr_or.formulations.losses import LOSSES
 from spr_or.formulations.problem import SparseTrainingProblem
+from spr_or.proof.certificate import load
+from spr_or.proof.tree import Proof, provably_semidefinite
 from spr_or.solvers import enumeration
 from spr_or.solvers.time_limit import TimeLimit
 
@@ -220,7 +220,7 @@ def test_saved_and_loaded_it_checks_the_same(tree, tmp_path):
 
 
 def test_large_proofs_keep_their_numbers_beside_the_json(tree, tmp_path, monkeypatch):
-    monkeypatch.setattr("spr_or.certified_solver.proof_certificate._INLINE", 10)
+    monkeypatch.setattr("spr_or.proof.certificate._INLINE", 10)
     again = reloaded(tree, tmp_path)
     assert (tmp_path / "tree.npz").exists() and again.check() == tree.check()
 

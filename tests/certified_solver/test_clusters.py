@@ -12,9 +12,9 @@ from spr_or.certified_solver.bounds import forced_bounds
 from spr_or.certified_solver.clusters import ClusterEngine, partition
 from spr_or.certified_solver.design import Design, design_of
 from spr_or.certified_solver.nodes import FirstOrderEngine, Node
-from spr_or.certified_solver.proof_certificate import load
 from spr_or.certified_solver.solver import branch_and_bound
 from spr_or.formulations.problem import SparseTrainingProblem
+from spr_or.proof.certificate import load
 from spr_or.solvers import enumeration
 
 

@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 from models.toy import digits_resnet
 from spr_or.certified_solver.design import design_of
 from spr_or.certified_solver.many_outputs import indicators_of, point_of
-from spr_or.certified_solver.proof_certificate import load
 from spr_or.cli import app
 from spr_or.layer_study import study_run as layers_run
 from spr_or.layer_study.activations import Patches, refusal, sample_patches
@@ -26,6 +25,7 @@ from spr_or.layer_study.standard import standardise
 from spr_or.layer_study.study import study_layer
 from spr_or.layer_study.study_run import LayersError, Settings, load_problem, study_run
 from spr_or.layer_study.subsets import elimination, price_for
+from spr_or.proof.certificate import load
 from spr_or.pruning.compaction.api import compact, load_compact, save_compact
 from spr_or.solvers import conic
 from spr_or.training.run import run_recipe
