@@ -116,7 +116,7 @@ def command(
 def measure(device: str, rows: int, workers: int, seconds: float, peak: float) -> list[Row]:
     """Epochs of ``rows`` images in turns; a first turn warms up (workers, caches, the capture)."""
     from models.resnet_cifar import resnet20
-    from spr_or.pruning.masks import count_macs
+    from spr_or.pruning.counts import count_macs
 
     epochs = {PLAIN: plain_epochs(device, rows, workers)} | {
         method: fast_epochs(device, rows, method) for method in (FAST, SPR_ON, PROX)

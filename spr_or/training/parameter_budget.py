@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from spr_or.pruning.compaction.channels import make_plan
 from spr_or.pruning.compaction.graph import trace
 from spr_or.pruning.compaction.size import parameters_left
-from spr_or.pruning.masks import apply_masks_, count_parameters
+from spr_or.pruning.counts import count_parameters
+from spr_or.pruning.masks import apply_masks_
 
 Masks = dict[str, Tensor]
 Scores = dict[str, Tensor]

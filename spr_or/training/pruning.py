@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from spr_or.formulations.projected import Regime
-from spr_or.pruning.masks import count_parameters, masked_filter_weights, masks_by_threshold
+from spr_or.pruning.counts import count_parameters, masked_filter_weights
+from spr_or.pruning.masks import masks_by_threshold
 from spr_or.pruning.prox_sgd import ProxSGD
 from spr_or.pruning.regularizer import SPR
 from spr_or.training.metrics import Record

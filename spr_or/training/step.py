@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spr_or.training import distributed
+from spr_or.training.replica import replica
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 # Images, the network's logits and labels of a batch to the loss, a mean over it.
@@ -44,10 +44,10 @@ def make_step(
 ) -> Step:
     """Forward, backward, ``add_gradient()`` (SPR's), optimiser, ``after()`` (masks held).
 
-    The loss is the mean over the batch. Of several processes (see `distributed`) each steps on its
+    The loss is the mean over the batch. Of several processes (see `replica`) each steps on its
     share: backward leaves the mean of all gradients, and SPR's is then added once by each of them.
     """
-    network = distributed.replica(model)
+    network = replica(model)
 
     def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         optimizer.zero_grad(set_to_none=True)

@@ -12,12 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from spr_or.pruning.compaction.api import compact, save_compact
-from spr_or.pruning.masks import (
-    collapsed_layers,
-    count_macs,
-    count_parameters,
-    masked_filter_weights,
-)
+from spr_or.pruning.counts import count_macs, count_parameters, masked_filter_weights
+from spr_or.pruning.masks import collapsed_layers
 from spr_or.training.durable import write_text
 from spr_or.training.metrics import Record
 from spr_or.training.phases import Run, Trained
