@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from spr_or.bench import regularizer as bench_regularizer
+from spr_or.bench import regularizer_cost as bench_regularizer
 from spr_or.bench import solve as bench_solve
 from spr_or.bench import training as bench_training
 from spr_or.commands import check, layers, run, solve, sweep, tables, verify

@@ -17,7 +17,7 @@ import torch._dynamo  # noqa: F401
 from tiny_runs import tiny_recipe
 
 from spr_or.training.report import summary as report
-from spr_or.training.run import run_recipe
+from spr_or.training.runner import run_recipe
 
 
 def serve() -> None:

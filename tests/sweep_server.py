@@ -15,9 +15,9 @@ import torch
 import torch._dynamo  # noqa: F401
 
 from spr_or.sweeps.jobs import Job, run_job
-from spr_or.sweeps.plan import load_sweep
 from spr_or.sweeps.pools import LocalPool
 from spr_or.sweeps.sweep import run_sweep
+from spr_or.sweeps.sweep_file import load_sweep
 from spr_or.training.report import summary as report
 
 

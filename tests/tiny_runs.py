@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from spr_or.training.display import Display
 from spr_or.training.recipe import Recipe, parse_recipe
+from spr_or.training.run_progress import Display
 
 
 def tiny_recipe(**sections: Any) -> Recipe:

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spr_or.bench import regularizer
+from spr_or.bench import regularizer_cost
 from spr_or.utils.files import write_aside
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _SMALLEST_GAP = 1e-5
 
 def describe_machine() -> dict[str, Any]:
     """Processor, device and versions."""
-    return {k: v for k, v in regularizer.describe_machine().items() if k != "threads"}
+    return {k: v for k, v in regularizer_cost.describe_machine().items() if k != "threads"}
 
 
 def write(out: Path, machine: dict[str, Any], rows: Sequence[Row], wrong: Sequence[str]) -> None:

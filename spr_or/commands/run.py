@@ -31,11 +31,11 @@ def command(
     from spr_or.training import distributed
     from spr_or.training.checkpoint import CheckpointError
     from spr_or.training.data.parquet import DataError
-    from spr_or.training.display import Display
     from spr_or.training.durable import DiskFull
     from spr_or.training.phases import RunError
     from spr_or.training.recipe import RecipeError, load_recipe
-    from spr_or.training.run import run_recipe
+    from spr_or.training.run_progress import Display
+    from spr_or.training.runner import run_recipe
 
     errors = Console(stderr=True)
     rank, processes = distributed.launched()

@@ -14,25 +14,27 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from spr_or.sweeps.plan import Plan, Point
+from spr_or.sweeps.sweep_file import SweepPlan, SweepRun
 from spr_or.training.durable import write_text
 from spr_or.training.metrics import read_metrics
 from spr_or.training.report.summary import MEASURES
 
-Row = dict[str, Any]
+TableRow = dict[str, Any]
 
 CLOCKED = ("latency_ms_dense", "latency_ms_compact", "spr_step_overhead")
 RESULTS = tuple(key for key in MEASURES if key not in CLOCKED)
 ERROR, SUMMARY = "error.txt", "summary.json"
 
 
-def write_tables(plan: Plan, runs: Path, folder: Path) -> tuple[list[Row], list[Row]]:
+def write_tables(
+    plan: SweepPlan, runs: Path, folder: Path
+) -> tuple[list[TableRow], list[TableRow]]:
     """Write ``table.csv``, ``times.csv`` and ``failed.csv``; the rows of the first and the last.
 
     ``table.csv`` holds results alone, sorted by what the runs change: however a sweep was run, it
     is the same. What a clock measured stands in ``times.csv``.
     """
-    points = sorted(plan.points, key=lambda point: _order(plan.keys, point))
+    points = sorted(plan.runs, key=lambda point: _order(plan.keys, point))
     rows, times, failed = [], [], []
     for point in points:
         key = {**{k: point.changes.get(k, "") for k in plan.keys}, "seed": point.seed}
@@ -53,7 +55,7 @@ def write_tables(plan: Plan, runs: Path, folder: Path) -> tuple[list[Row], list[
     return rows, failed
 
 
-def seconds(run: Path) -> Row:
+def seconds(run: Path) -> TableRow:
     """The time of each phase, from the run's epochs (an epoch with its evaluation)."""
     spent = {f"{phase}_seconds": 0.0 for phase in ("dense", "spr", "finetune")}
     for record in read_metrics(run / "metrics.jsonl"):
@@ -61,7 +63,7 @@ def seconds(run: Path) -> Row:
     return {name: round(value, 3) for name, value in spent.items()}
 
 
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[TableRow]) -> None:
     """A CSV file in one step; a key that a row lacks is an empty cell."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -79,7 +81,7 @@ def last_line(text: str) -> str:
     return next((line for line in reversed(text.splitlines()) if line.strip()), "")
 
 
-def _order(keys: Sequence[str], point: Point) -> list[tuple[bool, float, str]]:
+def _order(keys: Sequence[str], point: SweepRun) -> list[tuple[bool, float, str]]:
     values = [*(point.changes.get(key, "") for key in keys), point.seed]
     return [
         (False, float(v), "") if isinstance(v, int | float) else (True, 0.0, str(v)) for v in values

@@ -21,7 +21,6 @@ from spr_or.pruning.masks import apply_masks_, collapsed_layers, hold_masks
 from spr_or.pruning.regularizer import SPR
 from spr_or.training import checkpoint
 from spr_or.training.data.load import Data
-from spr_or.training.display import Display
 from spr_or.training.distill import distilling
 from spr_or.training.durable import write_durably
 from spr_or.training.loop import NonFiniteLoss, Scores, evaluate, train_epoch
@@ -36,6 +35,7 @@ from spr_or.training.pruning import (
     masked_pct,
 )
 from spr_or.training.recipe import Recipe, RecipeError
+from spr_or.training.run_progress import Display
 from spr_or.training.schedule import learning_rate
 from spr_or.training.setup import fresh_model, load_weights
 from spr_or.training.steering import Steering
@@ -50,7 +50,7 @@ class RunError(RuntimeError):
 
 
 @dataclass
-class Run:
+class SeedRun:
     """One seed of a recipe on its way; ``state`` is the checkpoint it continues from."""
 
     recipe: Recipe
@@ -101,7 +101,7 @@ class Trained:
     budget: Record | None  # how a budget was met: see `meet_budget`
 
 
-def train(run: Run) -> Trained:
+def train(run: SeedRun) -> Trained:
     """All phases of one seed, from its checkpoint if there is one.
 
     Raises `RunError`, and `RecipeError` for a budget that the network's entities cannot give.
@@ -130,7 +130,7 @@ def train(run: Run) -> Trained:
     return Trained(dense, model, masks, bounds, dense_accuracy, before, accuracy, best, budget)
 
 
-def make_counter(run: Run) -> Counter | None:
+def make_counter(run: SeedRun) -> Counter | None:
     """What counts for a budget, None without one; raises `RecipeError` for one out of reach."""
     recipe = run.recipe.spr
     if recipe.target_removed_pct is None:
@@ -149,7 +149,7 @@ def make_counter(run: Run) -> Counter | None:
     return counter
 
 
-def dense_phase(run: Run) -> nn.Module:
+def dense_phase(run: SeedRun) -> nn.Module:
     """The network trained without SPR; kept as ``dense.safetensors``."""
     recipe = run.recipe.dense
     path = run.folder / "dense.safetensors"
@@ -173,7 +173,7 @@ def dense_phase(run: Run) -> nn.Module:
 
 
 def spr_phase(
-    run: Run, dense: nn.Module, bounds: dict[str, Tensor], counter: Counter | None
+    run: SeedRun, dense: nn.Module, bounds: dict[str, Tensor], counter: Counter | None
 ) -> tuple[nn.Module, dict[str, Tensor], Record | None]:
     """The network trained with SPR, by its gradient or its proximal operator; what is to go.
 
@@ -204,7 +204,9 @@ def spr_phase(
     return model, *meet_budget(run, steering, counter(masks))
 
 
-def meet_budget(run: Run, steering: Steering, before: float) -> tuple[dict[str, Tensor], Record]:
+def meet_budget(
+    run: SeedRun, steering: Steering, before: float
+) -> tuple[dict[str, Tensor], Record]:
     """The masks that meet the budget, and the cut by rank that this took.
 
     The record holds the target, the share removed ``before`` the cut and after it (in percent of all
@@ -234,7 +236,7 @@ def meet_budget(run: Run, steering: Steering, before: float) -> tuple[dict[str, 
     return choice.masks, record
 
 
-def silence(run: Run, model: nn.Module, masks: dict[str, Tensor]) -> float:
+def silence(run: SeedRun, model: nn.Module, masks: dict[str, Tensor]) -> float:
     """Silence what goes; the accuracy that is left."""
     for name in collapsed_layers(masks):
         run.display.warn(f"layer {name} collapsed: none of its {len(masks[name])} entities is left")
@@ -243,7 +245,7 @@ def silence(run: Run, model: nn.Module, masks: dict[str, Tensor]) -> float:
 
 
 def finetune_phase(
-    run: Run, dense: nn.Module, model: nn.Module, masks: dict[str, Tensor], before: float
+    run: SeedRun, dense: nn.Module, model: nn.Module, masks: dict[str, Tensor], before: float
 ) -> tuple[float, float]:
     """Train on with the masks held; accuracy of the last and of the best epoch."""
     recipe = run.recipe.finetune
@@ -271,7 +273,7 @@ def finetune_phase(
 
 
 def _train_phase(
-    run: Run,
+    run: SeedRun,
     phase: str,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -377,7 +379,7 @@ def _pruning_rate(recipe: Recipe, offset: int) -> Callable[[int], float]:
     return lambda epoch: learning_rate(recipe.spr, offset + epoch, epochs)
 
 
-def _not_finite(run: Run, phase: str, epoch: int, lr: float, error: NonFiniteLoss) -> str:
+def _not_finite(run: SeedRun, phase: str, epoch: int, lr: float, error: NonFiniteLoss) -> str:
     last = run.checkpoints / checkpoint.LAST
     kept = f"last good checkpoint: {last}" if last.exists() else "no epoch was finished before"
     return (

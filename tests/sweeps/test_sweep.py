@@ -19,11 +19,11 @@ from typer.testing import CliRunner
 
 from spr_or.cli import app
 from spr_or.sweeps.jobs import Job, run_job
-from spr_or.sweeps.plan import SweepError, load_sweep
 from spr_or.sweeps.pools import LocalPool
 from spr_or.sweeps.run_table import write_tables
 from spr_or.sweeps.show import figure, means
-from spr_or.sweeps.sweep import Progress, run_sweep
+from spr_or.sweeps.sweep import JobEnded, run_sweep
+from spr_or.sweeps.sweep_file import SweepError, load_sweep
 from spr_or.training.checkpoint import load
 from spr_or.training.metrics import read_metrics
 from spr_or.training.recipe import RecipeError, load_recipe
@@ -122,19 +122,19 @@ def rows(path: Path) -> list[dict[str, str]]:
 def test_a_grid_is_every_combination_for_every_seed(tmp_path: Path) -> None:
     plan = load_sweep(written(tmp_path), ["dense.epochs=5"])
     assert plan.keys == ("spr.lam", "spr.alpha")
-    found = [(p.recipe.spr.lam, p.recipe.spr.alpha, p.recipe.seeds) for p in plan.points]
+    found = [(p.recipe.spr.lam, p.recipe.spr.alpha, p.recipe.seeds) for p in plan.runs]
     expected = [
         (lam, alpha, (seed,)) for lam in (12.0, 4.0) for alpha in (0.1, 0.3) for seed in (0, 1)
     ]
     assert found == expected
-    assert {p.recipe.dense.epochs for p in plan.points} == {5}
-    assert plan.points[0].folder_name == "spr.lam=12.0,spr.alpha=0.1,seed=0"
+    assert {p.recipe.dense.epochs for p in plan.runs} == {5}
+    assert plan.runs[0].folder_name == "spr.lam=12.0,spr.alpha=0.1,seed=0"
 
 
 def test_what_the_command_sets_holds_or_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path)
     plan = load_sweep(path, ["seeds=[7]", "spr.lr=0.5"])
-    assert {(p.seed, p.recipe.spr.lr) for p in plan.points} == {(7, 0.5)}
+    assert {(p.seed, p.recipe.spr.lr) for p in plan.runs} == {(7, 0.5)}
     with pytest.raises(SweepError, match="its runs change spr.lam, so --set cannot"):
         load_sweep(path, ["spr.lam=1.0"])
 
@@ -152,12 +152,12 @@ def test_a_list_changes_what_each_run_names(tmp_path: Path) -> None:
     spr.method = "gradient"
     dense.milestones = [1, 2]
     """
-    one, two = load_sweep(written(tmp_path, text)).points
+    one, two = load_sweep(written(tmp_path, text)).runs
     assert (one.recipe.spr.lam, one.recipe.spr.method, one.recipe.spr.lr) == (1.0, "prox", 0.01)
     assert one.recipe.model_kwargs == {"num_classes": 11} and one.recipe.data.source == "a/b c"
     assert (two.recipe.spr.method, two.recipe.dense.milestones) == ("gradient", (1, 2))
     assert "/" not in one.folder_name and " " not in one.folder_name
-    other = load_sweep(written(tmp_path, text.replace("a/b c", "a-b-c"))).points[0]
+    other = load_sweep(written(tmp_path, text.replace("a/b c", "a-b-c"))).runs[0]
     assert other.folder_name != one.folder_name
 
 
@@ -242,7 +242,7 @@ def test_failures_stand_apart_and_are_retried_on_demand(tmp_path: Path) -> None:
     text = GRID.replace("[12.0, 4.0]", "[4.0]").replace('"spr.alpha" = [0.1, 0.3]',
                                                           "spr.lr = [1e30, 0.05]")  # fmt: skip
     plan = load_sweep(written(tmp_path, text.replace("[0, 1]", "[0]")))
-    ended: list[Progress] = []
+    ended: list[JobEnded] = []
     result = run_sweep(plan, tmp_path / "out", Here(), on_end=ended.append)
     assert [row["spr.lr"] for row in result.finished] == [0.05]
     (failed,) = rows(tmp_path / "out" / "failed.csv")

@@ -13,12 +13,12 @@ from models.resnet_cifar import resnet20
 from models.toy import convnet, digits_resnet, mlp
 from spr_or.pruning.compaction.api import compact
 from spr_or.training import checkpoint
-from spr_or.training.display import Display
 from spr_or.training.metrics import read_metrics
 from spr_or.training.parameter_budget import Counter, choose, next_lam, reachable_pct, scheduled_pct
 from spr_or.training.recipe import RecipeError
 from spr_or.training.report import summary as report
-from spr_or.training.run import run_recipe
+from spr_or.training.run_progress import Display
+from spr_or.training.runner import run_recipe
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from spr_or.training.distributed import World
 from spr_or.training.metrics import read_metrics
 from spr_or.training.recipe import DataRecipe, RecipeError
 from spr_or.training.report import summary as report
-from spr_or.training.run import run_recipe
+from spr_or.training.runner import run_recipe
 from spr_or.training.setup import pick_device
 
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from spr_or.training.distill import distillation_loss, distilling
 from spr_or.training.metrics import read_metrics
 from spr_or.training.pruning import make_spr
 from spr_or.training.report import summary as report
-from spr_or.training.run import run_recipe
+from spr_or.training.runner import run_recipe
 from spr_or.training.steering import Steering, renew_bounds_
 from spr_or.training.step import make_step
 

@@ -20,7 +20,7 @@ from spr_or.training.checkpoint import CheckpointError, load, load_last, save_be
 from spr_or.training.durable import DiskFull
 from spr_or.training.metrics import Metrics, read_metrics
 from spr_or.training.phases import RunError
-from spr_or.training.run import run_recipe
+from spr_or.training.runner import run_recipe
 
 KILLS = 12
 EPOCHS = 22  # of the run in kill_worker.py

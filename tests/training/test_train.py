@@ -20,13 +20,13 @@ from spr_or.pruning.compaction.api import load_compact
 from spr_or.pruning.regularizer import SPR
 from spr_or.training import checkpoint
 from spr_or.training.data.load import load_data
-from spr_or.training.display import Display
 from spr_or.training.loop import NonFiniteLoss, evaluate, train_epoch
 from spr_or.training.metrics import read_metrics
 from spr_or.training.phases import epoch_seed
 from spr_or.training.recipe import RecipeError
 from spr_or.training.report import summary as report
-from spr_or.training.run import run_recipe
+from spr_or.training.run_progress import Display
+from spr_or.training.runner import run_recipe
 from spr_or.training.setup import reproducible
 from spr_or.training.step import captured, make_step
 
@@ -323,7 +323,7 @@ def test_reproducible_arithmetic_is_undone() -> None:
 
 
 def test_training_loads_no_solver_and_no_plotting() -> None:
-    code = f"import sys, spr_or.training.run; print(*(m for m in {LAZY!r} if m in sys.modules))"
+    code = f"import sys, spr_or.training.runner; print(*(m for m in {LAZY!r} if m in sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0 and result.stdout.split() == [], result
 

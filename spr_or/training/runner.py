@@ -10,12 +10,12 @@ import torch
 
 from spr_or.training import checkpoint, distributed
 from spr_or.training.data.load import Data, load_data
-from spr_or.training.display import Display
 from spr_or.training.durable import write_text
 from spr_or.training.metrics import Metrics
-from spr_or.training.phases import Run, RunError, train
+from spr_or.training.phases import RunError, SeedRun, train
 from spr_or.training.recipe import Recipe
 from spr_or.training.report.summary import Summary, report_seed, report_seeds
+from spr_or.training.run_progress import Display
 from spr_or.training.setup import check_model, fresh_model, pick_device, reproducible
 
 # What may change between a start and its resumption, because it changes no result.
@@ -83,7 +83,7 @@ def _run_seed(
     if state is not None:
         display.say(f"seed {seed}: continuing phase {state['phase']} after epoch {state['epoch']}")
     metrics = Metrics(folder, kept=state["records"] if state else 0)
-    run = Run(recipe, seed, folder, device, data, display, metrics, state)
+    run = SeedRun(recipe, seed, folder, device, data, display, metrics, state)
     try:
         trained = train(run)
         if not distributed.is_first():
