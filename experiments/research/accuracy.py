@@ -19,7 +19,8 @@ import torch
 from spr_or.training.recipe import load_recipe
 from spr_or.training.runner import run_recipe
 from spr_or.utils.files import write_aside
-from spr_or.utils.pareto import BLUE, GREEN, GREY, ORANGE, RED, Series, draw
+from spr_or.utils.palette import BLUE, GREEN, GREY, ORANGE, RED
+from spr_or.utils.pareto import Series, draw
 
 ROOT = Path(__file__).parents[2]
 SEEDS = (0, 1, 2)

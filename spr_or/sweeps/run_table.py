@@ -7,17 +7,15 @@ run, so nothing can be torn.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from spr_or.sweeps.sweep_file import SweepPlan, SweepRun
-from spr_or.training.durable import write_text
 from spr_or.training.metrics import read_metrics
 from spr_or.training.report.summary import MEASURES
+from spr_or.utils.files import write_csv
 
 TableRow = dict[str, Any]
 
@@ -61,15 +59,6 @@ def seconds(run: Path) -> TableRow:
     for record in read_metrics(run / "metrics.jsonl"):
         spent[f"{record['phase']}_seconds"] += record["seconds"]
     return {name: round(value, 3) for name, value in spent.items()}
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[TableRow]) -> None:
-    """A CSV file in one step; a key that a row lacks is an empty cell."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
 
 
 def last_line(text: str) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from spr_or.sweeps.run_table import TableRow
-from spr_or.utils import pareto
+from spr_or.utils import palette, pareto
 
-_COLOURS = (pareto.BLUE, pareto.ORANGE, pareto.GREEN, pareto.RED, pareto.PURPLE, pareto.GREY)
+_COLOURS = (palette.BLUE, palette.ORANGE, palette.GREEN, palette.RED, palette.PURPLE, palette.GREY)
 _MARKERS = "os^Dv"
 
 
@@ -99,7 +99,7 @@ def figure(title: str, keys: Sequence[str], rows: Sequence[TableRow], path: Path
         "beaten by none",
         [m.removed for m in found],
         [m.accuracy for m in found],
-        pareto.GREY,
+        palette.GREY,
         marker="",
         joined=True,
     )

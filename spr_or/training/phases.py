@@ -19,10 +19,9 @@ from torch import Tensor, nn
 
 from spr_or.pruning.masks import apply_masks_, collapsed_layers, hold_masks
 from spr_or.pruning.regularizer import SPR
-from spr_or.training import checkpoint
+from spr_or.training import checkpoint, distributed
 from spr_or.training.data.load import Data
 from spr_or.training.distill import distilling
-from spr_or.training.durable import write_durably
 from spr_or.training.loop import NonFiniteLoss, Scores, evaluate, train_epoch
 from spr_or.training.metrics import Metrics, Record
 from spr_or.training.parameter_budget import TOLERANCE, Counter, reachable_pct
@@ -35,11 +34,12 @@ from spr_or.training.pruning import (
     masked_pct,
 )
 from spr_or.training.recipe import Recipe, RecipeError
-from spr_or.training.run_progress import Display
+from spr_or.training.run_progress import RunDisplay
 from spr_or.training.schedule import learning_rate
 from spr_or.training.setup import fresh_model, load_weights
 from spr_or.training.steering import Steering
 from spr_or.training.step import Objective, Step, captured, make_scoring, make_step
+from spr_or.utils.files import write_durably
 
 PHASES = ("dense", "spr", "finetune")
 _KEYS = {"dense": "dense.lr", "spr": "spr.lr and spr.lam", "finetune": "spr.lr"}
@@ -58,7 +58,7 @@ class SeedRun:
     folder: Path
     device: torch.device
     data: Data
-    display: Display
+    display: RunDisplay
     metrics: Metrics
     state: checkpoint.State | None = None
     fixed: dict[str, Any] = field(default_factory=dict)  # in every checkpoint from here on
@@ -167,8 +167,9 @@ def dense_phase(run: SeedRun) -> nn.Module:
         epochs=recipe.epochs,
         rate=lambda epoch: learning_rate(recipe, epoch, recipe.epochs),
     )
-    state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_durably(path, lambda aside: save_file(state, aside))
+    if distributed.is_first():
+        state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+        write_durably(path, lambda aside: save_file(state, aside))
     return model
 
 

@@ -10,13 +10,13 @@ import torch
 
 from spr_or.training import checkpoint, distributed
 from spr_or.training.data.load import Data, load_data
-from spr_or.training.durable import write_text
 from spr_or.training.metrics import Metrics
 from spr_or.training.phases import RunError, SeedRun, train
 from spr_or.training.recipe import Recipe
 from spr_or.training.report.summary import Summary, report_seed, report_seeds
-from spr_or.training.run_progress import Display
+from spr_or.training.run_progress import RunDisplay
 from spr_or.training.setup import check_model, fresh_model, pick_device, reproducible
+from spr_or.utils.files import write_text
 
 # What may change between a start and its resumption, because it changes no result.
 _FREE = ("name", "note", "speed")
@@ -24,7 +24,7 @@ _RECIPE = "recipe.json"
 
 
 def run_recipe(
-    recipe: Recipe, folder: Path, *, resume: bool = False, display: Display | None = None
+    recipe: Recipe, folder: Path, *, resume: bool = False, display: RunDisplay | None = None
 ) -> Summary:
     """Train, prune, compact and report every seed of a recipe; the summary over all seeds.
 
@@ -47,14 +47,14 @@ def run_recipe(
 
 
 def _run(
-    recipe: Recipe, folder: Path, resume: bool, device: torch.device, display: Display | None
+    recipe: Recipe, folder: Path, resume: bool, device: torch.device, display: RunDisplay | None
 ) -> Summary:
     _check_folder(recipe, folder, resume)
     seeds = {seed: folder if len(recipe.seeds) == 1 else folder / f"seed-{seed}"
              for seed in recipe.seeds}  # fmt: skip
     summaries = {seed: _finished(place) for seed, place in seeds.items()}
     distributed.barrier()  # all have looked before the first one writes
-    with display or Display(quiet=True) as shown, reproducible(recipe.speed.threads):
+    with display or RunDisplay(quiet=True) as shown, reproducible(recipe.speed.threads):
         data: Data | None = None
         for seed, place in seeds.items():
             if summaries[seed] is None:
@@ -62,7 +62,8 @@ def _run(
                     data = load_data(recipe.data, device, shown.decoding)
                     check_model(recipe, fresh_model(recipe, seed, device), data, device)
                     folder.mkdir(parents=True, exist_ok=True)
-                    write_text(folder / _RECIPE, recipe.model_dump_json(indent=2) + "\n")
+                    if distributed.is_first():
+                        write_text(folder / _RECIPE, recipe.model_dump_json(indent=2) + "\n")
                 summaries[seed] = _run_seed(recipe, seed, place, device, data, shown)
     distributed.barrier()  # the first one has written its report
     if not distributed.is_first():
@@ -72,7 +73,7 @@ def _run(
 
 
 def _run_seed(
-    recipe: Recipe, seed: int, folder: Path, device: torch.device, data: Data, display: Display
+    recipe: Recipe, seed: int, folder: Path, device: torch.device, data: Data, display: RunDisplay
 ) -> Summary:
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.remove_leftovers(folder / "checkpoints")

@@ -17,10 +17,10 @@ from tiny_runs import assert_identical, tiny_recipe
 
 from spr_or.training import checkpoint
 from spr_or.training.checkpoint import CheckpointError, load, load_last, save_best, save_last
-from spr_or.training.durable import DiskFull
 from spr_or.training.metrics import Metrics, read_metrics
 from spr_or.training.phases import RunError
 from spr_or.training.runner import run_recipe
+from spr_or.utils.files import DiskFull
 
 KILLS = 12
 EPOCHS = 22  # of the run in kill_worker.py
@@ -230,7 +230,7 @@ def test_best_and_last_are_separate(tmp_path: Path) -> None:
 
 
 def test_no_space_is_recognised_in_what_torch_raises(tmp_path: Path) -> None:
-    from spr_or.training.durable import write_durably
+    from spr_or.utils.files import write_durably
 
     def torchs(aside: Path) -> None:
         raise RuntimeError("PytorchStreamWriter failed writing file: No space left on device")
