@@ -14,10 +14,10 @@ import torch
 from tiny_runs import stopped_at, tiny_recipe
 
 from spr_or.training import distributed
-from spr_or.training.phases import RunError
 from spr_or.training.report import summary as report
 from spr_or.training.run_progress import RunDisplay
 from spr_or.training.runner import run_recipe
+from spr_or.training.seed_run import RunError
 
 SHARED = tiny_recipe(
     data={"eval_rows": 61},

@@ -31,10 +31,10 @@ def command(
     from spr_or.training import distributed
     from spr_or.training.checkpoint import CheckpointError
     from spr_or.training.data.parquet import DataError
-    from spr_or.training.phases import RunError
     from spr_or.training.recipe import RecipeError, load_recipe
     from spr_or.training.run_progress import RunDisplay
     from spr_or.training.runner import run_recipe
+    from spr_or.training.seed_run import RunError
     from spr_or.utils.files import DiskFull
 
     errors = Console(stderr=True)

@@ -246,7 +246,7 @@ def _check_kind(kind: str) -> None:
 
 def _plain_weight(model: nn.Module, name: str) -> nn.Parameter:
     module = model.get_submodule(name)
-    weight = module._parameters.get("weight")
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
     if weight is None:
         raise ValueError(
             f"{name!r} has no plain parameter 'weight' (is it parametrised?): its entities cannot "

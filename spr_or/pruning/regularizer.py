@@ -113,7 +113,7 @@ class SPR(nn.Module):
         self.importance: Tensor
         self.register_buffer("_lam", torch.zeros((), dtype=dtype, device=device))
         for name, values in (("bound", bound), ("importance", importance)):
-            flat = torch.cat([values[layer.name].cpu().double() for layer in self._ordered()])
+            flat = torch.cat([values[layer.name].cpu().double() for layer in self.ordered_layers()])
             self.register_buffer(name, flat.to(device=device, dtype=dtype))
         self.lam = lam
 
@@ -165,7 +165,7 @@ class SPR(nn.Module):
 
     def forward(self) -> Tensor:
         """lambda sum_i u_i z(w^i): a scalar to add to the loss."""
-        parameters = [p for layer in self._ordered() for p in layer.parameters]
+        parameters = [p for layer in self.ordered_layers() for p in layer.parameters]
         return _Penalty.apply(self, *parameters)
 
     @torch.no_grad()
@@ -175,8 +175,10 @@ class SPR(nn.Module):
         A gradient that is None is created. Call it after ``backward()`` (and, with a gradient
         scaler, after unscaling).
         """
-        xs, dims = self._gather()
-        trained = [p for layer in self._ordered() for p in layer.parameters if p.requires_grad]
+        xs, dims = self.gather()
+        trained = [
+            p for layer in self.ordered_layers() for p in layer.parameters if p.requires_grad
+        ]
         for parameter in trained:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -189,7 +191,7 @@ class SPR(nn.Module):
         if targets is not None:
             self._add_gradients_(targets, xs, dims, slopes)
         elif trained:
-            parts = self._scatter(self._gradients(xs, dims, slopes))
+            parts = self.scatter(self._gradients(xs, dims, slopes))
             pairs = [(p.grad, part) for p, part in parts if p.requires_grad and p.grad is not None]
             torch._foreach_add_([grad for grad, _ in pairs], [part for _, part in pairs])
 
@@ -213,15 +215,15 @@ class SPR(nn.Module):
         >>> SPR(net, lam=0.1, alpha=0.5, M=1.0).entity_values()["0"].norm.shape
         torch.Size([2])
         """
-        norm, peak = norms_and_peaks(*self._gather())
+        norm, peak = norms_and_peaks(*self.gather())
         bound, importance = self.bound.to(norm), self.importance.to(norm)
         terms = projected.entity_terms(norm, peak, self.alpha, bound, self.variant)
         columns = (terms.regime, terms.indicator, terms.value, norm, peak, bound, importance)
-        counts = [layer.count for layer in self._ordered()]
+        counts = [layer.count for layer in self.ordered_layers()]
         split = zip(*(column.split(counts) for column in columns), strict=True)
         values = {
             layer.name: EntityValues(*fields)
-            for layer, fields in zip(self._ordered(), split, strict=True)
+            for layer, fields in zip(self.ordered_layers(), split, strict=True)
         }
         return {layer.name: values[layer.name] for layer in self.layers}
 
@@ -232,7 +234,7 @@ class SPR(nn.Module):
             f"{entities} entities in {len(self.layers)} layers, alpha={self.alpha}, {self.variant}"
         )
 
-    def _ordered(self) -> list[LayerEntities]:
+    def ordered_layers(self) -> list[LayerEntities]:
         """The layers in the order of ``bound`` and ``importance``: equal shapes beside each other."""
         return [layer for run in self._runs for layer in run]
 
@@ -243,11 +245,21 @@ class SPR(nn.Module):
         for each byte, so every layer is read where it lies.
         """
         if self.bound.device.type == "cpu":
-            return [[layer] for layer in self._ordered()]
+            return [[layer] for layer in self.ordered_layers()]
         return self._runs
 
-    def _gather(self) -> tuple[list[Tensor], list[int]]:
-        """The weights of each batch in the dtype of the computation, and their entity dimension."""
+    def gather(self) -> tuple[list[Tensor], list[int]]:
+        """The weights of all entities, batch by batch, and the dimension that counts the entities.
+
+        Batches follow `ordered_layers`: one layer each on a CPU, all layers of one shape together on
+        an accelerator. Their dtype is that of the computation (float32 for half precision). A
+        layer whose entities are one parameter is that parameter's own memory: do not write to it.
+
+        >>> net = nn.Sequential(nn.Conv2d(3, 2, 1, bias=False))
+        >>> (batch,), dims = SPR(net, lam=0.1, alpha=0.5, M=1.0).gather()
+        >>> batch.shape, dims
+        (torch.Size([2, 3, 1, 1]), [0])
+        """
         device = self.layers[0].parameters[0].device
         if self.bound.device != device:  # the model moved; copying at each step would stall it
             self.to(device)
@@ -267,7 +279,7 @@ class SPR(nn.Module):
         if xs[0].device.type != "cpu":
             return None
         targets: list[Tensor] = []
-        for layer, x in zip(self._ordered(), xs, strict=True):
+        for layer, x in zip(self.ordered_layers(), xs, strict=True):
             if not layer.is_one_weight:
                 return None
             weight = layer.parameters[0]
@@ -277,8 +289,12 @@ class SPR(nn.Module):
             targets.append(gradient)
         return targets
 
-    def _scatter(self, batches: list[Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
-        """Every parameter with its part of the gradients of the batches, in `_ordered` order."""
+    def scatter(self, batches: list[Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
+        """Every parameter with its part of ``batches``, tensors shaped as those of `gather`.
+
+        So ``scatter(gather()[0])`` pairs each parameter with its own values, in the order of
+        `ordered_layers`.
+        """
         pairs: list[tuple[nn.Parameter, Tensor]] = []
         for batch, gradient in zip(self._batches(), batches, strict=True):
             parts = gradient.split([layer.count for layer in batch], batch[0].entity_dim)
@@ -292,7 +308,7 @@ class _Penalty(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, spr: SPR, *parameters: Tensor) -> Tensor:
-        penalties, slopes = spr._formula(*spr._gather(), *spr._numbers())
+        penalties, slopes = spr._formula(*spr.gather(), *spr._numbers())
         ctx.spr = spr
         # The parameters are saved so that changing them before backward() is an error.
         ctx.save_for_backward(*slopes, *parameters)
@@ -303,7 +319,7 @@ class _Penalty(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         radial, slope, peak, *_ = ctx.saved_tensors
         scaled = Slopes(upstream * radial, upstream * slope, peak)
-        parts = ctx.spr._scatter(ctx.spr._gradients(*ctx.spr._gather(), scaled))
+        parts = ctx.spr.scatter(ctx.spr._gradients(*ctx.spr.gather(), scaled))
         return None, *(part.to(p.dtype) for p, part in parts)
 
 

@@ -24,9 +24,9 @@ from spr_or.sweeps.jobs import Job, dense_folder_name, dense_recipe
 from spr_or.sweeps.pools import Pool
 from spr_or.sweeps.run_table import ERROR, SUMMARY, TableRow, last_line, write_tables
 from spr_or.sweeps.sweep_file import SweepError, SweepPlan, SweepRun
-from spr_or.training.phases import RunError
 from spr_or.training.recipe import SpeedRecipe
 from spr_or.training.runner import run_recipe
+from spr_or.training.seed_run import RunError
 from spr_or.utils.files import write_text
 
 _GRACE = 5.0  # seconds for the workers of a killed sweep to go

@@ -11,10 +11,11 @@ import torch
 from spr_or.training import checkpoint, distributed
 from spr_or.training.data.load import Data, load_data
 from spr_or.training.metrics import Metrics
-from spr_or.training.phases import RunError, SeedRun, train
+from spr_or.training.phases import train
 from spr_or.training.recipe import Recipe
 from spr_or.training.report.summary import Summary, report_seed, report_seeds
 from spr_or.training.run_progress import RunDisplay
+from spr_or.training.seed_run import RunError, SeedRun
 from spr_or.training.setup import check_model, fresh_model, pick_device, reproducible
 from spr_or.utils.files import write_text
 

@@ -322,7 +322,7 @@ def test_channels_last_weights_are_read_where_they_lie():
     slopes = gradients_of(net, FILTERS)
     last = network().to(memory_format=torch.channels_last)
     spr = SPR(last, 0.7, ALPHA, 0.5)
-    assert [x.data_ptr() for x in spr._gather()[0]] == [
+    assert [x.data_ptr() for x in spr.gather()[0]] == [
         getattr(last, name).weight.data_ptr() for name in ("conv1", "conv2", "conv3")
     ]
     assert spr().item() == pytest.approx(reference().item(), rel=1e-12)

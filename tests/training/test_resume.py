@@ -18,8 +18,8 @@ from tiny_runs import assert_identical, tiny_recipe
 from spr_or.training import checkpoint
 from spr_or.training.checkpoint import CheckpointError, load, load_last, save_best, save_last
 from spr_or.training.metrics import Metrics, read_metrics
-from spr_or.training.phases import RunError
 from spr_or.training.runner import run_recipe
+from spr_or.training.seed_run import RunError
 from spr_or.utils.files import DiskFull
 
 KILLS = 12

@@ -22,7 +22,7 @@ from spr_or.training import checkpoint
 from spr_or.training.data.load import load_data
 from spr_or.training.loop import NonFiniteLoss, evaluate, train_epoch
 from spr_or.training.metrics import read_metrics
-from spr_or.training.phases import epoch_seed
+from spr_or.training.one_phase import epoch_seed
 from spr_or.training.recipe import RecipeError
 from spr_or.training.report import summary as report
 from spr_or.training.run_progress import RunDisplay

@@ -15,11 +15,12 @@ from spr_or.pruning.compaction.api import compact, save_compact
 from spr_or.pruning.counts import count_macs, count_parameters, masked_filter_weights
 from spr_or.pruning.masks import collapsed_layers
 from spr_or.training.metrics import Record
-from spr_or.training.phases import SeedRun, Trained
+from spr_or.training.phases import Trained
 from spr_or.training.pruning import make_spr
 from spr_or.training.recipe import Recipe
 from spr_or.training.report.measure import latency_ms, spr_step_overhead
 from spr_or.training.report.page import write_page
+from spr_or.training.seed_run import SeedRun
 from spr_or.utils.files import write_text
 
 Summary = dict[str, Any]
