@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from spr_or.pruning.compaction.graph import CONVOLUTIONS
 from spr_or.pruning.masks import Masks, maskable_layer
+from spr_or.utils.evaluating import evaluating
 
 
 def masked_filter_weights(model: nn.Module, masks: Masks) -> int:
@@ -48,16 +49,8 @@ def count_macs(model: nn.Module, input_shape: Iterable[int]) -> int:
         total += output.numel() * module.weight[0].numel()
 
     layers = [m for m in model.modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear))]
-    handles = [layer.register_forward_hook(add) for layer in layers]
-    modes = [(module, module.training) for module in model.modules()]
+    hooks = [layer.register_forward_hook(add) for layer in layers]
     parameter = next(model.parameters())
-    try:
-        model.eval()
-        with torch.no_grad():
-            model(torch.zeros(*input_shape, device=parameter.device, dtype=parameter.dtype))
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in modes:
-            module.training = training
+    with evaluating(model, hooks), torch.no_grad():
+        model(torch.zeros(*input_shape, device=parameter.device, dtype=parameter.dtype))
     return total

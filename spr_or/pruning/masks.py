@@ -27,12 +27,14 @@ def masks_by_threshold(
 ) -> dict[str, Tensor]:
     """Masks by the paper's rule: a filter goes when more than `share` of it is zero.
 
+    A filter is its weights and its bias, if the layer has one.
+
     A weight counts as zero when |w| < `zero_below`; with `zero_below=0`, when it is exactly zero
-    (what a proximal step leaves). A filter without a nonzero weight goes whatever `share` is.
+    (what a proximal step leaves). A filter that is zero altogether goes whatever `share` is.
     modules: names of convolutions and linear layers; None means every convolution. Raises
     ValueError for an unknown name or numbers out of range. (arXiv 2206.14056, section 5.)
 
-    >>> layer = nn.Sequential(nn.Conv2d(1, 2, 2))
+    >>> layer = nn.Sequential(nn.Conv2d(1, 2, 2, bias=False))
     >>> _ = nn.init.zeros_(layer[0].weight[1])
     >>> masks_by_threshold(layer)
     {'0': tensor([ True, False])}
@@ -45,7 +47,10 @@ def masks_by_threshold(
         modules = [name for name, m in model.named_modules() if isinstance(m, CONVOLUTIONS)]
     masks = {}
     for name in modules:
-        rows = maskable_layer(model, name).weight.detach().flatten(1)
+        layer = maskable_layer(model, name)
+        rows = layer.weight.detach().flatten(1)
+        if layer.bias is not None:
+            rows = torch.cat([rows, layer.bias.detach().unsqueeze(1)], dim=1)
         zero = rows.abs() < zero_below if zero_below > 0 else rows == 0
         masks[name] = (zero.double().mean(1) <= share) & ~zero.all(1)
     return masks

@@ -23,7 +23,7 @@ def make_spr(recipe: SprRecipe, model: nn.Module, bounds: dict[str, Tensor] | fl
         bounds,
         entities=recipe.entities,
         variant=recipe.variant,
-        weights=recipe.weights,
+        u=recipe.u,
         include_norm=recipe.include_norm,
     )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from spr_or.training import checkpoint, distributed
 from spr_or.training.data.load import Data, load_data
@@ -105,7 +106,7 @@ def _check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
         raise RunError(
             f"{folder} already holds a run: continue it with --resume, or name another --out"
         )
-    kept = json.loads(path.read_text(encoding="utf-8"))
+    kept = _as_today(json.loads(path.read_text(encoding="utf-8")))
     changed = [
         f"{key} was {before!r}, now {after!r}"
         for key, before, after in _differences(kept, recipe.model_dump(mode="json"))
@@ -116,6 +117,14 @@ def _check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
             f"{folder} was started with another recipe ({'; '.join(changed)}): "
             "resume with the same one, or name another --out"
         )
+
+
+def _as_today(kept: dict[str, Any]) -> dict[str, Any]:
+    """A stored recipe with the keys of this version: old names replaced, new defaults added."""
+    try:
+        return Recipe.model_validate(kept).model_dump(mode="json")
+    except ValidationError:  # of another program version; what differs is then named
+        return kept
 
 
 def _differences(

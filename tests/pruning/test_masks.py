@@ -41,9 +41,21 @@ def test_exact_zeros_are_the_threshold_zero():
     assert masks_by_threshold(model, zero_below=0, share=1)["0"].tolist() == [False, True]
 
 
+def test_a_unit_with_a_bias_left_is_not_dead():
+    """As in the regulariser, a unit is its weights and its bias."""
+    layer = nn.Sequential(nn.Conv2d(1, 3, 2))
+    with torch.no_grad():
+        layer[0].weight[1:] = 0
+        layer[0].bias.copy_(torch.tensor([1.0, 0.5, 0.0]))
+    for rule in ({}, {"zero_below": 0.0, "share": 1.0}):
+        assert masks_by_threshold(layer, **rule)["0"].tolist() == [True, True, False]
+    assert masks_by_threshold(layer, share=0.7)["0"].tolist() == [True, False, False]  # 4 of 5
+
+
 def test_only_the_named_modules_are_masked():
     model = mlp(4, hidden=(3,), num_classes=2)
     nn.init.zeros_(model[1].weight)
+    nn.init.zeros_(model[1].bias)
     assert masks_by_threshold(model) == {}
     masks = masks_by_threshold(model, ["1"])
     assert list(masks) == ["1"] and collapsed_layers(masks) == ["1"]

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections import deque
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forking_server import Server
 from sweep_server import quick
 from tiny_runs import assert_identical
 from typer.testing import CliRunner
@@ -309,43 +309,27 @@ def test_a_worker_that_dies_takes_one_run_with_it(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the server forks")
 def test_a_killed_sweep_repeats_no_finished_run(whole: Path, tmp_path: Path) -> None:
-    server = subprocess.Popen(
-        [sys.executable, str(Path(__file__).parents[1] / "sweep_server.py")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert server.stdin is not None and server.stdout is not None
-
-    def ask(line: str) -> int:
-        assert server.stdin is not None and server.stdout is not None
-        server.stdin.write(line + "\n")
-        server.stdin.flush()
-        return int(server.stdout.readline())
-
+    server = Server("sweep_server.py")
     out = tmp_path / "out"
     finished: dict[str, int] = {}
     try:
-        assert server.stdout.readline() == "0\n"
         for wanted in (1, 3, 6):
-            process = ask(f"{whole / 'sweep.toml'} {out}")
+            process = server.ask(f"{whole / 'sweep.toml'} {out}")
             until = time.monotonic() + 60
             while len(_finished(out)) < wanted and time.monotonic() < until:
                 time.sleep(0.002)
             os.kill(process, signal.SIGKILL)
-            assert ask("wait") == -signal.SIGKILL
+            assert server.ask("wait") == -signal.SIGKILL
             for worker in _workers(out):
                 _wait_until_gone(worker)
             after = _finished(out)
             assert finished.items() <= after.items()  # none was written again
             finished = after
             assert wanted <= len(finished) < RUNS
-        ask(f"{whole / 'sweep.toml'} {out}")
-        assert ask("wait") == 0
+        server.ask(f"{whole / 'sweep.toml'} {out}")
+        assert server.ask("wait") == 0
     finally:
-        server.stdin.close()
-        server.wait(30)
+        server.close()
     assert finished.items() <= _finished(out).items()
     assert (out / "table.csv").read_bytes() == (whole / "out" / "table.csv").read_bytes()
     assert not list((out / "runs").glob("*/error.txt"))
