@@ -179,29 +179,10 @@ def layer_entities(
         groups = cast(Sequence[Sequence[int]], entities)
         return (_positions(model, Entities.of(groups, total)),)
     named = cast(str | Sequence[str] | Mapping[str, str], entities)
-    norms = _following_norms(model) if include_norm else {}
-    found: list[LayerEntities] = []
-    owner: dict[int, tuple[str, str]] = {}
-    for name, kind in _chosen_layers(model, named).items():
-        weight = _plain_parameter(model, name, "weight")
-        _check_groups(model, name, kind)
-        if id(weight) in owner:
-            if owner[id(weight)][1] != kind:
-                raise ValueError(
-                    f"entities overlap: the weight of {name!r} is in {owner[id(weight)][1]!r} of "
-                    f"{owner[id(weight)][0]!r} and in {kind!r}"
-                )
-            continue  # a weight that two modules share is one set of entities
-        owner[id(weight)] = name, kind
-        if kind == "input_channels":
-            found.append(SliceEntities(name, (weight,), 1))
-            continue
-        has_bias = model.get_submodule(name).bias is not None
-        bias = [_plain_parameter(model, name, "bias")] if has_bias else []
-        found.append(SliceEntities(name, (weight, *bias, *norms.get(name, [])), 0))
+    found = _slices(model, _chosen_layers(model, named), include_norm)
     if not found:
         raise ValueError(f"entities={entities!r} names no layer: nothing to regularise")
-    return tuple(found)
+    return found
 
 
 def _chosen_layers(
@@ -234,6 +215,33 @@ def _chosen_layers(
                 raise ValueError(f"entities overlap: {name!r} is in {chosen[name]!r} and {kind!r}")
             chosen[name] = kind
     return {name: chosen[name] for name in modules if name in chosen}
+
+
+def _slices(
+    model: nn.Module, chosen: Mapping[str, str], include_norm: bool
+) -> tuple[LayerEntities, ...]:
+    """The entities of chosen layers, {name: kind}; a weight of two layers counts once."""
+    norms = _following_norms(model) if include_norm else {}
+    found: list[LayerEntities] = []
+    owner: dict[int, tuple[str, str]] = {}
+    for name, kind in chosen.items():
+        weight = _plain_parameter(model, name, "weight")
+        _check_groups(model, name, kind)
+        if id(weight) in owner:
+            if owner[id(weight)][1] != kind:
+                raise ValueError(
+                    f"entities overlap: the weight of {name!r} is in {owner[id(weight)][1]!r} of "
+                    f"{owner[id(weight)][0]!r} and in {kind!r}"
+                )
+            continue  # a weight that two modules share is one set of entities
+        owner[id(weight)] = name, kind
+        if kind == "input_channels":
+            found.append(SliceEntities(name, (weight,), 1))
+            continue
+        has_bias = model.get_submodule(name).bias is not None
+        bias = [_plain_parameter(model, name, "bias")] if has_bias else []
+        found.append(SliceEntities(name, (weight, *bias, *norms.get(name, [])), 0))
+    return tuple(found)
 
 
 def _check_groups(model: nn.Module, name: str, kind: str) -> None:
