@@ -11,7 +11,7 @@ from spr_or.utils.evaluating import evaluating
 
 
 def masked_filter_weights(model: nn.Module, masks: Masks) -> int:
-    """Number of weights in masked filters: the paper's measure, without biases and BatchNorm.
+    """Weights in zero filters, those that ``masks`` drop: the paper's count, without biases and norms.
 
     The weights that read a masked filter's channel in the next layer are not counted, though
     they leave with it; `count_parameters` before and after `compact` counts those too.

@@ -19,10 +19,10 @@ from spr_or.training.parameter_budget import TOLERANCE, Counter, reachable_pct
 from spr_or.training.pruning import (
     decide_masks,
     describe,
+    in_zero_filters_pct,
     make_optimizer,
     make_sgd,
     make_spr,
-    masked_pct,
 )
 from spr_or.training.recipe import Recipe, RecipeError
 from spr_or.training.schedule import learning_rate
@@ -212,7 +212,7 @@ def finetune_phase(
         epochs=recipe.epochs,
         rate=_pruning_rate(run.recipe, run.recipe.spr.epochs),
         after=hold_masks(model, masks),
-        describe=lambda: {"masked_filter_weights_pct": masked_pct(model, masks)},
+        describe=lambda: {"masked_filter_weights_pct": in_zero_filters_pct(model, masks)},
         objective=objective,
     )
     best = train_phase(run, phase)

@@ -62,13 +62,13 @@ def describe(model: nn.Module, spr: SPR, recipe: SprRecipe) -> Record:
         penalty = float(spr())
     return {
         "spr": penalty,
-        "masked_filter_weights_pct": masked_pct(model, masks),
+        "masked_filter_weights_pct": in_zero_filters_pct(model, masks),
         "regimes": {"zero": int((~keep).sum()), **counts},
     }
 
 
-def masked_pct(model: nn.Module, masks: dict[str, Tensor]) -> float:
-    """Weights in masked filters, as a percentage of all parameters."""
+def in_zero_filters_pct(model: nn.Module, masks: dict[str, Tensor]) -> float:
+    """Weights in zero filters, the measure of the paper, as a percentage of all parameters."""
     return 100 * masked_filter_weights(model, masks) / count_parameters(model)
 
 
