@@ -314,17 +314,10 @@ class SPR(nn.Module):
         self, in_place: list[Tensor | None], xs: list[Tensor], dims: list[int]
     ) -> list[Tensor | None]:
         """Add to the gradients that are given; the gradients of the other batches, None for these."""
-        targets = [
-            torch.zeros_like(x) if target is None else target
-            for target, x in zip(in_place, xs, strict=True)
-        ]
         if self._fused or torch.compiler.is_compiling():
             _, slopes = self._formula(xs, dims, *self._numbers())
-            self._add_gradients_(targets, xs, dims, slopes)
-        else:
-            gradient_passes_cpu.add_gradients_(targets, xs, dims, *self._numbers())
-        pairs = zip(in_place, targets, strict=True)
-        return [target if given is None else None for given, target in pairs]
+            return self._add_gradients_(in_place, xs, dims, slopes)
+        return gradient_passes_cpu.add_gradients_(in_place, xs, dims, *self._numbers())
 
 
 class _Penalty(torch.autograd.Function):
