@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import math
 from collections.abc import Sequence
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spr_or.bench import regularizer_cost
-from spr_or.utils.files import write_aside
+from spr_or.utils.files import write_aside, write_csv, write_text
 from spr_or.utils.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY
 
 if TYPE_CHECKING:
@@ -47,16 +45,10 @@ def write(out: Path, machine: dict[str, Any], rows: Sequence[Row], wrong: Sequen
     """table.md, results.csv, time_over_size.png and gap_over_time.png in ``out``."""
     if not rows:
         return
-    text = markdown(machine, rows, wrong)
-    write_aside(out / "table.md", lambda aside: aside.write_text(text, encoding="utf-8"))
-    lines = io.StringIO()
+    write_text(out / "table.md", markdown(machine, rows, wrong))
     columns = [name for name in asdict(rows[0]) if name != "trace"]
-    writer = csv.DictWriter(lines, columns, extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    write_aside(
-        out / "results.csv", lambda aside: aside.write_text(lines.getvalue(), encoding="utf-8")
-    )
+    cells = [{name: asdict(row)[name] for name in columns} for row in rows]
+    write_csv(out / "results.csv", columns, cells)
     plot_time_over_size(rows, out / "time_over_size.png")
     plot_gap_over_time(rows, out / "gap_over_time.png")
 
