@@ -7,8 +7,8 @@ from pathlib import Path
 import matplotlib
 
 from spr_or.layer_study.study import Study
-from spr_or.training.report.figures import BLUE, GREEN, GREY, ORANGE, RED
 from spr_or.utils.files import write_aside
+from spr_or.utils.palette import BLUE, GREEN, GREY, LIGHT_GREY, ORANGE, RED
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -21,7 +21,7 @@ def draw(studies: list[Study], path: Path) -> None:
         2, 1, figsize=(max(8.0, 0.48 * len(studies) + 2), 7), sharex=True, layout="constrained"
     )
     gaps = [100 * (s.objective / s.bound - 1) if s.bound > 0 else float("nan") for s in studies]
-    top.bar(places, gaps, width=0.75, color="#DDDDDD", label="not decided: best found to bound")
+    top.bar(places, gaps, width=0.75, color=LIGHT_GREY, label="not decided: best found to bound")
     ways = (("spr", "SPR mask", RED, "o"), ("magnitude", "magnitude, same size", ORANGE, "^"))
     for way, label, colour, marker in ways:
         have = [i for i in places if way in studies[i].choices]

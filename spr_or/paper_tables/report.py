@@ -16,9 +16,8 @@ from spr_or.paper_tables.published import (
     Published,
     problems,
 )
-from spr_or.sweeps.run_table import write_csv
-from spr_or.training.durable import write_text
-from spr_or.utils import pareto
+from spr_or.utils import palette, pareto
+from spr_or.utils.files import write_csv, write_text
 
 NOT_RUN = "not run"
 Row = dict[str, str]
@@ -270,8 +269,8 @@ def _figures(
     denominator = DENOMINATORS.get(problem)
     weights = denominator.weights if denominator else None
     series = [
-        _series("published, other methods", rivals, pareto.GREY, "^"),
-        _series("published, SPR", spr, pareto.ORANGE, "s", joined=True),
+        _series("published, other methods", rivals, palette.GREY, "^"),
+        _series("published, SPR", spr, palette.ORANGE, "s", joined=True),
     ]
     forms = dict.fromkeys(one.form for one in found)
     by_form = [[one for one in found if one.form == form] for form in forms]
@@ -282,10 +281,10 @@ def _figures(
         ]
         series.append(_ours(share, ours, style, named=not lines))  # names would hide the published
     dense = [
-        ("published, dense", line.top1, pareto.ORANGE) for line in lines if line.method == "dense"
+        ("published, dense", line.top1, palette.ORANGE) for line in lines if line.method == "dense"
     ]
     for accuracy in {round(one.spread("dense_accuracy").mean, 2) for one in found}:
-        dense.append((f"ours, dense ({accuracy:.2f})", accuracy, pareto.BLUE))
+        dense.append((f"ours, dense ({accuracy:.2f})", accuracy, palette.BLUE))
     name = re.sub(r"[^a-z0-9]+", "-", f"{problem.network} {problem.dataset}".lower()).strip("-")
     images = []
     drawn = pareto.draw(
@@ -316,10 +315,10 @@ def _figures(
 
 
 _STYLES = (
-    (pareto.BLUE, "o"),
-    (pareto.GREEN, "D"),
-    (pareto.RED, "v"),
-    (pareto.PURPLE, "p"),
+    (palette.BLUE, "o"),
+    (palette.GREEN, "D"),
+    (palette.RED, "v"),
+    (palette.PURPLE, "p"),
 )
 
 

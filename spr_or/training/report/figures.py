@@ -11,19 +11,19 @@ from torch import Tensor
 
 from spr_or.training.metrics import Record
 from spr_or.utils.files import write_aside
+from spr_or.utils.palette import BLUE, GREEN, GREY, LIGHT_GREY, ORANGE, RED
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#999999"
 PHASE_NAMES = {"dense": "dense", "spr": "SPR", "finetune": "fine-tuning"}
 REGIMES = (
     ("full", "full", BLUE),
     ("bound", "bound", GREEN),
     ("norm", "norm", ORANGE),
-    ("zero", "pruned", "#DDDDDD"),
+    ("zero", "pruned", LIGHT_GREY),
 )
 
 
@@ -75,7 +75,7 @@ def kept(masks: dict[str, Tensor], path: Path) -> bool:
     total = [len(keep) for keep in masks.values()]
     left = [int(keep.sum()) for keep in masks.values()]
     figure, axis = plt.subplots(figsize=_wide(len(names)), layout="constrained")
-    axis.bar(range(len(names)), total, color="#DDDDDD", label="removed")
+    axis.bar(range(len(names)), total, color=LIGHT_GREY, label="removed")
     axis.bar(range(len(names)), left, color=BLUE, label="kept")
     if len(names) <= 30:
         for place, count in enumerate(left):

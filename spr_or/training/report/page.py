@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from spr_or.training.durable import write_text
+from spr_or.utils.files import write_text
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
