@@ -42,7 +42,7 @@ def command(
     from rich.console import Console
 
     from spr_or.layer_study.display import Display
-    from spr_or.layer_study.report import table, write_report
+    from spr_or.layer_study.layer_report import table, write_report
     from spr_or.layer_study.run import LayersError, Settings, study_run
     from spr_or.training.data.parquet import DataError
     from spr_or.training.recipe import RecipeError

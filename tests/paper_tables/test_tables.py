@@ -23,7 +23,7 @@ from spr_or.paper_tables.published import (
     read_epoch_times,
     read_published,
 )
-from spr_or.paper_tables.report import matches, spr_rows, time_rows, write_report
+from spr_or.paper_tables.tables_report import matches, spr_rows, time_rows, write_report
 from spr_or.sweeps.plan import load_sweep
 from spr_or.training.recipe import Recipe, parse_recipe
 from spr_or.training.report import summary as report

@@ -188,7 +188,7 @@ def _fixed_batch(run: Run) -> tuple[Tensor, Tensor]:
 def _draw(
     run: Run, trained: Trained, norms: dict[str, tuple[list[float], list[float]]]
 ) -> list[Path]:
-    from spr_or.training.report import figures  # matplotlib loads here, after the training
+    from spr_or.training.report import run_figures as figures  # matplotlib loads here, after the training
 
     folder = run.folder / "figures"
     folder.mkdir(exist_ok=True)

@@ -14,7 +14,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from spr_or.commands import run as command
-from spr_or.training.report.figures import kept, norms, progress, regimes
+from spr_or.training.report.run_figures import kept, norms, progress, regimes
 from spr_or.training.report.measure import latency_ms
 from spr_or.training.report.summary import MEASURES, mean_summary
 from spr_or.training.run import run_recipe

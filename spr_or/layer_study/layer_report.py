@@ -32,7 +32,7 @@ def row(study: Study) -> dict[str, Any]:
 
 def write_report(folder: Path, finished: Finished) -> list[Path]:
     """Write ``layers.json``, ``layers.csv`` and ``layers.png`` into ``folder``; the paths written."""
-    from spr_or.layer_study.figures import draw  # matplotlib loads here
+    from spr_or.layer_study.layer_figures import draw  # matplotlib loads here
 
     as_json, as_csv, figure = (folder / f"layers.{end}" for end in ("json", "csv", "png"))
     write_json(

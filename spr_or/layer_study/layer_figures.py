@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 
 from spr_or.layer_study.study import Study
-from spr_or.training.report.figures import BLUE, GREEN, GREY, ORANGE, RED
+from spr_or.training.report.run_figures import BLUE, GREEN, GREY, ORANGE, RED
 from spr_or.utils.files import write_aside
 
 matplotlib.use("Agg")
