@@ -176,8 +176,8 @@ def _as_proven(certificate: ProofCertificate) -> ProofCertificate:
 
 
 def _one(console: Any, run: _Run) -> list[ProofCertificate]:
-    from spr_or.tabular.solve_figures import gap_over_time
     from spr_or.tabular.results import write_result
+    from spr_or.tabular.solve_figures import gap_over_time
 
     certificate, bound = run.solve(run.problem, None)
     write_result(run.folder, run.data, certificate, bound)
@@ -191,8 +191,8 @@ def _one(console: Any, run: _Run) -> list[ProofCertificate]:
 
 def _path(console: Any, run: _Run, lams: list[float]) -> list[ProofCertificate]:
     from spr_or.certified_solver.lambda_path import follow
-    from spr_or.tabular.solve_figures import over_lambda
     from spr_or.tabular.results import stored, write_result
+    from spr_or.tabular.solve_figures import over_lambda
 
     places = {lam: run.folder / f"lambda-{number:02d}" for number, lam in enumerate(lams, 1)}
 

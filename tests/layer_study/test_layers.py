@@ -20,8 +20,8 @@ from spr_or.layer_study import run as layers_run
 from spr_or.layer_study.activations import Patches, refusal, sample_patches
 from spr_or.layer_study.basis import perspective_basis
 from spr_or.layer_study.kept import Kept, kept_inputs
-from spr_or.layer_study.problem import layer_problem
 from spr_or.layer_study.layer_report import COLUMNS
+from spr_or.layer_study.problem import layer_problem
 from spr_or.layer_study.run import LayersError, Settings, load_problem, study_run
 from spr_or.layer_study.standard import standardise
 from spr_or.layer_study.study import study_layer

@@ -1,7 +1,11 @@
-"""The figures of a run. Matplotlib is imported here; import this module where one is drawn."""
+"""The figures of a run. Matplotlib is imported here; import this module where one is drawn.
+
+They are drawn narrow, so that a page of 400 pixels shows them with letters that can be read.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ from spr_or.utils.files import write_aside
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator  # noqa: E402
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#999999"
@@ -23,40 +27,78 @@ REGIMES = (
     ("full", "full", BLUE),
     ("bound", "bound", GREEN),
     ("norm", "norm", ORANGE),
-    ("zero", "pruned", "#DDDDDD"),
+    ("zero", "zero", "#DDDDDD"),
 )
+_WIDTH = 5.6  # inches
+_SEED_COLOURS = (BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", "#777777")
+_SEED_LINES = ("-", "--", "-.", ":")
 
 
 def progress(records: list[Record], path: Path) -> bool:
     """Accuracy and sparsity over the epochs of all phases; False if there is no epoch."""
     if not records:
         return False
-    figure, (top, bottom) = plt.subplots(
-        2, 1, figsize=(8, 5), sharex=True, height_ratios=(2, 1), layout="constrained"
-    )
+    figure, (top, bottom) = _two_panels()
     epochs = range(1, len(records) + 1)
     top.plot(epochs, [r["accuracy"] for r in records], color=GREY, label="training")
     top.plot(epochs, [r["eval_accuracy"] for r in records], color=BLUE, label="evaluation")
-    top.set_ylabel("accuracy (%)")
     top.legend(loc="lower right", frameon=False)
-    pruned = [r.get("masked_filter_weights_pct", 0.0) for r in records]
-    bottom.plot(epochs, pruned, color=RED)
-    bottom.fill_between(epochs, pruned, color=RED, alpha=0.15, linewidth=0)
-    bottom.set_ylabel("in zero filters\n(% of parameters)")
-    bottom.set_ylim(0, max(10.0, *(1.1 * p for p in pruned)))
-    bottom.set_xlabel("epoch")
+    zero = _zero_shares(records)
+    bottom.plot(epochs, zero, color=RED)
+    bottom.fill_between(epochs, zero, color=RED, alpha=0.15, linewidth=0)
+    _finish_panels(top, bottom, zero)
     _phases(records, (top, bottom))
     return _save(figure, path)
 
 
-def _phases(records: list[Record], axes: tuple[Any, Any]) -> None:
+def seeds(records: Mapping[int, list[Record]], path: Path) -> bool:
+    """Evaluation accuracy and sparsity of every seed over the epochs; False without an epoch."""
+    logged = {seed: found for seed, found in records.items() if found}
+    if not logged:
+        return False
+    figure, (top, bottom) = _two_panels()
+    zero: list[float] = []
+    for number, (seed, found) in enumerate(logged.items()):
+        epochs = range(1, len(found) + 1)
+        style: dict[str, Any] = {
+            "color": _SEED_COLOURS[number % len(_SEED_COLOURS)],
+            "linestyle": _SEED_LINES[number % len(_SEED_LINES)],
+        }
+        top.plot(epochs, [r["eval_accuracy"] for r in found], label=f"seed {seed}", **style)
+        zero += _zero_shares(found)
+        bottom.plot(epochs, _zero_shares(found), **style)
+    top.legend(loc="lower right", frameon=False, ncols=1 + len(logged) // 6)
+    _finish_panels(top, bottom, zero)
+    _phases(max(logged.values(), key=len), (top, bottom))
+    return _save(figure, path)
+
+
+def _two_panels() -> Any:
+    return plt.subplots(
+        2, 1, figsize=(_WIDTH, 4.3), sharex=True, height_ratios=(2, 1), layout="constrained"
+    )
+
+
+def _zero_shares(records: Sequence[Record]) -> list[float]:
+    return [r.get("masked_filter_weights_pct", 0.0) for r in records]
+
+
+def _finish_panels(top: Any, bottom: Any, zero: Sequence[float]) -> None:
+    top.set_ylabel("accuracy (%)")
+    bottom.set_ylabel("in zero filters\n(% of parameters)")
+    bottom.set_ylim(0, max(10.0, *(1.1 * share for share in zero)))
+    bottom.set_xlabel("epoch")
+    bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _phases(records: Sequence[Record], axes: tuple[Any, Any]) -> None:
     """Shade every second phase and name them all above the upper panel."""
     start = 0
     for number, phase in enumerate(dict.fromkeys(r["phase"] for r in records)):
         length = sum(r["phase"] == phase for r in records)
         for axis in axes:
             if number % 2:
-                axis.axvspan(start + 0.5, start + length + 0.5, color="0.95", zorder=0)
+                axis.axvspan(start + 0.5, start + length + 0.5, color="0.93", zorder=0)
             axis.spines[["top", "right"]].set_visible(False)
         axes[0].text(
             start + length / 2 + 0.5,
@@ -70,54 +112,55 @@ def _phases(records: list[Record], axes: tuple[Any, Any]) -> None:
 
 
 def kept(masks: dict[str, Tensor], path: Path) -> bool:
-    """How many entities of each layer are left."""
+    """How many entities of each layer are left; the names of ``masks`` stand beside their bars."""
     names = list(masks)
     total = [len(keep) for keep in masks.values()]
     left = [int(keep.sum()) for keep in masks.values()]
-    figure, axis = plt.subplots(figsize=_wide(len(names)), layout="constrained")
-    axis.bar(range(len(names)), total, color="#DDDDDD", label="removed")
-    axis.bar(range(len(names)), left, color=BLUE, label="kept")
-    if len(names) <= 30:
-        for place, count in enumerate(left):
-            axis.annotate(
-                str(count), (place, count), (0, 2), textcoords="offset points",
-                ha="center", fontsize=8,
-            )  # fmt: skip
+    figure, axis = plt.subplots(figsize=_tall(len(names)), layout="constrained")
+    axis.barh(range(len(names)), total, color="#DDDDDD", label="removed")
+    axis.barh(range(len(names)), left, color=BLUE, label="kept")
+    for place, (count, of) in enumerate(zip(left, total, strict=True)):
+        axis.annotate(
+            f"{count} of {of}", (of, place), (3, 0), textcoords="offset points", va="center",
+            fontsize=8,
+        )  # fmt: skip
     _layers(axis, names)
-    axis.set_ylabel("filters or neurons")
-    axis.legend(loc="upper left", frameon=False)
+    axis.margins(x=0.12)
+    axis.set_xlabel("filters or neurons")
+    _legend_above(axis)
     return _save(figure, path)
 
 
 def norms(
     pairs: dict[str, tuple[list[float], list[float]]], masks: dict[str, Tensor], path: Path
 ) -> bool:
-    """||w||_2 of each entity in the dense and in the pruned network, layer by layer."""
-    figure, axis = plt.subplots(figsize=_wide(len(pairs)), layout="constrained")
-    style: dict[str, Any] = {"s": 10, "alpha": 0.5, "linewidths": 0}
-    columns: dict[str, tuple[list[float], list[float]]] = {
+    """||w||_2 of each entity in the dense network and after SPR, layer by layer."""
+    figure, axis = plt.subplots(figsize=_tall(len(pairs)), layout="constrained")
+    style: dict[str, Any] = {"s": 12, "alpha": 0.5, "linewidths": 0}
+    points: dict[str, tuple[list[float], list[float]]] = {
         key: ([], []) for key in ("dense", "kept", "removed")
     }
     for place, (name, (before, after)) in enumerate(pairs.items()):
-        for norm in before:
-            columns["dense"][0].append(place - 0.18)
-            columns["dense"][1].append(norm)
+        points["dense"][0].extend(before)
+        points["dense"][1].extend([place - 0.18] * len(before))
         for norm, stays in zip(after, masks[name].tolist(), strict=True):
-            column = columns["kept" if stays else "removed"]
-            column[0].append(place + 0.18)
-            column[1].append(norm)
-    axis.scatter(*columns["dense"], color="0.4", label="dense network", **style)
-    axis.scatter(*columns["kept"], color=BLUE, label="pruned network", **style)
-    axis.scatter(*columns["removed"], color=RED, marker="x", s=14, linewidths=1, label="removed")
+            column = points["kept" if stays else "removed"]
+            column[0].append(norm)
+            column[1].append(place + 0.18)
+    axis.scatter(*points["dense"], color="0.4", label="dense network", **style)
+    axis.scatter(*points["kept"], color=BLUE, label="at the end, kept", **style)
+    axis.scatter(
+        *points["removed"], color=RED, marker="x", s=16, linewidths=1, label="removed (zero)"
+    )
     _layers(axis, list(pairs))
-    axis.set_ylabel("norm of an entity's weights")
-    axis.set_ylim(bottom=-0.02 * axis.get_ylim()[1])
-    axis.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axis.set_xlabel("norm of the weights of a filter or neuron")
+    axis.set_xlim(left=-0.02 * axis.get_xlim()[1])
+    _legend_above(axis)
     return _save(figure, path)
 
 
 def regimes(records: list[Record], path: Path) -> bool:
-    """In which regime of the closed form the entities are, over the epochs with SPR."""
+    """In which case of the closed form the entities are, over the epochs with SPR."""
     counted = [r["regimes"] for r in records if "regimes" in r]
     if not counted:
         return False
@@ -126,7 +169,7 @@ def regimes(records: list[Record], path: Path) -> bool:
     epochs = list(range(1, len(counted) + 1))
     if len(epochs) == 1:  # an area needs two points
         epochs, share = [0, 1], share.expand(2, -1)
-    figure, axis = plt.subplots(figsize=(8, 3.6), layout="constrained")
+    figure, axis = plt.subplots(figsize=(_WIDTH, 3.1), layout="constrained")
     axis.stackplot(
         epochs,
         *share.T.tolist(),
@@ -134,24 +177,23 @@ def regimes(records: list[Record], path: Path) -> bool:
         labels=[label for _, label, _ in REGIMES],
     )
     axis.set_xlim(epochs[0], epochs[-1])
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylim(0, 100)
     axis.set_xlabel("epoch with SPR")
-    axis.set_ylabel("share of entities (%)")
-    handles, labels = axis.get_legend_handles_labels()
-    axis.legend(handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1.0, 0.5),
-                frameon=False)  # fmt: skip
+    axis.set_ylabel("share of filters or neurons (%)")
+    _legend_above(axis)
     return _save(figure, path)
 
 
 def course(records: list[Record], path: Path) -> bool:
-    """Lambda over the epochs with SPR, and what could go; False where lambda never moved."""
+    """Lambda over the epochs with SPR, and what would go; False where lambda never moved."""
     moved = [r for r in records if "lam" in r]
     if len({r["lam"] for r in moved}) < 2:
         return False
     shares = [r["removable_pct"] for r in moved if "removable_pct" in r]
     rows = 2 if shares else 1
     figure, axes = plt.subplots(
-        rows, 1, figsize=(8, 2.6 * rows), sharex=True, squeeze=False, layout="constrained"
+        rows, 1, figsize=(_WIDTH, 2.4 * rows), sharex=True, squeeze=False, layout="constrained"
     )
     epochs = range(1, len(moved) + 1)
     axes[0, 0].plot(epochs, [r["lam"] for r in moved], color=ORANGE)
@@ -159,9 +201,9 @@ def course(records: list[Record], path: Path) -> bool:
     axes[0, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes[0, 0].yaxis.set_minor_locator(NullLocator())
     axes[0, 0].yaxis.set_major_formatter("{x:g}")
-    axes[0, 0].set_ylabel("lambda")
+    axes[0, 0].set_ylabel("λ")
     if shares:
-        axes[1, 0].plot(epochs, shares, color=RED, label="could go")
+        axes[1, 0].plot(epochs, shares, color=RED, label="would be removed")
         wanted = [r["scheduled_pct"] for r in moved]
         axes[1, 0].plot(epochs, wanted, color=GREY, linestyle="--", label="schedule")
         axes[1, 0].set_ylabel("% of parameters")
@@ -170,24 +212,30 @@ def course(records: list[Record], path: Path) -> bool:
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_xlim(0.5, len(moved) + 0.5)
+    axes[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1, 0].set_xlabel("epoch with SPR")
     return _save(figure, path)
 
 
-def _wide(layers: int) -> tuple[float, float]:
-    return max(8.0, 0.22 * layers + 2), 3.6
+def _tall(layers: int) -> tuple[float, float]:
+    return _WIDTH, 1.1 + 0.26 * layers
 
 
 def _layers(axis: Any, names: list[str]) -> None:
-    axis.set_xticks(range(len(names)), names, rotation=90 if len(names) > 8 else 30, fontsize=8)
-    if len(names) <= 8:
-        for label in axis.get_xticklabels():
-            label.set_ha("right")
-    axis.set_xlim(-0.6, len(names) - 0.4)
+    """The names of the layers in full, the first one on top."""
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.set_ylim(len(names) - 0.4, -0.6)
     axis.spines[["top", "right"]].set_visible(False)
 
 
+def _legend_above(axis: Any) -> None:
+    axis.legend(
+        frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0.0, 1.0), columnspacing=1.2,
+        handletextpad=0.5, borderaxespad=0.2,
+    )  # fmt: skip
+
+
 def _save(figure: Any, path: Path) -> bool:
-    write_aside(path, lambda aside: figure.savefig(aside, dpi=130))
+    write_aside(path, lambda aside: figure.savefig(aside, dpi=150))
     plt.close(figure)
     return True
