@@ -27,7 +27,7 @@ REGIMES = (
     ("full", "full", BLUE),
     ("bound", "bound", GREEN),
     ("norm", "norm", ORANGE),
-    ("zero", "zero", "#DDDDDD"),
+    ("zero", "zero", "#CCCCCC"),
 )
 _WIDTH = 5.6  # inches
 _SEED_COLOURS = (BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", "#777777")
@@ -117,7 +117,7 @@ def kept(masks: dict[str, Tensor], path: Path) -> bool:
     total = [len(keep) for keep in masks.values()]
     left = [int(keep.sum()) for keep in masks.values()]
     figure, axis = plt.subplots(figsize=_tall(len(names)), layout="constrained")
-    axis.barh(range(len(names)), total, color="#DDDDDD", label="removed")
+    axis.barh(range(len(names)), total, color="#CCCCCC", label="removed")
     axis.barh(range(len(names)), left, color=BLUE, label="kept")
     for place, (count, of) in enumerate(zip(left, total, strict=True)):
         axis.annotate(
@@ -149,9 +149,7 @@ def norms(
             column[1].append(place + 0.18)
     axis.scatter(*points["dense"], color="0.4", label="dense network", **style)
     axis.scatter(*points["kept"], color=BLUE, label="at the end, kept", **style)
-    axis.scatter(
-        *points["removed"], color=RED, marker="x", s=16, linewidths=1, label="removed (zero)"
-    )
+    axis.scatter(*points["removed"], color=RED, marker="x", s=16, linewidths=1, label="removed")
     _layers(axis, list(pairs))
     axis.set_xlabel("norm of the weights of a filter or neuron")
     axis.set_xlim(left=-0.02 * axis.get_xlim()[1])
@@ -230,7 +228,7 @@ def _layers(axis: Any, names: list[str]) -> None:
 
 def _legend_above(axis: Any) -> None:
     axis.legend(
-        frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0.0, 1.0), columnspacing=1.2,
+        frameon=False, fontsize=9, ncols=4, loc="lower left", bbox_to_anchor=(0.0, 1.0), columnspacing=1.2,
         handletextpad=0.5, borderaxespad=0.2,
     )  # fmt: skip
 
