@@ -1,4 +1,4 @@
-"""`spr-or layers`: which input channels reproduce each layer of a trained network best, with proof."""
+"""`spr-or layers`: the input channels that reproduce each layer best, and what is proven of them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def command(
         bool, typer.Option("--again", help="Solve stored layers again whose gap was not proven.")
     ] = False,
 ) -> None:
-    """Compare SPR's masks and magnitude pruning with the provably best channels, layer by layer.
+    """Compare SPR's masks and magnitude pruning with the best channels found, and a proven bound.
 
     Layers that are done are stored in RUN/layers and read back: run it again to go on after Ctrl-C.
     Exit status: 0 done, 1 the run cannot be studied, 130 interrupted.

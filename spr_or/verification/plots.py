@@ -86,7 +86,8 @@ def _ladder(axis: Any, ladder: Ladder, markers: Mapping[str, str]) -> None:
     axis.set_xlim(-0.5, len(STEPS) - 0.5)
     axis.tick_params(axis="y", labelsize=8)
     if unit:
-        top = max([112.0, *(1.12 * scale * r.value for r in ladder.rungs if _is_shown(r))])
+        values = [scale * r.value for r in ladder.rungs if math.isfinite(r.value)]
+        top = max(112.0, 1.12 * max(values))
         axis.set_ylim(0, top)
         axis.set_yticks([0, 25, 50, 75, 100])
         axis.set_ylabel("% of the integer optimum", fontsize=8)
@@ -106,16 +107,12 @@ def _gap_closed(ladder: Ladder) -> str:
     return f"perspective closes {abs(closed):.0%} of big-M's gap"
 
 
-def _is_shown(rung: Rung) -> bool:
-    return math.isfinite(rung.value)
-
-
 def _values(
     axis: Any, place: int, rungs: Sequence[Rung], colour: str, scale: float,
     markers: Mapping[str, str],
 ) -> None:  # fmt: skip
     """A line at the best value, a marker for each solver, dots down to a bound that is not closed."""
-    finite = [rung for rung in rungs if _is_shown(rung)]
+    finite = [rung for rung in rungs if math.isfinite(rung.value)]
     if not finite:
         return
     best = min(rung.value for rung in finite)
@@ -126,7 +123,7 @@ def _values(
             axis.vlines(x, scale * rung.bound, scale * rung.value, color=colour, lw=1, ls=":")
         axis.plot(
             x, scale * rung.value, markers[rung.solver], color="white", markeredgecolor=colour,
-            markersize=5,
+            markersize=6,
         )  # fmt: skip
     axis.annotate(
         f"{best:.4g}", (place, scale * best), textcoords="offset points", xytext=(0, 6),
