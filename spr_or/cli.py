@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from spr_or.bench import regularizer as bench_regularizer
-from spr_or.bench import replicas as bench_replicas
+from spr_or.bench import regularizer_cost as bench_regularizer
 from spr_or.bench import solve as bench_solve
 from spr_or.bench import training as bench_training
 from spr_or.commands import check, layers, run, solve, sweep, tables, verify
@@ -27,7 +26,6 @@ app.command("sweep")(sweep.command)
 app.command("layers")(layers.command)
 app.command("tables")(tables.command)
 bench.command("regularizer")(bench_regularizer.command)
-bench.command("replicas")(bench_replicas.command)
 bench.command("solve")(bench_solve.command)
 bench.command("training")(bench_training.command)
 app.add_typer(bench, name="bench")

@@ -14,10 +14,10 @@ import torch
 from tiny_runs import stopped_at, tiny_recipe
 
 from spr_or.training import distributed
-from spr_or.training.display import Display
-from spr_or.training.phases import RunError
 from spr_or.training.report import summary as report
-from spr_or.training.run import run_recipe
+from spr_or.training.run_progress import RunDisplay
+from spr_or.training.runner import run_recipe
+from spr_or.training.seed_run import RunError
 
 SHARED = tiny_recipe(
     data={"eval_rows": 61},
@@ -34,11 +34,11 @@ def main(folder: Path) -> None:
         run_recipe(SHARED, folder / "from-two")
     check_equal_processes()
 
-    def die(self: Display, record: object) -> None:
+    def die(self: RunDisplay, record: object) -> None:
         if rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Display.epoch = die  # type: ignore[assignment]
+    RunDisplay.epoch = die  # type: ignore[assignment]
     try:
         run_recipe(SHARED, folder / "killed")
     except RunError as error:

@@ -113,7 +113,7 @@ def random_problem(seed: int) -> tuple[str, SparseTrainingProblem]:
         lam=10 ** rng.uniform(-3, 0.5),
         alpha=float(rng.choice([0.0, 1.0, 10 ** rng.uniform(-3, -1), rng.uniform(0.1, 0.99)])),
         M=10 ** rng.uniform(-0.7, 1.5),
-        u=rng.uniform(0.5, 2, len(sizes)) if rng.random() < 0.5 else None,
+        u=rng.uniform(0.5, 2, len(sizes)) if rng.random() < 0.5 else "uniform",
         name=f"random {seed}",
     )  # fmt: skip
 

@@ -11,21 +11,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spr_or.bench import regularizer
+from spr_or.bench import regularizer_cost
 from spr_or.utils.files import write_aside
+from spr_or.utils.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY
 
 if TYPE_CHECKING:
     from spr_or.bench.solve_rows import Row
 
 # Okabe and Ito's colours with markers of their own: told apart without colour too.
 STYLES: dict[str, tuple[str, str]] = {
-    "spr-or": ("#000000", "o"),
-    "spr-or-cuda": ("#CC79A7", "P"),
-    "scip-bigm": ("#D55E00", "^"),
-    "scip-cone": ("#0072B2", "s"),
-    "highs-cuts": ("#009E73", "v"),
-    "el0ps": ("#E69F00", "D"),
-    "l0bnb": ("#56B4E9", "X"),
+    "spr-or": (BLACK, "o"),
+    "spr-or-cuda": (PURPLE, "P"),
+    "scip-bigm": (RED, "^"),
+    "scip-cone": (BLUE, "s"),
+    "highs-cuts": (GREEN, "v"),
+    "el0ps": (ORANGE, "D"),
+    "l0bnb": (SKY, "X"),
 }
 FAMILIES = {"E": "E: groups of four columns", "S": "S: single columns"}
 _COLUMNS = (
@@ -39,7 +40,7 @@ _SMALLEST_GAP = 1e-5
 
 def describe_machine() -> dict[str, Any]:
     """Processor, device and versions."""
-    return {k: v for k, v in regularizer.describe_machine().items() if k != "threads"}
+    return {k: v for k, v in regularizer_cost.describe_machine().items() if k != "threads"}
 
 
 def write(out: Path, machine: dict[str, Any], rows: Sequence[Row], wrong: Sequence[str]) -> None:

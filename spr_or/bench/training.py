@@ -49,7 +49,7 @@ class Times(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
+class EpochRow:
     """One way: medians over ``turns``, ratios turn by turn, ± half their interquartile range."""
 
     device: str
@@ -88,7 +88,7 @@ def command(
     import torch
     from rich.console import Console
 
-    from spr_or.bench.regularizer import describe_machine, prepare
+    from spr_or.bench.regularizer_cost import describe_machine, prepare
     from spr_or.utils.files import write_json
 
     prepare(json_file, threads)
@@ -96,7 +96,7 @@ def command(
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     progress = Console(stderr=True)
     console = Console()
-    found: list[Row] = []
+    found: list[EpochRow] = []
     peaks: dict[str, float] = {}
     for device in devices:
         with progress.status(f"measuring on {device}"):
@@ -113,10 +113,10 @@ def command(
         write_json(json_file, content | {"rows": [asdict(row) for row in found]})
 
 
-def measure(device: str, rows: int, workers: int, seconds: float, peak: float) -> list[Row]:
+def measure(device: str, rows: int, workers: int, seconds: float, peak: float) -> list[EpochRow]:
     """Epochs of ``rows`` images in turns; a first turn warms up (workers, caches, the capture)."""
     from models.resnet_cifar import resnet20
-    from spr_or.pruning.masks import count_macs
+    from spr_or.pruning.counts import count_macs
 
     epochs = {PLAIN: plain_epochs(device, rows, workers)} | {
         method: fast_epochs(device, rows, method) for method in (FAST, SPR_ON, PROX)
@@ -134,7 +134,7 @@ def measure(device: str, rows: int, workers: int, seconds: float, peak: float) -
         if device == "cpu" and method != PLAIN:  # whose workers are other processes
             processor = _ratio(taken.processor, fast.processor)
         result.append(
-            Row(
+            EpochRow(
                 device=device,
                 method=method,
                 seconds=statistics.median(taken.clock),
@@ -295,7 +295,7 @@ def _images(rows: int) -> tuple[Any, Any]:
     return images, torch.randint(10, (rows,), generator=generator)
 
 
-def _print(console: Any, device: str, rows: int, peak: float, found: list[Row]) -> None:
+def _print(console: Any, device: str, rows: int, peak: float, found: list[EpochRow]) -> None:
     from rich.table import Table
 
     network = f"ResNet-20, batch {BATCH}, {device}"

@@ -41,16 +41,16 @@ def command(
     """
     from rich.console import Console
 
-    from spr_or.layer_study.display import Display
     from spr_or.layer_study.layer_report import table, write_report
     from spr_or.layer_study.run import LayersError, Settings, study_run
+    from spr_or.layer_study.study_progress import StudyDisplay
     from spr_or.training.data.parquet import DataError
     from spr_or.training.recipe import RecipeError
 
     console, errors = Console(), Console(stderr=True)
     settings = Settings(gap, keep, max_channels)
     try:
-        with Display() as display:
+        with StudyDisplay() as display:
             finished = study_run(
                 run, settings, seconds=seconds, only=layer, again=again, display=display
             )

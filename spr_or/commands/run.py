@@ -31,11 +31,11 @@ def command(
     from spr_or.training import distributed
     from spr_or.training.checkpoint import CheckpointError
     from spr_or.training.data.parquet import DataError
-    from spr_or.training.display import Display
-    from spr_or.training.durable import DiskFull
-    from spr_or.training.phases import RunError
     from spr_or.training.recipe import RecipeError, load_recipe
-    from spr_or.training.run import run_recipe
+    from spr_or.training.run_progress import RunDisplay
+    from spr_or.training.runner import run_recipe
+    from spr_or.training.seed_run import RunError
+    from spr_or.utils.files import DiskFull
 
     errors = Console(stderr=True)
     rank, processes = distributed.launched()
@@ -48,7 +48,7 @@ def command(
     try:
         checked = load_recipe(recipe, set_ or [])
         folder = out or Path("runs") / recipe.stem
-        summary = run_recipe(checked, folder, resume=resume, display=Display())
+        summary = run_recipe(checked, folder, resume=resume, display=RunDisplay())
     except RecipeError as error:
         raise stop(error, 2) from None
     except (RunError, DataError, CheckpointError, DiskFull) as error:

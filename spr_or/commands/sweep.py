@@ -47,8 +47,8 @@ def command(
     """
     from rich.console import Console
 
-    from spr_or.sweeps.plan import SweepError, load_sweep
     from spr_or.sweeps.sweep import run_sweep
+    from spr_or.sweeps.sweep_file import SweepError, load_sweep
     from spr_or.training.recipe import RecipeError
 
     errors, console = Console(stderr=True), Console()
@@ -63,7 +63,7 @@ def command(
         if dry_run:
             _list(console, plan, folder)
             return
-        errors.print(f"{plan.name}: {len(plan.points)} runs in {folder}", highlight=False)
+        errors.print(f"{plan.name}: {len(plan.runs)} runs in {folder}", highlight=False)
         pool = _pool(engine, jobs, gpus)
         result = run_sweep(
             plan, folder, pool, retry_failed=retry_failed, on_end=_teller(errors, plan)
@@ -79,7 +79,7 @@ def command(
     _show(console, plan, folder, result)
     if result.failed:
         raise stop(
-            f"{len(result.failed)} of {len(plan.points)} runs failed, see {folder / 'failed.csv'}; "
+            f"{len(result.failed)} of {len(plan.runs)} runs failed, see {folder / 'failed.csv'}; "
             "--retry-failed runs them again",
             1,
         )
@@ -101,7 +101,7 @@ def _list(console: Any, plan: Any, folder: Path) -> None:
     for name in (*plan.keys, "seed", "state", "dense phase"):
         table.add_column(name, justify="left" if name == "dense phase" else "right")
     shared = set()
-    for point in plan.points:
+    for point in plan.runs:
         values = [str(point.changes.get(key, "")) for key in plan.keys]
         dense = "none"
         if point.recipe.dense.epochs:
@@ -109,7 +109,7 @@ def _list(console: Any, plan: Any, folder: Path) -> None:
             shared.add(dense)
         table.add_row(*values, str(point.seed), state_of(point, folder.absolute()), dense)
     console.print(table)
-    console.print(f"{len(plan.points)} runs, {len(shared)} dense phases", highlight=False)
+    console.print(f"{len(plan.runs)} runs, {len(shared)} dense phases", highlight=False)
 
 
 def _teller(console: Any, plan: Any) -> Any:
@@ -129,7 +129,7 @@ def _show(console: Any, plan: Any, folder: Path, result: Any) -> None:
 
     if not result.finished:
         return
-    notes = {point.recipe.note for point in plan.points} - {""}
+    notes = {point.recipe.note for point in plan.runs} - {""}
     found = show.means(plan.keys, result.finished)
     console.print(show.rich_table(plan.name, plan.keys, found))
     for note in notes:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from spr_or.formulations.checked_input import positive_per_entity
 
 Groups = Sequence[Sequence[int]]
 
@@ -92,6 +95,26 @@ class Entities:
         if free is not None:
             theta[..., self.free.to(rows.device)] = free
         return theta[..., : self.n_parameters]
+
+
+def importances(u: Any, sizes: Any) -> Tensor:
+    """The importance u_i of each entity in the penalty, (N,) float64, for entities of ``sizes`` (N,).
+
+    ``u`` is ``"uniform"`` (1 each), ``"share"`` (k_i / sum_j k_j, the share of the parameters), a
+    positive number for all entities, or one per entity.  Raises ``ValueError`` for other words, other
+    shapes, and numbers that are not positive.
+
+    >>> importances("uniform", [3, 1]).tolist(), importances("share", [3, 1]).tolist()
+    ([1.0, 1.0], [0.75, 0.25])
+    """
+    sizes = torch.as_tensor(sizes, dtype=torch.float64)
+    if isinstance(u, str):
+        if u == "share":
+            return sizes / sizes.sum()
+        if u != "uniform":
+            raise ValueError(f"u must be 'uniform', 'share', or positive numbers, got {u!r}")
+        u = 1.0
+    return positive_per_entity(u, "u", len(sizes))
 
 
 def _as_indices(group: Iterable[int], i: int) -> tuple[int, ...]:

@@ -19,7 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from spr_or.formulations import projected
-from spr_or.formulations.entities import Entities, _as_indices
+from spr_or.formulations.checked_input import (
+    finite_array,
+    finite_number,
+    positive_per_entity,
+)
+from spr_or.formulations.entities import Entities, _as_indices, importances
 from spr_or.formulations.losses import LOSSES
 
 ENCODABLE = (nn.Linear, nn.Conv2d, nn.ReLU, nn.Flatten, nn.AvgPool2d)
@@ -66,7 +71,7 @@ class SparseTrainingProblem:
         lam: float,
         alpha: float,
         M: Any,
-        u: Any = None,
+        u: Any = "uniform",
         name: str = "linear",
     ) -> SparseTrainingProblem:
         """A linear model f(x) = x W.
@@ -79,7 +84,8 @@ class SparseTrainingProblem:
         entities : a partition of the p columns, as lists of column numbers; with q > 1 outputs a
             column stands for all q of its weights, and a pair (column, output) for a single one
         M : a positive number, or one an entity
-        u : None (all ones), or one positive number an entity
+        u : the importances: ``"uniform"`` (1 each), ``"share"`` (k_i / sum k), a positive number, or
+            one an entity; see `spr_or.formulations.entities.importances`
 
         Raises ``ValueError`` that names the argument, the place and the value.
 
@@ -88,7 +94,7 @@ class SparseTrainingProblem:
         >>> len(p.entities), p.convex
         (2, True)
         """
-        data = _array(X, "X")
+        data = finite_array(X, "X")
         if data.dim() != 2:
             raise ValueError(f"X must have shape (n, p), got {tuple(data.shape)}")
         target, q = _targets(y, loss, data.shape[0])
@@ -108,7 +114,7 @@ class SparseTrainingProblem:
         alpha: float,
         M: Any,
         M_free: float | None = None,
-        u: Any = None,
+        u: Any = "share",
         name: str = "network",
     ) -> SparseTrainingProblem:
         """A small ``nn.Sequential`` of Linear, Conv2d, ReLU, Flatten and AvgPool2d, all layers free.
@@ -116,8 +122,10 @@ class SparseTrainingProblem:
         ``entities`` are index lists into the flat parameter vector: `spr_or.formulations.entities.neurons`,
         `filters`, or your own from `parameter_indices`.  Parameters in no entity are not penalised;
         they are bounded by ``M_free`` (default: the largest M), which an exact method needs.  The
-        weights that ``net`` holds are not used.  Other arguments and errors as in `linear`; X has
-        the shape (n, ...) that the network takes.
+        importances ``u`` are by default each entity's share of the parameters, as in
+        `spr_or.pruning.regularizer.SPR`: with the same lambda, alpha and M both have the same
+        penalty.  The weights that ``net`` holds are not used.  Other arguments and errors as in
+        `linear`; X has the shape (n, ...) that the network takes.
 
         >>> from spr_or.formulations.entities import neurons
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
@@ -126,7 +134,7 @@ class SparseTrainingProblem:
         >>> len(p.entities), p.convex, p.entities.free.tolist()
         (3, False, [9, 10, 11, 12])
         """
-        data = _array(X, "X")
+        data = finite_array(X, "X")
         target, q = _targets(y, loss, data.shape[0])
         private = _checked_network(net, data, q)
         count = sum(p.numel() for p in private.parameters())
@@ -148,14 +156,14 @@ class SparseTrainingProblem:
         net: nn.Sequential | None,
         name: str,
     ) -> SparseTrainingProblem:
-        lam, alpha = _number(lam, "lam"), _number(alpha, "alpha")
+        lam, alpha = finite_number(lam, "lam"), finite_number(alpha, "alpha")
         if not lam > 0:
             raise ValueError(f"lam must be positive, got {lam}")
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
-        bound = _positive_per_entity(M, "M", len(entities))
-        weight = _positive_per_entity(1.0 if u is None else u, "u", len(entities))
-        free = float(bound.max()) if M_free is None else _number(M_free, "M_free")
+        bound = positive_per_entity(M, "M", len(entities))
+        weight = importances(u, entities.sizes)
+        free = float(bound.max()) if M_free is None else finite_number(M_free, "M_free")
         if not free > 0:
             raise ValueError(f"M_free must be positive, got {free}")
         return cls(X, y, loss, entities, lam, alpha, bound, weight, free, net, name)
@@ -227,52 +235,11 @@ class SparseTrainingProblem:
         return -conjugate - self.lam * (self.u * z).sum(-1)
 
 
-def _array(value: Any, name: str) -> Tensor:
-    try:
-        plain = value.detach().cpu().double().numpy() if torch.is_tensor(value) else value
-        array = np.array(plain, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} is not a rectangular array of numbers: {error}") from None
-    if array.ndim == 0 or array.size == 0:
-        raise ValueError(f"{name} is empty or a single number: shape {array.shape}")
-    if not np.isfinite(array).all():
-        place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise ValueError(
-            f"{name} holds {array[place]} at index {place}: every entry must be finite"
-        )
-    return torch.from_numpy(array)
-
-
-def _number(value: Any, name: str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a number, got {value!r}") from None
-    if not np.isfinite(number):
-        raise ValueError(f"{name} must be finite, got {number}")
-    return number
-
-
-def _positive_per_entity(value: Any, name: str, count: int) -> Tensor:
-    if np.ndim(value) == 0:
-        value = np.full(count, _number(value, name))
-    array = _array(value, name)
-    if array.shape != (count,):
-        raise ValueError(
-            f"{name} must be a number or one number an entity, shape ({count},), "
-            f"got {tuple(array.shape)}"
-        )
-    if not bool((array > 0).all()):
-        i = int((array <= 0).nonzero()[0])
-        raise ValueError(f"{name} must be positive, got {array[i]:g} for entity {i}")
-    return array
-
-
 def _targets(y: Any, loss: str, n: int) -> tuple[Tensor, int]:
     """Targets in the shape the loss takes, and the number of outputs."""
     if loss not in LOSSES:
         raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
-    target = _array(y, "y")
+    target = finite_array(y, "y")
     if target.shape[0] != n:
         raise ValueError(f"X has {n} samples but y has {target.shape[0]}")
     if target.dim() == 1:

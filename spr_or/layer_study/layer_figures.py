@@ -10,8 +10,8 @@ from typing import Any
 import matplotlib
 
 from spr_or.layer_study.study import Study
-from spr_or.training.report.run_figures import BLUE, GREEN, GREY, ORANGE, RED
 from spr_or.utils.files import write_aside
+from spr_or.utils.palette import BLUE, GREEN, GREY, LIGHT_GREY, ORANGE, RED
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -57,7 +57,7 @@ def gaps(studies: Sequence[Study]) -> list[float]:
 def _above_bound(axis: Any, studies: Sequence[Study]) -> None:
     places = range(len(studies))
     left = gaps(studies)
-    axis.bar(places, left, width=0.75, color="#DDDDDD", label="not decided: best found to bound")
+    axis.bar(places, left, width=0.75, color=LIGHT_GREY, label="not decided: best found to bound")
     for place, gap in zip(places, left, strict=True):
         if math.isnan(gap):
             axis.annotate("no bound", (place, 0), (0, 3), textcoords="offset points", ha="center",

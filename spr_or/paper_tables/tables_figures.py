@@ -8,13 +8,13 @@ from pathlib import Path
 
 from spr_or.paper_tables.ours import Setting, Spread, plain
 from spr_or.paper_tables.published import DENOMINATORS, Problem, Published
-from spr_or.utils import pareto
+from spr_or.utils import palette, pareto
 
 _STYLES = (
-    (pareto.BLUE, "o"),
-    (pareto.GREEN, "D"),
-    (pareto.RED, "v"),
-    (pareto.PURPLE, "p"),
+    (palette.BLUE, "o"),
+    (palette.GREEN, "D"),
+    (palette.RED, "v"),
+    (palette.PURPLE, "p"),
 )
 _MEASURES: tuple[tuple[str, str, Callable[[Setting], Spread]], ...] = (
     ("removed", "parameters removed", lambda one: one.spread("removed_params_pct")),
@@ -48,7 +48,7 @@ def figures_of(
         f"({'%, as the paper counts them' if weights else '% of all parameters'})",
         title=title,
         dense=[
-            ("published, dense", line.top1, pareto.ORANGE)
+            ("published, dense", line.top1, palette.ORANGE)
             for line in lines
             if line.method == "dense"
         ],
@@ -70,10 +70,10 @@ def published_series(lines: Sequence[Published]) -> list[pareto.Series]:
     rivals = [line for line in lines if line.method not in ("SPR", "dense")]
     return [
         pareto.Series(
-            "published, other methods", *_points(rivals), pareto.GREY, "^",
+            "published, other methods", *_points(rivals), palette.GREY, "^",
             names=[line.method for line in rivals],
         ),
-        pareto.Series("published, SPR", *_points(spr), pareto.ORANGE, "s", joined=True),
+        pareto.Series("published, SPR", *_points(spr), palette.ORANGE, "s", joined=True),
     ]  # fmt: skip
 
 

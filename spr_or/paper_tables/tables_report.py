@@ -16,8 +16,7 @@ from spr_or.paper_tables.published import (
     problems,
 )
 from spr_or.paper_tables.tables_figures import figures_of
-from spr_or.sweeps.run_table import write_csv
-from spr_or.training.durable import write_text
+from spr_or.utils.files import write_csv, write_text
 
 NOT_RUN = "not run"
 Row = dict[str, str]

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spr_or.sweeps.run_table import Row
-from spr_or.utils import pareto
+from spr_or.sweeps.run_table import TableRow
+from spr_or.utils import palette, pareto
 
-_COLOURS = (pareto.BLUE, pareto.ORANGE, pareto.GREEN, pareto.RED, pareto.PURPLE, pareto.GREY)
+_COLOURS = (palette.BLUE, palette.ORANGE, palette.GREEN, palette.RED, palette.PURPLE, palette.GREY)
 _MARKERS = "os^Dv"
 
 
@@ -26,9 +26,9 @@ class Mean(NamedTuple):
     dense: float
 
 
-def means(keys: Sequence[str], rows: Sequence[Row]) -> list[Mean]:
+def means(keys: Sequence[str], rows: Sequence[TableRow]) -> list[Mean]:
     """Mean and standard deviation over the seeds of each setting, in the order of the rows."""
-    groups: dict[tuple[str, ...], list[Row]] = {}
+    groups: dict[tuple[str, ...], list[TableRow]] = {}
     for row in rows:
         groups.setdefault(tuple(str(row[key]) for key in keys), []).append(row)
     return [
@@ -77,7 +77,7 @@ def _spread(value: float, deviation: float, runs: int) -> str:
     return f"{value:.2f} ± {deviation:.2f}" if runs > 1 else f"{value:.2f}"
 
 
-def figure(title: str, keys: Sequence[str], rows: Sequence[Row], path: Path) -> bool:
+def figure(title: str, keys: Sequence[str], rows: Sequence[TableRow], path: Path) -> bool:
     """Accuracy over removed parameters: one colour for each value of the last key, if few."""
     found = means(keys, rows)
     kinds = list(dict.fromkeys(one.setting[-1] for one in found))
@@ -99,7 +99,7 @@ def figure(title: str, keys: Sequence[str], rows: Sequence[Row], path: Path) -> 
         "beaten by none",
         [m.removed for m in found],
         [m.accuracy for m in found],
-        pareto.GREY,
+        palette.GREY,
         marker="",
         joined=True,
     )

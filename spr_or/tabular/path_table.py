@@ -6,8 +6,6 @@ that any name survives.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 from spr_or.certified_solver.lambda_path import Point
 from spr_or.tabular.prepare import OwnData
 from spr_or.tabular.results import kept_groups, outcome
-from spr_or.utils.files import write_aside
+from spr_or.utils.files import write_csv, write_text
 
 _NAMES = ("kept", "entered", "left")
 
@@ -45,11 +43,8 @@ def path_rows(data: OwnData, points: Sequence[Point]) -> list[dict[str, Any]]:
 def write_path(folder: Path, data: OwnData, points: Sequence[Point]) -> None:
     """Write the tables of a path so far; each file appears whole."""
     rows = path_rows(data, points)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow(row | {name: json.dumps(row[name], ensure_ascii=False) for name in _NAMES})
-    as_json = json.dumps(rows, indent=2) + "\n"
-    for name, content in (("path.json", as_json), ("path.csv", text.getvalue())):
-        write_aside(folder / name, lambda aside, c=content: aside.write_text(c, "utf-8"))  # type: ignore[misc]
+    named = [
+        row | {name: json.dumps(row[name], ensure_ascii=False) for name in _NAMES} for row in rows
+    ]
+    write_csv(folder / "path.csv", list(rows[0]), named)
+    write_text(folder / "path.json", json.dumps(rows, indent=2) + "\n")

@@ -13,13 +13,12 @@ from spr_or.certified_solver.lambda_path import Point
 from spr_or.certified_solver.proof_certificate import ProofCertificate
 from spr_or.certified_solver.search import Progress
 from spr_or.utils.files import write_aside
+from spr_or.utils.palette import BLUE, GREEN, RED
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.ticker import LogLocator, NullFormatter  # noqa: E402
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; line styles for grey print.
-BLUE, RED, GREEN = "#0072B2", "#D55E00", "#009E73"
 _MOST_ROWS = 40  # groups that a picture of a path names
 _LONGEST = 32  # letters of a name
 

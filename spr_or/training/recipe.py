@@ -99,7 +99,7 @@ class SprRecipe(Schedule):
     alpha: float = Field(ge=0, le=1)
     entities: Literal["filters", "neurons"] | tuple[Literal["filters", "neurons"], ...] = "filters"
     include_norm: bool = False  # BatchNorm's scale and shift inside the entity
-    weights: Literal["parameters", "uniform"] = "parameters"  # the importances u
+    u: Literal["share", "uniform"] = "share"  # the importances: share of the parameters, or 1
     bounds: Literal["layer", "entity"] = "layer"  # the bounds M
     bounds_every: int = Field(default=0, ge=0)  # M read anew after so many epochs; 0: never
     lam_warmup: int = Field(default=0, ge=0)  # epochs of a linear rise of lambda
@@ -110,6 +110,22 @@ class SprRecipe(Schedule):
     share: float = Field(
         default=0.99, ge=0, le=1
     )  # gradient: an entity goes beyond this share of zeros
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weights_is_u(cls, values: Any) -> Any:
+        """Recipes written before ``u`` had its name call it ``weights``."""
+        if not isinstance(values, Mapping) or "weights" not in values:
+            return values
+        if "u" in values:
+            raise ValueError("u and weights are one key under two names: remove weights")
+        known = {"parameters": "share", "uniform": "uniform"}
+        rest = {key: value for key, value in values.items() if key != "weights"}
+        if values["weights"] not in known:
+            raise ValueError(
+                f"weights = {values['weights']!r}: it is called u now, which is share or uniform"
+            )
+        return rest | {"u": known[values["weights"]]}
 
     @model_validator(mode="after")
     def _prox_is_exact(self) -> SprRecipe:

@@ -12,11 +12,6 @@ from typing import Any
 
 from spr_or.utils.files import write_aside
 
-# Okabe and Ito's colours, which colour-blind readers tell apart.
-BLUE, ORANGE, GREEN, RED, PURPLE, GREY = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#777777",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Series:

@@ -115,7 +115,7 @@ def relu_xor() -> SparseTrainingProblem:
     y = [0, 3, 3, 0, 0.6, 2.1]
     net = _one_hidden_layer(2, 2)
     return SparseTrainingProblem.network(
-        net, X, y, neurons(net), lam=0.15, alpha=0.2, M=3.0, name="relu-xor"
+        net, X, y, neurons(net), lam=0.15, alpha=0.2, M=3.0, u="uniform", name="relu-xor"
     )
 
 
@@ -125,8 +125,9 @@ def relu_hinge() -> SparseTrainingProblem:
     y = [-1, -1, 1, 1, -1, -1]
     net = _one_hidden_layer(2, 2)
     return SparseTrainingProblem.network(
-        net, X, y, neurons(net), loss="hinge", lam=0.03, alpha=0.2, M=2.0, name="relu-band-hinge"
-    )
+        net, X, y, neurons(net), loss="hinge", lam=0.03, alpha=0.2, M=2.0, u="uniform",
+        name="relu-band-hinge",
+    )  # fmt: skip
 
 
 def relu_three() -> SparseTrainingProblem:
@@ -136,7 +137,7 @@ def relu_three() -> SparseTrainingProblem:
     y = 3 * np.abs(x + 0.2) - 1.5 * np.maximum(x - 0.4, 0)
     net = _one_hidden_layer(2, 3)
     return SparseTrainingProblem.network(
-        net, X, y, neurons(net), lam=0.1, alpha=0.2, M=2.0, name="relu-zigzag-3"
+        net, X, y, neurons(net), lam=0.1, alpha=0.2, M=2.0, u="uniform", name="relu-zigzag-3"
     )
 
 
@@ -150,7 +151,7 @@ def conv_tiny() -> SparseTrainingProblem:
         nn.Conv2d(1, 2, 2, bias=False), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(2, 1)
     )
     return SparseTrainingProblem.network(
-        net, images, [2, 2, 0, 0, 1], filters(net), lam=0.1, alpha=0.2, M=2.0,
+        net, images, [2, 2, 0, 0, 1], filters(net), lam=0.1, alpha=0.2, M=2.0, u="uniform",
         name="conv-2x2-filters",
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib
 
 from spr_or.utils.files import write_aside
+from spr_or.utils.palette import BLACK, BLUE, GREEN, RED
 from spr_or.verification.bounds_over_m import SweepPoint
 from spr_or.verification.ladder import Ladder, Rung
 
@@ -21,7 +22,7 @@ from matplotlib.lines import Line2D  # noqa: E402
 from matplotlib.patches import Patch  # noqa: E402
 
 # Okabe and Ito's colours: told apart by colour-blind readers and, with the markers, in grey print.
-COLOURS = {"bigm": "#D55E00", "perspective": "#0072B2", "projected": "#009E73", "mip": "#000000"}
+COLOURS = {"bigm": RED, "perspective": BLUE, "projected": GREEN, "mip": BLACK}
 STEPS = (
     ("big-M\nrelaxation", "relaxed", "bigm"),
     ("perspective\nrelaxation", "relaxed", "perspective"),

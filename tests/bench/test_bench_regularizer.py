@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from models.toy import digits_resnet
-from spr_or.bench import regularizer as bench
+from spr_or.bench import regularizer_cost as bench
 
 
 def test_the_bench_reports_every_method(tmp_path, monkeypatch):

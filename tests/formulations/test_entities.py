@@ -10,6 +10,7 @@ from torch.nn.utils import parameters_to_vector
 
 from spr_or.formulations import entities
 from spr_or.formulations.entities import Entities
+from spr_or.formulations.problem import SparseTrainingProblem
 
 
 @st.composite
@@ -133,3 +134,36 @@ def test_a_network_without_such_layers_is_refused() -> None:
 
 def test_neurons_of_a_single_module() -> None:
     assert entities.filters(nn.Conv2d(1, 2, 1)) == [[0, 2], [1, 3]]
+
+
+# --- importances ---------------------------------------------------------------------------------
+
+
+@given(partitions())
+def test_importances_by_word(case: tuple[list[list[int]], int]) -> None:
+    groups, count = case
+    made = Entities.of(groups, count)
+    assert entities.importances("uniform", made.sizes).tolist() == [1.0] * len(groups)
+    share = entities.importances("share", made.sizes)
+    covered = count - len(made.free)
+    assert share.dtype == torch.float64
+    assert share.tolist() == pytest.approx([len(g) / covered for g in groups])
+
+
+def test_importances_by_number() -> None:
+    assert entities.importances(2, [3, 1]).tolist() == [2.0, 2.0]
+    assert entities.importances(np.array([0.5, 2.0]), [3, 1]).tolist() == [0.5, 2.0]
+    with pytest.raises(ValueError, match="u must be positive, got -1 for entity 1"):
+        entities.importances([1.0, -1.0], [3, 1])
+    with pytest.raises(ValueError, match="got 'parameters'"):
+        entities.importances("parameters", [3, 1])
+
+
+def test_a_network_s_default_importance_is_the_share_and_a_linear_model_s_is_one() -> None:
+    net = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))
+    X, y = torch.eye(3), [0.0, 1.0, 2.0]
+    unequal = [[0, 1, 2, 6], [3, 7]]
+    settings = {"lam": 0.1, "alpha": 0.5, "M": 1.0}
+    network = SparseTrainingProblem.network(net, X, y, unequal, **settings)
+    assert network.u.tolist() == pytest.approx([4 / 6, 2 / 6])
+    assert SparseTrainingProblem.linear(X, y, [[0, 1], [2]], **settings).u.tolist() == [1.0, 1.0]

@@ -21,8 +21,9 @@ def network(seed: int, loss: str = "squared", outputs: int = 1) -> SparseTrainin
     if loss == "hinge":
         y = torch.where(y > 0, 1.0, -1.0)
     return SparseTrainingProblem.network(
-        net, X, y, neurons(net), loss=loss, lam=0.05, alpha=0.3, M=1.5, name=f"net-{seed}"
-    )
+        net, X, y, neurons(net), loss=loss, lam=0.05, alpha=0.3, M=1.5, u="uniform",
+        name=f"net-{seed}",
+    )  # fmt: skip
 
 
 def names(model, kind):
@@ -60,7 +61,7 @@ def test_two_outputs_and_padding_are_encoded():
     X = torch.randn(3, 1, 3, 3, generator=generator)
     y = torch.randn(3, 2, generator=generator)
     problem = SparseTrainingProblem.network(
-        net, X, y, filters(net), lam=0.05, alpha=0.3, M=1.0, M_free=1.0
+        net, X, y, filters(net), lam=0.05, alpha=0.3, M=1.0, M_free=1.0, u="uniform"
     )
     certificate = scip.solve(problem, "bigm", time_limit=4)
     trained = network_sgd.solve(problem, starts=32, steps=300)

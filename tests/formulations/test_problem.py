@@ -70,6 +70,8 @@ COMMON = [
     ({"M": [[1.0, 2.0]]}, r"M must be .*got \(1, 2\)"),
     ({"M": "big"}, "M must be a number, got 'big'"),
     ({"u": [1.0, 0.0]}, "u must be positive, got 0 for entity 1"),
+    ({"u": "parameters"}, "u must be 'uniform', 'share', or positive numbers, got 'parameters'"),
+    ({"u": None}, "u must be a number, got None"),
     ({"u": [1.0]}, r"u must be .*shape \(2,\), got \(1,\)"),
     ({"entities": []}, "entities is empty"),
     ({"entities": None}, "entities"),

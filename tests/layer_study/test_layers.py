@@ -31,7 +31,7 @@ from spr_or.layer_study.study import Choice, Study, study_layer
 from spr_or.layer_study.subsets import elimination, price_for
 from spr_or.pruning.compaction.api import compact, load_compact, save_compact
 from spr_or.solvers import conic
-from spr_or.training.run import run_recipe
+from spr_or.training.runner import run_recipe
 
 
 def patches_of(seed: int, channels: int, k: int, q: int, n: int = 200) -> Patches:

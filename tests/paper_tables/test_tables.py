@@ -25,10 +25,10 @@ from spr_or.paper_tables.published import (
 )
 from spr_or.paper_tables.tables_figures import our_series
 from spr_or.paper_tables.tables_report import matches, spr_rows, time_rows, write_report
-from spr_or.sweeps.plan import load_sweep
+from spr_or.sweeps.sweep_file import load_sweep
 from spr_or.training.recipe import Recipe, parse_recipe
 from spr_or.training.report import summary as report
-from spr_or.utils import pareto
+from spr_or.utils import palette, pareto
 
 TABLES = REFERENCE.parent / "tables"
 PUBLISHED = read_published()
@@ -101,7 +101,7 @@ def test_every_published_setting_of_spr_is_one_of_the_recipes() -> None:
         plan = load_sweep(TABLES / f"table{number:02d}.toml")
         lines = [p for p in PUBLISHED if p.table == number and p.method == "SPR"]
         recipes = {p.recipe.model_copy(update={"seeds": (0,), "name": ""}).model_dump_json():
-                   p.recipe for p in plan.points}  # fmt: skip
+                   p.recipe for p in plan.runs}  # fmt: skip
         assert len(recipes) == len(lines)
         for published in lines:
             protocol = PROTOCOLS[published.problem.dataset]
@@ -246,7 +246,7 @@ def test_no_dense_line_stands_for_runs_that_have_others(
 def test_the_dense_accuracies_are_drawn(tmp_path: Path) -> None:
     shown = {}
     for name, dense in (("with", [99.0, 91.0]), ("without", None)):
-        one = pareto.Series("ours", [10.0, 60.0], [98.0, 90.0], pareto.BLUE, dense=dense)
+        one = pareto.Series("ours", [10.0, 60.0], [98.0, 90.0], palette.BLUE, dense=dense)
         assert pareto.draw([one], tmp_path / f"{name}.png", xlabel="removed (%)")
         shown[name] = (tmp_path / f"{name}.png").read_bytes()
     assert shown["with"] != shown["without"]
@@ -270,7 +270,7 @@ def test_without_runs_every_figure_of_ours_says_so(tmp_path: Path) -> None:
 
 
 def test_the_command_reads_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from spr_or.training.run import run_recipe
+    from spr_or.training.runner import run_recipe
 
     monkeypatch.setattr(report, "_draw", lambda *arguments: [])
     real = run_recipe(tiny_recipe(), tmp_path / "runs" / "real")

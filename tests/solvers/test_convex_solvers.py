@@ -77,7 +77,7 @@ def random_problem(
         lam=float(np.exp(rng.uniform(np.log(0.005), 0))),
         alpha=float(rng.uniform(0.01, 0.9)) if alpha is None else alpha,
         M=float(np.exp(rng.uniform(np.log(0.2), np.log(20)))) if M is None else M,
-        u=rng.uniform(0.2, 2, len(sizes)) if rng.random() < 0.5 else None,
+        u=rng.uniform(0.2, 2, len(sizes)) if rng.random() < 0.5 else "uniform",
         name=f"{loss}-{seed}",
     )
 

@@ -13,12 +13,12 @@ from models.resnet_cifar import resnet20
 from models.toy import convnet, digits_resnet, mlp
 from spr_or.pruning.compaction.api import compact
 from spr_or.training import checkpoint
-from spr_or.training.display import Display
 from spr_or.training.metrics import read_metrics
 from spr_or.training.parameter_budget import Counter, choose, next_lam, reachable_pct, scheduled_pct
 from spr_or.training.recipe import RecipeError
 from spr_or.training.report import summary as report
-from spr_or.training.run import run_recipe
+from spr_or.training.run_progress import RunDisplay
+from spr_or.training.runner import run_recipe
 
 
 @pytest.fixture(autouse=True)
@@ -240,7 +240,7 @@ def test_a_budget_between_what_whole_entities_give_warns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warnings: list[str] = []
-    monkeypatch.setattr(Display, "warn", lambda self, message: warnings.append(message))
+    monkeypatch.setattr(RunDisplay, "warn", lambda self, message: warnings.append(message))
     spr = {"target_removed_pct": 3, "entities": "neurons"}  # one neuron of four is far more
     recipe = tiny_recipe(
         model="models.toy:mlp", model_kwargs={"hidden": [4]}, spr=spr, finetune={"epochs": 0}
@@ -277,12 +277,12 @@ def test_a_budget_resumes_to_the_last_bit(
     )  # fmt: skip
     run_recipe(recipe, tmp_path / "whole")
 
-    def stop(self: Display, record: dict[str, Any]) -> None:
+    def stop(self: RunDisplay, record: dict[str, Any]) -> None:
         if (record["phase"], record["epoch"]) == place:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Display, "epoch", stop)
+        patch.setattr(RunDisplay, "epoch", stop)
         run_recipe(recipe, tmp_path / "broken")
     summary = run_recipe(recipe, tmp_path / "broken", resume=True)
     compacts = [(tmp_path / n / "compact.safetensors").read_bytes() for n in ("whole", "broken")]

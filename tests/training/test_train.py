@@ -20,13 +20,13 @@ from spr_or.pruning.compaction.api import load_compact
 from spr_or.pruning.regularizer import SPR
 from spr_or.training import checkpoint
 from spr_or.training.data.load import load_data
-from spr_or.training.display import Display
 from spr_or.training.loop import NonFiniteLoss, evaluate, train_epoch
 from spr_or.training.metrics import read_metrics
-from spr_or.training.phases import epoch_seed
+from spr_or.training.one_phase import epoch_seed
 from spr_or.training.recipe import RecipeError
 from spr_or.training.report import summary as report
-from spr_or.training.run import run_recipe
+from spr_or.training.run_progress import RunDisplay
+from spr_or.training.runner import run_recipe
 from spr_or.training.setup import reproducible
 from spr_or.training.step import captured, make_step
 
@@ -199,12 +199,12 @@ def test_a_streamed_set_is_trained_on_and_resumed_like_any_other(tmp_path: Path)
     summary = run_recipe(recipe, tmp_path / "whole")
     assert summary["train_images"] == 48 and summary["max_abs_logit_diff"] < 1e-4
 
-    def stop_at_epoch(self: Display, record: dict[str, Any]) -> None:
+    def stop_at_epoch(self: RunDisplay, record: dict[str, Any]) -> None:
         if record["phase"] == "spr" and record["epoch"] == 1:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Display, "epoch", stop_at_epoch)
+        patch.setattr(RunDisplay, "epoch", stop_at_epoch)
         run_recipe(recipe, tmp_path / "broken")
     run_recipe(recipe, tmp_path / "broken", resume=True)
     compacts = [(tmp_path / n / "compact.safetensors").read_bytes() for n in ("whole", "broken")]
@@ -262,7 +262,7 @@ def test_a_layer_that_collapses_is_warned_of_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warnings: list[str] = []
-    monkeypatch.setattr(Display, "warn", lambda self, message: warnings.append(message))
+    monkeypatch.setattr(RunDisplay, "warn", lambda self, message: warnings.append(message))
     summary = run_recipe(tiny_recipe(spr={"lam": 1e5}), tmp_path)
     assert summary["collapsed_layers"] == ["0", "4"]
     assert warnings == [
@@ -323,7 +323,7 @@ def test_reproducible_arithmetic_is_undone() -> None:
 
 
 def test_training_loads_no_solver_and_no_plotting() -> None:
-    code = f"import sys, spr_or.training.run; print(*(m for m in {LAZY!r} if m in sys.modules))"
+    code = f"import sys, spr_or.training.runner; print(*(m for m in {LAZY!r} if m in sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0 and result.stdout.split() == [], result
 

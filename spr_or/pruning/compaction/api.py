@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from spr_or.pruning.compaction.channels import make_plan
 from spr_or.pruning.compaction.graph import CompactionError, target_name, trace
-from spr_or.pruning.compaction.plan import Plan, Step
+from spr_or.pruning.compaction.removal_plan import RemovalPlan, Step
 from spr_or.pruning.compaction.rewrite import rewrite
 from spr_or.pruning.masks import apply_masks_
 from spr_or.utils.files import write_aside
@@ -100,7 +100,7 @@ def load_compact(path: str | Path, original: str | None = None) -> nn.Module:
 
 
 def read_description(path: str | Path) -> dict[str, Any]:
-    """The JSON description in a saved file: format, original, kwargs, steps (`plan.Step`)."""
+    """The JSON description in a saved file: format, original, kwargs, steps (`removal_plan.Step`)."""
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("spr_or", "{}")
@@ -118,7 +118,7 @@ def _rebuild(description: Mapping[str, Any]) -> fx.GraphModule:
     with torch.random.fork_rng(devices=[]):  # building draws weights; the caller's dice stay
         model = _resolve(original)(**kwargs)
     graph = trace(model.eval())
-    plan: Plan = {}
+    plan: RemovalPlan = {}
     for name, entry in description["steps"].items():
         shift = torch.zeros(len(entry["kept"])) if entry["shift"] else None
         plan[name] = Step(**{**entry, "shift": shift})

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spr_or.pruning.masks import Masks, apply_masks_
-from spr_or.training.phases import Run
+from spr_or.training.seed_run import SeedRun
 
 
 def magnitude_masks(dense: nn.Module, masks: Masks) -> dict[str, Tensor]:
@@ -29,7 +29,7 @@ def magnitude_masks(dense: nn.Module, masks: Masks) -> dict[str, Tensor]:
     return found
 
 
-def magnitude_accuracy(run: Run, dense: nn.Module, masks: Masks) -> float:
+def magnitude_accuracy(run: SeedRun, dense: nn.Module, masks: Masks) -> float:
     """Accuracy of the dense network under `magnitude_masks`, in percent.
 
     Nothing is trained after the cut, so this compares with the accuracy before fine-tuning.

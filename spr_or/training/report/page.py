@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spr_or.training.durable import write_text
 from spr_or.training.report.layer_rows import LayerRow
 from spr_or.training.report.rows import BUDGET_ROWS, PAGE_ROWS, shown
 from spr_or.training.report.style import STYLE
 from spr_or.training.report.words import noise, warnings, what_was_done
+from spr_or.utils.files import write_text
 
 _CAPTIONS = {
     "0-seeds": "All seeds: accuracy on the evaluation images, and the share of parameters in zero "

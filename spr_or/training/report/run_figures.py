@@ -15,22 +15,21 @@ from torch import Tensor
 
 from spr_or.training.metrics import Record
 from spr_or.utils.files import write_aside
+from spr_or.utils.palette import BLUE, GREEN, GREY, LIGHT_GREY, ORANGE, PURPLE, RED, SKY
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator  # noqa: E402
 
-# Okabe and Ito's colours, which colour-blind readers tell apart.
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#999999"
 PHASE_NAMES = {"dense": "dense", "spr": "SPR", "finetune": "fine-tuning"}
 REGIMES = (
     ("full", "full", BLUE),
     ("bound", "bound", GREEN),
     ("norm", "norm", ORANGE),
-    ("zero", "zero", "#CCCCCC"),
+    ("zero", "zero", LIGHT_GREY),
 )
 _WIDTH = 5.6  # inches
-_SEED_COLOURS = (BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", "#777777")
+_SEED_COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY)
 _SEED_LINES = ("-", "--", "-.", ":")
 
 
@@ -117,7 +116,7 @@ def kept(masks: dict[str, Tensor], path: Path) -> bool:
     total = [len(keep) for keep in masks.values()]
     left = [int(keep.sum()) for keep in masks.values()]
     figure, axis = plt.subplots(figsize=_tall(len(names)), layout="constrained")
-    axis.barh(range(len(names)), total, color="#CCCCCC", label="removed")
+    axis.barh(range(len(names)), total, color=LIGHT_GREY, label="removed")
     axis.barh(range(len(names)), left, color=BLUE, label="kept")
     for place, (count, of) in enumerate(zip(left, total, strict=True)):
         axis.annotate(

@@ -12,15 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from spr_or.pruning.compaction.api import compact, save_compact
-from spr_or.pruning.masks import (
-    collapsed_layers,
-    count_macs,
-    count_parameters,
-    masked_filter_weights,
-)
-from spr_or.training.durable import write_text
+from spr_or.pruning.counts import count_macs, count_parameters, masked_filter_weights
+from spr_or.pruning.masks import collapsed_layers
 from spr_or.training.metrics import Record, read_metrics
-from spr_or.training.phases import Run, Trained
+from spr_or.training.phases import Trained
 from spr_or.training.pruning import make_spr
 from spr_or.training.recipe import Recipe
 from spr_or.training.report.layer_rows import layer_label, layer_rows
@@ -28,6 +23,8 @@ from spr_or.training.report.magnitude import magnitude_accuracy
 from spr_or.training.report.measure import latency_ms, spr_step_overhead
 from spr_or.training.report.page import Section, write_page
 from spr_or.training.report.rows import ratios
+from spr_or.training.seed_run import SeedRun
+from spr_or.utils.files import write_text
 
 Summary = dict[str, Any]
 
@@ -52,7 +49,7 @@ MEASURES = (
 _OPTIONAL = ("magnitude_accuracy", "macs_ratio", "speedup", "epoch_seconds", "data_wait_pct")
 
 
-def report_seed(run: Run, trained: Trained) -> Summary:
+def report_seed(run: SeedRun, trained: Trained) -> Summary:
     """Compact the pruned network, measure both, and write everything into the run's folder.
 
     Writes ``compact.safetensors``, ``summary.json`` (last, it marks a finished run), ``figures/``
@@ -72,7 +69,7 @@ def report_seed(run: Run, trained: Trained) -> Summary:
 
 
 def summarise(
-    run: Run, trained: Trained, smaller: nn.Module, batch: tuple[Tensor, Tensor]
+    run: SeedRun, trained: Trained, smaller: nn.Module, batch: tuple[Tensor, Tensor]
 ) -> Summary:
     """The fields of `MEASURES`, with what they are measured on and what they are shares of."""
     recipe, data = run.recipe, run.data
@@ -143,7 +140,7 @@ def clock(records: list[Record]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def max_logit_difference(run: Run, masked: nn.Module, smaller: nn.Module) -> float:
+def max_logit_difference(run: SeedRun, masked: nn.Module, smaller: nn.Module) -> float:
     """Largest |difference| of a logit of the masked and the compacted network, over all images."""
     masked.eval()
     smaller.eval()
@@ -207,13 +204,13 @@ def report_seeds(folder: Path, summaries: list[Summary]) -> Summary:
     return merged
 
 
-def _fixed_batch(run: Run) -> tuple[Tensor, Tensor]:
+def _fixed_batch(run: SeedRun) -> tuple[Tensor, Tensor]:
     """The first training batch of an epoch that no run uses."""
     return next(iter(run.data.train(2**40 + run.seed)))
 
 
 def _draw(
-    run: Run, trained: Trained, norms: dict[str, tuple[list[float], list[float]]]
+    run: SeedRun, trained: Trained, norms: dict[str, tuple[list[float], list[float]]]
 ) -> list[Path]:
     from spr_or.training.report import run_figures  # matplotlib loads here, after the training
 

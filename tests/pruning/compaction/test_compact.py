@@ -26,7 +26,8 @@ from spr_or.pruning.compaction.api import (
     read_description,
     save_compact,
 )
-from spr_or.pruning.masks import apply_masks_, count_macs, count_parameters
+from spr_or.pruning.counts import count_macs, count_parameters
+from spr_or.pruning.masks import apply_masks_
 
 # Name: (import path, arguments, shape of an example). Small images keep the suite quick.
 NETWORKS = {

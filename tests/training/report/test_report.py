@@ -17,7 +17,7 @@ from spr_or.commands import run as command
 from spr_or.training.report.measure import latency_ms
 from spr_or.training.report.run_figures import kept, norms, progress, regimes
 from spr_or.training.report.summary import MEASURES, mean_summary
-from spr_or.training.run import run_recipe
+from spr_or.training.runner import run_recipe
 
 # The fields that a summary must have, written down here again on purpose.
 PROMISED = """dense_accuracy, accuracy_before_finetune, accuracy, best_accuracy,

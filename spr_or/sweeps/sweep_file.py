@@ -47,7 +47,7 @@ class _SweepFile(BaseModel):
 
 
 @dataclass(frozen=True)
-class Point:
+class SweepRun:
     """One run of a sweep: the keys it changes, and the recipe (with one seed) that follows."""
 
     changes: dict[str, Any]
@@ -75,15 +75,15 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """All runs of a sweep, in the order of its file; ``keys`` are the changed keys of any run."""
 
     name: str
     keys: tuple[str, ...]
-    points: tuple[Point, ...]
+    runs: tuple[SweepRun, ...]
 
 
-def load_sweep(path: Path, overrides: Iterable[str] = ()) -> Plan:
+def load_sweep(path: Path, overrides: Iterable[str] = ()) -> SweepPlan:
     """Read and check a sweep file and the recipe of each of its runs.
 
     ``overrides`` ("section.key=value") apply to all runs, after ``[set]``; ``seeds=[…]`` replaces the
@@ -100,17 +100,17 @@ def load_sweep(path: Path, overrides: Iterable[str] = ()) -> Plan:
         raise SweepError(f"{path}: its runs change {', '.join(sorted(lost))}, so --set cannot")
     shared = [*_as_overrides(path, flatten(sweep.set)), *overrides]
     name = sweep.name or path.stem
-    points: list[Point] = []
+    runs: list[SweepRun] = []
     for change in changes:
         recipe = load_recipe(base, [*shared, *_as_overrides(path, change)])
         for seed in recipe.seeds if "seeds" in given else sweep.seeds or recipe.seeds:
-            point = Point(change, recipe.model_copy(update={"seeds": (seed,)}))
-            titled = point.recipe.model_copy(update={"name": f"{name}: {point.name}"})
-            points.append(Point(change, titled))
-    twice = [run for run, count in Counter(p.folder_name for p in points).items() if count > 1]
+            run = SweepRun(change, recipe.model_copy(update={"seeds": (seed,)}))
+            titled = run.recipe.model_copy(update={"name": f"{name}: {run.name}"})
+            runs.append(SweepRun(change, titled))
+    twice = [name for name, count in Counter(run.folder_name for run in runs).items() if count > 1]
     if twice:
         raise SweepError(f"{path} names the run {twice[0]} twice")
-    return Plan(name, keys, tuple(points))
+    return SweepPlan(name, keys, tuple(runs))
 
 
 def _read(path: Path) -> _SweepFile:

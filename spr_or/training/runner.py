@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from spr_or.training import checkpoint, distributed
 from spr_or.training.data.load import Data, load_data
-from spr_or.training.display import Display
-from spr_or.training.durable import write_text
 from spr_or.training.metrics import Metrics
-from spr_or.training.phases import Run, RunError, train
+from spr_or.training.phases import train
 from spr_or.training.recipe import Recipe
 from spr_or.training.report.summary import Summary, report_seed, report_seeds
+from spr_or.training.run_progress import RunDisplay
+from spr_or.training.seed_run import RunError, SeedRun
 from spr_or.training.setup import check_model, fresh_model, pick_device, reproducible
+from spr_or.utils.files import write_text
 
 # What may change between a start and its resumption, because it changes no result.
 _FREE = ("name", "note", "speed")
@@ -24,7 +26,7 @@ _RECIPE = "recipe.json"
 
 
 def run_recipe(
-    recipe: Recipe, folder: Path, *, resume: bool = False, display: Display | None = None
+    recipe: Recipe, folder: Path, *, resume: bool = False, display: RunDisplay | None = None
 ) -> Summary:
     """Train, prune, compact and report every seed of a recipe; the summary over all seeds.
 
@@ -47,14 +49,14 @@ def run_recipe(
 
 
 def _run(
-    recipe: Recipe, folder: Path, resume: bool, device: torch.device, display: Display | None
+    recipe: Recipe, folder: Path, resume: bool, device: torch.device, display: RunDisplay | None
 ) -> Summary:
     _check_folder(recipe, folder, resume)
     seeds = {seed: folder if len(recipe.seeds) == 1 else folder / f"seed-{seed}"
              for seed in recipe.seeds}  # fmt: skip
     summaries = {seed: _finished(place) for seed, place in seeds.items()}
     distributed.barrier()  # all have looked before the first one writes
-    with display or Display(quiet=True) as shown, reproducible(recipe.speed.threads):
+    with display or RunDisplay(quiet=True) as shown, reproducible(recipe.speed.threads):
         data: Data | None = None
         for seed, place in seeds.items():
             if summaries[seed] is None:
@@ -62,7 +64,8 @@ def _run(
                     data = load_data(recipe.data, device, shown.decoding)
                     check_model(recipe, fresh_model(recipe, seed, device), data, device)
                     folder.mkdir(parents=True, exist_ok=True)
-                    write_text(folder / _RECIPE, recipe.model_dump_json(indent=2) + "\n")
+                    if distributed.is_first():
+                        write_text(folder / _RECIPE, recipe.model_dump_json(indent=2) + "\n")
                 summaries[seed] = _run_seed(recipe, seed, place, device, data, shown)
     distributed.barrier()  # the first one has written its report
     if not distributed.is_first():
@@ -72,7 +75,7 @@ def _run(
 
 
 def _run_seed(
-    recipe: Recipe, seed: int, folder: Path, device: torch.device, data: Data, display: Display
+    recipe: Recipe, seed: int, folder: Path, device: torch.device, data: Data, display: RunDisplay
 ) -> Summary:
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.remove_leftovers(folder / "checkpoints")
@@ -83,7 +86,7 @@ def _run_seed(
     if state is not None:
         display.say(f"seed {seed}: continuing phase {state['phase']} after epoch {state['epoch']}")
     metrics = Metrics(folder, kept=state["records"] if state else 0)
-    run = Run(recipe, seed, folder, device, data, display, metrics, state)
+    run = SeedRun(recipe, seed, folder, device, data, display, metrics, state)
     try:
         trained = train(run)
         if not distributed.is_first():
@@ -103,7 +106,7 @@ def _check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
         raise RunError(
             f"{folder} already holds a run: continue it with --resume, or name another --out"
         )
-    kept = json.loads(path.read_text(encoding="utf-8"))
+    kept = _as_today(json.loads(path.read_text(encoding="utf-8")))
     changed = [
         f"{key} was {before!r}, now {after!r}"
         for key, before, after in _differences(kept, recipe.model_dump(mode="json"))
@@ -114,6 +117,14 @@ def _check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
             f"{folder} was started with another recipe ({'; '.join(changed)}): "
             "resume with the same one, or name another --out"
         )
+
+
+def _as_today(kept: dict[str, Any]) -> dict[str, Any]:
+    """A stored recipe with the keys of this version: old names replaced, new defaults added."""
+    try:
+        return Recipe.model_validate(kept).model_dump(mode="json")
+    except ValidationError:  # of another program version; what differs is then named
+        return kept
 
 
 def _differences(

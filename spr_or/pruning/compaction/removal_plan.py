@@ -25,5 +25,5 @@ class Step:
     shift: Tensor | None = field(default=None, compare=False)
 
 
-Plan = dict[str, Step]
+RemovalPlan = dict[str, Step]
 """Name of each node, in the order of the graph, to its step."""

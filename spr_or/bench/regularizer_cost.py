@@ -38,7 +38,7 @@ _LEAST_TURNS = 5
 
 
 @dataclass(frozen=True)
-class Row:
+class CostRow:
     """One measurement: medians over ``turns``; ``ratio`` is to the plain step or the plain passes."""
 
     network: str
@@ -105,7 +105,7 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def _blocks(seconds: float) -> Iterator[Callable[[], list[Row]]]:
+def _blocks(seconds: float) -> Iterator[Callable[[], list[CostRow]]]:
     import torch
 
     from models.resnet import resnet18
@@ -115,7 +115,9 @@ def _blocks(seconds: float) -> Iterator[Callable[[], list[Row]]]:
     for device, make in itertools.product(devices, (resnet20, resnet56)):
         for setting in SETTINGS[device]:
 
-            def block(make: Any = make, device: str = device, setting: str = setting) -> list[Row]:
+            def block(
+                make: Any = make, device: str = device, setting: str = setting
+            ) -> list[CostRow]:
                 return step_rows(make(), make.__name__, device, setting, seconds)
 
             yield block
@@ -126,7 +128,7 @@ def _blocks(seconds: float) -> Iterator[Callable[[], list[Row]]]:
 SETTINGS = {"cpu": ("float32",), "cuda": ("float32", "bf16 channels_last", "bf16 captured")}
 
 
-def step_rows(model: Any, name: str, device: str, setting: str, seconds: float) -> list[Row]:
+def step_rows(model: Any, name: str, device: str, setting: str, seconds: float) -> list[CostRow]:
     """Training steps of ``model``, plain and with every way of using SPR.
 
     ``setting``: "float32"; "bf16 channels_last"; or "bf16 captured", the latter as a CUDA graph.
@@ -149,7 +151,7 @@ def step_rows(model: Any, name: str, device: str, setting: str, seconds: float) 
     return _rows(f"{name}, batch {BATCH}", f"{device} {setting}", steps, targets, device, seconds)
 
 
-def memory_rows(model: Any, name: str, device: str, seconds: float) -> list[Row]:
+def memory_rows(model: Any, name: str, device: str, seconds: float) -> list[CostRow]:
     """The gradient of SPR on all filters of ``model``, against moving as much memory."""
     import torch
 
@@ -260,7 +262,7 @@ def _rows(
     device: str,
     seconds: float,
     before: Callable[[], object] | None = None,
-) -> list[Row]:
+) -> list[CostRow]:
     """Measure the steps in turns; the first one is what the others are compared with.
 
     ``before`` runs before each, outside the clock.
@@ -273,7 +275,7 @@ def _rows(
         ratios = sorted(t / plain for t, plain in zip(taken, times[0], strict=True))
         quarter = len(ratios) // 4
         rows.append(
-            Row(
+            CostRow(
                 network=network,
                 setting=setting,
                 method=method,
@@ -296,7 +298,7 @@ def _compiles(step: Callable[[], object]) -> bool:
     return True
 
 
-def _print(console: Any, machine: dict[str, Any], rows: list[Row]) -> None:
+def _print(console: Any, machine: dict[str, Any], rows: list[CostRow]) -> None:
     from rich.table import Table
 
     parts = (f"{key} {value}" for key, value in machine.items() if value is not None)
