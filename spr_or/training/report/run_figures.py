@@ -226,9 +226,10 @@ def _layers(axis: Any, names: list[str]) -> None:
 
 
 def _legend_above(axis: Any) -> None:
-    axis.legend(
-        frameon=False, fontsize=9, ncols=4, loc="lower left", bbox_to_anchor=(0.0, 1.0), columnspacing=1.2,
-        handletextpad=0.5, borderaxespad=0.2,
+    """A legend over the whole width of the figure, which long names of layers leave to it."""
+    axis.figure.legend(
+        *axis.get_legend_handles_labels(), frameon=False, fontsize=9, ncols=4, columnspacing=1.2,
+        handletextpad=0.5, loc="outside upper left",
     )  # fmt: skip
 
 

@@ -261,5 +261,23 @@ def test_all_seeds_stand_in_one_figure(tmp_path: Path) -> None:
         assert image.width > 500
 
 
+def test_long_names_of_layers_leave_the_legend_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = []
+    monkeypatch.setattr(run_figures, "_save", lambda figure, path: figures.append(figure))
+    masks = {f"layer{i}.0.conv1 (Conv2d 16→32)": torch.arange(16) < 9 for i in range(5)}
+    norms = {name: ([1.0] * 16, [0.5] * 9 + [0.0] * 7) for name in masks}
+    run_figures.norms(norms, masks, tmp_path / "3.png")
+    run_figures.kept(masks, tmp_path / "2.png")
+    for figure in figures:
+        figure.canvas.draw()
+        (legend,) = figure.legends
+        assert legend.get_window_extent().x1 <= figure.bbox.x1
+        names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+        assert names == list(masks)
+        run_figures.plt.close(figure)
+
+
 def test_the_measures_of_a_summary_are_all_in_the_table() -> None:
     assert {key for _, key, _ in ROWS} == set(MEASURES)
