@@ -1,4 +1,4 @@
-"""`spr-or layers`: which input channels reproduce each layer of a trained network best, with proof."""
+"""`spr-or layers`: the input channels that reproduce each layer best, and what is proven of them."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def command(
         bool, typer.Option("--again", help="Solve stored layers again whose gap was not proven.")
     ] = False,
 ) -> None:
-    """Compare SPR's masks and magnitude pruning with the provably best channels, layer by layer.
+    """Compare SPR's masks and magnitude pruning with the best channels found, and a proven bound.
 
     Layers that are done are stored in RUN/layers and read back: run it again to go on after Ctrl-C.
     Exit status: 0 done, 1 the run cannot be studied, 130 interrupted.
     """
     from rich.console import Console
 
-    from spr_or.layer_study.report import table, write_report
+    from spr_or.layer_study.layer_report import table, write_report
     from spr_or.layer_study.run import LayersError, Settings, study_run
     from spr_or.layer_study.study_progress import StudyDisplay
     from spr_or.training.data.parquet import DataError

@@ -65,7 +65,7 @@ def command(
 def _print_summary(console: Any, summary: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from spr_or.training.report.page import CLOCK_ROWS, ROWS
+    from spr_or.training.report.rows import CLOCK_ROWS, RATIO_ROWS, ROWS, shown
 
     seeds = len(summary.get("seeds", [0]))
     title = f"{summary['name']}: {summary['model']} on {summary['dataset']}"
@@ -77,7 +77,7 @@ def _print_summary(console: Any, summary: dict[str, Any]) -> None:
     for label, key, form in ROWS:
         deviation = [form.format(summary["std"][key])] if seeds > 1 else []
         table.add_row(label, form.format(summary[key]), *deviation)
-    for label, key, form in CLOCK_ROWS:
+    for label, key, form in (*RATIO_ROWS, *CLOCK_ROWS):
         if key in summary:
-            table.add_row(label, form.format(summary[key]))
+            table.add_row(label, shown(form, summary[key]))
     console.print(table)

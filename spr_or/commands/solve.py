@@ -176,8 +176,8 @@ def _as_proven(certificate: ProofCertificate) -> ProofCertificate:
 
 
 def _one(console: Any, run: _Run) -> list[ProofCertificate]:
-    from spr_or.tabular.figures import gap_over_time
     from spr_or.tabular.results import write_result
+    from spr_or.tabular.solve_figures import gap_over_time
 
     certificate, bound = run.solve(run.problem, None)
     write_result(run.folder, run.data, certificate, bound)
@@ -191,8 +191,9 @@ def _one(console: Any, run: _Run) -> list[ProofCertificate]:
 
 def _path(console: Any, run: _Run, lams: list[float]) -> list[ProofCertificate]:
     from spr_or.certified_solver.lambda_path import follow
-    from spr_or.tabular.figures import over_lambda
+    from spr_or.tabular.path_table import write_path
     from spr_or.tabular.results import stored, write_result
+    from spr_or.tabular.solve_figures import over_lambda
 
     places = {lam: run.folder / f"lambda-{number:02d}" for number, lam in enumerate(lams, 1)}
 
@@ -209,7 +210,7 @@ def _path(console: Any, run: _Run, lams: list[float]) -> list[ProofCertificate]:
             if not point.stored:
                 write_result(places[point.lam], run.data, c, point.bound)
             points.append(point)
-            _write_path(run, points)
+            write_path(run.folder, run.data, points)
             console.print(
                 f"{point.lam:11.5g} {int(c.indicators.sum()):6d} {c.objective:12.6g} "
                 f"{c.bound:12.6g} {100 * c.gap:8.4f}  {c.status}"
@@ -220,36 +221,11 @@ def _path(console: Any, run: _Run, lams: list[float]) -> list[ProofCertificate]:
     except KeyboardInterrupt:
         if not points:
             raise
-    over_lambda(points, run.folder / "path.png")
+    over_lambda(points, list(run.data.groups), run.folder / "path.png")
     console.print(
         f"results: {run.folder} (path.csv, path.json, path.png, and a folder for each lambda)"
     )
     return [point.certificate for point in points]
-
-
-def _write_path(run: _Run, points: list[Point]) -> None:
-    """The tables of the path so far: a stop at any time leaves them whole."""
-    import json
-
-    from spr_or.tabular.results import kept_groups, outcome
-    from spr_or.utils.files import write_aside
-
-    rows = [
-        {
-            "lam": point.lam,
-            "groups_kept": int(point.certificate.indicators.sum()),
-            **outcome(point.certificate),
-            "kept": [group.name for group in kept_groups(run.data, point.certificate)],
-        }
-        for point in points
-    ]
-    heads = [name for name in rows[0] if name != "kept"]
-    lines = [",".join(heads)]
-    lines += [",".join("" if row[h] is None else str(row[h]) for h in heads) for row in rows]
-    texts = {"path.json": json.dumps(rows, indent=2), "path.csv": "\n".join(lines)}
-    for name, text in texts.items():
-        target = run.folder / name
-        write_aside(target, lambda aside, text=text: aside.write_text(text + "\n", "utf-8"))  # type: ignore[misc]
 
 
 def _bound_of(text: str) -> float | None:

@@ -28,7 +28,7 @@ def command(
 
     from spr_or.paper_tables.ours import find_runs, settings
     from spr_or.paper_tables.published import REFERENCE, read_epoch_times, read_published
-    from spr_or.paper_tables.report import write_report
+    from spr_or.paper_tables.tables_report import write_report
 
     folder = reference or REFERENCE
     try:

@@ -7,5 +7,5 @@ RED = "#D55E00"
 PURPLE = "#CC79A7"
 SKY = "#56B4E9"
 GREY = "#777777"
-LIGHT_GREY = "#DDDDDD"
+LIGHT_GREY = "#CCCCCC"  # still seen when a dark page inverts it
 BLACK = "#000000"

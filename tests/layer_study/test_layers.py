@@ -1,5 +1,6 @@
 """Layers of a network as exact problems: against least squares, enumeration and a conic solver."""
 
+import io
 import itertools
 import json
 import shutil
@@ -7,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from tiny_runs import tiny_recipe
 from torch import nn
 from typer.testing import CliRunner
@@ -16,15 +18,16 @@ from spr_or.certified_solver.design import design_of
 from spr_or.certified_solver.many_outputs import indicators_of, point_of
 from spr_or.certified_solver.proof_certificate import load
 from spr_or.cli import app
+from spr_or.layer_study import layer_figures
 from spr_or.layer_study import run as layers_run
 from spr_or.layer_study.activations import Patches, refusal, sample_patches
 from spr_or.layer_study.basis import perspective_basis
 from spr_or.layer_study.kept import Kept, kept_inputs
+from spr_or.layer_study.layer_report import COLUMNS, row, table
 from spr_or.layer_study.problem import layer_problem
-from spr_or.layer_study.report import COLUMNS
 from spr_or.layer_study.run import LayersError, Settings, load_problem, study_run
 from spr_or.layer_study.standard import standardise
-from spr_or.layer_study.study import study_layer
+from spr_or.layer_study.study import Choice, Study, study_layer
 from spr_or.layer_study.subsets import elimination, price_for
 from spr_or.pruning.compaction.api import compact, load_compact, save_compact
 from spr_or.solvers import conic
@@ -282,6 +285,49 @@ def test_a_run_is_studied_stored_and_read_back(finished, monkeypatch):
     monkeypatch.setattr(layers_run, "study_layer", None)  # must not be called again
     again = CliRunner().invoke(app, ["layers", str(finished), "--gap", "0.001", "--again"])
     assert again.exit_code == 0 and json.loads((finished / "layers.json").read_text()) == content
+
+
+def study_of(layer: str, status: str, objective: float, bound: float) -> Study:
+    """What could be found of a layer of four channels."""
+    choices = {
+        way: Choice([0, 1], objective, 0.01, objective / bound - 1 if bound > 0 else None)
+        for way in ("best", "magnitude", "spr")
+    }
+    return Study(
+        layer, 4, 3, [], 2, True, "keeps 2", 2, 100, 8, 0.1, 0.1, status, objective, bound,
+        1 - bound / objective, 0.1, 0.2, 0.0, 3, 1.0, False, choices,
+    )  # fmt: skip
+
+
+def test_what_is_not_proven_is_called_best_found():
+    studies = [study_of("sure", "optimal", 1.0, 0.995), study_of("open", "time_limit", 1.0, 0.75)]
+    assert [row(study)["proven"] for study in studies] == [True, False]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table(studies))
+    text = console.export_text()
+    lines = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
+    assert lines["sure"][4] == "yes" and lines["open"][4] == "25.0"
+    assert "found" in text and "provably" not in text and "…" not in text
+
+
+def test_one_large_gap_leaves_the_others_visible(tmp_path, monkeypatch):
+    studies = [
+        study_of("a", "optimal", 1.0, 0.98),
+        study_of("b", "time_limit", 1.0, 0.25),  # 300 % above its bound
+        study_of("c", "time_limit", 1.0, -1.0),
+    ]
+    drawn = []
+    monkeypatch.setattr(layer_figures.plt, "close", drawn.append)
+    layer_figures.draw(studies, tmp_path / "layers.png")
+    monkeypatch.undo()
+    (figure,) = drawn
+    top = figure.axes[0]
+    heights = [bar.get_height() for bar in top.patches]
+    assert heights[:2] == pytest.approx([100 * (1 / 0.98 - 1), 300.0])
+    on_screen = [top.transData.transform((0, h))[1] for h in (0.0, *heights[:2])]
+    assert (on_screen[1] - on_screen[0]) / (on_screen[2] - on_screen[0]) > 0.2
+    assert [text.get_text() for text in top.texts] == ["no bound"]
+    layer_figures.plt.close(figure)
 
 
 def test_a_mask_from_another_start_is_called_that(finished, tmp_path):

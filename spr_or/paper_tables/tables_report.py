@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from spr_or.paper_tables.ours import Setting, Spread
+from spr_or.paper_tables.ours import Setting, Spread, plain
 from spr_or.paper_tables.published import (
     DENOMINATORS,
     PROTOCOLS,
@@ -16,7 +15,7 @@ from spr_or.paper_tables.published import (
     Published,
     problems,
 )
-from spr_or.utils import palette, pareto
+from spr_or.paper_tables.tables_figures import figures_of
 from spr_or.utils.files import write_csv, write_text
 
 NOT_RUN = "not run"
@@ -45,7 +44,7 @@ def write_report(
         else:
             table, note, what = rival_rows(lines), _NOTES["rivals"], "other methods"
         body = f"{what}, {problem.network} on {problem.dataset}\n\n{note}\n\n{markdown(table)}"
-        figures = _figures(folder, problem, published, found) if number <= 7 else []
+        figures = figures_of(folder, problem, published, found) if number <= 7 else []
         parts[number] = "\n\n".join([body, *figures])
         rows += [{"table": str(number), **row} for row in table]
     for number, what, table in (
@@ -86,7 +85,7 @@ def spr_rows(lines: Sequence[Published], settings: Sequence[Setting]) -> list[Ro
             continue
         matching = [one for one in settings if matches(line, one)]
         head = {
-            "λ": _plain(line.lam), "α": _plain(line.alpha), "lr": _plain(line.lr),
+            "λ": plain(line.lam), "α": plain(line.alpha), "lr": plain(line.lr),
             "published top-1": f"{line.top1:.2f}", "published pruned %": f"{line.pruned_pct:.2f}",
         }  # fmt: skip
         if line.top5 is not None:
@@ -185,8 +184,8 @@ def time_rows(epoch_times: Sequence[EpochTime], settings: Sequence[Setting]) -> 
                 summary = one.runs[0].summary
                 timed.append({
                     "with SPR": f"{with_spr:.2f}", "without": f"{without:.2f}",
-                    "ratio": f"{with_spr / without:.2f}", "λ": _plain(one.recipe.spr.lam),
-                    "α": _plain(one.recipe.spr.alpha), "form": one.form, "seeds": _seeds(one),
+                    "ratio": f"{with_spr / without:.2f}", "λ": plain(one.recipe.spr.lam),
+                    "α": plain(one.recipe.spr.alpha), "form": one.form, "seeds": _seeds(one),
                     "device": summary["device"], "images": f"{summary['train_images']:,}",
                 })  # fmt: skip
         nothing = {"with SPR": NOT_RUN, "without": NOT_RUN, "ratio": NOT_RUN}
@@ -201,7 +200,7 @@ def finetune_rows(settings: Sequence[Setting]) -> list[Row]:
         gained = one.spread("accuracy").mean - one.spread("accuracy_before_finetune").mean
         rows.append({
             "data set": one.problem.dataset, "network": one.problem.network,
-            "λ": _plain(one.recipe.spr.lam), "α": _plain(one.recipe.spr.alpha),
+            "λ": plain(one.recipe.spr.lam), "α": plain(one.recipe.spr.alpha),
             "before": _spread(one.spread("accuracy_before_finetune")),
             "after": _spread(one.spread("accuracy")), "gained": f"{gained:+.2f}",
             "removed %": _spread(one.spread("removed_params_pct")), "seeds": _seeds(one),
@@ -211,7 +210,7 @@ def finetune_rows(settings: Sequence[Setting]) -> list[Row]:
     return rows or [{"data set": NOT_RUN, "before": NOT_RUN, "after": NOT_RUN}]
 
 
-# --- text and pictures ------------------------------------------------------------------------
+# --- text -------------------------------------------------------------------------------------
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -258,93 +257,6 @@ def _denominator(problem: Problem) -> str:
     )
 
 
-def _figures(
-    folder: Path, problem: Problem, published: Sequence[Published], found: Sequence[Setting]
-) -> list[str]:
-    """The Pareto pictures of a problem, and the lines that show them."""
-    title = f"{problem.network} on {problem.dataset}"
-    lines = [line for line in published if line.problem == problem]
-    spr = [line for line in lines if line.method == "SPR"]
-    rivals = [line for line in lines if line.method not in ("SPR", "dense")]
-    denominator = DENOMINATORS.get(problem)
-    weights = denominator.weights if denominator else None
-    series = [
-        _series("published, other methods", rivals, palette.GREY, "^"),
-        _series("published, SPR", spr, palette.ORANGE, "s", joined=True),
-    ]
-    forms = dict.fromkeys(one.form for one in found)
-    by_form = [[one for one in found if one.form == form] for form in forms]
-    for ours, style in zip(by_form, _STYLES, strict=False):
-        share = [
-            (one.masked_share(weights) if weights else one.spread("masked_filter_weights_pct")).mean
-            for one in ours
-        ]
-        series.append(_ours(share, ours, style, named=not lines))  # names would hide the published
-    dense = [
-        ("published, dense", line.top1, palette.ORANGE) for line in lines if line.method == "dense"
-    ]
-    for accuracy in {round(one.spread("dense_accuracy").mean, 2) for one in found}:
-        dense.append((f"ours, dense ({accuracy:.2f})", accuracy, palette.BLUE))
-    name = re.sub(r"[^a-z0-9]+", "-", f"{problem.network} {problem.dataset}".lower()).strip("-")
-    images = []
-    drawn = pareto.draw(
-        series,
-        folder / "figures" / f"{name}.png",
-        xlabel="weights in zero filters (%, as the paper counts them)"
-        if weights
-        else "weights in zero filters (% of all parameters)",
-        title=title,
-        dense=dense[:4],
-    )
-    if drawn:
-        images.append(f"![Accuracy over weights in zero filters, {title}](figures/{name}.png)")
-    shares: tuple[tuple[str, str, Callable[[Setting], Spread]], ...] = (
-        ("removed", "parameters removed", lambda one: one.spread("removed_params_pct")),
-        ("macs", "multiply-accumulates removed", Setting.macs_removed),
-    )
-    for ending, what, share_of in shares:
-        mine = [
-            _ours([share_of(one).mean for one in ours], ours, style, named=True)
-            for ours, style in zip(by_form, _STYLES, strict=False)
-        ]
-        path = folder / "figures" / f"{name}-{ending}.png"
-        xlabel = f"{what} (% of the dense network)"
-        if pareto.draw(mine, path, xlabel=xlabel, title=title, dense=dense[-1:] if found else []):
-            images.append(f"![Accuracy over {what}, {title}](figures/{name}-{ending}.png)")
-    return images
-
-
-_STYLES = (
-    (palette.BLUE, "o"),
-    (palette.GREEN, "D"),
-    (palette.RED, "v"),
-    (palette.PURPLE, "p"),
-)
-
-
-def _series(
-    label: str, lines: Sequence[Published], colour: str, marker: str, joined: bool = False
-) -> pareto.Series:
-    removed, accuracy = [line.pruned_pct for line in lines], [line.top1 for line in lines]
-    names = [line.method for line in lines] if marker == "^" else None
-    return pareto.Series(label, removed, accuracy, colour, marker, names=names, joined=joined)
-
-
-def _ours(
-    share: Sequence[float], ours: Sequence[Setting], style: tuple[str, str], named: bool
-) -> pareto.Series:
-    accuracy = [one.spread("accuracy") for one in ours]
-    names = [f"λ={_plain(o.recipe.spr.lam)}, α={_plain(o.recipe.spr.alpha)}" for o in ours]
-    return pareto.Series(
-        f"ours, {ours[0].form}",
-        share,
-        [a.mean for a in accuracy],
-        *style,
-        spread=[a.deviation or 0.0 for a in accuracy],
-        names=names if named else None,
-    )
-
-
 def _elsewhere(
     folder: Path, settings: Sequence[Setting], published: Sequence[Published], rows: list[Row]
 ) -> list[str]:
@@ -356,8 +268,8 @@ def _elsewhere(
     for problem in dict.fromkeys(one.problem for one in left):
         mine = [one for one in left if one.problem == problem]
         table = [
-            {"λ": _plain(one.recipe.spr.lam), "α": _plain(one.recipe.spr.alpha),
-             "lr": _plain(one.recipe.spr.lr), "dense": _spread(one.spread("dense_accuracy")),
+            {"λ": plain(one.recipe.spr.lam), "α": plain(one.recipe.spr.alpha),
+             "lr": plain(one.recipe.spr.lr), "dense": _spread(one.spread("dense_accuracy")),
              **ours_columns(one)}
             for one in mine
         ]  # fmt: skip
@@ -369,7 +281,7 @@ def _elsewhere(
         )
         parts.append(f"## {heading}\n\n{denominator}\n\n{markdown(table)}")
         if problem not in known:
-            parts += _figures(folder, problem, published, mine)
+            parts += figures_of(folder, problem, published, mine)
         rows += [
             {"table": "", "data set": problem.dataset, "network": problem.network, **row}
             for row in table
@@ -381,10 +293,6 @@ def _spread(value: Spread) -> str:
     if value.deviation is None:
         return f"{value.mean:.2f}"
     return f"{value.mean:.2f} ± {value.deviation:.2f}"
-
-
-def _plain(value: float | None) -> str:
-    return "" if value is None else f"{value:g}"
 
 
 def _seeds(one: Setting) -> str:
