@@ -1,6 +1,7 @@
 """Settings shared by all tests: few threads, fixed seeds, reproducible hypothesis runs."""
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,3 +23,17 @@ def fixed_seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n`, a worker takes whole files: what a file's tests share is prepared once.
+
+    Files go out in the order of collection, which ends with the many short ones of doctests.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    if config.getoption("dist") != "load":
+        return None  # the user has asked for another way
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)

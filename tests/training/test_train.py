@@ -1,8 +1,6 @@
 """The phases of a run: what each leaves behind, and that a seed repeats it."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from image_files import encoded, picture, write_split
 from safetensors.torch import load_file
-from test_imports import LAZY
 from tiny_runs import tiny_recipe
 from torch import nn
 
@@ -320,12 +317,6 @@ def test_reproducible_arithmetic_is_undone() -> None:
         assert torch.are_deterministic_algorithms_enabled() and torch.get_num_threads() == 1
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.get_num_threads() == threads
-
-
-def test_training_loads_no_solver_and_no_plotting() -> None:
-    code = f"import sys, spr_or.training.run; print(*(m for m in {LAZY!r} if m in sys.modules))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0 and result.stdout.split() == [], result
 
 
 def test_seeds_of_epochs_differ() -> None:
