@@ -69,10 +69,10 @@ def test_two_outputs_and_padding_are_encoded():
     problem = SparseTrainingProblem.network(
         net, X, y, filters(net), lam=0.05, alpha=0.3, M=1.0, M_free=1.0
     )
-    certificate = scip.solve(problem, "bigm", time_limit=4)
+    certificate = scip.solve(problem, "bigm", time_limit=1)
     trained = network_sgd.solve(problem, starts=32, steps=300)
     assert certificate.bound <= certificate.objective + 1e-6
-    relaxed = scip.solve(problem, "perspective", relaxed=True, time_limit=4)
+    relaxed = scip.solve(problem, "perspective", relaxed=True, time_limit=2)
     assert relaxed.bound <= trained.objective + 1e-6
 
 

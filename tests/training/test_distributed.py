@@ -11,7 +11,7 @@ import pytest
 import torch
 from distributed_worker import SHARED
 from image_files import encoded, picture, write_split
-from tiny_runs import stopped_at, tiny_recipe
+from tiny_runs import no_pictures_in, stopped_at, tiny_recipe
 from torch import nn
 
 from spr_or.training import checkpoint, distributed
@@ -20,7 +20,6 @@ from spr_or.training.data.parquet import DataError
 from spr_or.training.distributed import World
 from spr_or.training.metrics import read_metrics
 from spr_or.training.recipe import DataRecipe, RecipeError
-from spr_or.training.report import summary as report
 from spr_or.training.run import run_recipe
 from spr_or.training.setup import pick_device
 
@@ -60,11 +59,6 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
     paths = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-
-
-def no_pictures_in(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(report, "_draw", lambda *arguments: [])
-    patch.setattr(report, "spr_step_overhead", lambda *arguments: 1.0)
 
 
 @pytest.fixture(autouse=True)
