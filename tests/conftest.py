@@ -1,6 +1,7 @@
 """Settings shared by all tests: few threads, fixed seeds, reproducible hypothesis runs."""
 
 import random
+import signal
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,10 @@ from hypothesis import settings
 
 # The tensors of most tests are tiny, and `make test` runs one process a core.
 torch.set_num_threads(1)
+
+# A shell starts background jobs with Ctrl-C ignored, and the processes that tests start inherit it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples on every machine and no timing: a slow machine must not fail a test.
 # `pytest --hypothesis-profile=default` draws new examples instead.
