@@ -4,9 +4,11 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 
 from spr_or.training.recipe import Recipe, parse_recipe
+from spr_or.training.report import summary as report
 from spr_or.training.run_progress import RunDisplay
 
 
@@ -24,6 +26,12 @@ def tiny_recipe(**sections: Any) -> Recipe:
     for name, section in sections.items():
         values[name] = values.get(name, {}) | section if isinstance(section, dict) else section
     return parse_recipe(values)
+
+
+def no_pictures_in(patch: pytest.MonkeyPatch) -> None:
+    """Pictures and timings of a report have tests of their own; elsewhere they only take time."""
+    patch.setattr(report, "_draw", lambda *arguments: [])
+    patch.setattr(report, "spr_step_overhead", lambda *arguments: 1.0)
 
 
 @contextlib.contextmanager

@@ -50,7 +50,8 @@ def random_problem(seed: int, *, loss: str | None = None) -> SparseTrainingProbl
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", range(40))
+# Problem 33 is one of the slow ones: its 14 entities take several seconds to enumerate.
+@pytest.mark.parametrize("seed", [*range(33), *range(34, 41)])
 def test_agrees_with_enumeration_and_checks(seed):
     problem = random_problem(seed)
     certificate = branch_and_bound(problem, gap=1e-5)
@@ -64,7 +65,7 @@ def test_agrees_with_enumeration_and_checks(seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(40, 200))
+@pytest.mark.parametrize("seed", [33, *range(41, 200)])
 def test_agrees_with_enumeration_on_many_more(seed):
     test_agrees_with_enumeration_and_checks(seed)
 
