@@ -68,7 +68,7 @@ def table(
         if name in text:
             made.add_column(printable(name), overflow="fold")
         else:
-            made.add_column(printable(name), justify="right", no_wrap=True, overflow="ignore")
+            made.add_column(printable(name), justify="right", no_wrap=True)
     for row in rows:
         made.add_row(*(Text(printable(c)) if isinstance(c, str) else c for c in row))
     return made
