@@ -6,6 +6,7 @@ for. The list of commands, a typing error and `--version` need none of them.
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -42,7 +43,7 @@ COMMANDS = {
     "solve": _Place(
         "spr_or.commands.solve", "Choose the groups of columns that explain a target best."
     ),
-    "check": _Place("spr_or.commands.check", "Check what spr-or solve left, from the data alone."),
+    "check": _Place("spr_or.commands.check", "Check what spr-or solve left, from the data."),
     "run": _Place("spr_or.commands.run", "Train, prune, fine-tune and compact a network."),
     "sweep": _Place("spr_or.commands.sweep", "Run a recipe with many settings."),
     "layers": _Place(
@@ -94,11 +95,19 @@ class _Bench(_Commands):
 
 
 class _Command(TyperCommand):
-    """A command whose usage line names a required argument as the help below it does: DATA."""
+    """A command whose help names arguments in one way and breaks no word at a hyphen."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         pieces = super().collect_usage_pieces(ctx)
         return [piece.replace("{", "").replace("}", "") for piece in pieces]
+
+    def get_help(self, ctx: Any) -> str:
+        whole = "\N{NON-BREAKING HYPHEN}"  # while the lines are broken
+        for part in (self, *self.params):
+            part.help = (getattr(part, "help", None) or "").replace("-", whole)  # type: ignore[union-attr]
+        text = super().get_help(ctx).replace(whole, "-")
+        # An argument has no metavar but its name; the type that stands behind it says no more.
+        return re.sub(r"(?m)^(  [A-Z]+) <\S+>", lambda m: m[1].ljust(len(m[0])), text)
 
 
 def _load(name: str, place: _Place) -> Any:

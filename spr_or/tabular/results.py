@@ -1,8 +1,10 @@
-"""What `spr-or solve` leaves in a folder, and the check of such a folder by someone who trusts nobody.
+"""What `spr-or solve` leaves in a folder, and the check of such a folder from the data alone.
 
 ``result.json``       settings, groups, M and the evidence for it, the outcome
 ``certificate.json``  the proof (with certificate.npz where it is large)
-``weights.csv``       a row a column of the data; ``groups.csv`` a row a group that is kept
+``weights.csv``       a row for each column of the data
+``groups.csv``        a row for each group that is kept
+``path.csv``, ``path.json``  of a path over lambda: a row for each lambda
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import csv
 import io
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +22,7 @@ import torch
 from torch import Tensor
 
 from spr_or.certified_solver.derived_m import AutomaticBound, weight_bounds
+from spr_or.certified_solver.lambda_path import Point
 from spr_or.certified_solver.proof_certificate import ProofCertificate, load
 from spr_or.certified_solver.proof_exact import ExactBounds
 from spr_or.formulations.problem import SparseTrainingProblem
@@ -87,6 +91,22 @@ def write_result(
             "kept": [group.name for group in kept],
         },
     )
+
+
+def write_path(folder: Path, data: OwnData, points: Sequence[Point]) -> None:
+    """``path.json`` and ``path.csv``: a row for each lambda so far, also the names kept in the JSON."""
+    rows = [
+        {
+            "lam": point.lam,
+            "groups_kept": int(point.certificate.indicators.sum()),
+            **outcome(point.certificate),
+            "kept": [group.name for group in kept_groups(data, point.certificate)],
+        }
+        for point in points
+    ]
+    _write_text(folder / "path.json", json.dumps(rows, indent=2) + "\n")
+    heads = [name for name in rows[0] if name != "kept"]
+    _write_text(folder / "path.csv", _csv_text([heads, *([row[h] for h in heads] for row in rows)]))
 
 
 def outcome(certificate: ProofCertificate) -> dict[str, Any]:

@@ -83,7 +83,9 @@ def agreement(ladder: Ladder) -> Iterator[Check]:
     for formulation in ("bigm", "perspective"):
         rungs = ladder.of("relaxed", formulation)
         if len(rungs) > 1:
-            yield same(f"same {formulation_name(formulation)} relaxation by {_solvers(rungs)}", rungs)
+            yield same(
+                f"same {formulation_name(formulation)} relaxation by {_solvers(rungs)}", rungs
+            )
     rungs = ladder.of("integer")
     if len(rungs) > 1:
         yield same(f"same MIP optimum by {len(rungs)} solvers: {_solvers(rungs)}", rungs)
@@ -188,7 +190,9 @@ def cone_duals(problem: SparseTrainingProblem, variant: str) -> Check:
     size = 1 + slopes.abs().amax(-1)
     worst = float(torch.where(inside & _smooth(rows), distance / size, 0.0).max())
     slack = DUALS_TOLERANCE - worst
-    return Check("gradient of the closed form = the duals of the perspective cone", slack >= 0, slack)
+    return Check(
+        "gradient of the closed form = the duals of the perspective cone", slack >= 0, slack
+    )
 
 
 def _smooth(rows: torch.Tensor) -> torch.Tensor:
@@ -241,6 +245,8 @@ def printed_variant(ladder: Ladder) -> Check:
 
 def _solvers(rungs: list[Rung]) -> str:
     return ", ".join(
-        rung.solver if rung.solver == rung.formulation else f"{formulation_name(rung.formulation)} {rung.solver}"
+        rung.solver
+        if rung.solver == rung.formulation
+        else f"{formulation_name(rung.formulation)} {rung.solver}"
         for rung in rungs
     )

@@ -324,7 +324,7 @@ def test_an_interrupted_layer_is_kept_and_solved_again(finished, tmp_path, monke
 def test_what_cannot_be_studied_says_why(finished, tmp_path):
     def message(folder, *options):
         shown = CliRunner().invoke(app, ["layers", str(folder), *options])
-        assert shown.exit_code == 1 and "Traceback" not in shown.output
+        assert shown.exit_code == 2 and "Traceback" not in shown.output
         return " ".join(shown.output.split())
 
     assert "there is no run at" in message(tmp_path / "nowhere")
