@@ -41,7 +41,7 @@ COMMANDS = {
         "spr_or.commands.verify", "Compute the bounds of small problems and check every claim."
     ),
     "solve": _Place(
-        "spr_or.commands.solve", "Choose the groups of columns that explain a target best."
+        "spr_or.commands.solve", "Choose the columns that explain a target best, and prove it."
     ),
     "check": _Place("spr_or.commands.check", "Check what spr-or solve left, from the data."),
     "run": _Place("spr_or.commands.run", "Train, prune, fine-tune and compact a network."),
@@ -103,8 +103,9 @@ class _Command(TyperCommand):
 
     def get_help(self, ctx: Any) -> str:
         whole = "\N{NON-BREAKING HYPHEN}"  # while the lines are broken
-        for part in (self, *self.params):
-            part.help = (getattr(part, "help", None) or "").replace("-", whole)  # type: ignore[union-attr]
+        parts: list[Any] = [self, *self.params]
+        for part in parts:
+            part.help = (part.help or "").replace("-", whole)
         text = super().get_help(ctx).replace(whole, "-")
         # An argument has no metavar but its name; the type that stands behind it says no more.
         return re.sub(r"(?m)^(  [A-Z]+) <\S+>", lambda m: m[1].ljust(len(m[0])), text)

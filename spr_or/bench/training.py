@@ -334,9 +334,9 @@ def _print(screen: Console, device: str, rows: int, peak: float, found: list[Row
             added.append((row.method, over_fast, processor))
     columns = ("method", "seconds", "images/s", "of peak", "times as fast", "turns")
     terminal.show(screen, terminal.table(columns, speeds, title="an epoch", text=("method",)))
-    columns = ("method", "by the clock", "processor time")
+    columns_added = ("method", "by the clock", "processor time")
     title = "time over that of the fast path without SPR"
-    terminal.show(screen, terminal.table(columns, added, title=title, text=("method",)))
+    terminal.show(screen, terminal.table(columns_added, added, title=title, text=("method",)))
 
 
 def _with_spread(ratio: float | None, spread: float | None) -> str:

@@ -87,16 +87,16 @@ def _print_summary(screen: Console, summary: dict[str, Any]) -> None:
     from spr_or.training.report.page import CLOCK_ROWS, ROWS
 
     seeds = len(summary.get("seeds", [0]))
+    deviations = summary["std"] if seeds > 1 else {}
+    shown = [*ROWS, *(row for row in CLOCK_ROWS if row[1] in summary)]
+    columns: tuple[str, ...] = ("measure", "value")
+    if seeds > 1:
+        columns = ("measure", f"mean of {seeds} seeds", "±")
+    rows = []
+    for label, key, form in shown:
+        row = (label, form.format(summary[key]))
+        if seeds > 1:
+            row += (form.format(deviations[key]) if key in deviations else "",)
+        rows.append(row)
     title = f"{summary['name']}: {summary['model']} on {summary['dataset']}"
-    columns = ("measure", f"mean of {seeds} seeds", "±") if seeds > 1 else ("measure", "value")
-    rows = [
-        (label, form.format(summary[key]), *([form.format(summary["std"][key])] * (seeds > 1)))
-        for label, key, form in ROWS
-    ]
-    blank = ("",) * (seeds > 1)
-    rows += [
-        (label, form.format(summary[key]), *blank)
-        for label, key, form in CLOCK_ROWS
-        if key in summary
-    ]
     terminal.show(screen, terminal.table(columns, rows, title=title, text=("measure",)))

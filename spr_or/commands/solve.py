@@ -97,10 +97,11 @@ def command(
         ),
     ] = None,
 ) -> None:
-    """Choose the groups of columns that explain a target best, and prove it.
+    """Choose the columns that explain a target best, and prove it.
 
-    Minimises mean loss + lambda * sum over groups of [alpha * (squared weights) + (1 - alpha) *
-    (1 if the group is used)]. The proof is a lower bound; the gap says how far the solution can be
+    Columns may stand in groups, which are used or left out as a whole. The command
+    minimises mean loss + lambda * sum over groups of [alpha * (squared weights) + (1 - alpha) * (1
+    if the group is used)]. The proof is a lower bound; the gap says how far the solution can be
     from the best one.
 
     Ctrl-C stops with the best so far and its proven gap. `spr-or check DIR` checks the result

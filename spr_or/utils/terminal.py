@@ -18,14 +18,21 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+_PIPE = 10_000  # columns
 _QUIET = 10.0  # seconds between two lines about one step where there is no terminal
 
 
 def console(stderr: bool = False) -> Console:
-    """A console that shows text as it is: no markup, no colours for numbers, no wrapped paths."""
+    """A console that shows text as it is: no markup, no colours for numbers, no wrapped paths.
+
+    A pipe or a file has any width, so that a table in it is never cut off.
+    """
     from rich.console import Console
 
-    return Console(stderr=stderr, markup=False, highlight=False, soft_wrap=True)
+    screen = Console(stderr=stderr, markup=False, highlight=False, soft_wrap=True)
+    if not screen.is_terminal:
+        screen.width = _PIPE
+    return screen
 
 
 def styled(text: str, style: str) -> Text:
@@ -75,10 +82,8 @@ def table(
 
 
 def show(screen: Console, shown: Table) -> None:
-    """Print a table; into a pipe or a file in its full width, so that nothing is cut off."""
-    natural = screen.measure(shown, options=screen.options.update(width=10_000)).maximum
-    width = screen.width if screen.is_terminal else max(screen.width, natural)
-    screen.print(shown, width=width, crop=False, soft_wrap=False)
+    """Print a table, within the width of the console."""
+    screen.print(shown, soft_wrap=False)
 
 
 def say(screen: Console, message: str, style: str | None = None, indent: str = "") -> None:
