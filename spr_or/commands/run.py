@@ -94,9 +94,7 @@ def _print_summary(screen: Console, summary: dict[str, Any]) -> None:
         columns = ("measure", f"mean of {seeds} seeds", "±")
     rows = []
     for label, key, form in shown:
-        row = (label, form.format(summary[key]))
-        if seeds > 1:
-            row += (form.format(deviations[key]) if key in deviations else "",)
-        rows.append(row)
+        spread = form.format(deviations[key]) if key in deviations else ""
+        rows.append((label, form.format(summary[key]), spread)[: len(columns)])
     title = f"{summary['name']}: {summary['model']} on {summary['dataset']}"
     terminal.show(screen, terminal.table(columns, rows, title=title, text=("measure",)))

@@ -150,8 +150,8 @@ def _watch(lam: float) -> Iterator[Callable[[Progress], None]]:
 
         def show(now: Progress) -> None:
             progress.detail(
-                f"objective {now.objective:.6g}, bound {now.bound:.6g}, "
-                f"gap {100 * now.gap:.3f} %, {now.nodes} nodes, {now.open} open"
+                f"{now.objective:.5g}, bound {now.bound:.5g}, gap {100 * now.gap:.2f} %, "
+                f"{now.nodes} nodes, {now.open} open"
             )
 
         yield show

@@ -280,7 +280,7 @@ def test_a_run_is_studied_stored_and_read_back(finished, monkeypatch):
     assert certificate.objective <= truth * 1.001
 
     monkeypatch.setattr(layers_run, "study_layer", None)  # must not be called again
-    again = CliRunner().invoke(app, ["layers", str(finished), "--gap", "0.001", "--again"])
+    again = CliRunner().invoke(app, ["layers", str(finished), "--gap", "0.001", "--resume"])
     assert again.exit_code == 0 and json.loads((finished / "layers.json").read_text()) == content
 
 
