@@ -2,4 +2,5 @@
 
 from spr_or.cli import app
 
-app(prog_name="spr-or")
+if __name__ == "__main__":
+    app(prog_name="spr-or")

@@ -329,6 +329,16 @@ def test_a_path_solves_each_lambda_and_resumes(data, tmp_path):
     assert run(*arguments, "--alpha", 0.2).count("from before") == 0
 
 
+def test_names_are_shown_as_they_are(tmp_path):
+    """Brackets are no markup, and control characters of a file do not reach the terminal."""
+    X, y = sample()
+    heads = ["height[cm]", "b", "a[/b]", "c\x1b[2J", "e", "f", "g", "h", "y"]
+    data = write_csv(tmp_path / "own.csv", heads, np.column_stack([X, y]).tolist())
+    output = run("solve", data, "--target", "y", "--lam", 0.01, "--out", tmp_path / "o")
+    assert "height[cm]" in output and "a[/b]" in output
+    assert "c?[2J" in output and "\x1b" not in output
+
+
 def test_a_list_of_lambdas_is_followed_downwards(data, tmp_path):
     run("solve", data, "--target", "price", "--path", "0.5,2", "--out", tmp_path, "--M", 50)
     assert [p["lam"] for p in json.loads((tmp_path / "path.json").read_text())] == [2.0, 0.5]
