@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spr_or.bench import regularizer_cost
+from spr_or.utils import terminal
 from spr_or.utils.files import write_aside, write_csv, write_text
 from spr_or.utils.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY
 
@@ -55,17 +56,9 @@ def write(out: Path, machine: dict[str, Any], rows: Sequence[Row], wrong: Sequen
 
 def table(rows: Sequence[Row]) -> Any:
     """The columns that fit a terminal."""
-    from rich.table import Table
-
-    made = Table()
-    for name in _TERMINAL:
-        made.add_column(name, justify="left" if name in _TEXT else "right", no_wrap=True)
-    for _, group in itertools.groupby(rows, lambda r: r.instance):
-        for row in group:
-            named = dict(zip(_COLUMNS, cells(row, rows), strict=True))
-            made.add_row(*(named[name] for name in _TERMINAL))
-        made.add_section()
-    return made
+    places = [_COLUMNS.index(name) for name in _TERMINAL]
+    shown = [[row_cells[i] for i in places] for row_cells in (cells(row, rows) for row in rows)]
+    return terminal.table(_TERMINAL, shown, text=_TEXT)
 
 
 def markdown(machine: dict[str, Any], rows: Sequence[Row], wrong: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from spr_or.sweeps.run_table import TableRow
 from spr_or.utils import palette, pareto
+from spr_or.utils.terminal import table
 
 _COLOURS = (palette.BLUE, palette.ORANGE, palette.GREEN, palette.RED, palette.PURPLE, palette.GREY)
 _MARKERS = "os^Dv"
@@ -53,16 +54,9 @@ def rich_table(title: str, keys: Sequence[str], found: Sequence[Mean]) -> Any:
 
     Each accuracy and share is a mean over seeds, with the standard deviation where there are several.
     """
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for key in keys:
-        table.add_column(key, justify="right")
-    for name in ("seeds", "dense %", "accuracy %", "removed %", "front"):
-        table.add_column(name, justify="right")
     best = set(pareto.front([(one.removed, one.accuracy) for one in found]))
-    for i, one in enumerate(found):
-        table.add_row(
+    rows = [
+        (
             *one.setting,
             str(one.runs),
             f"{one.dense:.2f}",
@@ -70,7 +64,10 @@ def rich_table(title: str, keys: Sequence[str], found: Sequence[Mean]) -> Any:
             _spread(one.removed, one.removed_deviation, one.runs),
             "*" if i in best else "",
         )
-    return table
+        for i, one in enumerate(found)
+    ]
+    columns = (*keys, "seeds", "dense %", "accuracy %", "removed %", "front")
+    return table(columns, rows, title=title)
 
 
 def _spread(value: float, deviation: float, runs: int) -> str:

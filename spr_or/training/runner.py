@@ -25,6 +25,10 @@ _FREE = ("name", "note", "speed")
 _RECIPE = "recipe.json"
 
 
+class FolderInUse(RunError):
+    """The folder holds another run, or this one and it was not asked to be continued."""
+
+
 def run_recipe(
     recipe: Recipe, folder: Path, *, resume: bool = False, display: RunDisplay | None = None
 ) -> Summary:
@@ -32,8 +36,8 @@ def run_recipe(
 
     One seed writes into ``folder`` itself, several into ``folder/seed-N`` each. With ``resume`` a
     run that stands in the folder is continued (a finished one is only read); without it such a
-    folder is refused. Raises `RecipeError`, `DataError`, `RunError`, `CheckpointError`,
-    `DiskFull`.
+    folder is refused. Raises `RecipeError`, `DataError`, `RunError` (`FolderInUse` for such
+    a folder), `CheckpointError`, `DiskFull`.
 
     In processes that torchrun started, all of them train together (see `distributed`), on one
     file system; the first one writes, and the summary of the others is empty.
@@ -103,7 +107,7 @@ def _check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
     if not path.exists():
         return
     if not resume:
-        raise RunError(
+        raise FolderInUse(
             f"{folder} already holds a run: continue it with --resume, or name another --out"
         )
     kept = _as_today(json.loads(path.read_text(encoding="utf-8")))
@@ -113,7 +117,7 @@ def _check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
         if key.partition(".")[0] not in _FREE
     ]
     if changed:
-        raise RunError(
+        raise FolderInUse(
             f"{folder} was started with another recipe ({'; '.join(changed)}): "
             "resume with the same one, or name another --out"
         )

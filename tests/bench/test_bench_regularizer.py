@@ -20,10 +20,12 @@ def test_the_bench_reports_every_method(tmp_path, monkeypatch):
     path = tmp_path / "bench.json"
     from spr_or.cli import app
 
-    arguments = ["bench", "regularizer", "--seconds", "0.1", "--json", str(path)]
+    arguments = ["bench", "regularizer", "--time-limit", "0.1", "--json", str(path)]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     assert "add_gradient_" in result.stdout
+    assert [line[:5] for line in result.stderr.splitlines() if line.startswith("[")] == [
+        "[1/3]", "[2/3]", "[3/3]"]  # fmt: skip
     content = json.loads(path.read_text())
     assert content["machine"]["threads"] >= 1
     methods = [row["method"] for row in content["rows"]]

@@ -283,7 +283,7 @@ def test_a_run_is_studied_stored_and_read_back(finished, monkeypatch):
     assert certificate.objective <= truth * 1.001
 
     monkeypatch.setattr(layers_run, "study_layer", None)  # must not be called again
-    again = CliRunner().invoke(app, ["layers", str(finished), "--gap", "0.001", "--again"])
+    again = CliRunner().invoke(app, ["layers", str(finished), "--gap", "0.001", "--resume"])
     assert again.exit_code == 0 and json.loads((finished / "layers.json").read_text()) == content
 
 
@@ -367,10 +367,27 @@ def test_an_interrupted_layer_is_kept_and_solved_again(finished, tmp_path, monke
     assert study.status == "optimal" and study.objective <= layer["objective"]
 
 
+def test_an_open_gap_is_said_and_taken_up_again(finished, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "layers", ignore_errors=True)
+
+    def without_time(*arguments, time_limit, **rest):
+        return study_layer(*arguments, time_limit=0.0, **rest)
+
+    monkeypatch.setattr(layers_run, "study_layer", without_time)
+    arguments = ["layers", str(folder), "--gap", "0.0001"]
+    shown = CliRunner().invoke(app, arguments)
+    assert shown.exit_code == 1 and "not proven to the gap: 4; --resume" in shown.output
+    monkeypatch.undo()
+    assert CliRunner().invoke(app, arguments).exit_code == 1  # stored, and read back
+    assert CliRunner().invoke(app, [*arguments, "--resume"]).exit_code == 0
+
+
 def test_what_cannot_be_studied_says_why(finished, tmp_path):
     def message(folder, *options):
         shown = CliRunner().invoke(app, ["layers", str(folder), *options])
-        assert shown.exit_code == 1 and "Traceback" not in shown.output
+        assert shown.exit_code == 2 and "Traceback" not in shown.output
         return " ".join(shown.output.split())
 
     assert "there is no run at" in message(tmp_path / "nowhere")

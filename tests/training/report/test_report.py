@@ -162,7 +162,7 @@ def test_the_command_runs_resumes_and_names_the_report(invoke, tmp_path: Path) -
     ] == pytest.approx(30)
 
     again = invoke("--set", "spr.lam=30")
-    assert again.exit_code == 1 and "--resume" in again.output
+    assert again.exit_code == 2 and "--resume" in again.output
     resumed = invoke("--set", "spr.lam=30", "--resume")
     assert resumed.exit_code == 0 and "report.html" in resumed.output
 
@@ -172,7 +172,7 @@ def test_the_command_runs_resumes_and_names_the_report(invoke, tmp_path: Path) -
     [
         ("spr.lamda=3", 2, "did you mean 'lam'"),
         ("model=models.toy:nothing", 2, "has no 'nothing'"),
-        ("data.source=/no/folder", 1, "no folder at /no/folder"),
+        ("data.source=/no/folder", 2, "no folder at /no/folder"),
         ("dense.lr=1e30", 1, "Look at dense.lr"),
     ],
 )
