@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from spr_or.certified_solver import incumbents, nodes
+from spr_or.certified_solver import block_curvature, incumbents
 from spr_or.certified_solver.block_curvature import SplitEngine, uniform
 from spr_or.certified_solver.bounds import Terms, dual_bound, penalty_of
 from spr_or.certified_solver.design import design_of, loss_and_gradient, theta_of
@@ -199,7 +199,7 @@ def tree_problem() -> SparseTrainingProblem:
 @pytest.fixture(scope="module")
 def tree():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nodes, "_PATIENCE", 0)  # a small tree, and yet with moved curvature
+        patch.setattr(block_curvature, "_PATIENCE", 0)  # a small tree, and yet with moved curvature
         certificate = branch_and_bound(tree_problem(), gap=1e-5)
     records = certificate.proof.records
     assert any(r.branch >= 0 for r in records) and any(r.d is not None for r in records)
