@@ -131,7 +131,7 @@ def _rival_answer(problem: Any, answer: dict[str, Any], settings: Settings) -> d
     import torch
 
     from spr_or.bench.named_instances import l0_terms
-    from spr_or.solvers.certificate import certify
+    from spr_or.solvers.certificate import Solved, certify
 
     scale = l0_terms(problem).scale
     weights = torch.zeros(problem.entities.n_parameters, dtype=torch.float64)
@@ -139,7 +139,7 @@ def _rival_answer(problem: Any, answer: dict[str, Any], settings: Settings) -> d
     bound = -math.inf if answer["bound"] is None else answer["bound"] / scale
     ended = "optimal" if answer["seconds"] < settings.time_limit else "time_limit"
     certificate = certify(
-        problem, formulation="bigm", integrality="integer", solver="l0", version=answer["version"],
+        problem, Solved("bigm", "integer", "l0", answer["version"]),
         status=ended, bound=bound, seconds=answer["seconds"], weights=weights,
         indicators=problem.entities.rows(weights).abs().amax(-1).ne(0).double(),
         tolerance=_AGREE * settings.gap,

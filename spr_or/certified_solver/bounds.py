@@ -77,9 +77,12 @@ class Terms(NamedTuple):
     clusters: Tensor | None = None
 
 
-def penalty_of(design: Design) -> Penalty:
-    """The penalty of all entities of a design."""
-    return Penalty(design.ridge + design.price, design.ridge, design.price, design.M, design.alpha)
+def penalty_of(design: Design, at: Tensor | None = None) -> Penalty:
+    """The penalty of all entities of a design, or of those at the positions ``at`` (...)."""
+    weight, ridge, price, M = design.weight, design.ridge, design.price, design.M
+    if at is not None:
+        weight, ridge, price, M = weight[at], ridge[at], price[at], M[at]
+    return Penalty(weight, ridge, price, M, design.alpha)
 
 
 def scores(penalty: Penalty, gradient: Tensor, curvature: Tensor | None) -> Tensor:

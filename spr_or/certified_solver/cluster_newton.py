@@ -31,8 +31,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spr_or.certified_solver.block_curvature import hold
 from spr_or.certified_solver.bounds import on_supports
+from spr_or.certified_solver.linear_algebra import hold
 
 _ENTROPY = 3.0  # tau / mu
 _BARRIER = 0.02  # nu / mu
@@ -62,7 +62,7 @@ class Clustered(NamedTuple):
     allowed: Tensor
 
 
-class Point(NamedTuple):
+class ClusterPoint(NamedTuple):
     """D (m, K, K) and u (m, K) with what they bring: -F, w (P,), the factors of R (P, P) and of all D_SS
     (m, S, K, K), omega (m, S, K), and pi (m, S)."""
 
@@ -78,7 +78,7 @@ class Point(NamedTuple):
 
 def maximise(
     problem: Clustered, D: Tensor, u: Tensor, mu: float, steps: int, stop: Callable[[], bool]
-) -> Point:
+) -> ClusterPoint:
     """At most ``steps`` Newton steps from D (m, K, K), with R and D definite, and u (m, K).
 
     ``stop`` is asked before each step.
@@ -106,7 +106,7 @@ class _Newton:
         live = problem.live
         self.dead = ~torch.cat([live[:, self.a] & live[:, self.b], live], dim=1)
 
-    def run(self, D: Tensor, u: Tensor, steps: int, stop: Callable[[], bool]) -> Point:
+    def run(self, D: Tensor, u: Tensor, steps: int, stop: Callable[[], bool]) -> ClusterPoint:
         point = self.start(D, u)
         for _ in range(steps):
             if stop():
@@ -120,7 +120,7 @@ class _Newton:
                 break
         return point
 
-    def start(self, D: Tensor, u: Tensor) -> Point:
+    def start(self, D: Tensor, u: Tensor) -> ClusterPoint:
         """The point at D, or a little behind it where rounding leaves R indefinite at the very border."""
         for back in range(_RETREATS):
             point = self.point(_BACK**back * D, u)
@@ -135,7 +135,7 @@ class _Newton:
         L, info = torch.linalg.cholesky_ex(R)
         return L, int(info) == 0
 
-    def point(self, D: Tensor, u: Tensor) -> Point | None:
+    def point(self, D: Tensor, u: Tensor) -> ClusterPoint | None:
         """Everything at (D, u), or None where R or D is not definite."""
         problem = self.problem
         L, definite = self.rest(D)
@@ -150,9 +150,13 @@ class _Newton:
         exponent = (gain / self.tau).masked_fill(~problem.allowed, -torch.inf)
         smooth = 0.5 * right @ w - problem.c0 + self.tau * exponent.logsumexp(-1).sum()
         barrier = self.mu * _logdet(L) + self.nu * _logdet(factors[:, -1]).sum()
-        return Point(D, u, float(smooth - barrier), w, L, factors, omega, exponent.softmax(-1))
+        return ClusterPoint(
+            D, u, float(smooth - barrier), w, L, factors, omega, exponent.softmax(-1)
+        )
 
-    def line_search(self, point: Point, step: Tensor, decrement: float) -> Point | None:
+    def line_search(
+        self, point: ClusterPoint, step: Tensor, decrement: float
+    ) -> ClusterPoint | None:
         """Shrink until R and D stay definite, with a tenth to spare, and -F falls."""
         dD, du = self.unpack(step)
         size = 1.0
@@ -167,7 +171,7 @@ class _Newton:
             size *= 0.5
         return None
 
-    def step(self, point: Point) -> tuple[Tensor, float]:
+    def step(self, point: ClusterPoint) -> tuple[Tensor, float]:
         """Newton's step, packed (m, count + K), and its decrement."""
         m, K, n = self.m, self.K, self.count
         inverse = torch.cholesky_inverse(point.L)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from spr_or.certified_solver.bounds import Terms, allowed, dual_bound, penalty_of, supports
-from spr_or.certified_solver.cluster_newton import Clustered, Point, maximise
+from spr_or.certified_solver.cluster_newton import Clustered, ClusterPoint, maximise
 from spr_or.certified_solver.design import Design, columns_of
 from spr_or.certified_solver.nodes import FirstOrderEngine, Node
 
@@ -170,7 +170,7 @@ class ClusterEngine:
         )
         self.store(node, problem, point)
 
-    def store(self, node: Node, problem: Clustered, point: Point) -> None:
+    def store(self, node: Node, problem: Clustered, point: ClusterPoint) -> None:
         """Weights, bound, scores and indicators of what was found."""
         design, k = self.design, self.design.shape[1]
         keep = self.clusters >= 0

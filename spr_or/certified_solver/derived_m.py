@@ -21,7 +21,7 @@ price_i = lambda u_i (1 - alpha)), and w* optimal with w*^i not zero:
    .. math:: |w^*_j| \le \frac{|g_j|}{2\,ridge_i} + \sqrt{\frac{U - D_i}{ridge_i}} .
 
 Rounding: in 2 every quantity is enclosed, with the residual of each linear system and a verified
-smallest eigenvalue; values of the objective carry the allowance `certificate.rounding` of every proof.
+smallest eigenvalue; values of the objective carry the allowance `proof_certificate.rounding` of every proof.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from torch import Tensor
 
 from spr_or.certified_solver.design import Design, design_of, theta_of
 from spr_or.certified_solver.proof_certificate import ProofCertificate, rounding
-from spr_or.certified_solver.proof_tree import semidefinite
-from spr_or.certified_solver.search import Progress
+from spr_or.certified_solver.proof_tree import provably_semidefinite
+from spr_or.certified_solver.search import SearchProgress
 from spr_or.certified_solver.solver import branch_and_bound
 from spr_or.formulations import bigm, projected
 from spr_or.formulations.losses import LOSSES
 from spr_or.formulations.problem import SparseTrainingProblem
-from spr_or.solvers.time_limit import Budget
+from spr_or.solvers.time_limit import TimeLimit
 
 # No optimum touches the M in use: what `Certificate.m_active` then shows is an M chosen by hand.
 CLEARANCE = 1e-3
@@ -119,13 +119,14 @@ def solve_without_bounds(
     device: str | torch.device = "cpu",
     *,
     start: Tensor | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[SearchProgress], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> tuple[ProofCertificate, AutomaticBound]:
     """Solve the linear problem as if M were infinite: `branch_and_bound` with an M proven here.
 
     A first round of the search, with bounds from ``start`` (or from zero weights), gives an incumbent
-    and a dual point; the bounds these two prove serve the search proper.  Arguments, time limit and
-    interrupts as in `branch_and_bound`; ``problem.M`` is not used.
+    and a dual point; the bounds these two prove serve the search proper.  Arguments, time limit,
+    ``stop`` and Ctrl-C as in `branch_and_bound`; ``problem.M`` is not used.
 
     >>> p = SparseTrainingProblem.linear(
     ...     [[1.0, 0.0], [0.0, 1.0]], [2.0, 0.1], [[0], [1]], lam=0.1, alpha=0.5, M=1)
@@ -133,35 +134,24 @@ def solve_without_bounds(
     >>> round(float(certificate.weights[0]), 6), bool(certificate.m_active.any())
     (1.818182, False)
     """
-    budget = Budget(time_limit)
+    clock = TimeLimit(time_limit)
     incumbent = torch.zeros(problem.entities.n_parameters, dtype=torch.float64)
     if start is not None and value_without_bounds(problem, start) < value_without_bounds(
         problem, incumbent
     ):
         incumbent = start
     found = AutomaticBound((1 + CLEARANCE) * weight_bounds(problem, incumbent), incumbent, None)
-    interrupted = False
-
-    def first_round(now: Progress) -> None:
-        nonlocal interrupted
-        if progress is not None:
-            try:
-                progress(now)
-            except KeyboardInterrupt:
-                interrupted = True
-        raise KeyboardInterrupt  # how a search is told to stop
-
     pilot = branch_and_bound(
-        dataclasses.replace(problem, M=found.M), gap, _left(budget), device=device, start=start,
-        progress=first_round,
+        dataclasses.replace(problem, M=found.M), gap, _left(clock), device=device, start=start,
+        progress=progress, stop=lambda: True,
     )  # fmt: skip
-    if interrupted or pilot.status == "optimal" or budget.spent or not pilot.trace:
+    if not pilot.trace or pilot.status == "optimal" or clock.spent or stop():
         return pilot, found
     try:
         tight = _tightened(problem, pilot)
         certificate = branch_and_bound(
-            dataclasses.replace(problem, M=tight.M), gap, _left(budget), device=device,
-            start=pilot.weights, progress=progress,
+            dataclasses.replace(problem, M=tight.M), gap, _left(clock), device=device,
+            start=pilot.weights, progress=progress, stop=stop,
         )  # fmt: skip
     except KeyboardInterrupt:
         return pilot, found
@@ -179,8 +169,8 @@ def _tightened(problem: SparseTrainingProblem, pilot: ProofCertificate) -> Autom
     return AutomaticBound(torch.minimum(tight, pilot.problem.M), pilot.weights, point)
 
 
-def _left(budget: Budget) -> float | None:
-    return None if budget.limit == float("inf") else budget.left()
+def _left(clock: TimeLimit) -> float | None:
+    return None if clock.limit == float("inf") else clock.left()
 
 
 def _positive(bounds: Tensor) -> Tensor:
@@ -286,7 +276,7 @@ def _by_columns(X: Tensor, Y: Tensor, n: int, D: Tensor) -> _Inverse:
     trial = 0.5 / float(torch.linalg.matrix_norm(V))
     shifted = Q.clone()
     shifted.diagonal().sub_(trial)
-    proven = trial - gamma * trace if semidefinite(shifted) else 0.0
+    proven = trial - gamma * trace if provably_semidefinite(shifted) else 0.0
     smallest = max(proven, float(D.min()))
     if not smallest > 0:
         raise _dependent()

@@ -91,6 +91,17 @@ class Design:
         Q.diagonal().add_(self.ridge.repeat_interleave(self.columns.shape[1]))
         return Q
 
+    def turned(self, turn: Tensor) -> Design:
+        """The same, of a design with moments, in the coordinates of orthogonal ``turn`` (N, k, k): an
+        entity's new columns are combinations of its old ones.  Its samples stay those of the old."""
+        assert self.moments is not None
+        G, C, c0 = self.moments
+        N, k, q = self.shape
+        half = torch.einsum("iab,iaP->ibP", turn, G.view(N, k, N * k)).reshape(N * k, N, k)
+        whole = torch.einsum("Pja,jab->Pjb", half, turn).reshape(N * k, N * k)
+        moments = Moments(whole, (turn.mT @ C.view(N, k, q)).reshape(N * k, q), c0)
+        return Design(**{**self.__dict__, "moments": moments})
+
     def block(self) -> Tensor:
         """The samples of the kept columns, (n, P), zero where padded."""
         return self.X[:, self.columns.flatten()] * self.real.flatten()

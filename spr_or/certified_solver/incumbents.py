@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,11 +13,12 @@ from scipy import optimize
 from torch import Tensor
 
 from spr_or.certified_solver import node_fista
-from spr_or.certified_solver.block_curvature import uniform
+from spr_or.certified_solver.block_curvature import SplitEngine, uniform
 from spr_or.certified_solver.bounds import Terms, penalty_of, scores
-from spr_or.certified_solver.design import Design, loss_and_gradient
-from spr_or.certified_solver.nodes import Node, SplitEngine
+from spr_or.certified_solver.design import Design, design_of, loss_and_gradient, theta_of
+from spr_or.certified_solver.nodes import Node
 from spr_or.formulations.losses import LOSSES
+from spr_or.formulations.problem import SparseTrainingProblem
 
 _BATCH = 32
 
@@ -30,27 +31,50 @@ class Incumbent(NamedTuple):
     W: Tensor
 
 
-Polish = Callable[[list[Tensor]], list[Incumbent]]
-
-
-def polisher(design: Design) -> Polish:
-    """A function from supports to incumbents with the best weights on them.
+def polish(design: Design, supports: list[Tensor]) -> list[Incumbent]:
+    """The incumbents with the best weights on ``supports``, each (N,) bool.
 
     The squared loss is solved to rounding: with one output by Newton's method, with several by its
     normal equations where these leave the box alone; all else by the first-order method, whose
     objective is an upper bound anyhow.
     """
     if design.loss != "squared":
-        return lambda supports: _by_gradient(design, supports)
+        return _by_gradient(design, supports)
     if design.moments is None:
-        return lambda supports: _on_union(design, supports)
+        return _on_union(design, supports)
     if design.shape[2] > 1:
-        return lambda supports: _by_normal_equations(design, supports)
-    return lambda supports: _by_newton(design, supports)
+        return _by_normal_equations(design, supports)
+    return _by_newton(design, supports)
+
+
+class SupportSolution(NamedTuple):
+    """support (N,) bool, the best weights (P,) on it, and the objective of the integer problem."""
+
+    objective: float
+    support: Tensor
+    weights: Tensor
+
+
+def best_on_supports(
+    problem: SparseTrainingProblem, supports: Sequence[Tensor]
+) -> list[SupportSolution]:
+    """The best weights on each of some ``supports`` (N,) bool, for a linear problem with squared loss.
+
+    >>> p = SparseTrainingProblem.linear(
+    ...     [[1.0, 0.0], [0.0, 1.0]], [2.0, 0.1], [[0], [1]], lam=0.1, alpha=0.5, M=4)
+    >>> (found,) = best_on_supports(p, [torch.tensor([True, False])])
+    >>> round(found.objective, 6), found.weights.round(decimals=4).tolist()
+    (0.236818, [1.8182, 0.0])
+    """
+    design = design_of(problem).with_moments()
+    return [
+        SupportSolution(found.objective, found.support, theta_of(problem, design, found.W))
+        for found in polish(design, list(supports))
+    ]
 
 
 def local_search(
-    design: Design, start: Incumbent, polish: Polish, stop: Callable[[], bool], width: int = 6
+    design: Design, start: Incumbent, stop: Callable[[], bool], width: int = 6
 ) -> Incumbent:
     """Add, drop and swap single entities while that improves; ``stop`` is asked between rounds.
 
@@ -78,7 +102,7 @@ def local_search(
             if (key := _key(support)) not in seen:
                 seen.add(key)
                 candidates.append(support)
-        found = min(polish(candidates), key=lambda x: x.objective) if candidates else best
+        found = min(polish(design, candidates), key=lambda x: x.objective) if candidates else best
         if not found.objective < best.objective - 1e-12 * abs(best.objective):
             break
         best = found
@@ -106,7 +130,7 @@ def _on_union(design: Design, supports: list[Tensor]) -> list[Incumbent]:
         return _incumbents(design, design.X.new_zeros((len(supports), *design.shape)), supports)
     small = design.restrict(union).with_moments()
     result = []
-    for found in polisher(small)([support[union] for support in supports]):
+    for found in polish(small, [support[union] for support in supports]):
         support = torch.zeros_like(supports[0])
         support[union] = found.support
         W = design.X.new_zeros(design.shape)
@@ -226,17 +250,15 @@ def _by_gradient(design: Design, supports: list[Tensor]) -> list[Incumbent]:
     if len(union) == 0:
         return _incumbents(design, design.X.new_zeros((len(supports), *design.shape)), supports)
     small = design.restrict(union)
-    block = None if small.moments is not None else small.block()
-    smoothness = node_fista.lipschitz(small, block)
+    smooth = node_fista.smooth_part(small)
     result = []
     for start in range(0, len(supports), _BATCH):
         chunk = supports[start : start + _BATCH]
         one = torch.stack(chunk)[:, union]
         zero = small.X.new_zeros((len(chunk), *small.shape))
         solved = node_fista.solve(
-            small, zero, Terms(None, torch.zeros_like(one), one), smoothness=smoothness,
-            block=block, tolerance=1e-9, iterations=500,
-        )  # fmt: skip
+            smooth, zero, Terms(None, torch.zeros_like(one), one), tolerance=1e-9, iterations=500
+        )
         W = design.X.new_zeros((len(chunk), *design.shape))
         W[:, union] = solved.W
         result += _incumbents(design, W, chunk)

@@ -28,7 +28,7 @@ from spr_or.formulations.problem import SparseTrainingProblem
 SMALLEST = 0.01
 
 
-class Point(NamedTuple):
+class PathPoint(NamedTuple):
     """One lambda of a path; ``bound`` proves its M (None: M was given, or stored earlier)."""
 
     lam: float
@@ -80,7 +80,7 @@ def follow(
     lams: Iterable[float],
     solve: Solve,
     stored: Callable[[float], ProofCertificate | None] = lambda lam: None,
-) -> Iterator[Point]:
+) -> Iterator[PathPoint]:
     """Solve for each lambda, starting from the solution before it; stop after an interrupted one.
 
     ``stored(lam)`` may answer from an earlier run.
@@ -89,9 +89,9 @@ def follow(
     for lam in lams:
         before = stored(lam)
         if before is not None:
-            point = Point(lam, before, None, True)
+            point = PathPoint(lam, before, None, True)
         else:
-            point = Point(lam, *solve(dataclasses.replace(problem, lam=lam), start), False)
+            point = PathPoint(lam, *solve(dataclasses.replace(problem, lam=lam), start), False)
         yield point
         if point.certificate.status == "interrupted":
             return

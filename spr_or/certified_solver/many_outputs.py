@@ -1,4 +1,4 @@
-r"""Moved curvature for several outputs: `splitting`, with W (P, q) for w and one node at a time.
+r"""Moved curvature for several outputs: `block_newton`, with W (P, q) for w and one node at a time.
 
 The outputs share Q = G + diag(lambda u alpha) and the diagonal D that is moved, so one factorisation
 serves all of them.  With Omega^i the (k, q) block of Omega = W / y, S = diag(sqrt(y)) and
@@ -8,7 +8,7 @@ A = S R S + D, the value phi(y) has the derivative -h_i, h_i = sum_jq d_j Omega_
            (\Omega\Omega')_{jm} ,
 
 where the bracket is R - R S A^{-1} S R with the products of R written through A.  In d, with
-Tau_j = Omega_j (1 - y) and the barrier mu log det R + nu sum log d of `splitting`, the derivative is
+Tau_j = Omega_j (1 - y) and the barrier mu log det R + nu sum log d of `block_newton`, the derivative is
 (Tau Omega')_jj y - mu (R^-1)_jj + nu / d_j, and minus the second derivative
 
 .. math::  \mu R^{-1} \circ R^{-1} + \nu / d^2 + 2\, (\mathrm{T}\mathrm{T}') \circ (S A^{-1} S)
@@ -17,7 +17,7 @@ Tau_j = Omega_j (1 - y) and the barrier mu log det R + nu sum log d of `splittin
            - [j \in i]\,(\Omega\Omega')_{jj} .
 
 y is kept above 1e-8, which makes S invertible.  The search for d and y leaves the box |W| <= M y out;
-the bound, valid for any d and W, keeps it.  Where M cuts off no optimum (`automatic_bound`) that costs
+the bound, valid for any d and W, keeps it.  Where M cuts off no optimum (`derived_m`) that costs
 next to nothing; a node whose W leaves the box is solved by the first-order method too.
 """
 
@@ -29,30 +29,25 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from spr_or.certified_solver.bounds import Penalty, Terms, dual_bound
-from spr_or.certified_solver.design import Design, columns_of
+from spr_or.certified_solver.bounds import Terms, dual_bound, penalty_of
+from spr_or.certified_solver.design import Design, columns_of, design_of
+from spr_or.certified_solver.linear_algebra import cholesky, hold
 from spr_or.certified_solver.nodes import FirstOrderEngine, Node
 from spr_or.certified_solver.proof_tree import CONTINUES
+from spr_or.formulations.problem import SparseTrainingProblem
 
 if TYPE_CHECKING:
     from spr_or.certified_solver.search import Search
 
 _ACCURACY = 3e-2  # the barrier's weight at nodes times the number of columns, of the incumbent
-_PATH = (
-    60.0,
-    20.0,
-    6.0,
-    2.0,
-    0.6,
-    0.2,
-    0.07,
-)  # of the barrier at the root, in units of that weight
+# Of the barrier at the root, in units of that weight.
+_PATH = (60.0, 20.0, 6.0, 2.0, 0.6, 0.2, 0.07)
 _ROOT_STEPS, _NODE_STEPS = 15, 1
 _STEPS_Y = 30
 _TRIALS = 10
 _LANCZOS = 16
 _LEAST = 1e-8  # of an indicator
-_BARRIER = 0.02  # nu / mu, as in `splitting`
+_BARRIER = 0.02  # nu / mu, as in `block_newton`
 
 
 def begin(search: Search, node: Node, first: FirstOrderEngine) -> SharedCurvatureEngine | None:
@@ -78,8 +73,8 @@ def begin(search: Search, node: Node, first: FirstOrderEngine) -> SharedCurvatur
     return SharedCurvatureEngine(first, mu, _NODE_STEPS, smallest)
 
 
-class Inner(NamedTuple):
-    """The answer to y (n,): W, omega, gradient (P, q), S (P,), the factor L of S R S + D, h (n,) and
+class RelaxationPoint(NamedTuple):
+    """The answer to indicators y (n,): W and omega (P, q), S (P,), the factor L of S R S + D, h (n,), and
     phi without c0, a float."""
 
     y: Tensor
@@ -146,9 +141,7 @@ class Relaxation:
         self.c0 = float(design.moments.c0)
         self.ridge = design.ridge[at].repeat_interleave(k)
         self.price, self.free = design.price[at], node.free
-        self.penalty = Penalty(
-            design.weight[at], design.ridge[at], design.price[at], design.M[at], design.alpha
-        )
+        self.penalty = penalty_of(design, at)
         self.movable = (node.free.unsqueeze(1) & design.real[at]).flatten()
         self.scale = max(abs(self.c0), 1e-30)
 
@@ -170,17 +163,17 @@ class Relaxation:
         at = self.minimise(R, d, at, 0.1 * engine.first.tolerance, cutoff)
         self.store(R, d, at)
 
-    def solve_y(self, R: Tensor, d: Tensor, cutoff: float) -> Inner:
+    def solve_y(self, R: Tensor, d: Tensor, cutoff: float) -> RelaxationPoint:
         """The relaxation at a given d (P,), from the node's indicators."""
         y = torch.full_like(self.price, 0.5) if self.node.indicator is None else self.node.indicator
         y = torch.where(self.node.one, 1.0, y).clamp(min=_LEAST)
         return self.minimise(R, d, self.inner(R, d, y), self.loose, cutoff)
 
-    def lower(self, at: Inner) -> float:
+    def lower(self, at: RelaxationPoint) -> float:
         """A bound on the node's value already: what it cuts off needs no better d or y."""
         return at.phi + self.c0 - at.gap()
 
-    def store(self, R: Tensor, d: Tensor, at: Inner) -> None:
+    def store(self, R: Tensor, d: Tensor, at: RelaxationPoint) -> None:
         node, shape = self.node, (1, self.n, self.k, self.q)
         product = R @ at.W
         value = (at.W * (product - 2 * self.C)).sum() + self.c0
@@ -211,31 +204,33 @@ class Relaxation:
         """(P, P) summed over the blocks of entities, (n, n)."""
         return x.view(self.n, self.k, self.n, self.k).sum((1, 3))
 
-    def inner(self, R: Tensor, d: Tensor, y: Tensor) -> Inner:
+    def inner(self, R: Tensor, d: Tensor, y: Tensor) -> RelaxationPoint:
         """Solve for W at y."""
         S = self.columns(y).sqrt()
         scaled = S.unsqueeze(1) * R * S
         scaled.diagonal().add_(d)
-        L = _cholesky(scaled)
+        L = cholesky(scaled)
         W = S.unsqueeze(1) * torch.cholesky_solve(S.unsqueeze(1) * self.C, L)
         omega = (self.C - R @ W) / d.unsqueeze(1)
         spent = (d * omega.square().sum(1)).view(self.n, self.k).sum(1)
         h = (spent - self.price).masked_fill(~self.free, 0.0)
         phi = float((self.price * y).sum() - (self.C * W).sum())
-        return Inner(y, W, omega, S, L, h, phi)
+        return RelaxationPoint(y, W, omega, S, L, h, phi)
 
-    def hessian(self, d: Tensor, at: Inner, inverse: Tensor) -> Tensor:
+    def hessian(self, d: Tensor, at: RelaxationPoint, inverse: Tensor) -> Tensor:
         """H (n, n), from A^-1."""
         rest = -d.unsqueeze(1) * inverse * d
         rest.diagonal().add_(d)
         rest = rest / at.S.unsqueeze(1) / at.S
         return 2 * self.blocks(rest * (at.omega @ at.omega.mT))
 
-    def held(self, at: Inner) -> Tensor:
+    def held(self, at: RelaxationPoint) -> Tensor:
         """Indicators that stay: fixed ones and those held by 0 or 1, (n,)."""
         return ~self.free | ((at.y <= _LEAST) & (at.h <= 0)) | ((at.y >= 1) & (at.h >= 0))
 
-    def minimise(self, R: Tensor, d: Tensor, at: Inner, stop: float, cutoff: float) -> Inner:
+    def minimise(
+        self, R: Tensor, d: Tensor, at: RelaxationPoint, stop: float, cutoff: float
+    ) -> RelaxationPoint:
         """Projected Newton in y, until phi is within ``stop`` or the node cut off."""
         for _ in range(_STEPS_Y):
             if at.gap() <= stop or self.lower(at) >= cutoff:
@@ -256,21 +251,21 @@ class Relaxation:
             at = moved
         return at
 
-    def factor_y(self, H: Tensor, at: Inner) -> tuple[Tensor, Tensor]:
+    def factor_y(self, H: Tensor, at: RelaxationPoint) -> tuple[Tensor, Tensor]:
         """The factor of H with the held indicators taken out, and those."""
         held = self.held(at)
-        H.masked_fill_(held.unsqueeze(0) | held.unsqueeze(1), 0.0)
-        H.diagonal().add_(held.to(H) + 1e-12 + 1e-9 * H.diagonal().amax())
-        return _cholesky(H), held
+        hold(H, held)
+        H.diagonal().add_(1e-12 + 1e-9 * H.diagonal().amax())
+        return cholesky(H), held
 
     def step(
-        self, R: Tensor, d: Tensor, at: Inner, cutoff: float
-    ) -> tuple[Tensor, Tensor, Inner] | None:
+        self, R: Tensor, d: Tensor, at: RelaxationPoint, cutoff: float
+    ) -> tuple[Tensor, Tensor, RelaxationPoint] | None:
         """One Newton step in d, shortened until R stays definite and the barrier rises; None at the
         end."""
         mu = self.engine.mu
         nu = _BARRIER * mu
-        definite = _cholesky(R)
+        definite = cholesky(R)
         inverse, solved = torch.cholesky_inverse(definite), torch.cholesky_inverse(at.L)
         y, S = self.columns(at.y), at.S
         tau = at.omega * (1 - y).unsqueeze(1)
@@ -286,10 +281,9 @@ class Relaxation:
         gradient = mixed.diagonal() * y - mu * inverse.diagonal() + nu / d
         fixed = ~self.movable
         N.diagonal().add_(nu / d.square())
-        N.masked_fill_(fixed.unsqueeze(0) | fixed.unsqueeze(1), 0.0)
-        N.diagonal().add_(fixed.to(N))
+        hold(N, fixed)
         gradient = gradient.masked_fill(fixed, 0.0)
-        step = torch.cholesky_solve(gradient.unsqueeze(1), _cholesky(N))
+        step = torch.cholesky_solve(gradient.unsqueeze(1), cholesky(N))
         answer = -torch.cholesky_solve(E.mT @ step, factor)[:, 0]
         step = step[:, 0]
         if not float(gradient @ step) > mu:
@@ -308,7 +302,7 @@ class Relaxation:
                 near = torch.where(self.free, (at.y + size * answer).clamp(_LEAST, 1), at.y)
                 found = self.inner(left, moved, near)
                 found = self.minimise(left, moved, found, self.loose, cutoff)
-                after = found.phi + self.barrier(_cholesky(left), moved)
+                after = found.phi + self.barrier(cholesky(left), moved)
                 if after >= before - self.loose:
                     return moved, left, found
             size *= 0.6
@@ -344,22 +338,13 @@ def _largest_eigenvalue(L: Tensor, diagonal: Tensor) -> float:
     return float(torch.linalg.eigvalsh(small)[-1])
 
 
-def _cholesky(matrix: Tensor) -> Tensor:
-    """A Cholesky factor, of a slightly larger diagonal where rounding made the matrix indefinite."""
-    L, info = torch.linalg.cholesky_ex(matrix)
-    if int(info) > 0:
-        lifted = matrix.clone()
-        lifted.diagonal().add_(1e-8 * float(matrix.diagonal().abs().amax()))
-        L, _ = torch.linalg.cholesky_ex(lifted)
-    return L
-
-
 def indicators_of(design: Design, entities: Tensor, W: Tensor, d: Tensor) -> Tensor:
     """The y (n,) behind a point W (n, k, q) of moved curvature d (n, k): W = y Omega, (C - R W) = D Omega.
 
     With `point_of` this keeps n numbers of a point in a proof instead of n k q.
     """
-    relaxation, R = _relaxation_of(design, entities, d)
+    relaxation = _relaxation_of(design, entities, d)
+    R = relaxation.curvature_left(d.flatten())
     flat = W.flatten(0, 1)
     omega = ((relaxation.C - R @ flat) / d.reshape(-1, 1)).view(W.shape)
     return (W * omega).sum((1, 2)) / omega.square().sum((1, 2)).clamp(min=1e-300)
@@ -367,17 +352,50 @@ def indicators_of(design: Design, entities: Tensor, W: Tensor, d: Tensor) -> Ten
 
 def point_of(design: Design, entities: Tensor, d: Tensor, y: Tensor) -> Tensor:
     """The W (n, k, q) of the entities for indicators y (n,) and moved curvature d (n, k)."""
-    relaxation, R = _relaxation_of(design, entities, d)
+    relaxation = _relaxation_of(design, entities, d)
+    R = relaxation.curvature_left(d.flatten())
     W = relaxation.inner(R, d.flatten(), y.clamp(_LEAST, 1)).W
     return W.view(len(entities), *design.shape[1:])
 
 
-def _relaxation_of(design: Design, entities: Tensor, d: Tensor) -> tuple[Relaxation, Tensor]:
-    """Of entities of a whole design, with R = Q - D."""
-    engine = SharedCurvatureEngine(FirstOrderEngine(design, 1.0), 1.0, 0, torch.inf)
-    node = Node(
-        entities, torch.zeros(len(entities), dtype=torch.bool),
-        design.X.new_zeros((len(entities), *design.shape[1:])), d,
-    )  # fmt: skip
-    relaxation = Relaxation(engine, node)
-    return relaxation, relaxation.curvature_left(d.flatten())
+def relaxation_at(
+    design: Design, d: Tensor, accuracy: float, y: Tensor | None = None
+) -> RelaxationPoint:
+    """The relaxation of a design with moments without fixings, for moved curvature d (N, k) > 0.
+
+    R = Q - diag(d) has to be positive definite, and the box is left out.  The value is within
+    ``accuracy`` N of the minimum over the indicators, which is looked for from y (N,), or from 1/2.
+    """
+    relaxation = _relaxation_of(design, torch.arange(design.shape[0]), d, 10 * accuracy, y)
+    d = d.flatten()
+    return relaxation.solve_y(relaxation.curvature_left(d), d, torch.inf)
+
+
+def perspective_bound(problem: SparseTrainingProblem, accuracy: float) -> float:
+    """The projected relaxation (D = lambda alpha, no curvature moved) of a linear problem with squared
+    loss and alpha > 0: a lower bound, within ``accuracy`` of its optimum.
+
+    >>> p = SparseTrainingProblem.linear(
+    ...     [[1.0, 0.0], [0.0, 1.0]], [2.0, 0.1], [[0], [1]], lam=0.1, alpha=0.5, M=4)
+    >>> round(perspective_bound(p, 1e-6), 4)
+    0.2368
+    """
+    design = design_of(problem).with_moments()
+    N, k, _ = design.shape
+    node = _node(design, torch.arange(N), design.ridge.unsqueeze(1).expand(N, k))
+    SharedCurvatureEngine(FirstOrderEngine(design, accuracy), 1e-9, 0, torch.inf)([node], torch.inf)
+    return node.own
+
+
+def _node(design: Design, entities: Tensor, d: Tensor, y: Tensor | None = None) -> Node:
+    """A node without fixings whose entities have the moved curvature d (n, k)."""
+    n = len(entities)
+    none = torch.zeros(n, dtype=torch.bool)
+    return Node(entities, none, design.X.new_zeros((n, *design.shape[1:])), d, indicator=y)
+
+
+def _relaxation_of(
+    design: Design, entities: Tensor, d: Tensor, mu: float = 1.0, y: Tensor | None = None
+) -> Relaxation:
+    engine = SharedCurvatureEngine(FirstOrderEngine(design, 1.0), mu, 0, torch.inf)
+    return Relaxation(engine, _node(design, entities, d, y))

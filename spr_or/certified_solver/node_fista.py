@@ -1,13 +1,13 @@
-r"""Node relaxations by an accelerated proximal gradient method: any smooth loss, many nodes at a time.
+"""Node relaxations by accelerated proximal gradient steps: any smooth loss, many nodes at a time.
 
-FISTA (Beck and Teboulle, 2009) with the adaptive restart of O'Donoghue and Candes (2015), one momentum
-a node.  The smooth part is the loss, the rest is `formulations.projected.prox` with the node's fixings as
-lower and upper limits of the indicators.
+The steps are those of `spr_or.solvers.accelerated_gradient`.  The smooth part is the loss; the rest is
+`formulations.projected.prox`, with the node's fixings as lower and upper limits of the indicators.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,13 +17,14 @@ from spr_or.certified_solver.bounds import Terms, dual_bound, penalty_of
 from spr_or.certified_solver.design import Design, loss_and_gradient
 from spr_or.formulations import projected
 from spr_or.formulations.losses import LOSSES
+from spr_or.solvers.accelerated_gradient import Iterate, advance
 
 _CHECK_EVERY = 10
 _POWER_STEPS = 20
 _RELATIVE = 0.3
 
 
-class Solved(NamedTuple):
+class NodeAnswers(NamedTuple):
     """Of each node: W (B, N, k, q), the point behind ``bound`` (B,), scores (B, N), indicators y~
     (B, N) and the relaxation's ``value`` (B,) at W."""
 
@@ -34,7 +35,22 @@ class Solved(NamedTuple):
     value: Tensor
 
 
-def lipschitz(design: Design, block: Tensor | None) -> float:
+class SmoothPart(NamedTuple):
+    """The loss as a function of the weights of some entities: its design, the samples ``block`` (n, P)
+    of its columns where it has no moments, and a Lipschitz constant of its gradient."""
+
+    design: Design
+    block: Tensor | None
+    smoothness: float
+
+
+def smooth_part(design: Design) -> SmoothPart:
+    """The smooth part for all entities of a design."""
+    block = None if design.moments is not None else design.block()
+    return SmoothPart(design, block, _smoothness(design, block))
+
+
+def _smoothness(design: Design, block: Tensor | None) -> float:
     """The largest eigenvalue of the loss's Hessian: curvature times that of G, by power iteration."""
     curvature = LOSSES[design.loss].curvature
     assert curvature is not None
@@ -42,9 +58,8 @@ def lipschitz(design: Design, block: Tensor | None) -> float:
         G = design.moments.G
         times, size = (lambda v: G @ v), G.shape[0]
     else:
-        samples = design.block() if block is None else block
-        times = lambda v: samples.mT @ (samples @ v) / design.n  # noqa: E731
-        size = samples.shape[1]
+        assert block is not None
+        times, size = (lambda v: block.mT @ (block @ v) / design.n), block.shape[1]
     v = torch.ones(size, dtype=design.X.dtype, device=design.X.device)
     length = v.norm()
     for _ in range(_POWER_STEPS):
@@ -55,54 +70,50 @@ def lipschitz(design: Design, block: Tensor | None) -> float:
 
 
 def solve(
-    design: Design,
+    smooth: SmoothPart,
     W: Tensor,
     terms: Terms,
     *,
-    smoothness: float,
-    block: Tensor | None = None,
-    start: Solved | None = None,
+    start: NodeAnswers | None = None,
     cutoff: float = float("inf"),
     tolerance: float = 1e-6,
     iterations: int = 1000,
     stop: Callable[[], bool] = lambda: False,
-) -> Solved:
+) -> NodeAnswers:
     """Solve a batch of nodes from W (B, N, k, q), until each is within ``tolerance`` (absolute) or its
     bound passes ``cutoff``, or ``stop`` says so.  ``start`` is what `evaluate` finds at W, where known."""
-    penalty = penalty_of(design)
-    step = 1 / smoothness
+    design, block, _ = smooth
     best = start or evaluate(design, W, terms, block)
     open_ = (~done(best, tolerance, cutoff)).nonzero().flatten()
-    W, V, terms = W[open_], W[open_], _of(terms, open_)
-    momentum = torch.ones(len(W), dtype=W.dtype, device=W.device)
+    iterate, terms = Iterate.from_rest(W[open_]), _of(terms, open_)
     for iteration in range(1, iterations + 1):
         if len(open_) == 0:
             break
-        _, gradient = loss_and_gradient(design, V, block)
-        following = projected.prox(
-            (V - step * gradient).flatten(-2), step * penalty.weight, design.alpha, design.M,
-            lower=terms.one.to(W), upper=(terms.one | terms.free).to(W),
-        ).view(W.shape)  # fmt: skip
-        move = following - W
-        away = ((V - following) * move).sum((1, 2, 3)) > 0
-        momentum = torch.where(away, 1.0, momentum)
-        grown = (1 + (1 + 4 * momentum.square()).sqrt()) / 2
-        V = following + ((momentum - 1) / grown)[:, None, None, None] * move
-        W, momentum = following, grown
+        iterate = advance(iterate, partial(_proximal_step, smooth, terms))
         if iteration % _CHECK_EVERY == 0:
-            part = better(Solved(*(x[open_] for x in best)), evaluate(design, W, terms, block))
+            now = evaluate(design, iterate.at, terms, block)
+            part = better(NodeAnswers(*(x[open_] for x in best)), now)
             for whole, piece in zip(best, part, strict=True):
                 whole[open_] = piece
             left = ~done(part, tolerance, cutoff)
             if not bool(left.all()):
-                open_, W, V, momentum = open_[left], W[left], V[left], momentum[left]
-                terms = _of(terms, left)
+                open_, iterate, terms = open_[left], iterate.of(left), _of(terms, left)
             if stop():
                 break
     return best
 
 
-def done(at: Solved, tolerance: float, cutoff: float) -> Tensor:
+def _proximal_step(smooth: SmoothPart, terms: Terms, V: Tensor) -> Tensor:
+    """From V (B, N, k, q): down the slope of the loss, then the proximal operator of the penalty."""
+    design, step = smooth.design, 1 / smooth.smoothness
+    _, gradient = loss_and_gradient(design, V, smooth.block)
+    return projected.prox(
+        (V - step * gradient).flatten(-2), step * design.weight, design.alpha, design.M,
+        lower=terms.one.to(V), upper=(terms.one | terms.free).to(V),
+    ).view(V.shape)  # fmt: skip
+
+
+def done(at: NodeAnswers, tolerance: float, cutoff: float) -> Tensor:
     """(B,): accurate enough, or cut off; a node far below the cutoff needs no accuracy yet."""
     wanted = (_RELATIVE * (cutoff - at.bound)).clamp(min=tolerance, max=1e300)
     if cutoff == float("inf"):
@@ -114,7 +125,7 @@ def _of(terms: Terms, rows: Tensor) -> Terms:
     return Terms(None, terms.free[rows], terms.one[rows])
 
 
-def evaluate(design: Design, W: Tensor, terms: Terms, block: Tensor | None) -> Solved:
+def evaluate(design: Design, W: Tensor, terms: Terms, block: Tensor | None) -> NodeAnswers:
     """Bound and value at W as it is."""
     value, gradient = loss_and_gradient(design, W, block)
     penalty = penalty_of(design)
@@ -128,13 +139,13 @@ def evaluate(design: Design, W: Tensor, terms: Terms, block: Tensor | None) -> S
     cost = torch.where(one, fixed, torch.where(free, relaxed, 0.0)).sum(-1)
     y = torch.zeros_like(score)
     y[:, used] = torch.where(one, 1.0, torch.where(free, closed.indicator, 0.0))
-    return Solved(W, bound, score, y, value + cost)
+    return NodeAnswers(W, bound, score, y, value + cost)
 
 
-def better(old: Solved, new: Solved) -> Solved:
+def better(old: NodeAnswers, new: NodeAnswers) -> NodeAnswers:
     """Node by node: the point with the higher bound, and the lower of both values."""
     up = new.bound > old.bound
-    return Solved(
+    return NodeAnswers(
         torch.where(up[:, None, None, None], new.W, old.W),
         torch.where(up, new.bound, old.bound),
         torch.where(up[:, None], new.score, old.score),

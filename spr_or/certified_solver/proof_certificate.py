@@ -16,8 +16,8 @@ from torch import Tensor
 from spr_or.certified_solver.design import design_of
 from spr_or.certified_solver.many_outputs import indicators_of, point_of
 from spr_or.certified_solver.proof_exact import ExactBounds
-from spr_or.certified_solver.proof_tree import Evaluator, FloatBounds, Proof, Record, verify
-from spr_or.certified_solver.search import Progress
+from spr_or.certified_solver.proof_tree import Evaluator, FloatBounds, Proof, Record, check_tree
+from spr_or.certified_solver.search import SearchProgress
 from spr_or.formulations import bigm
 from spr_or.formulations.losses import LOSSES
 from spr_or.formulations.problem import SparseTrainingProblem
@@ -36,7 +36,7 @@ def rounding(problem: SparseTrainingProblem) -> float:
     return 1e-10 * max(1e-12, float(LOSSES[problem.loss].value(zero, problem.y).mean()))
 
 
-class Check(NamedTuple):
+class ProofCheck(NamedTuple):
     """The outcome of a check: whether everything holds, the numbers found, and what was wrong."""
 
     ok: bool
@@ -50,15 +50,15 @@ class ProofCertificate(Certificate):
     """A `Certificate` that carries its proof.
 
     Attributes beyond those of `Certificate`: ``problem``; ``proof``, the tree; ``nodes``, relaxations
-    solved; ``trace``, a `Progress` after every round.
+    solved; ``trace``, a `SearchProgress` after every round.
     """
 
     problem: SparseTrainingProblem
     proof: Proof
     nodes: int
-    trace: tuple[Progress, ...]
+    trace: tuple[SearchProgress, ...]
 
-    def check(self, exact: bool = False) -> Check:
+    def check(self, exact: bool = False) -> ProofCheck:
         """Evaluate the incumbent and every bound of the tree again, from the problem's data.
 
         In float64 with the allowance `rounding`; with ``exact`` in rational arithmetic and no allowance
@@ -76,13 +76,13 @@ class ProofCertificate(Certificate):
             evaluate, allowance = ExactBounds(self.problem), 0
         else:
             evaluate = FloatBounds(design, self.proof, allowance)
-        bound, found = verify(self.proof, design.shape, evaluate)
+        bound, found = check_tree(self.proof, design.shape, evaluate)
         problems += found
         # A fraction may be less than any float.
         proven = float(bound) if bound > -1e300 else -math.inf
         if not self.bound <= bound + allowance and not found:
             problems.append(f"the tree proves the bound {proven!r}, not {self.bound!r} as stated")
-        return Check(not problems, objective, min(proven, objective), problems)
+        return ProofCheck(not problems, objective, min(proven, objective), problems)
 
     def save(self, path: str | Path) -> None:
         """Write JSON; a large proof keeps its numbers in an .npz file of the same name beside it."""
@@ -137,7 +137,7 @@ def load(path: str | Path, problem: SparseTrainingProblem) -> ProofCertificate:
             **content["result"], weights=weights, indicators=indicators,
             m_active=(rows.abs().amax(-1) >= problem.M * (1 - 1e-6)) & (indicators > 0),
             problem=problem, proof=_unpack(arrays, problem),
-            trace=tuple(Progress(*row) for row in content["trace"]),
+            trace=tuple(SearchProgress(*row) for row in content["trace"]),
         )  # fmt: skip
     except (KeyError, TypeError, IndexError, OSError, json.JSONDecodeError, RuntimeError) as error:
         raise ValueError(f"{path} is not a certificate: {type(error).__name__} {error}") from None

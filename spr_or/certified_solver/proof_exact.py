@@ -27,7 +27,7 @@ Rational = NDArray[np.object_]
 
 
 class ExactBounds:
-    """Bounds of records, as `proof.Evaluator` wants them, in fractions.
+    """Bounds of records, as `proof_tree.Evaluator` wants them, in fractions.
 
     Raises ``ValueError`` for the logistic loss, whose values are irrational, and above `LIMIT`.
     """
@@ -51,7 +51,7 @@ class ExactBounds:
         used = sorted({*alive, *record.entities.tolist()})
         blocks = self.blocks(record, used)
         R = data.quadratic(used, blocks)
-        if record.d is not None and not semidefinite(R):
+        if record.d is not None and not exactly_semidefinite(R):
             return INDEFINITE
         real = [(i, j) for i in used for j in range(data.k) if data.real[i][j]]
         at = [i * data.k + j for i, j in real]
@@ -208,10 +208,11 @@ def _phi(g: Fraction, d: Fraction, M: Fraction) -> Fraction:
     return M * abs(g) - d * M * M
 
 
-def semidefinite(R: Rational) -> bool:
+def exactly_semidefinite(R: Rational) -> bool:
     """Whether a symmetric matrix of fractions is positive semidefinite, by symmetric elimination.
 
-    >>> semidefinite(fractions_of(np.ones((2, 2)))), semidefinite(fractions_of(-np.ones((1, 1))))
+    >>> ones = fractions_of(np.ones((2, 2)))
+    >>> exactly_semidefinite(ones), exactly_semidefinite(-ones)
     (True, False)
     """
     R = R.copy()

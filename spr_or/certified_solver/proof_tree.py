@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from spr_or.certified_solver.bounds import Penalty, Terms, dual_bound
+from spr_or.certified_solver.bounds import Terms, dual_bound, penalty_of
 from spr_or.certified_solver.design import Design, columns_of, loss_and_gradient
 
 CONTINUES = -1  # the value of a record that is no side of a branching
@@ -117,11 +117,11 @@ class State(NamedTuple):
 Evaluator = Callable[[Record, State], "tuple[Any, Sequence[Any]] | str"]
 
 
-def verify(proof: Proof, shape: tuple[int, int, int], evaluate: Evaluator) -> Verified:
+def check_tree(proof: Proof, shape: tuple[int, int, int], evaluate: Evaluator) -> Verified:
     """Walk a proof over N entities of up to k columns and q outputs, (N, k, q) = ``shape``.
 
     ``evaluate(record, state)`` gives the tangent bound and the score of each entity, as floats
-    (`FloatBounds`) or fractions (`exact.ExactBounds`), or says why the record has none.
+    (`FloatBounds`) or fractions (`proof_exact.ExactBounds`), or says why the record has none.
     """
     problems = list(structure(proof))
     if problems:
@@ -311,7 +311,7 @@ class FloatBounds:
         D = record.d if record.d.dim() == 3 else torch.diag_embed(record.d)
         members = torch.arange(len(D)).unsqueeze(1) if clusters is None else clusters
         subtract_blocks(R, D, members, design.real)
-        if not semidefinite(R):
+        if not provably_semidefinite(R):
             return INDEFINITE
         w = record.W.flatten(0, 1) * real.unsqueeze(-1)
         if self._too_large((w.abs() * (R.abs() @ w.abs() + 2 * C.abs())).sum() + c0):
@@ -334,20 +334,15 @@ class FloatBounds:
         d: Tensor | None,
         clusters: Tensor | None = None,
     ) -> tuple[float, list[float]]:
-        design = self.design
-        weight = design.ridge + design.price
-        penalty = Penalty(
-            weight[active], design.ridge[active], design.price[active], design.M[active],
-            design.alpha,
-        )  # fmt: skip
         one = state.one[active].unsqueeze(0)
         free = state.alive[active].unsqueeze(0) & ~one
         terms = Terms(
             None if d is None else d.unsqueeze(0), free, one,
             None if clusters is None else clusters.unsqueeze(0),
         )  # fmt: skip
+        penalty = penalty_of(self.design, active)
         bound, score = dual_bound(penalty, value, gradient, W, terms)
-        full = torch.full((design.shape[0],), torch.nan, dtype=torch.float64)
+        full = torch.full((self.design.shape[0],), torch.nan, dtype=torch.float64)
         full[active] = score[0]
         return float(bound), full.tolist()
 
@@ -382,10 +377,10 @@ def positive(d: Tensor) -> bool:
         return False
     # Scaled by powers of two, which rounds nothing and makes all columns count alike.
     scale = torch.exp2(-(diagonal.log2() / 2).round())
-    return semidefinite(scale.unsqueeze(-1) * d * scale.unsqueeze(-2))
+    return provably_semidefinite(scale.unsqueeze(-1) * d * scale.unsqueeze(-2))
 
 
-def semidefinite(R: Tensor) -> bool:
+def provably_semidefinite(R: Tensor) -> bool:
     """Whether the symmetric float64 R (..., P, P) are all provably positive semidefinite.
 
     If floating-point Cholesky runs through on R - s I with s >= gamma_{P+1} trace(R) / (1 - gamma),

@@ -11,13 +11,13 @@ from spr_or.certified_solver.design import Design
 from spr_or.certified_solver.nodes import Node
 from spr_or.formulations import projected
 from spr_or.formulations.losses import LOSSES
-from spr_or.solvers.time_limit import Budget
+from spr_or.solvers.time_limit import TimeLimit
 
 _FIRST = 64
 _ROUNDS = 40
 
 
-def relax(design: Design, budget: Budget, tolerance: float) -> Node:
+def relax(design: Design, clock: TimeLimit, tolerance: float) -> Node:
     """The root node of a design without fixings, within ``tolerance`` (relative) or out of time."""
     node = at_zero(design)
     X, everything, none = design.X, node.position, node.one
@@ -25,13 +25,11 @@ def relax(design: Design, budget: Budget, tolerance: float) -> Node:
     for _ in range(_ROUNDS):
         small = design.restrict(working)
         small = small.with_moments() if design.loss == "squared" else small
-        block = None if small.moments is not None else small.block()
         free = torch.ones((1, len(working)), dtype=torch.bool, device=X.device)
         scale = max(abs(node.bound), 1e-12)
         solved = node_fista.solve(
-            small, node.W[working].unsqueeze(0), Terms(None, free, ~free),
-            smoothness=node_fista.lipschitz(small, block), block=block,
-            tolerance=0.5 * tolerance * scale, iterations=3000, stop=lambda: budget.spent,
+            node_fista.smooth_part(small), node.W[working].unsqueeze(0), Terms(None, free, ~free),
+            tolerance=0.5 * tolerance * scale, iterations=3000, stop=lambda: clock.spent,
         )  # fmt: skip
         trial = Node(everything, none, torch.zeros_like(node.W), None)
         trial.W[working] = solved.W[0]
@@ -44,7 +42,7 @@ def relax(design: Design, budget: Budget, tolerance: float) -> Node:
         wanted[working] = -torch.inf
         found = wanted.argsort(descending=True)[: max(32, len(working) // 2)]
         found = found[wanted[found] > 0]
-        if done or len(found) == 0 or budget.spent:
+        if done or len(found) == 0 or clock.spent:
             break
         used = working[(trial.W[working] != 0).any(-1).any(-1)]
         working = torch.cat([used, found])

@@ -12,20 +12,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spr_or.certified_solver import branching, incumbents, node_fista
+from spr_or.certified_solver import incumbents, node_fista
 from spr_or.certified_solver.bounds import Terms, forced_bounds
 from spr_or.certified_solver.design import Design
 from spr_or.certified_solver.incumbents import Incumbent
 from spr_or.certified_solver.nodes import Engine, Node
 from spr_or.certified_solver.proof_tree import CONTINUES, Proof
-from spr_or.solvers.time_limit import Budget
+from spr_or.solvers.time_limit import TimeLimit
 
 _DIVE_EVERY = 8
 _WIDE = 12  # moves of each kind, of a local search; 6 found less on one hard instance, 24 no more
 GRAM_COLUMNS = 2000  # up to here a Gram matrix of what is left pays
 
 
-class Progress(NamedTuple):
+class SearchProgress(NamedTuple):
     """Where a search stands: seconds, best objective, bound, nodes evaluated and nodes open."""
 
     seconds: float
@@ -47,22 +47,26 @@ class Search:
     ``closed`` is the least bound of anything cut off so far: leaves, and the other side of every
     safe fixing.  ``kept`` is what stays when the tree begins again: how many entities the root had fixed
     to zero and to one when the design shrank to the others, and ``closed`` at that time.
+    ``stop`` is asked after every round, and ``stopped`` is what it answered.  ``tried`` holds the
+    supports of ``design`` that nodes were rounded to.
     """
 
     design: Design
-    budget: Budget
+    clock: TimeLimit
     gap: float
     proof: Proof
     best: Incumbent
-    listener: Callable[[Progress], None] | None
-    rule: str = "fractional"
+    listener: Callable[[SearchProgress], None] | None = None
+    stop: Callable[[], bool] = lambda: False
+    stopped: bool = False
     closed: float = math.inf
     evaluated: int = 0
     heap: list[tuple[float, int, Node]] = field(default_factory=list)
-    trace: list[Progress] = field(default_factory=list)
+    trace: list[SearchProgress] = field(default_factory=list)
     mid_round: bool = False
     kept: tuple[int, int, float] = (0, 0, math.inf)
     counter: itertools.count = field(default_factory=itertools.count)
+    tried: set[bytes] = field(default_factory=set)
 
     @property
     def cutoff(self) -> float:
@@ -70,10 +74,10 @@ class Search:
         return self.best.objective - 0.9 * self.gap * abs(self.best.objective)
 
     @property
-    def progress(self) -> Progress:
+    def progress(self) -> SearchProgress:
         """Where it stands."""
-        return Progress(
-            self.budget.seconds, self.best.objective, self.bound, self.evaluated, len(self.heap)
+        return SearchProgress(
+            self.clock.seconds, self.best.objective, self.bound, self.evaluated, len(self.heap)
         )
 
     @property
@@ -84,16 +88,21 @@ class Search:
 
     @property
     def over(self) -> bool:
-        """Whether nothing is open, or the time is up."""
-        return not self.heap or self.budget.spent
+        """Whether nothing is open, or the search has to end."""
+        return not self.heap or self.halted()
+
+    def halted(self) -> bool:
+        """Whether the time is up, or ``stop`` ended the search."""
+        return self.stopped or self.clock.spent
 
     def report(self) -> None:
-        """Note the progress, and tell who listens."""
+        """End a round: note the progress, tell who listens, and ask whether to stop."""
         self.mid_round = False
         now = self.progress
         self.trace.append(now)
         if self.listener is not None:
             self.listener(now)
+        self.stopped = self.stopped or self.stop()
 
     def offer(self, found: Incumbent) -> bool:
         """Take an incumbent of the current design if it is better."""
@@ -152,6 +161,7 @@ class Search:
         if self.design.loss == "squared" and self.design.real.numel() <= GRAM_COLUMNS:
             self.design = self.design.with_moments()
         node.position = torch.arange(len(node.position), device=node.position.device)
+        self.tried.clear()
 
     def take(self, batch: int, round_number: int) -> list[Node]:
         """The most promising open nodes, every few rounds the deepest one among them."""
@@ -181,19 +191,16 @@ class Search:
         return supports
 
     def run(self, engine: Engine, batch: int, nodes: float = math.inf) -> None:
-        """Branch until the gap is closed, the time is up, or ``nodes`` more are evaluated."""
-        polish = incumbents.polisher(self.design)
-        costs = branching.PseudoCosts(self.design.price)
-        tried: set[bytes] = set()
+        """Branch until the gap is closed, the search is halted, or ``nodes`` more are evaluated."""
         last = self.evaluated + nodes
         each = 0.0
         for round_number in itertools.count(1):
             if self.over or self.evaluated >= last:
                 break
             self.mid_round = True
-            began = self.budget.seconds
+            began = self.clock.seconds
             # The nodes that fit into the time left, by what one of the last round took.
-            room = self.budget.left() / each if each else math.inf
+            room = self.clock.left() / each if each else math.inf
             taken = self.take(int(max(1, min(batch, room))), round_number)
             parents = []
             for node in taken:
@@ -204,10 +211,8 @@ class Search:
                 else:
                     self.close_fixed(node, engine)
             if parents:
-                self.branch(
-                    parents, engine, costs, lambda nodes: self.try_rounding(nodes, polish, tried)
-                )
-            each = (self.budget.seconds - began) / max(1, len(taken))
+                self.branch(parents, engine)
+            each = (self.clock.seconds - began) / max(1, len(taken))
             self.report()
 
     def search_wider(self) -> None:
@@ -217,8 +222,7 @@ class Search:
         if int(support.sum()) < int(self.best.support.sum()):
             return  # it cannot be written in what is left: safe fixing keeps only better ones
         here = Incumbent(self.best.objective, support, self.best.W[at])
-        polish, stop = incumbents.polisher(self.design), lambda: self.budget.spent
-        self.offer(incumbents.local_search(self.design, here, polish, stop, width=_WIDE))
+        self.offer(incumbents.local_search(self.design, here, self.halted, width=_WIDE))
 
     def along(self, node: Node, path: Sequence[float], engine: Callable[[float], Engine]) -> Node:
         """``node`` solved for one weight of the barrier after the other: the best answer, or ``node``.
@@ -231,7 +235,7 @@ class Search:
             node.own = node.bound = -math.inf
             engine(factor)([node], self.cutoff)
             best = node if node.own > best.own else best
-            if self.budget.spent:
+            if self.halted():
                 break
         return best
 
@@ -246,16 +250,10 @@ class Search:
         self.open(self.fix(node))
         self.report()
 
-    def branch(
-        self,
-        parents: list[Node],
-        engine: Engine,
-        costs: branching.PseudoCosts,
-        look: Callable[[list[Node]], None],
-    ) -> None:
-        """Evaluate both sides of the entity of each parent that the rule likes best; ``look`` at them
-        for incumbents, then open or close them."""
-        indices = [branching.choose(parent, self.rule, costs) for parent in parents]
+    def branch(self, parents: list[Node], engine: Engine) -> None:
+        """Evaluate both sides of the most fractional entity of each parent, look for incumbents at
+        them, then open or close them."""
+        indices = [_most_fractional(parent) for parent in parents]
         sides = [
             (_child(parent, index, 0), _child(parent, index, 1))
             for parent, index in zip(parents, indices, strict=True)
@@ -263,9 +261,8 @@ class Search:
         children = [child for pair in sides for child in pair]
         engine(children, self.cutoff)
         self.evaluated += len(children)
-        look(children)
+        self.try_rounding(children)
         for parent, index, pair in zip(parents, indices, sides, strict=True):
-            costs.learn(parent, index, pair)
             self.proof.branch(parent.record, int(self.design.entities[parent.position[index]]))
             for value, child in enumerate(pair):
                 self.record(child, parent.record, value)
@@ -294,9 +291,7 @@ class Search:
         self.record(last, node.record, CONTINUES)
         self.closed = min(self.closed, last.bound)
 
-    def try_rounding(
-        self, children: list[Node], polish: incumbents.Polish, tried: set[bytes]
-    ) -> None:
+    def try_rounding(self, children: list[Node]) -> None:
         """Polish what the children round to, and search around what improves."""
         fresh = []
         for child in children:
@@ -304,14 +299,20 @@ class Search:
                 continue
             for support in self.round_support(child):
                 key = support.cpu().numpy().tobytes()
-                if key not in tried:
-                    tried.add(key)
+                if key not in self.tried:
+                    self.tried.add(key)
                     fresh.append(support)
         if fresh:
-            found = min(polish(fresh), key=lambda x: x.objective)
+            found = min(incumbents.polish(self.design, fresh), key=lambda x: x.objective)
             if self.offer(found):
-                stop = lambda: self.budget.spent  # noqa: E731
-                self.offer(incumbents.local_search(self.design, found, polish, stop))
+                self.offer(incumbents.local_search(self.design, found, self.halted))
+
+
+def _most_fractional(node: Node) -> int:
+    """The index within the node of the free entity whose indicator is nearest to 1/2."""
+    assert node.indicator is not None
+    distance = (node.indicator - 0.5).abs()
+    return int(torch.where(node.free, -distance, -torch.inf).argmax())
 
 
 def _child(parent: Node, index: int, value: int) -> Node:

@@ -3,8 +3,8 @@ r"""A certified solver for group-sparse linear models: branch and bound on the p
 Squared loss (one or many outputs) and logistic loss.  The steps, each in a file of `spr_or.certified_solver`:
 the relaxation over all entities by a working set (`root`), incumbents (`incumbents`), safe fixing
 (`bounds`), and on what is left a best-first tree (`search`) whose nodes are solved many at a time, with
-moved curvature where the loss has some (`splitting`; `clusters` where a tree stays open), else by an
-accelerated proximal gradient method (`first_order`).  docs/solver.md has the mathematics and the
+moved curvature where the loss has some (`block_curvature`; `clusters` where a tree stays open), else by an
+accelerated proximal gradient method (`node_fista`).  docs/solver.md has the mathematics and the
 measurements.
 """
 
@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 
 from spr_or import __version__
-from spr_or.certified_solver import block_curvature, clusters, incumbents, many_outputs, root
-from spr_or.certified_solver.branching import RULES
+from spr_or.certified_solver import clusters, incumbents, many_outputs, root
+from spr_or.certified_solver.block_curvature import MixedEngine, SplitEngine, uniform
 from spr_or.certified_solver.design import Design, design_of, theta_of, weights_of
-from spr_or.certified_solver.nodes import Engine, FirstOrderEngine, MixedEngine, Node, SplitEngine
+from spr_or.certified_solver.nodes import Engine, FirstOrderEngine, Node
 from spr_or.certified_solver.proof_certificate import ProofCertificate, rounding
-from spr_or.certified_solver.proof_tree import CONTINUES, FloatBounds, Proof, verify
-from spr_or.certified_solver.search import Progress, Search
+from spr_or.certified_solver.proof_tree import CONTINUES, FloatBounds, Proof, check_tree
+from spr_or.certified_solver.search import Search, SearchProgress
 from spr_or.formulations.problem import SparseTrainingProblem
-from spr_or.solvers.certificate import certify
-from spr_or.solvers.time_limit import Budget
+from spr_or.solvers.certificate import Solved, certify
+from spr_or.solvers.time_limit import TimeLimit
 
 _CANDIDATES = 200  # entities the first local search looks at
 _SPLIT_COLUMNS = 600  # above, one semidefinite step costs more than it brings
@@ -50,8 +50,8 @@ def branch_and_bound(
     device: str | torch.device = "cpu",
     *,
     start: Tensor | None = None,
-    rule: str = "fractional",
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[SearchProgress], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> ProofCertificate:
     """Solve a linear problem to a proven relative gap.
 
@@ -64,10 +64,10 @@ def branch_and_bound(
         in clusters as many as there are threads
     device : where the node computations run; float64 throughout
     start : weights (P,) to begin with, such as the solution for a neighbouring lambda
-    rule : how to choose the entity to branch on, see `spr_or.certified_solver.branching`
-    progress : called with a `Progress` after every round
+    progress : called with a `SearchProgress` after every round
+    stop : asked after every round; True ends the search
 
-    Ctrl-C and the time limit return the best so far with its proven gap.  Raises ``ValueError`` for
+    Ctrl-C, the time limit and ``stop`` return the best so far with its proven gap.  Raises ``ValueError`` for
     networks, other losses, and arguments out of range.
 
     >>> p = SparseTrainingProblem.linear(
@@ -80,18 +80,17 @@ def branch_and_bound(
         raise ValueError(f"gap must be a number of at least 0, got {gap}")
     if node_batch is not None and node_batch < 1:
         raise ValueError(f"node_batch must be at least 1, got {node_batch}")
-    if rule not in RULES:
-        raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
-    budget = Budget(time_limit)
+    clock = TimeLimit(time_limit)
     design = design_of(problem, device)
     batch = node_batch or _BATCH.get(torch.device(device).type, 256)
     # Small matrices: the threads torch would use inside an operation serve whole batches of nodes.
     workers = torch.get_num_threads()
     with _threads(1):
-        search = _begin(problem, design, budget, gap, start, rule, progress)
-        status = "time_limit"
+        search = Search(design, clock, gap, Proof(), _empty(design), progress, stop)
         try:
+            _offer_start(search, problem, start)
             _solve(search, batch, workers)
+            status = "interrupted" if search.stopped else "time_limit"
         except KeyboardInterrupt:
             status = "interrupted"
         on_cpu = design.X.device.type == "cpu"
@@ -108,28 +107,22 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _begin(
-    problem: SparseTrainingProblem,
-    design: Design,
-    budget: Budget,
-    gap: float,
-    start: Tensor | None,
-    rule: str,
-    listener: Callable[[Progress], None] | None,
-) -> Search:
-    """A search that knows the empty support, and ``start`` if given."""
-    empty = torch.zeros(design.shape[0], dtype=torch.bool, device=design.X.device)
-    best = incumbents.polisher(design)([empty])[0]
-    search = Search(design, budget, gap, Proof(), best, listener, rule)
+def _empty(design: Design) -> incumbents.Incumbent:
+    """The solution without entities."""
+    nothing = torch.zeros(design.shape[0], dtype=torch.bool, device=design.X.device)
+    return incumbents.polish(design, [nothing])[0]
+
+
+def _offer_start(search: Search, problem: SparseTrainingProblem, start: Tensor | None) -> None:
+    """Search around the support of ``start``, if given."""
     if start is not None:
-        support = (weights_of(problem, design, start) != 0).any(-1).any(-1)
+        support = (weights_of(problem, search.design, start) != 0).any(-1).any(-1)
         _search_around(search, support.nonzero().flatten(), [support])
-    return search
 
 
 def _solve(search: Search, batch: int, workers: int) -> None:
     search.mid_round = True
-    node = root.relax(search.design, search.budget, 0.2 * search.gap)
+    node = root.relax(search.design, search.clock, 0.2 * search.gap)
     search.evaluated += 1
     search.record(node, -1, CONTINUES)
     search.open(node)
@@ -140,6 +133,8 @@ def _solve(search: Search, batch: int, workers: int) -> None:
     supports = [node.indicator > threshold for threshold in thresholds]
     _search_around(search, near, [s for s in supports if int(s.sum()) <= len(near)])
     search.report()
+    if search.stopped:
+        return
     search.mid_round = True
     node = search.fix(node)
     search.open(node)
@@ -166,12 +161,10 @@ def _search_around(search: Search, near: Tensor, supports: list[Tensor]) -> None
     if whole.loss == "squared":
         search.design = search.design.with_moments()
     try:
-        polish = incumbents.polisher(search.design)
-        best = min(polish([s[at] for s in supports]), key=lambda x: x.objective)
+        found = incumbents.polish(search.design, [s[at] for s in supports])
+        best = min(found, key=lambda x: x.objective)
         search.offer(best)
-        search.offer(
-            incumbents.local_search(search.design, best, polish, lambda: search.budget.spent)
-        )
+        search.offer(incumbents.local_search(search.design, best, search.halted))
     finally:
         search.design = whole
 
@@ -231,7 +224,7 @@ def _branch_in_clusters(
 
     def engine(factor: float, steps: int, workers: int) -> clusters.ClusterEngine:
         return clusters.ClusterEngine(
-            search.design, members, first, factor * mu, steps, workers, lambda: search.budget.spent
+            search.design, members, first, factor * mu, steps, workers, search.halted
         )
 
     child = node.keep(torch.ones_like(node.one), node.one)
@@ -248,7 +241,7 @@ def _branch_in_clusters(
 def _split_root(search: Search, node: Node, split: SplitEngine, smallest: float) -> Node:
     """The root solved again with the best split."""
     child = node.keep(torch.ones_like(node.one), node.one)
-    child.d = block_curvature.uniform(split.design, len(node.position), 0.9 * smallest)
+    child.d = uniform(split.design, len(node.position), 0.9 * smallest)
 
     def engine(factor: float) -> Engine:
         mu = factor * split.mu
@@ -285,7 +278,7 @@ def _certificate(
             search.record(root.at_zero(search.design), -1, CONTINUES)
         search.proof.repair()
         bounds = FloatBounds(whole, search.proof, rounding(problem))
-        proven = verify(search.proof, whole.shape, bounds)
+        proven = check_tree(search.proof, whole.shape, bounds)
         bound = min(float(proven.bound), best.objective)
     if max(0.0, best.objective - bound) <= search.gap * max(1e-10, abs(best.objective)):
         status = "optimal"
@@ -294,8 +287,8 @@ def _certificate(
     # The search adds in another order than a check does: what that can change is given away.
     bound -= rounding(problem)
     made = certify(
-        problem, formulation="projected", integrality="integer", solver="branch_and_bound",
-        version=__version__, status=status, bound=bound, seconds=search.budget.seconds,
+        problem, Solved("projected", "integer", "branch_and_bound", __version__),
+        status=status, bound=bound, seconds=search.clock.seconds,
         weights=theta_of(problem, whole, best.W), indicators=support, tolerance=max(search.gap, 1e-9),
     )  # fmt: skip
     extra: dict[str, Any] = {"nodes": search.evaluated, "trace": tuple(search.trace)}

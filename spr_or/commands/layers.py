@@ -53,8 +53,8 @@ def command(
     """
 
     from spr_or.layer_study.layer_report import table, write_report
-    from spr_or.layer_study.run import LayersError, Settings, study_run
     from spr_or.layer_study.study_progress import StudyDisplay
+    from spr_or.layer_study.study_run import LayersError, Settings, study_run
     from spr_or.training.data.parquet import DataError
     from spr_or.training.recipe import RecipeError
 

@@ -15,9 +15,9 @@ from spr_or.utils import outputs, terminal
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from spr_or.certified_solver.lambda_path import Point
+    from spr_or.certified_solver.lambda_path import PathPoint
     from spr_or.certified_solver.proof_certificate import ProofCertificate
-    from spr_or.certified_solver.search import Progress
+    from spr_or.certified_solver.search import SearchProgress
     from spr_or.formulations.problem import SparseTrainingProblem
     from spr_or.tabular.prepare import OwnData
 
@@ -143,12 +143,12 @@ def command(
 
 
 @contextmanager
-def _watch(lam: float) -> Iterator[Callable[[Progress], None]]:
+def _watch(lam: float) -> Iterator[Callable[[SearchProgress], None]]:
     """Progress that says where the search for one lambda stands."""
     with terminal.progress() as progress:
         progress.step(f"lambda {lam:.4g}")
 
-        def show(now: Progress) -> None:
+        def show(now: SearchProgress) -> None:
             progress.detail(
                 f"{now.objective:.5g}, bound {now.bound:.5g}, gap {100 * now.gap:.2f} %, "
                 f"{now.nodes} nodes, {now.open} open"
@@ -267,7 +267,7 @@ def _report(screen: Console, data: OwnData, certificate: ProofCertificate, folde
     terminal.say(screen, f"results: {folder} ({files})")
 
 
-def _report_path(screen: Console, points: Sequence[Point], folder: Path) -> None:
+def _report_path(screen: Console, points: Sequence[PathPoint], folder: Path) -> None:
     rows = [
         (
             f"{point.lam:.5g}",

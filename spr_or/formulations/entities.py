@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from spr_or.formulations.checked_input import positive_per_entity
 
-Groups = Sequence[Sequence[int]]
-
 
 @dataclass(frozen=True, eq=False)
 class Entities:

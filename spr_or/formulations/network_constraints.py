@@ -1,6 +1,6 @@
 r"""A small ``nn.Sequential`` as constraints: f(X; w) for all samples, every layer's weights variables.
 
-A `Signal` is what flows between layers: for each sample and unit a number (data) or a model variable,
+A `LayerValues` is what flows between layers: for each sample and unit a number (data) or a model variable,
 with an interval that contains it for every admissible w.  Per sample m and unit o,
 
 * **Linear, Conv2d**   z_mo = sum_i w_{k(i,o)} x_mi + b_o, where k(i, o) is the weight between input i
@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ from spr_or.formulations.problem import SparseTrainingProblem
 
 
 @dataclass(frozen=True, eq=False)
-class Signal:
+class LayerValues:
     """The values between two layers, and intervals that contain them.
 
     values : n lists of numbers or Pyomo variables, one a unit
@@ -55,7 +55,7 @@ class Signal:
     shape: torch.Size
 
 
-def predictions(model: Any, problem: SparseTrainingProblem) -> Signal:
+def predictions(model: Any, problem: SparseTrainingProblem) -> LayerValues:
     """Add f(X; w) to a Pyomo model with variables ``w``; the result holds f, shape (n, q).
 
     Every layer has a block ``layer[k]`` with its variables: ``z`` for an affine layer or a pooling,
@@ -65,11 +65,11 @@ def predictions(model: Any, problem: SparseTrainingProblem) -> Signal:
     """
     import pyomo.environ as pyo
 
-    bound = weight_bounds(problem)
+    bound = bound_by_entity(problem)
     data = problem.X.flatten(1)
     share = torch.zeros(*data.shape, len(problem.entities) + 1, dtype=torch.float64)
     share[..., -1] = data.abs()
-    signal = Signal(data.tolist(), data, data, share, problem.X.shape[1:])
+    signal = LayerValues(data.tolist(), data, data, share, problem.X.shape[1:])
     _fix_scale(model, problem)
     if problem.net is None:
         model.layer = pyo.Block([0])
@@ -92,7 +92,7 @@ def predictions(model: Any, problem: SparseTrainingProblem) -> Signal:
     return signal
 
 
-def weight_bounds(problem: SparseTrainingProblem) -> Tensor:
+def bound_by_entity(problem: SparseTrainingProblem) -> Tensor:
     """B with |w_j| <= sum_i B_ji y_i + B_jN, shape (P, N + 1): M_i in the column of w_j's entity.
 
     A parameter in no entity has M_free in the last column; every row has one entry.
@@ -116,8 +116,8 @@ def _fix_scale(model: Any, problem: SparseTrainingProblem) -> None:
 
 
 def _affine(
-    model: Any, block: Any, x: Signal, weight: Tensor, bias: Tensor, bound: Tensor
-) -> Signal:
+    model: Any, block: Any, x: LayerValues, weight: Tensor, bias: Tensor, bound: Tensor
+) -> LayerValues:
     """z_mo = sum_i w_{k(i,o)} x_mi + b_o with |z_mo| <= sum_i B_{k(i,o)} max|x_mi| + B_{b_o}."""
     k = weight.flatten(1)
     B = torch.cat([torch.zeros_like(bound[:1]), bound])
@@ -142,7 +142,7 @@ def _affine(
     return _signal(block, row, -reach, reach, share, bias.shape)
 
 
-def _signed_products(model: Any, block: Any, x: Signal, meets: set[tuple[int, int]]) -> None:
+def _signed_products(model: Any, block: Any, x: LayerValues, meets: set[tuple[int, int]]) -> None:
     """q_mij = sigma_j x_mi for the weights whose size is known; see the top of this file."""
     import pyomo.environ as pyo
 
@@ -163,7 +163,7 @@ def _signed_products(model: Any, block: Any, x: Signal, meets: set[tuple[int, in
         block.product.add(q <= v - L[m][i] * (1 - s))
 
 
-def _fixed(block: Any, x: Signal, layer: nn.Module) -> Signal:
+def _fixed(block: Any, x: LayerValues, layer: nn.Module) -> LayerValues:
     """z_m = A' x_m for a layer without weights and with no negative entry in A: an average."""
     image = layer(torch.eye(x.shape.numel(), dtype=torch.float64).view(-1, *x.shape))
     A = image.flatten(1)
@@ -176,7 +176,7 @@ def _fixed(block: Any, x: Signal, layer: nn.Module) -> Signal:
     return _signal(block, row, x.lower @ A, x.upper @ A, share, image.shape[1:])
 
 
-def _relu(model: Any, block: Any, x: Signal) -> Signal:
+def _relu(model: Any, block: Any, x: LayerValues) -> LayerValues:
     """a = max(0, z): numbers stay numbers, a known sign needs no binary."""
     import pyomo.environ as pyo
 
@@ -209,7 +209,7 @@ def _relu(model: Any, block: Any, x: Signal) -> Signal:
 
 def _signal(
     block: Any, row: Any, lower: Tensor, upper: Tensor, share: Tensor, shape: torch.Size
-) -> Signal:
+) -> LayerValues:
     """Name the expressions ``row(m, o)`` by variables z with bounds; numbers stay numbers."""
     import pyomo.environ as pyo
 
@@ -222,39 +222,10 @@ def _signal(
     block.affine = pyo.Constraint(named, rule=lambda _, m, o: block.z[m, o] == values[m][o])
     for m, o in named:
         values[m][o] = block.z[m, o]
-    return Signal(values, lower, upper, share, shape)
+    return LayerValues(values, lower, upper, share, shape)
 
 
 def _sum(terms: Iterable[Any]) -> Any:
     import pyomo.environ as pyo
 
     return pyo.quicksum(terms, start=0.0)
-
-
-class ModelError(NamedTuple):
-    """What `get_error` returns: the largest deviation of a prediction, and that of the mean loss."""
-
-    prediction: float
-    loss: float
-
-
-def get_error(model: Any) -> ModelError:
-    """How far a solved model is from the network's own forward pass at the weights it found.
-
-    ``model`` comes from `bigm.build` or `perspective.build` and holds a solution.  A solver may
-    bend every constraint by its feasibility tolerance, which products of weights and activations
-    amplify; this is what it amounts to in f (max over samples and outputs) and in the mean loss.
-    Raises ``ValueError`` where the model holds no solution.
-    """
-    import pyomo.environ as pyo
-
-    problem: SparseTrainingProblem = model.problem
-    weights = [v.value for v in model.w.values()]
-    if None in weights:
-        raise ValueError(f"the model {model.name!r} holds no solution: solve it first")
-    theta = torch.tensor(weights, dtype=torch.float64)
-    f = torch.tensor([float(pyo.value(e)) for e in model.f.values()], dtype=torch.float64)
-    with torch.no_grad():
-        prediction = (problem.predict(theta).flatten() - f).abs().max()
-        loss = (problem.loss_value(theta) - pyo.value(model.loss)).abs()
-    return ModelError(float(prediction), float(loss))

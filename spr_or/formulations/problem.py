@@ -99,7 +99,8 @@ class SparseTrainingProblem:
             raise ValueError(f"X must have shape (n, p), got {tuple(data.shape)}")
         target, q = _targets(y, loss, data.shape[0])
         partition = _column_partition(entities, data.shape[1], q)
-        return cls._checked(data, target, loss, partition, lam, alpha, M, u, None, None, name)
+        settings = _penalty_settings(partition, lam, alpha, M, u, None)
+        return cls(data, target, loss, partition, *settings, None, name)
 
     @classmethod
     def network(
@@ -139,34 +140,8 @@ class SparseTrainingProblem:
         private = _checked_network(net, data, q)
         count = sum(p.numel() for p in private.parameters())
         partition = Entities.of(entities, count)
-        return cls._checked(data, target, loss, partition, lam, alpha, M, u, M_free, private, name)
-
-    @classmethod
-    def _checked(
-        cls,
-        X: Tensor,
-        y: Tensor,
-        loss: str,
-        entities: Entities,
-        lam: float,
-        alpha: float,
-        M: Any,
-        u: Any,
-        M_free: float | None,
-        net: nn.Sequential | None,
-        name: str,
-    ) -> SparseTrainingProblem:
-        lam, alpha = finite_number(lam, "lam"), finite_number(alpha, "alpha")
-        if not lam > 0:
-            raise ValueError(f"lam must be positive, got {lam}")
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
-        bound = positive_per_entity(M, "M", len(entities))
-        weight = importances(u, entities.sizes)
-        free = float(bound.max()) if M_free is None else finite_number(M_free, "M_free")
-        if not free > 0:
-            raise ValueError(f"M_free must be positive, got {free}")
-        return cls(X, y, loss, entities, lam, alpha, bound, weight, free, net, name)
+        settings = _penalty_settings(partition, lam, alpha, M, u, M_free)
+        return cls(data, target, loss, partition, *settings, private, name)
 
     @property
     def n(self) -> int:
@@ -233,6 +208,23 @@ class SparseTrainingProblem:
         slope = -self.entities.rows((self.X.mT @ nu).flatten(-2)) / scale
         z = projected.conjugate(slope, self.alpha, self.M, lower=lower, upper=upper)
         return -conjugate - self.lam * (self.u * z).sum(-1)
+
+
+def _penalty_settings(
+    entities: Entities, lam: Any, alpha: Any, M: Any, u: Any, M_free: Any
+) -> tuple[float, float, Tensor, Tensor, float]:
+    """lam, alpha, M, u and M_free as `SparseTrainingProblem` holds them."""
+    lam, alpha = finite_number(lam, "lam"), finite_number(alpha, "alpha")
+    if not lam > 0:
+        raise ValueError(f"lam must be positive, got {lam}")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
+    bound = positive_per_entity(M, "M", len(entities))
+    importance = importances(u, entities.sizes)
+    free = float(bound.max()) if M_free is None else finite_number(M_free, "M_free")
+    if not free > 0:
+        raise ValueError(f"M_free must be positive, got {free}")
+    return lam, alpha, bound, importance, free
 
 
 def _targets(y: Any, loss: str, n: int) -> tuple[Tensor, int]:

@@ -137,7 +137,7 @@ def _norm_slope(alpha: float, variant: str) -> float:
 def closed_form(w: Tensor, alpha: float, M: Bound, variant: str = "exact") -> EntityTerms:
     """`entity_terms` of entities with the weights w (..., N, k): regime, y~, z and its derivatives.
 
-    The functions that follow give one of them; who needs several asks once.
+    The functions that follow give one of them; call this one where several are needed.
 
     >>> terms = closed_form(torch.tensor([[0.3, 0.4]]), alpha=0.5, M=1.0)
     >>> terms.value.item(), terms.indicator.item()
@@ -237,22 +237,32 @@ def prox(
     shift = 2 * alpha * t
     floor = shift + _per_entity(lower, x).expand(rows).unsqueeze(-1)
     ceiling = shift + _per_entity(upper, x).expand(rows).unsqueeze(-1)
-    price = t * (1 - alpha)
-    tiny, near = torch.finfo(x.dtype).tiny, 1 + 4 * torch.finfo(x.dtype).eps
     magnitude = x.abs()
+    s = _prox_root(magnitude, alpha, t, bound, floor, ceiling)
+    y = s - shift
+    if alpha < 1 and x.shape[-1] > 1:
+        gain = slope_of(x / t, alpha, bound.squeeze(-1)).unsqueeze(-1)
+        y = torch.where(gain > 0, y, floor - shift)
+    divisor = s.clamp(min=torch.finfo(x.dtype).tiny)
+    shrunk = torch.minimum(magnitude * (y / divisor), bound * y)
+    return (x.sign() * shrunk).to(v.dtype)
+
+
+def _prox_root(
+    magnitude: Tensor, alpha: float, t: Tensor, bound: Tensor, floor: Tensor, ceiling: Tensor
+) -> Tensor:
+    """s between ``floor`` and ``ceiling`` where the derivative in `prox` vanishes, (..., N, 1).
+
+    ``magnitude`` is |v| (..., N, k), the others have shape (..., N, 1).
+    """
+    price = t * (1 - alpha)
+    tiny, near = torch.finfo(t.dtype).tiny, 1 + 4 * torch.finfo(t.dtype).eps
 
     def clamp(s: Tensor) -> Tensor:
         return torch.maximum(torch.minimum(s, ceiling), floor)
 
-    largest = magnitude.amax(-1, keepdim=True)
-    if alpha < 1:
-        clipped_root = largest / bound + (alpha * t - price / bound / bound)
-        on_the_line = math.sqrt(alpha) * bound <= math.sqrt(1 - alpha)
-        alone = torch.where(on_the_line, clipped_root, largest * _ratio(alpha))
-    else:
-        alone = ceiling
-    s = clamp(alone)
-    for _ in range(_NEWTON_STEPS if x.shape[-1] > 1 else 0):
+    s = clamp(_root_of_largest(magnitude, alpha, t, bound) if alpha < 1 else ceiling)
+    for _ in range(_NEWTON_STEPS if magnitude.shape[-1] > 1 else 0):
         divisor = s.clamp(min=tiny)
         clipped = magnitude > bound * s
         r = torch.where(clipped, bound, magnitude / divisor)
@@ -270,12 +280,15 @@ def prox(
         s = following
         if done:
             break
-    y = s - shift
-    if alpha < 1 and x.shape[-1] > 1:
-        gain = slope_of(x / t, alpha, bound.squeeze(-1)).unsqueeze(-1)
-        y = torch.where(gain > 0, y, floor - shift)
-    shrunk = torch.minimum(magnitude * (y / s.clamp(min=tiny)), bound * y)
-    return (x.sign() * shrunk).to(v.dtype)
+    return s
+
+
+def _root_of_largest(magnitude: Tensor, alpha: float, t: Tensor, bound: Tensor) -> Tensor:
+    """The root that the largest weight of each entity would have by itself, (..., N, 1)."""
+    largest = magnitude.amax(-1, keepdim=True)
+    clipped = largest / bound + (alpha * t - t * (1 - alpha) / bound / bound)
+    on_the_line = math.sqrt(alpha) * bound <= math.sqrt(1 - alpha)
+    return torch.where(on_the_line, clipped, largest * _ratio(alpha))
 
 
 def slope_of(u: Tensor, alpha: float, M: Bound, *, metric: Bound = 1.0) -> Tensor:

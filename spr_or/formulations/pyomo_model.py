@@ -39,7 +39,7 @@ def start(problem: SparseTrainingProblem, relaxed: bool) -> Any:
     """
     import pyomo.environ as pyo
 
-    bound = network_constraints.weight_bounds(problem).sum(-1).tolist()
+    bound = network_constraints.bound_by_entity(problem).sum(-1).tolist()
     groups = problem.entities.groups
     m = pyo.ConcreteModel(name=problem.name)
     m.problem = problem

@@ -1,9 +1,9 @@
 r"""The coordinates of each channel in which moved curvature is diagonal.
 
 The search bounds a node with a diagonal D of curvature moved from the loss into the perspective term
-(`bnb.many_outputs`), and more curvature can be moved if D may be any matrix D_i for each group.  Which
-orthonormal columns stand for a channel is free (`standard`), so the best D_i are found once, for the
-relaxation without fixings, and every channel is turned to the eigenvectors of its D_i.
+(`certified_solver.many_outputs`), and more curvature can be moved if D may be any matrix D_i for each
+group.  Which orthonormal columns stand for a channel is free (`standard`), so the best D_i are found
+once, for the relaxation without fixings, and every channel is turned to the eigenvectors of its D_i.
 
 In turn: y at the given D; one step in every D_i, Newton's for the barrier alone,
 
@@ -19,9 +19,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spr_or.certified_solver.design import Design, Moments, design_of
-from spr_or.certified_solver.many_outputs import Relaxation, SharedCurvatureEngine
-from spr_or.certified_solver.nodes import FirstOrderEngine, Node
+from spr_or.certified_solver.design import Design, design_of
+from spr_or.certified_solver.many_outputs import relaxation_at
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.layer_study.standard import Standard
 
@@ -30,19 +29,17 @@ _STEPS = 12
 
 
 def perspective_basis(problem: SparseTrainingProblem, standard: Standard) -> list[Tensor]:
-    """An orthogonal matrix a group."""
+    """An orthogonal matrix for each group."""
     design = design_of(problem).with_moments()
-    assert design.moments is not None
     N, k, _ = design.shape
-    Q = design.moments.G.clone()
-    Q.diagonal().add_(design.ridge.repeat_interleave(k))
+    Q = design.quadratic()
     turn = torch.eye(k, dtype=Q.dtype).repeat(N, 1, 1)
     smallest = float(torch.linalg.eigvalsh(Q)[0])
     blocks = 0.9 * smallest * turn
     if smallest > 0:
         for factor in _BARRIERS:
             mu = factor * float(design.price.mean())
-            blocks = _improved(design, Q, blocks, mu, smallest)
+            blocks = _improved(design, Q, blocks, mu)
     values, turn = torch.linalg.eigh(blocks)
     # A group with fewer directions than others is padded, and must not mix with its padding.
     return [
@@ -51,13 +48,13 @@ def perspective_basis(problem: SparseTrainingProblem, standard: Standard) -> lis
     ]
 
 
-def _improved(design: Design, Q: Tensor, blocks: Tensor, mu: float, smallest: float) -> Tensor:
+def _improved(design: Design, Q: Tensor, blocks: Tensor, mu: float) -> Tensor:
     """The blocks (N, k, k) after some steps with the barrier weight mu."""
     value = None
     y: Tensor | None = None
     trial, step, size = blocks, torch.zeros_like(blocks), 1.0
     for _ in range(2 * _STEPS):
-        found = _at(design, Q, trial, mu, smallest, y)
+        found = _at(design, Q, trial, mu, y)
         if found is not None and (value is None or found[0] > value):
             gained = found[0] - (value if value is not None else -torch.inf)
             blocks, (value, y, spread, inverse) = trial, found
@@ -78,7 +75,7 @@ def _improved(design: Design, Q: Tensor, blocks: Tensor, mu: float, smallest: fl
 
 
 def _at(
-    design: Design, Q: Tensor, blocks: Tensor, mu: float, smallest: float, y: Tensor | None
+    design: Design, Q: Tensor, blocks: Tensor, mu: float, y: Tensor | None
 ) -> tuple[float, Tensor, Tensor, Tensor] | None:
     """The barrier's value at D, y, the blocks y (1 - y) Omega Omega' and those of R^-1; None where R is
     not definite."""
@@ -88,28 +85,9 @@ def _at(
     if int(broken):
         return None
     values, turn = torch.linalg.eigh(blocks)
-    engine = SharedCurvatureEngine(FirstOrderEngine(_turned(design, turn), 1.0), mu, 0, smallest)
-    everything = torch.arange(N)
-    node = Node(
-        everything, torch.zeros(N, dtype=torch.bool), torch.zeros(design.shape, dtype=Q.dtype),
-        values.clamp(min=1e-12), indicator=y,
-    )  # fmt: skip
-    relaxation = Relaxation(engine, node)
-    d = values.clamp(min=1e-12).flatten()
-    at = relaxation.solve_y(relaxation.curvature_left(d), d, torch.inf)
+    at = relaxation_at(design.turned(turn), values.clamp(min=1e-12), 0.1 * mu, y)
     omega = turn @ at.omega.view(N, k, -1)
     spread = (at.y * (1 - at.y)).view(-1, 1, 1) * (omega @ omega.mT)
     inverse = torch.cholesky_inverse(L).view(N, k, N, k).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     value = at.phi + mu * 2 * float(L.diagonal().log().sum())
     return value, at.y, spread, inverse
-
-
-def _turned(design: Design, turn: Tensor) -> Design:
-    """The design in the coordinates of ``turn`` (N, k, k), by its moments alone."""
-    assert design.moments is not None
-    G, C, c0 = design.moments
-    N, k, q = design.shape
-    half = torch.einsum("iab,iaP->ibP", turn, G.view(N, k, N * k)).reshape(N * k, N, k)
-    whole = torch.einsum("Pja,jab->Pjb", half, turn).reshape(N * k, N * k)
-    moments = Moments(whole, (turn.mT @ C.view(N, k, q)).reshape(N * k, q), c0)
-    return Design(**{**design.__dict__, "moments": moments})

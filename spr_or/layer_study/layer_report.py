@@ -7,8 +7,8 @@ import io
 from pathlib import Path
 from typing import Any
 
-from spr_or.layer_study.run import Finished
 from spr_or.layer_study.study import Study
+from spr_or.layer_study.study_run import Finished
 from spr_or.utils.files import write_aside, write_json
 
 COLUMNS = (

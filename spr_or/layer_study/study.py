@@ -7,27 +7,24 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from spr_or.certified_solver.design import design_of, theta_of
-from spr_or.certified_solver.incumbents import polisher
-from spr_or.certified_solver.many_outputs import SharedCurvatureEngine
-from spr_or.certified_solver.nodes import FirstOrderEngine, Node
+from spr_or.certified_solver.incumbents import SupportSolution, best_on_supports
+from spr_or.certified_solver.many_outputs import perspective_bound
 from spr_or.certified_solver.proof_certificate import ProofCertificate
-from spr_or.certified_solver.search import Progress
+from spr_or.certified_solver.search import SearchProgress
 from spr_or.certified_solver.solver import branch_and_bound
 from spr_or.layer_study.activations import Patches
 from spr_or.layer_study.kept import Kept
-from spr_or.layer_study.problem import LayerProblem, layer_problem
+from spr_or.layer_study.layer_problem import LayerProblem, layer_problem
 from spr_or.layer_study.standard import standardise
 from spr_or.layer_study.subsets import largest
-from spr_or.solvers.time_limit import Budget
+from spr_or.solvers.time_limit import TimeLimit
 
 _NODE_BATCH = 4  # few and large: a batch is finished even when the time is over
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChannelChoice:
     """A set of input channels, each with its best weights.
 
     objective : of the integer problem; lost : the share of the output's variance that is not
@@ -75,7 +72,7 @@ class Study:
     nodes: int
     seconds: float
     m_active: bool
-    choices: dict[str, Choice] = field(default_factory=dict)
+    choices: dict[str, ChannelChoice] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -84,7 +81,7 @@ class Study:
     @classmethod
     def of(cls, values: dict[str, Any]) -> Study:
         """The inverse of `as_dict`."""
-        choices = {name: Choice(**choice) for name, choice in values["choices"].items()}
+        choices = {name: ChannelChoice(**choice) for name, choice in values["choices"].items()}
         return cls(**{**values, "choices": choices})
 
 
@@ -97,7 +94,7 @@ def study_layer(
     keep: float,
     gap: float,
     time_limit: float,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[SearchProgress], None] | None = None,
 ) -> tuple[Study, ProofCertificate]:
     """Solve one layer, from patches of its ``inputs`` channels; the certificate carries the problem.
 
@@ -105,7 +102,7 @@ def study_layer(
     the share ``keep`` of them.  Ctrl-C and the time limit as in `branch_and_bound`.  Raises
     ``ValueError`` for a layer of which there is nothing to choose.
     """
-    budget = Budget(time_limit)
+    clock = TimeLimit(time_limit)
     standard = standardise(patches, inputs)
     alive = standard.channels
     N = len(alive)
@@ -116,36 +113,39 @@ def study_layer(
     from_mask = 0 < count < N
     size = count if from_mask else min(N - 1, max(1, round(keep * N)))
     made = layer_problem(name, standard, size)
-    problem = made.problem
-    design = design_of(problem).with_moments()
-    polish = polisher(design)
-    found = {"spr": polish([spr])[0]} if from_mask else {}
-    found["magnitude"] = polish([largest(standard.norms, alive, size)])[0]
+    rivals = {"spr": spr} if from_mask else {}
+    rivals["magnitude"] = largest(standard.norms, alive, size)
+    found = dict(zip(rivals, best_on_supports(made.problem, list(rivals.values())), strict=True))
     start = min([made.first, *found.values()], key=lambda x: x.objective)
     certificate = branch_and_bound(
-        problem, gap, budget.left(), _NODE_BATCH, start=theta_of(problem, design, start.W),
-        progress=progress,
-    )  # fmt: skip
-    weights = certificate.weights.view(-1, design.shape[2])
-    bound = certificate.bound
-    support = certificate.indicators > 0
-    choices = {"best": _choice(made, support, certificate.objective, certificate.weights, bound)}
-    for way, (objective, support, W) in found.items():
-        theta = theta_of(problem, design, W)
-        choices[way] = _choice(made, support, objective, theta, bound)
-    price = problem.lam * (1 - problem.alpha)
+        made.problem, gap, clock.left(), _NODE_BATCH, start=start.weights, progress=progress
+    )
+    price = made.problem.lam * (1 - made.problem.alpha)
     study = Study(
-        layer=name, inputs=inputs, outputs=weights.shape[1],
+        layer=name, inputs=inputs, outputs=made.problem.n_outputs,
         dead=sorted(set(range(inputs)) - set(alive.tolist())),
         size=size, from_mask=from_mask, mask=_in_words(kept, count, N), kept=count,
-        samples=standard.samples, columns=problem.X.shape[1], lam=problem.lam, alpha=problem.alpha,
-        status=certificate.status, objective=certificate.objective, bound=bound,
-        gap=certificate.gap, relaxation=_relaxation(made), root=_root(certificate),
-        least_lost=max(0.0, bound - price * count) if from_mask else None,
-        nodes=certificate.nodes, seconds=budget.seconds,
-        m_active=bool(certificate.m_active.any()), choices=choices,
+        samples=standard.samples, columns=made.problem.X.shape[1], lam=made.problem.lam,
+        alpha=made.problem.alpha, status=certificate.status, objective=certificate.objective,
+        bound=certificate.bound, gap=certificate.gap,
+        relaxation=perspective_bound(made.problem, 1e-3 * made.first.objective),
+        root=_root(certificate),
+        least_lost=max(0.0, certificate.bound - price * count) if from_mask else None,
+        nodes=certificate.nodes, seconds=clock.seconds,
+        m_active=bool(certificate.m_active.any()), choices=_choices(made, certificate, found),
     )  # fmt: skip
     return study, certificate
+
+
+def _choices(
+    made: LayerProblem, certificate: ProofCertificate, rivals: dict[str, SupportSolution]
+) -> dict[str, ChannelChoice]:
+    """The best channels and those of the rivals, by name."""
+    best = SupportSolution(certificate.objective, certificate.indicators > 0, certificate.weights)
+    return {
+        way: _choice(made, found, certificate.bound)
+        for way, found in {"best": best, **rivals}.items()
+    }
 
 
 def _in_words(kept: Kept, count: int, alive: int) -> str:
@@ -156,25 +156,11 @@ def _in_words(kept: Kept, count: int, alive: int) -> str:
     return f"keeps {count}" if count else "keeps none"
 
 
-def _choice(
-    made: LayerProblem, support: Tensor, objective: float, theta: Tensor, bound: float
-) -> Choice:
-    above = objective / bound - 1 if bound > 0 else None
-    lost = float(made.problem.loss_value(theta))
-    return Choice(made.standard.channels[support].tolist(), objective, lost, above)
-
-
-def _relaxation(made: LayerProblem) -> float:
-    """The projected relaxation (D = lambda alpha, nothing moved), to a thousandth of the optimum."""
-    design = design_of(made.problem).with_moments()
-    N, k, q = design.shape
-    first = FirstOrderEngine(design, 1e-3 * made.first.objective)
-    node = Node(
-        torch.arange(N), torch.zeros(N, dtype=torch.bool), design.X.new_zeros((N, k, q)),
-        design.ridge.unsqueeze(1).expand(N, k),
-    )  # fmt: skip
-    SharedCurvatureEngine(first, 1e-9, 0, torch.inf)([node], torch.inf)
-    return node.own
+def _choice(made: LayerProblem, found: SupportSolution, bound: float) -> ChannelChoice:
+    above = found.objective / bound - 1 if bound > 0 else None
+    lost = float(made.problem.loss_value(found.weights))
+    channels = made.standard.channels[found.support].tolist()
+    return ChannelChoice(channels, found.objective, lost, above)
 
 
 def _root(certificate: ProofCertificate) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spr_or.certified_solver.search import Progress as SearchProgress
+from spr_or.certified_solver.search import SearchProgress
 from spr_or.layer_study.study import Study
 from spr_or.utils.progress_bar import BarDisplay
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,13 +56,19 @@ class Certificate:
         return max(0.0, self.objective - self.bound) / max(1e-10, abs(self.objective))
 
 
+class Solved(NamedTuple):
+    """Which problem was solved by what; the first fields of a `Certificate`."""
+
+    formulation: str
+    integrality: str
+    solver: str
+    version: str
+
+
 def certify(
     problem: SparseTrainingProblem,
+    solved: Solved,
     *,
-    formulation: str,
-    integrality: str,
-    solver: str,
-    version: str,
     status: str,
     bound: float,
     seconds: float,
@@ -81,12 +88,12 @@ def certify(
     if weights is None or indicators is None:
         nothing = torch.full((problem.entities.n_parameters,), torch.nan, dtype=torch.float64)
         return Certificate(
-            formulation, integrality, solver, version, status, float("inf"), bound, seconds,
+            *solved, status, float("inf"), bound, seconds,
             nothing, nothing.new_full((count,), torch.nan), torch.zeros(count, dtype=torch.bool),
         )  # fmt: skip
-    theta, y = feasible(problem, weights, indicators, integer=integrality == "integer")
+    theta, y = feasible(problem, weights, indicators, integer=solved.integrality == "integer")
     rows = problem.entities.rows(theta)
-    if formulation in ("perspective", "projected") and integrality == "relaxed":
+    if solved.integrality == "relaxed" and solved.formulation in ("perspective", "projected"):
         penalty = perspective.penalty(rows, y, problem.alpha)
     else:
         penalty = bigm.penalty(rows, y, problem.alpha)
@@ -94,8 +101,7 @@ def certify(
         objective = float(problem.objective(theta, penalty))
     m_active = (rows.abs().amax(-1) >= problem.M * (1 - _M_TOUCH)) & (y > 0)
     made = Certificate(
-        formulation, integrality, solver, version, status, objective, float(bound), seconds,
-        theta, y, m_active,
+        *solved, status, objective, float(bound), seconds, theta, y, m_active,
     )  # fmt: skip
     allowed = tolerance * abs(objective) + _ABSOLUTE_GAP
     if status == "optimal" and not objective - bound <= allowed:

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from spr_or.formulations.losses import LOSSES
 from spr_or.formulations.problem import SparseTrainingProblem
-from spr_or.solvers.certificate import Certificate, certify, feasible
+from spr_or.solvers.certificate import Certificate, Solved, certify, feasible
 from spr_or.solvers.linear_data import linear_data
-from spr_or.solvers.time_limit import Budget
+from spr_or.solvers.time_limit import TimeLimit
 
 FORMULATIONS = ("bigm", "perspective")
 
@@ -132,15 +132,15 @@ def _solve(
         raise ValueError(
             f"solver {solver!r} is not installed; cvxpy finds {', '.join(cp.installed_solvers())}"
         )
-    budget = Budget(time_limit)
+    clock = TimeLimit(time_limit)
     # w = 0, y = 0 satisfies every constraint: what an early stop falls back to.
     theta = torch.zeros(problem.entities.n_parameters, dtype=torch.float64)
     y = torch.zeros(len(problem.entities), dtype=torch.float64)
     nus, model, status = [], None, "time_limit"
     try:
         model = _build(cp, problem, formulation)
-        if not budget.spent:
-            solved = _run(cp, model, solver, budget)
+        if not clock.spent:
+            solved = _run(cp, model, solver, clock)
             status = {"optimal": "optimal", "user_limit": "time_limit"}.get(solved, "inexact")
         if model.theta.value is not None and model.link.dual_value is not None:
             theta, y = (torch.from_numpy(_array(v.value)) for v in (model.theta, model.y))
@@ -151,13 +151,10 @@ def _solve(
     bound = _bound(problem, formulation, theta, nus)
     certificate = certify(
         problem,
-        formulation=formulation,
-        integrality="relaxed",
-        solver=solver.lower(),
-        version=_version(solver),
+        Solved(formulation, "relaxed", solver.lower(), _version(solver)),
         status=status,
         bound=bound,
-        seconds=budget.seconds,
+        seconds=clock.seconds,
         weights=theta,
         indicators=y,
     )
@@ -205,7 +202,7 @@ def _loss(cp: Any, problem: SparseTrainingProblem, f: Any) -> Any:
     return cp.sum(cp.log_sum_exp(f, axis=1)) - cp.sum(cp.multiply(picked, f))
 
 
-def _run(cp: Any, model: _Model, solver: str, budget: Budget) -> str:
+def _run(cp: Any, model: _Model, solver: str, clock: TimeLimit) -> str:
     """Solve with tight tolerances; cvxpy's status."""
     options: dict[str, Any] = {}
     if solver == "CLARABEL":
@@ -213,13 +210,13 @@ def _run(cp: Any, model: _Model, solver: str, budget: Budget) -> str:
         options = {name: _TOLERANCE for name in tight}
         # "Insufficient progress" is the usual end at tolerances this tight, and a solution.
         options["accept_unknown"] = True
-        if math.isfinite(budget.limit):
-            options["time_limit"] = max(budget.left(), 1e-3)
+        if math.isfinite(clock.limit):
+            options["time_limit"] = max(clock.left(), 1e-3)
     elif solver == "MOSEK":
         gap = "MSK_DPAR_INTPNT_CO_TOL_"
         options["mosek_params"] = {gap + name: _TOLERANCE for name in ("PFEAS", "DFEAS", "REL_GAP")}
-        if math.isfinite(budget.limit):
-            options["mosek_params"]["MSK_DPAR_OPTIMIZER_MAX_TIME"] = max(budget.left(), 1e-3)
+        if math.isfinite(clock.limit):
+            options["mosek_params"]["MSK_DPAR_OPTIMIZER_MAX_TIME"] = max(clock.left(), 1e-3)
     with warnings.catch_warnings():
         # "Solution may be inaccurate": the certificate measures that itself.
         warnings.simplefilter("ignore", UserWarning)

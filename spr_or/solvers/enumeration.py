@@ -15,15 +15,15 @@ import torch
 
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.solvers import fixed_support
-from spr_or.solvers.certificate import Certificate, certify
+from spr_or.solvers.certificate import Certificate, Solved, certify
 from spr_or.solvers.linear_data import linear_data
-from spr_or.solvers.time_limit import Budget
+from spr_or.solvers.time_limit import TimeLimit
 
 MAX_ENTITIES = 20
 
 
 def solve(problem: SparseTrainingProblem, time_limit: float | None = None) -> Certificate:
-    """The optimum of (1)-(3) for a linear problem, by up to 2^N calls of `support.fit`.
+    """The optimum of (1)-(3) for a linear problem, by up to 2^N calls of `fixed_support.fit`.
 
     Raises ``ValueError`` for a network and for more than 20 entities.
 
@@ -33,7 +33,7 @@ def solve(problem: SparseTrainingProblem, time_limit: float | None = None) -> Ce
     >>> certificate.indicators.tolist(), round(certificate.objective, 6), certificate.status
     ([1.0, 0.0], 0.095455, 'optimal')
     """
-    budget = Budget(time_limit)
+    clock = TimeLimit(time_limit)
     cost = linear_data(problem, "enumeration").cost
     count = len(cost)
     if count > MAX_ENTITIES:
@@ -55,7 +55,7 @@ def solve(problem: SparseTrainingProblem, time_limit: float | None = None) -> Ce
             bound = min(proven, floor + float(costs[s]))
             if floor + costs[s] >= best.value:
                 break
-            if budget.spent:
+            if clock.spent:
                 status = "time_limit"
                 break
             y = torch.from_numpy(supports[s])
@@ -70,13 +70,10 @@ def solve(problem: SparseTrainingProblem, time_limit: float | None = None) -> Ce
     solved = len(best_y) > 0
     return certify(
         problem,
-        formulation="enumeration",
-        integrality="integer",
-        solver="enumeration",
-        version=version("spr-or"),
+        Solved("enumeration", "integer", "enumeration", version("spr-or")),
         status=status,
         bound=bound,
-        seconds=budget.seconds,
+        seconds=clock.seconds,
         weights=best.weights if solved else None,
         indicators=best_y if solved else None,
     )

@@ -27,9 +27,9 @@ from torch import Tensor
 from spr_or.formulations import bigm
 from spr_or.formulations.losses import LOSSES
 from spr_or.formulations.problem import SparseTrainingProblem
-from spr_or.solvers.certificate import Certificate, certify, feasible
+from spr_or.solvers.certificate import Certificate, Solved, certify, feasible
 from spr_or.solvers.conic import bigm_dual_bound
-from spr_or.solvers.time_limit import Budget
+from spr_or.solvers.time_limit import TimeLimit
 
 _OPTIONS = {
     "primal_feasibility_tolerance": 1e-9,
@@ -90,7 +90,7 @@ def solve(
     import pyomo.environ  # noqa: F401  (registers the solvers)
     from pyomo.contrib.solver.common.factory import SolverFactory
 
-    budget = Budget(time_limit)
+    clock = TimeLimit(time_limit)
     optimizer = SolverFactory("highs")
     # w = 0, y = 0 is feasible and no loss is negative: what an early stop falls back to.
     w = torch.zeros(problem.entities.n_parameters, dtype=torch.float64)
@@ -98,7 +98,7 @@ def solve(
     answers = [_Answer(w, y, 0.0, "interrupted")]
     try:
         model = bigm.build(problem, relaxed)
-        run = partial(_run, problem, model, optimizer, budget)
+        run = partial(_run, problem, model, optimizer, clock)
         if problem.loss == "squared" or problem.alpha > 0:
             _proximal_point(problem, model, run, answers)
         else:
@@ -106,15 +106,13 @@ def solve(
     except KeyboardInterrupt:
         answers.append(answers[-1]._replace(status="interrupted"))
     best = answers[-1]
+    version = ".".join(map(str, optimizer.version()))
     return certify(
         problem,
-        formulation="bigm",
-        integrality="relaxed" if relaxed else "integer",
-        solver="highs",
-        version=".".join(map(str, optimizer.version())),
+        Solved("bigm", "relaxed" if relaxed else "integer", "highs", version),
         status=best.status,
         bound=best.bound,
-        seconds=budget.seconds,
+        seconds=clock.seconds,
         weights=best.weights,
         indicators=best.indicators,
     )
@@ -158,12 +156,12 @@ def _proximal_point(
 
 
 def _run(
-    problem: SparseTrainingProblem, model: Any, optimizer: Any, budget: Budget, last: _Answer
+    problem: SparseTrainingProblem, model: Any, optimizer: Any, clock: TimeLimit, last: _Answer
 ) -> _Answer:
     """One call of HiGHS; where it has no solution, the point of ``last``."""
     result = optimizer.solve(
         model,
-        time_limit=budget.left() if math.isfinite(budget.limit) else None,
+        time_limit=clock.left() if math.isfinite(clock.limit) else None,
         solver_options=_OPTIONS,
         load_solutions=False,
         raise_exception_on_nonoptimal_result=False,

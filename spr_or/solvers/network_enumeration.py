@@ -13,8 +13,8 @@ import torch
 
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.solvers import scip
-from spr_or.solvers.certificate import Certificate, certify
-from spr_or.solvers.time_limit import Budget
+from spr_or.solvers.certificate import Certificate, Solved, certify
+from spr_or.solvers.time_limit import TimeLimit
 
 MAX_ENTITIES = 6
 
@@ -33,14 +33,14 @@ def solve(problem: SparseTrainingProblem, time_limit: float | None = None) -> Ce
         raise ValueError(
             f"enumeration of a network takes N <= {MAX_ENTITIES} entities, got {count}"
         )
-    budget = Budget(time_limit)
+    clock = TimeLimit(time_limit)
     best: Certificate | None = None
     bound, status = math.inf, "optimal"
     for y in itertools.product((0.0, 1.0), repeat=count):
-        if budget.spent:
+        if clock.spent:
             bound, status = min(bound, 0.0), "time_limit"
             break
-        left = None if time_limit is None else budget.left()
+        left = None if time_limit is None else clock.left()
         found = scip.solve(
             problem, "bigm", time_limit=left, fixed=torch.tensor(y, dtype=torch.float64)
         )
@@ -54,13 +54,10 @@ def solve(problem: SparseTrainingProblem, time_limit: float | None = None) -> Ce
             break
     return certify(
         problem,
-        formulation="enumeration",
-        integrality="integer",
-        solver="scip by support",
-        version=best.version if best else "",
+        Solved("enumeration", "integer", "scip by support", best.version if best else ""),
         status=status,
         bound=bound,
-        seconds=budget.seconds,
+        seconds=clock.seconds,
         weights=best.weights if best else None,
         indicators=best.indicators if best else None,
     )

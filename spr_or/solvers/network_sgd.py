@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spr_or.formulations import projected
 from spr_or.formulations.problem import SparseTrainingProblem
-from spr_or.solvers.certificate import Certificate, certify
+from spr_or.solvers.certificate import Certificate, Solved, certify
 
 
 def solve(
@@ -59,10 +59,7 @@ def solve(
     indicators = projected.indicator(entities.rows(best), problem.alpha, problem.M)
     return certify(
         problem,
-        formulation="projected",
-        integrality="relaxed",
-        solver=f"SGD, best of {starts}",
-        version=torch.__version__,
+        Solved("projected", "relaxed", f"SGD, best of {starts}", torch.__version__),
         status="heuristic",
         bound=-math.inf,
         seconds=time.perf_counter() - began,

@@ -9,7 +9,7 @@ Every convex term is replaced by its tangents, added where the current solution 
   the data leave at most P squares.  The absolute and the hinge loss are linear programs already.
 
 First the relaxation is solved this way.  Then the program with binary y is solved to optimality, the
-incumbent's support is trained exactly (`support.fit`) and tangents there are added, until the bound of
+incumbent's support is trained exactly (`fixed_support.fit`) and tangents there are added, until the bound of
 HiGHS and the incumbent meet (Duran and Grossmann, Math. Programming 36, 1986): with the tangents of a
 support's optimum no solution on that support is worth less than it, so every round visits another.
 """
@@ -30,9 +30,10 @@ from spr_or.formulations import perspective
 from spr_or.formulations.losses import LOSSES
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.solvers import fixed_support
-from spr_or.solvers.certificate import Certificate, certify, feasible
+from spr_or.solvers.certificate import Certificate, Solved, certify, feasible
+from spr_or.solvers.highs_thread import run_highs
 from spr_or.solvers.linear_data import Array, LinearData, linear_data, margin_split
-from spr_or.solvers.time_limit import Budget, run_highs
+from spr_or.solvers.time_limit import TimeLimit
 
 # HiGHS takes nothing tighter than 1e-10; its default 1e-7 would show in the compared optima.
 _FEASIBILITY = 1e-9
@@ -44,7 +45,7 @@ _NEGLIGIBLE = 0.1
 _PATIENCE = 60
 # Of the supports one flip away from a visited one, this many get their tangents too.
 _NEIGHBOURS = 3
-# The incumbent comes from `support.fit` and the trees are small: HiGHS's searches for a solution, for
+# The incumbent comes from `fixed_support.fit` and the trees are small: HiGHS's searches for a solution, for
 # symmetry and for the best branching cost more than they save (a third of the time without them).
 _MIP_OPTIONS = {
     "mip_rel_gap": 0.0,
@@ -78,25 +79,24 @@ def solve(
     >>> certificate.indicators.tolist(), round(certificate.objective, 6), certificate.status
     ([1.0, 0.0], 0.095455, 'optimal')
     """
-    budget = Budget(time_limit)
+    clock = TimeLimit(time_limit)
     data = linear_data(problem, "cuts")
     progress = _Progress(problem, integer=not relaxed, gap=gap)
     try:
         master = _Master(problem, data)
-        status, y = _relax(problem, master, progress, budget)
-        if not relaxed and not budget.spent:
-            status = _branch(problem, master, progress, budget, y)
+        status, y = _relax(problem, master, progress, clock)
+        if not relaxed and not clock.spent:
+            status = _branch(problem, master, progress, clock, y)
     except KeyboardInterrupt:
         status = "interrupted"
     return certify(
         problem,
-        formulation="perspective",
-        integrality="relaxed" if relaxed else "integer",
-        solver="highs-cuts",
-        version=version("highspy"),
+        Solved(
+            "perspective", "relaxed" if relaxed else "integer", "highs-cuts", version("highspy")
+        ),
         status=status,
         bound=progress.bound,
-        seconds=budget.seconds,
+        seconds=clock.seconds,
         weights=progress.theta,
         indicators=progress.y,
     )
@@ -136,7 +136,7 @@ def _value(problem: SparseTrainingProblem, theta: Tensor, y: Tensor) -> float:
 
 
 def _relax(
-    problem: SparseTrainingProblem, master: _Master, progress: _Progress, budget: Budget
+    problem: SparseTrainingProblem, master: _Master, progress: _Progress, clock: TimeLimit
 ) -> tuple[str, Tensor]:
     """Cut until the linear program's solution is worth what its bound says; a status, and y.
 
@@ -144,8 +144,8 @@ def _relax(
     """
     y, least, stalled = progress.y, math.inf, 0
     while stalled < _PATIENCE:
-        if budget.spent or master.run(budget) != "Optimal":
-            return "time_limit" if budget.spent else "inexact", y
+        if clock.spent or master.run(clock) != "Optimal":
+            return "time_limit" if clock.spent else "inexact", y
         progress.raise_bound(master.highs.getInfo().objective_function_value)
         theta, y = feasible(problem, *master.point(), integer=False)
         if not progress.integer:
@@ -164,25 +164,25 @@ def _branch(
     problem: SparseTrainingProblem,
     master: _Master,
     progress: _Progress,
-    budget: Budget,
+    clock: TimeLimit,
     relaxed_y: Tensor,
 ) -> str:
     """Binary indicators from here on; one mixed-integer program a round; a status."""
     for y in _nested_supports(relaxed_y):
-        if budget.spent:
+        if clock.spent:
             return "time_limit"
         best = fixed_support.fit(problem, y).weights
         progress.offer(best, y)
         master.cut(best, y)
     value = math.inf
-    while progress.value < value and not budget.spent:  # downhill by single flips
+    while progress.value < value and not clock.spent:  # downhill by single flips
         value = progress.value
         _cut_neighbours(problem, master, progress, progress.y)
     master.restrict_to_binary(progress.tolerance)
     visited: set[tuple[float, ...]] = set()
-    while not budget.spent:
+    while not clock.spent:
         try:
-            solved = master.run(budget)
+            solved = master.run(clock)
         finally:  # a bound proven before the limit or Ctrl-C counts
             progress.raise_bound(master.highs.getInfo().mip_dual_bound)
         if solved != "Optimal":
@@ -198,7 +198,7 @@ def _branch(
         master.cut(best, y)
         master.cut(theta, y, progress.tolerance)
         _cut_neighbours(problem, master, progress, y)
-    return "time_limit" if budget.spent else "inexact"
+    return "time_limit" if clock.spent else "inexact"
 
 
 def _nested_supports(y: Tensor) -> list[Tensor]:
@@ -302,12 +302,12 @@ class _Master:
             scaled = loss.G[row] * self._data.M / loss.reach[row]
             self._row(where, np.concatenate([scaled, [-1.0]]), 0.0, 0.0)
 
-    def run(self, budget: Budget) -> str:
+    def run(self, clock: TimeLimit) -> str:
         """HiGHS's status; a failure for numerical reasons gets a second try without the old basis."""
-        status = run_highs(self.highs, budget)
-        if status != "Optimal" and not budget.spent:
+        status = run_highs(self.highs, clock)
+        if status != "Optimal" and not clock.spent:
             self.highs.clearSolver()
-            status = run_highs(self.highs, budget)
+            status = run_highs(self.highs, clock)
         return status
 
     def _solution(self) -> Array:

@@ -1,8 +1,7 @@
 r"""Formulation (5) by a first-order method: the proximal operator of z and the Fenchel dual.
 
-Each round takes accelerated proximal gradient steps (Beck and Teboulle, SIAM J. Imaging Sci. 2, 2009;
-restarts of O'Donoghue and Candes, Found. Comput. Math. 15, 2015).  These find which entities are zero,
-which weights touch M y and which indicators are 1.  Where that holds the problem is smooth, and the
+Each round takes accelerated proximal gradient steps (`accelerated_gradient`).  These find which entities
+are zero, which weights touch M y and which indicators are 1.  Where that holds the problem is smooth, and the
 round goes on with Newton steps there, which bad conditioning does not slow down.
 
 The absolute and the hinge loss are replaced by smooth minorants, tight at the multipliers nu' of the
@@ -26,9 +25,10 @@ from torch import Tensor
 from spr_or.formulations import perspective, projected
 from spr_or.formulations.losses import LOSSES, Loss
 from spr_or.formulations.problem import SparseTrainingProblem
-from spr_or.solvers.certificate import Certificate, certify
+from spr_or.solvers.accelerated_gradient import Iterate, advance
+from spr_or.solvers.certificate import Certificate, Solved, certify
 from spr_or.solvers.linear_data import linear_data
-from spr_or.solvers.time_limit import Budget
+from spr_or.solvers.time_limit import TimeLimit
 
 Bound = float | Tensor
 
@@ -67,7 +67,7 @@ def solve(
     >>> certificate.status, round(certificate.objective, 6), certificate.gap < 1e-6
     ('optimal', 0.095, True)
     """
-    budget = Budget(time_limit)
+    clock = TimeLimit(time_limit)
     task = _Task.of(problem, lower, upper)
     best = _Best(task, gap)
     status = "optimal"  # unless something else ends the rounds; the certificate checks the gap
@@ -75,7 +75,7 @@ def solve(
         smooth = _SmoothLoss.of(task)
         w = best.w
         for _ in range(_MAX_ROUNDS):
-            if budget.spent:
+            if clock.spent:
                 status = "time_limit"
                 break
             w = _newton_steps(task, smooth, _proximal_steps(task, smooth, w))
@@ -88,13 +88,10 @@ def solve(
         status = "interrupted"
     return certify(
         problem,
-        formulation="projected",
-        integrality="relaxed",
-        solver="first-order",
-        version=version("spr-or"),
+        Solved("projected", "relaxed", "first-order", version("spr-or")),
         status=status,
         bound=best.bound,
-        seconds=budget.seconds,
+        seconds=clock.seconds,
         weights=problem.entities.flat(best.w),
         indicators=task.indicator(best.w),
     )
@@ -252,16 +249,16 @@ def _proximal_steps(task: _Task, smooth: _SmoothLoss, w: Tensor) -> Tensor:
     """Accelerated proximal gradient steps of 1 / L_i, L_i at least the curvature along entity i."""
     d, norm = task.scales
     L = smooth.curvature / task.problem.n * (norm * d) ** 2
-    v, t = w, 1.0
+    metric = L.unsqueeze(-1)
+
+    def proximal_step(v: Tensor) -> Tensor:
+        slope = task.pull(smooth.gradient(task.predict(v[0])))
+        return task.prox(v[0] - slope / metric, 1 / L).unsqueeze(0)
+
+    iterate = Iterate.from_rest(w.unsqueeze(0))
     for _ in range(_PROXIMAL_STEPS):
-        slope = task.pull(smooth.gradient(task.predict(v)))
-        new = task.prox(v - slope / L.unsqueeze(-1), 1 / L)
-        if float((L.unsqueeze(-1) * (v - new) * (new - w)).sum()) > 0:
-            t = 1.0
-        following = (1 + math.sqrt(1 + 4 * t * t)) / 2
-        v = new + (t - 1) / following * (new - w)
-        w, t = new, following
-    return w
+        iterate = advance(iterate, proximal_step, metric)
+    return iterate.at[0]
 
 
 def _newton_steps(task: _Task, smooth: _SmoothLoss, w: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from torch import Tensor
 from spr_or.formulations import bigm, perspective
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.solvers import fixed_support
-from spr_or.solvers.certificate import Certificate, certify
-from spr_or.solvers.time_limit import Budget
+from spr_or.solvers.certificate import Certificate, Solved, certify
+from spr_or.solvers.time_limit import TimeLimit
 
 FORMULATIONS = {"bigm": bigm.build, "perspective": perspective.build}
 
@@ -72,16 +72,11 @@ def solve(
     >>> c.status, c.indicators.tolist(), round(c.objective, 4)
     ('optimal', [1.0, 0.0], 0.1005)
     """
-    import pyomo.environ  # noqa: F401  (registers the solvers)
-    from pyomo.contrib.solver.common.factory import SolverFactory
-
     if formulation not in FORMULATIONS:
         known = ", ".join(FORMULATIONS)
         raise ValueError(f"formulation must be one of {known}, got {formulation!r}")
-    optimizer = SolverFactory(solver)
-    if not optimizer or not optimizer.available():
-        raise ValueError(f"the Pyomo solver {solver!r} is not installed")
-    budget = Budget(time_limit)
+    optimizer = _optimizer(solver)
+    clock = TimeLimit(time_limit)
     # w = 0 satisfies every constraint and no loss is negative: what an early stop falls back to.
     weights = torch.zeros(problem.entities.n_parameters, dtype=torch.float64)
     indicators = _indicators(problem, fixed)
@@ -93,7 +88,7 @@ def solve(
                 y.fix(value)
         result = optimizer.solve(
             model,
-            time_limit=None if time_limit is None else budget.left(),
+            time_limit=None if time_limit is None else clock.left(),
             rel_gap=gap,
             solver_options=_OPTIONS if solver == "scip_direct" else {},
             load_solutions=False,
@@ -103,24 +98,39 @@ def solve(
         bound = max(bound, result.objective_bound)
         if result.incumbent_objective is not None:
             result.solution_loader.load_vars()
-            weights, indicators = _values(model.w), _values(model.y)
-            if problem.convex and not relaxed:
-                # What the solver's tolerances left of the weights, training on the support removes.
-                weights = fixed_support.fit(problem, indicators.round()).weights
+            weights, indicators = _solution(problem, model, relaxed)
     except KeyboardInterrupt:
         status = "interrupted"
+    name = "scip" if solver == "scip_direct" else solver
+    version = ".".join(map(str, optimizer.version()))
     return certify(
         problem,
-        formulation=formulation,
-        integrality="relaxed" if relaxed else "integer",
-        solver="scip" if solver == "scip_direct" else solver,
-        version=".".join(map(str, optimizer.version())),
+        Solved(formulation, "relaxed" if relaxed else "integer", name, version),
         status=status,
         bound=bound,
-        seconds=budget.seconds,
+        seconds=clock.seconds,
         weights=weights,
         indicators=indicators,
     )
+
+
+def _optimizer(solver: str) -> Any:
+    import pyomo.environ  # noqa: F401  (registers the solvers)
+    from pyomo.contrib.solver.common.factory import SolverFactory
+
+    optimizer = SolverFactory(solver)
+    if not optimizer or not optimizer.available():
+        raise ValueError(f"the Pyomo solver {solver!r} is not installed")
+    return optimizer
+
+
+def _solution(problem: SparseTrainingProblem, model: Any, relaxed: bool) -> tuple[Tensor, Tensor]:
+    """Weights and indicators of a solved model."""
+    weights, indicators = _values(model.w), _values(model.y)
+    if problem.convex and not relaxed:
+        # What the solver's tolerances left of the weights, training on the support removes.
+        weights = fixed_support.fit(problem, indicators.round()).weights
+    return weights, indicators
 
 
 def _indicators(problem: SparseTrainingProblem, fixed: Tensor | None) -> Tensor:

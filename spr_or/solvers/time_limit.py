@@ -1,22 +1,21 @@
-"""Time limits and Ctrl-C: a solve that is stopped still answers with what it has proven.
+"""Time limits: a solve that is stopped still answers with what it has proven.
 
 Every way of solving keeps its best point and bound where an ``except KeyboardInterrupt`` finds them,
-and asks one `Budget` how long it has been at work and how long it may go on.
+and asks one `TimeLimit` how long it has been at work and how long it may go on.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from typing import Any
 
 
-class Budget:
+class TimeLimit:
     """A stopwatch with a limit, both in seconds of wall-clock time.
 
     Raises ``ValueError`` for a limit that is negative or not a number.
 
-    >>> Budget(None).spent, Budget(0).spent, Budget(60.0).left() > 59
+    >>> TimeLimit(None).spent, TimeLimit(0).spent, TimeLimit(60.0).left() > 59
     (False, True, True)
     """
 
@@ -28,7 +27,7 @@ class Budget:
 
     @property
     def seconds(self) -> float:
-        """Time since the budget was opened."""
+        """Time since the stopwatch was started."""
         return time.perf_counter() - self._start
 
     def left(self) -> float:
@@ -39,25 +38,3 @@ class Budget:
     def spent(self) -> bool:
         """Whether nothing remains."""
         return self.left() == 0
-
-
-def run_highs(highs: Any, budget: Budget) -> str:
-    """Run a HiGHS model for what is left of the budget; the model status in words.
-
-    The solver runs in a thread of its own, so that Ctrl-C reaches Python at once: HiGHS is told to
-    stop, awaited, and the ``KeyboardInterrupt`` passed on.
-    """
-    # HiGHS counts its time over all runs of one model, hence the sum.
-    if math.isfinite(budget.limit):
-        highs.setOptionValue("time_limit", highs.getRunTime() + max(budget.left(), 1e-3))
-    if not highs.HandleUserInterrupt:
-        highs.HandleUserInterrupt = True
-    thread = highs.startSolve()
-    try:
-        while thread.is_alive():
-            thread.join(0.1)
-    except KeyboardInterrupt:
-        highs.cancelSolve()
-        thread.join()
-        raise
-    return highs.modelStatusToString(highs.getModelStatus())

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spr_or.certified_solver.proof_certificate import Check, ProofCertificate, load
+from spr_or.certified_solver.proof_certificate import ProofCheck, ProofCertificate, load
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.tabular.results import Recheck, read_problem, recheck
 
 
 def check(
     what: ProofCertificate | str | Path, *, data: str | Path | None = None, exact: bool = False
-) -> Check | Recheck:
-    """Check a certificate, or a folder that ``spr-or solve`` wrote, against the data.
+) -> ProofCheck | Recheck:
+    """ProofCheck a certificate, or a folder that ``spr-or solve`` wrote, against the data.
 
     Parameters
     ----------
@@ -21,7 +21,7 @@ def check(
     data : for a folder: the data file, if it is no longer where it was
     exact : check in rational arithmetic (squared loss, small problems)
 
-    Returns a `Check` for a certificate and a `Recheck` for a folder.  Both have ``ok``,
+    Returns a `ProofCheck` for a certificate and a `Recheck` for a folder.  Both have ``ok``,
     ``objective``, ``bound`` and ``problems``, a list of what does not hold; a `Recheck` also says
     whether M is proven and whether the stored tables agree.
 

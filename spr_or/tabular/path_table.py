@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spr_or.certified_solver.lambda_path import Point
+from spr_or.certified_solver.lambda_path import PathPoint
 from spr_or.tabular.prepare import OwnData
 from spr_or.tabular.results import kept_groups, outcome
 from spr_or.utils.files import write_csv, write_text
@@ -19,7 +19,7 @@ from spr_or.utils.files import write_csv, write_text
 _NAMES = ("kept", "entered", "left")
 
 
-def path_rows(data: OwnData, points: Sequence[Point]) -> list[dict[str, Any]]:
+def path_rows(data: OwnData, points: Sequence[PathPoint]) -> list[dict[str, Any]]:
     """The outcome at each lambda, the groups it keeps (largest weights first), and those that
     entered or left since the lambda before it."""
     rows = []
@@ -40,7 +40,7 @@ def path_rows(data: OwnData, points: Sequence[Point]) -> list[dict[str, Any]]:
     return rows
 
 
-def write_path(folder: Path, data: OwnData, points: Sequence[Point]) -> None:
+def write_path(folder: Path, data: OwnData, points: Sequence[PathPoint]) -> None:
     """Write the tables of a path so far; each file appears whole."""
     rows = path_rows(data, points)
     named = [

@@ -9,9 +9,9 @@ from typing import Any
 
 import matplotlib
 
-from spr_or.certified_solver.lambda_path import Point
+from spr_or.certified_solver.lambda_path import PathPoint
 from spr_or.certified_solver.proof_certificate import ProofCertificate
-from spr_or.certified_solver.search import Progress
+from spr_or.certified_solver.search import SearchProgress
 from spr_or.utils.files import write_aside
 from spr_or.utils.palette import BLUE, GREEN, RED
 
@@ -23,7 +23,9 @@ _MOST_ROWS = 40  # groups that a picture of a path names
 _LONGEST = 32  # letters of a name
 
 
-def gap_over_time(trace: Sequence[Progress], certificate: ProofCertificate, path: Path) -> None:
+def gap_over_time(
+    trace: Sequence[SearchProgress], certificate: ProofCertificate, path: Path
+) -> None:
     """Incumbent and bound over the seconds, and the gap between them on a log scale below."""
     seconds = [now.seconds for now in trace] + [certificate.seconds]
     objective = [now.objective for now in trace] + [certificate.objective]
@@ -55,7 +57,7 @@ def gap_over_time(trace: Sequence[Progress], certificate: ProofCertificate, path
     _save(figure, path)
 
 
-def over_lambda(points: Sequence[Point], groups: Sequence[str], path: Path) -> None:
+def over_lambda(points: Sequence[PathPoint], groups: Sequence[str], path: Path) -> None:
     """Which groups are kept, and objective with its proven bound, over lambda.
 
     ``groups`` are the names, in the order of the problem. Each group that is ever kept has a row,
@@ -77,7 +79,7 @@ def over_lambda(points: Sequence[Point], groups: Sequence[str], path: Path) -> N
     _save(figure, path)
 
 
-def entering(points: Sequence[Point]) -> list[int]:
+def entering(points: Sequence[PathPoint]) -> list[int]:
     """The groups that are kept at some lambda, in the order in which they enter, by position."""
     order: dict[int, None] = {}
     for point in points:
@@ -86,7 +88,7 @@ def entering(points: Sequence[Point]) -> list[int]:
 
 
 def _kept_over_lambda(
-    axis: Any, points: Sequence[Point], rows: Sequence[int], names: Sequence[str]
+    axis: Any, points: Sequence[PathPoint], rows: Sequence[int], names: Sequence[str]
 ) -> None:
     """A row for each group with a dot where it is kept; above them, how many are."""
     for place, group in enumerate(rows):
@@ -108,7 +110,7 @@ def _kept_over_lambda(
     axis.grid(color="0.92")
 
 
-def _bounds_over_lambda(axis: Any, points: Sequence[Point]) -> None:
+def _bounds_over_lambda(axis: Any, points: Sequence[PathPoint]) -> None:
     """Objective and proven bound; open circles: gap not closed."""
     lams = [point.lam for point in points]
     made = [point.certificate for point in points]

@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from spr_or.certified_solver.derived_m import AutomaticBound, solve_without_bounds
-from spr_or.certified_solver.lambda_path import Point, follow
+from spr_or.certified_solver.lambda_path import PathPoint, follow
 from spr_or.certified_solver.proof_certificate import ProofCertificate
-from spr_or.certified_solver.search import Progress
+from spr_or.certified_solver.search import SearchProgress
 from spr_or.certified_solver.solver import branch_and_bound
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.tabular.path_table import write_path
@@ -24,7 +24,7 @@ from spr_or.tabular.solve_figures import gap_over_time, over_lambda
 
 Answer = tuple[ProofCertificate, AutomaticBound | None]
 # For a lambda: the context in which it is solved, with a function that hears of the progress.
-Watch = Callable[[float], AbstractContextManager[Callable[[Progress], None]]]
+Watch = Callable[[float], AbstractContextManager[Callable[[SearchProgress], None]]]
 
 
 @dataclass
@@ -57,20 +57,15 @@ class SolveRun:
         bound: AutomaticBound | None = None
         self.stop.working = True
         with self.watch(problem.lam) as show:
-
-            def listen(now: Progress) -> None:
-                show(now)
-                if self.stop.asked:
-                    raise KeyboardInterrupt
-
             if self.M is None:
                 certificate, bound = solve_without_bounds(
-                    problem, self.gap, self.time_limit, self.device, start=start, progress=listen
-                )
+                    problem, self.gap, self.time_limit, self.device, start=start, progress=show,
+                    stop=lambda: self.stop.asked,
+                )  # fmt: skip
             else:
                 certificate = branch_and_bound(
                     problem, self.gap, self.time_limit, device=self.device, start=start,
-                    progress=listen,
+                    progress=show, stop=lambda: self.stop.asked,
                 )  # fmt: skip
         self.stop.working = False
         if not certificate.proof.records:
@@ -94,7 +89,7 @@ def solve_one(run: SolveRun) -> ProofCertificate:
     return certificate
 
 
-def solve_path(run: SolveRun, lams: list[float]) -> list[Point]:
+def solve_path(run: SolveRun, lams: list[float]) -> list[PathPoint]:
     """Solve for each lambda, largest first, and write each result and the path so far.
 
     What the folder already holds is not solved again.  Ctrl-C ends the path after the lambda at
@@ -105,7 +100,7 @@ def solve_path(run: SolveRun, lams: list[float]) -> list[Point]:
     def known(lam: float) -> ProofCertificate | None:
         return stored(places[lam], run.data, lam, run.problem.alpha, run.M, run.gap)
 
-    points: list[Point] = []
+    points: list[PathPoint] = []
     try:
         for point in follow(run.problem, lams, run.solve, known):
             if not point.stored:

@@ -19,15 +19,15 @@ from spr_or.certified_solver.many_outputs import indicators_of, point_of
 from spr_or.certified_solver.proof_certificate import load
 from spr_or.cli import app
 from spr_or.layer_study import layer_figures
-from spr_or.layer_study import run as layers_run
+from spr_or.layer_study import study_run as layers_run
 from spr_or.layer_study.activations import Patches, refusal, sample_patches
 from spr_or.layer_study.basis import perspective_basis
 from spr_or.layer_study.kept import Kept, kept_inputs
+from spr_or.layer_study.layer_problem import layer_problem
 from spr_or.layer_study.layer_report import COLUMNS, row, table
-from spr_or.layer_study.problem import layer_problem
-from spr_or.layer_study.run import LayersError, Settings, load_problem, study_run
 from spr_or.layer_study.standard import standardise
-from spr_or.layer_study.study import Choice, Study, study_layer
+from spr_or.layer_study.study import ChannelChoice, Study, study_layer
+from spr_or.layer_study.study_run import LayersError, Settings, load_problem, study_run
 from spr_or.layer_study.subsets import elimination, price_for
 from spr_or.pruning.compaction.api import compact, load_compact, save_compact
 from spr_or.solvers import conic
@@ -290,7 +290,7 @@ def test_a_run_is_studied_stored_and_read_back(finished, monkeypatch):
 def study_of(layer: str, status: str, objective: float, bound: float) -> Study:
     """What could be found of a layer of four channels."""
     choices = {
-        way: Choice([0, 1], objective, 0.01, objective / bound - 1 if bound > 0 else None)
+        way: ChannelChoice([0, 1], objective, 0.01, objective / bound - 1 if bound > 0 else None)
         for way in ("best", "magnitude", "spr")
     }
     return Study(

@@ -27,7 +27,8 @@ from spr_or.solvers import (
     projected_first_order,
 )
 from spr_or.solvers.certificate import Certificate
-from spr_or.solvers.time_limit import Budget, run_highs
+from spr_or.solvers.highs_thread import run_highs
+from spr_or.solvers.time_limit import TimeLimit
 
 ALL_LOSSES = tuple(LOSSES)
 SMOOTH = ("squared", "logistic", "softmax")
@@ -480,8 +481,8 @@ def test_interrupted_tree_search_keeps_the_bound_of_highs(monkeypatch: pytest.Mo
     relaxed = outer_approximation.solve(problem, relaxed=True)
     original = outer_approximation.run_highs
 
-    def stop_after_tree(highs: Any, budget: Budget) -> str:
-        status = original(highs, budget)
+    def stop_after_tree(highs: Any, clock: TimeLimit) -> str:
+        status = original(highs, clock)
         if highs.getInfo().mip_node_count >= 0:
             raise KeyboardInterrupt
         return status
@@ -511,7 +512,7 @@ def test_ctrl_c_reaches_a_running_highs() -> None:
     started = time.perf_counter()
     try:
         with pytest.raises(KeyboardInterrupt):
-            run_highs(highs, Budget(120))
+            run_highs(highs, TimeLimit(120))
             pytest.fail("HiGHS finished before the signal")
     finally:
         timer.cancel()

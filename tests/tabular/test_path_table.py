@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spr_or.certified_solver.lambda_path import Point, follow
+from spr_or.certified_solver.lambda_path import PathPoint, follow
 from spr_or.certified_solver.solver import branch_and_bound
 from spr_or.tabular import solve_figures
 from spr_or.tabular.path_table import path_rows, write_path
@@ -18,7 +18,7 @@ NASTY = 'a "b", c;d'
 
 
 @pytest.fixture(scope="module")
-def solved(tmp_path_factory: pytest.TempPathFactory) -> tuple[OwnData, list[Point]]:
+def solved(tmp_path_factory: pytest.TempPathFactory) -> tuple[OwnData, list[PathPoint]]:
     """Three columns of rising weight, one with a name that needs quoting, at four lambdas."""
     rng = np.random.default_rng(0)
     X = rng.standard_normal((60, 3))
@@ -34,7 +34,9 @@ def solved(tmp_path_factory: pytest.TempPathFactory) -> tuple[OwnData, list[Poin
     return data, list(points)
 
 
-def test_each_row_names_what_is_kept_entered_and_left(solved: tuple[OwnData, list[Point]]) -> None:
+def test_each_row_names_what_is_kept_entered_and_left(
+    solved: tuple[OwnData, list[PathPoint]],
+) -> None:
     data, points = solved
     rows = path_rows(data, points)
     assert [row["kept"] for row in rows] == [
@@ -45,7 +47,9 @@ def test_each_row_names_what_is_kept_entered_and_left(solved: tuple[OwnData, lis
     assert [row["left"] for row in back] == [[], ["small"], [NASTY], ["large"]]
 
 
-def test_names_survive_the_csv_file(solved: tuple[OwnData, list[Point]], tmp_path: Path) -> None:
+def test_names_survive_the_csv_file(
+    solved: tuple[OwnData, list[PathPoint]], tmp_path: Path
+) -> None:
     data, points = solved
     write_path(tmp_path, data, points)
     with (tmp_path / "path.csv").open(newline="", encoding="utf-8") as file:
@@ -59,7 +63,7 @@ def test_names_survive_the_csv_file(solved: tuple[OwnData, list[Point]], tmp_pat
 
 
 def test_the_picture_names_the_groups_where_they_enter(
-    solved: tuple[OwnData, list[Point]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    solved: tuple[OwnData, list[PathPoint]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, points = solved
     assert solve_figures.entering(points) == [2, 1, 0]

@@ -7,8 +7,7 @@ import math
 from typing import NamedTuple
 
 from spr_or.certified_solver.derived_m import CLEARANCE, weight_bounds
-from spr_or.certified_solver.design import design_of, theta_of
-from spr_or.certified_solver.incumbents import Incumbent, polisher
+from spr_or.certified_solver.incumbents import SupportSolution, best_on_supports
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.layer_study.basis import perspective_basis
 from spr_or.layer_study.standard import Standard, rotated
@@ -22,14 +21,14 @@ class LayerProblem(NamedTuple):
 
     problem: SparseTrainingProblem
     standard: Standard
-    first: Incumbent
+    first: SupportSolution
 
 
 def layer_problem(name: str, standard: Standard, size: int) -> LayerProblem:
     """The problem whose optimum has about ``size`` channels, 0 < size < N.
 
     lambda (1 - alpha), the price of a channel, comes from greedy elimination (`price_for`); M from the
-    data and the best solution on its way, so that it cuts off no optimum (`automatic_bound`).
+    data and the best solution on its way, so that it cuts off no optimum (`derived_m`).
     """
     price = price_for(elimination(standard, 1e-6).curve, size)
     path = elimination(standard, _ridge(price))
@@ -38,8 +37,7 @@ def layer_problem(name: str, standard: Standard, size: int) -> LayerProblem:
     standard = rotated(standard, perspective_basis(problem, standard))
     problem = _problem(name, standard, price)
     first = _best(problem, path, price)
-    theta = theta_of(problem, design_of(problem), first.W)
-    M = (1 + CLEARANCE) * weight_bounds(problem, theta)
+    M = (1 + CLEARANCE) * weight_bounds(problem, first.weights)
     return LayerProblem(dataclasses.replace(problem, M=M), standard, first)
 
 
@@ -56,8 +54,7 @@ def _problem(name: str, standard: Standard, price: float) -> SparseTrainingProbl
     )  # fmt: skip
 
 
-def _best(problem: SparseTrainingProblem, path: Elimination, price: float) -> Incumbent:
+def _best(problem: SparseTrainingProblem, path: Elimination, price: float) -> SupportSolution:
     """The best support on the path, with its best weights."""
     size = min(range(len(path.curve)), key=lambda s: path.curve[s] + s * price)
-    polish = polisher(design_of(problem).with_moments())
-    return polish([path.support(size)])[0]
+    return best_on_supports(problem, [path.support(size)])[0]

@@ -16,10 +16,10 @@ from spr_or.certified_solver.proof_certificate import ProofCertificate
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.layer_study.activations import PER_COLUMN, refusal, sample_patches
 from spr_or.layer_study.kept import Kept, kept_inputs
-from spr_or.layer_study.problem import ALPHA
+from spr_or.layer_study.layer_problem import ALPHA
 from spr_or.layer_study.study import Study, study_layer
 from spr_or.layer_study.study_progress import StudyDisplay
-from spr_or.solvers.time_limit import Budget
+from spr_or.solvers.time_limit import TimeLimit
 from spr_or.training.data.load import load_data
 from spr_or.training.recipe import Recipe, build_model, parse_recipe
 from spr_or.training.setup import load_weights
@@ -105,14 +105,14 @@ def study_run(
     are the same; with ``again`` only if its gap was proven.  ``only`` names layers.  Ctrl-C stores the
     running layer with the gap it has, and returns.  Raises `LayersError`, and what `load_data` raises.
     """
-    budget, shown = Budget(seconds), display or StudyDisplay(quiet=True)
+    clock, shown = TimeLimit(seconds), display or StudyDisplay(quiet=True)
     source = open_run(folder)
     layers, skipped = _chosen(source.model, settings.max_channels, only)
     place = folder / "layers"
     stored = {name: _stored(place, name, source, settings, again) for name in layers}
     todo = [name for name in layers if stored[name] is None]
     if todo:
-        stored |= _study(todo, layers, source, settings, place, budget, shown, skipped)
+        stored |= _study(todo, layers, source, settings, place, clock, shown, skipped)
     studies = [study for name in layers if (study := stored[name]) is not None]
     left = [name for name in layers if stored[name] is None and name not in skipped]
     return Finished(studies, skipped, left, _notes(source.recipe))
@@ -124,7 +124,7 @@ def _study(
     source: Source,
     settings: Settings,
     place: Path,
-    budget: Budget,
+    clock: TimeLimit,
     shown: StudyDisplay,
     skipped: dict[str, str],
 ) -> dict[str, Study | None]:
@@ -136,7 +136,7 @@ def _study(
         patches = sample_patches(source.model, todo, data.train(_SAMPLE_SEED))
         order = sorted(todo, key=lambda name: patches[name].X.shape[1])
         for number, name in enumerate(order):
-            share = budget.left() / (len(order) - number)
+            share = clock.left() / (len(order) - number)
             shown.layer(name, number + 1, len(order), share)
             try:
                 study, certificate = study_layer(

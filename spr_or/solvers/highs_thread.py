@@ -1,0 +1,30 @@
+"""HiGHS in a thread of its own, so that a time limit and Ctrl-C stop it at once."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from spr_or.solvers.time_limit import TimeLimit
+
+
+def run_highs(highs: Any, clock: TimeLimit) -> str:
+    """Run a HiGHS model for the time that is left; the model status in words.
+
+    The solver runs in a thread of its own, so that Ctrl-C reaches Python at once: HiGHS is told to
+    stop, awaited, and the ``KeyboardInterrupt`` passed on.
+    """
+    # HiGHS counts its time over all runs of one model, hence the sum.
+    if math.isfinite(clock.limit):
+        highs.setOptionValue("time_limit", highs.getRunTime() + max(clock.left(), 1e-3))
+    if not highs.HandleUserInterrupt:
+        highs.HandleUserInterrupt = True
+    thread = highs.startSolve()
+    try:
+        while thread.is_alive():
+            thread.join(0.1)
+    except KeyboardInterrupt:
+        highs.cancelSolve()
+        thread.join()
+        raise
+    return highs.modelStatusToString(highs.getModelStatus())
