@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from spr_or.sweeps.plan import SweepError, load_sweep
+from spr_or.sweeps.sweep_file import SweepError, load_sweep
 from spr_or.training.recipe import RecipeError, load_recipe
 from spr_or.utils.shipped import find_shipped, shipped_folder, shipped_names
 
