@@ -122,8 +122,8 @@ def describe_machine() -> dict[str, Any]:
 def _blocks(seconds: float) -> Iterator[tuple[str, Callable[[], list[CostRow]]]]:
     import torch
 
-    from models.resnet import resnet18
-    from models.resnet_cifar import resnet20, resnet56
+    from spr_or.models.resnet import resnet18
+    from spr_or.models.resnet_cifar import resnet20, resnet56
 
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device, make in itertools.product(devices, (resnet20, resnet56)):

@@ -132,7 +132,7 @@ def command(
 
 def measure(device: str, rows: int, workers: int, seconds: float, peak: float) -> list[EpochRow]:
     """Epochs of ``rows`` images in turns; a first turn warms up (workers, caches, the capture)."""
-    from models.resnet_cifar import resnet20
+    from spr_or.models.resnet_cifar import resnet20
     from spr_or.pruning.counts import count_macs
 
     epochs = {PLAIN: plain_epochs(device, rows, workers)} | {
@@ -175,7 +175,7 @@ def plain_epochs(device: str, rows: int, workers: int) -> Callable[[], object]:
     import torch.nn.functional as F
     from torch.utils.data import DataLoader
 
-    from models.resnet_cifar import resnet20
+    from spr_or.models.resnet_cifar import resnet20
 
     images, labels = _images(rows)
     loader: Any = DataLoader(
@@ -227,7 +227,7 @@ def fast_epochs(device: str, rows: int, method: str) -> Callable[[], object]:
     """An epoch as `spr-or run` takes it with everything in ``[speed]`` that the device allows."""
     import torch
 
-    from models.resnet_cifar import resnet20
+    from spr_or.models.resnet_cifar import resnet20
     from spr_or.pruning.prox_sgd import ProxSGD
     from spr_or.pruning.regularizer import SPR
     from spr_or.training.data.load import memory_batches
@@ -244,7 +244,7 @@ def fast_epochs(device: str, rows: int, method: str) -> Callable[[], object]:
     torch.manual_seed(0)
     model = resnet20().to(device).train()
     if gpu:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
     # A rate so small that the networks stay alike: the time of a step does not depend on it.
     rates: dict[str, Any] = {"lr": 1e-6, "momentum": 0.9, "weight_decay": 5e-4}
     optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), **rates)

@@ -29,6 +29,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from spr_or.training.recipe import Recipe, load_recipe
+from spr_or.utils.shipped import find_shipped
 
 
 class SweepError(ValueError):
@@ -83,14 +84,18 @@ class SweepPlan:
     runs: tuple[SweepRun, ...]
 
 
-def load_sweep(path: Path, overrides: Iterable[str] = ()) -> SweepPlan:
-    """Read and check a sweep file and the recipe of each of its runs.
+def load_sweep(path: str | Path, overrides: Iterable[str] = ()) -> SweepPlan:
+    """Read and check a sweep file, or a shipped one by its name, and the recipe of each run.
 
     ``overrides`` ("section.key=value") apply to all runs, after ``[set]``; ``seeds=[…]`` replaces the
     seeds of the file. Raises `SweepError`, also for an override of what the runs change themselves,
     and `RecipeError` for a run whose recipe is wrong.
     """
     overrides = list(overrides)
+    try:
+        path = find_shipped(path, "tables")
+    except FileNotFoundError as error:
+        raise SweepError(f"no sweep file at {path}: {error}") from None
     sweep = _read(path)
     base = _base(path, sweep.base)
     changes = _changes(path, sweep)
@@ -116,8 +121,6 @@ def load_sweep(path: Path, overrides: Iterable[str] = ()) -> SweepPlan:
 def _read(path: Path) -> _SweepFile:
     try:
         return _SweepFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise SweepError(f"no sweep file at {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SweepError(f"{path} cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:

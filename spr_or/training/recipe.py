@@ -2,13 +2,12 @@
 
 Every key has a type and a range, and an unknown key is an error that names the nearest valid one.
 A network is named by its import path ``"package.module:function"``, so a user's own works exactly
-like those in ``models``; the current directory is on the search path.
+like those in ``models``; the current directory is searched first.
 """
 
 from __future__ import annotations
 
 import difflib
-import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 from torch import nn
 
 from spr_or.utils.import_path import load_object
+from spr_or.utils.shipped import find_shipped
 
 
 class RecipeError(ValueError):
@@ -199,16 +199,21 @@ class Recipe(_Section):
         return self
 
 
-def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a recipe; ``overrides`` are "section.key=value" with the value as TOML writes it.
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe: a file, or a shipped one by its name.
 
-    A value that is no TOML is a string, so ``data.source=my/folder`` needs no quotes. Raises
-    `RecipeError` for a missing file, broken TOML, and all that `parse_recipe` refuses.
+    ``overrides`` are "section.key=value" with the value as TOML writes it. A value that is no TOML
+    is a string, so ``data.source=my/folder`` needs no quotes. Raises `RecipeError` for a missing
+    file, broken TOML, and all that `parse_recipe` refuses.
+
+    >>> load_recipe("digits", ["spr.lam=40"]).spr.lam
+    40.0
     """
     try:
+        path = find_shipped(path, "recipes")
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"no recipe at {path}") from None
+    except FileNotFoundError as error:
+        raise RecipeError(f"no recipe at {path}: {error}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
@@ -300,15 +305,9 @@ def import_factory(path: str) -> Callable[..., nn.Module]:
     except ValueError as error:
         raise RecipeError(f"model: {error}, such as models.resnet_cifar:resnet20") from None
     except ImportError as error:
-        raise RecipeError(
-            f"model = {path!r} cannot be imported: {error} (looked for in {Path.cwd()} and among "
-            "the installed packages)"
-        ) from error
+        raise RecipeError(f"model = {path!r} cannot be imported: {error}") from error
     except AttributeError as error:
-        module = sys.modules[path.partition(":")[0]]
-        near = difflib.get_close_matches(path.partition(":")[2], vars(module), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise RecipeError(f"model = {path!r}: {error}{hint}") from None
+        raise RecipeError(f"model = {path!r}: {error}") from None
     if not callable(factory):
         raise RecipeError(f"model = {path!r} is a {type(factory).__name__}, not a function")
     return factory

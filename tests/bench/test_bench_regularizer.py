@@ -13,9 +13,9 @@ def test_the_bench_reports_every_method(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "BATCH", 2)
     monkeypatch.setattr(bench, "_CACHE_FLOATS", 1)
     monkeypatch.setattr(bench, "_compiles", lambda step: False)
-    monkeypatch.setattr("models.resnet_cifar.resnet20", digits_colour)
-    monkeypatch.setattr("models.resnet_cifar.resnet56", digits_colour)
-    monkeypatch.setattr("models.resnet.resnet18", digits_colour)
+    monkeypatch.setattr("spr_or.models.resnet_cifar.resnet20", digits_colour)
+    monkeypatch.setattr("spr_or.models.resnet_cifar.resnet56", digits_colour)
+    monkeypatch.setattr("spr_or.models.resnet.resnet18", digits_colour)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     path = tmp_path / "bench.json"
     from spr_or.cli import app

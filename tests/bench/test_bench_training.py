@@ -20,7 +20,7 @@ def test_the_bench_reports_every_way(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(bench, "BATCH", 2)
     monkeypatch.setattr(bench, "ROWS", {"cpu": 5})
     monkeypatch.setattr(bench, "SIDES", {"cpu": 64})
-    monkeypatch.setattr("models.resnet_cifar.resnet20", digits_colour)
+    monkeypatch.setattr("spr_or.models.resnet_cifar.resnet20", digits_colour)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     from spr_or.cli import app
 

@@ -81,7 +81,7 @@ def following_norms(model: nn.Module) -> dict[str, list[str]]:
     A BatchNorm follows when it reads the layer directly or through operations that keep channels
     apart (ReLU, pooling, dropout); one behind an addition belongs to no layer alone.
 
-    >>> from models.resnet_cifar import resnet20
+    >>> from spr_or.models.resnet_cifar import resnet20
     >>> following_norms(resnet20())["layer1.0.conv2"]
     ['layer1.0.bn2']
     """
