@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spr_or.certified_solver.proof_certificate import ProofCheck, ProofCertificate, load
+from spr_or.certified_solver.proof_certificate import ProofCertificate, ProofCheck, load
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.tabular.results import Recheck, read_problem, recheck
 
