@@ -12,8 +12,12 @@ _MARKED = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<formula>.*?)\\[)\]]</(?P=tag)>', re.DOTALL
 )
 _TAG = re.compile(r"\\tag\{([^{}]*)\}")
-# The converter knows no spacing commands of one character, and leaves out these sizes.
-_PLAIN = {r"\bigl": r"\left", r"\bigr": r"\right", r"\Bigl": r"\left", r"\Bigr": r"\right"}
+# What the converter knows under another name only; it sizes brackets by \left and \right.
+_OTHER_NAMES = (
+    (re.compile(r"\\[bB]igl(?![a-zA-Z])"), r"\\left"),
+    (re.compile(r"\\[bB]igr(?![a-zA-Z])"), r"\\right"),
+    (re.compile(r"\\arg(?![a-zA-Z])"), r"\\operatorname{arg}"),
+)
 
 
 def mathml(formula: str, display: bool) -> str:
@@ -23,11 +27,14 @@ def mathml(formula: str, display: bool) -> str:
     """
     tags = _TAG.findall(formula)
     formula = _TAG.sub("", formula)
+    for pattern, name in _OTHER_NAMES:
+        formula = pattern.sub(name, formula)
     markup = convert(formula, display="block" if display else "inline")
     if "\\" in re.sub(r"<annotation.*?</annotation>", "", markup):
         raise ValueError(f"a command was left untranslated in {formula!r}")
     if not display:
-        return markup
+        # A browser does not break a formula over lines; a long one scrolls on a narrow screen.
+        return f'<span class="long-formula">{markup}</span>' if len(formula) > 40 else markup
     number = f'<span class="equation-number">({html.escape(tags[0])})</span>' if tags else ""
     return f'<div class="equation">{markup}{number}</div>'
 

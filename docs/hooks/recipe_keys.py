@@ -70,9 +70,8 @@ def page() -> str:
         parts.append(f"## {title}\n\n{_about(model)}\n")
         rows = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
         for key in keys(section, model):
-            meaning = ". ".join(
-                part[:1].upper() + part[1:] for part in (key.meaning, key.limits) if part
-            )
+            parts = (key.meaning.rstrip("."), key.limits)
+            meaning = ". ".join(part[:1].upper() + part[1:] for part in parts if part)
             cells = (f"`{key.name}`", f"`{key.kind}`", key.default, meaning)
             rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         parts.append("\n".join(rows) + "\n")
@@ -82,7 +81,8 @@ def page() -> str:
 def _about(model: type[BaseModel]) -> str:
     """The first sentence of the model's docstring, without the section's name."""
     first = (inspect.getdoc(model) or "").split("\n\n")[0].replace("\n", " ")
-    return re.sub(r"^\[\w+\]: ", "", first)[:1].upper() + re.sub(r"^\[\w+\]: ", "", first)[1:]
+    first = re.sub(r"^\[\w+\]: ", "", first)
+    return first[:1].upper() + first[1:]
 
 
 def _section_of(field: FieldInfo) -> type[BaseModel] | None:
@@ -97,8 +97,10 @@ def _type_name(field: FieldInfo) -> str:
         (r"(?:typing|pathlib|collections\.abc)\.", ""),
         (r"Annotated\[(\w+), .*?\](?=,|\])", r"\1"),
         (r"<class '(\w+)'>", r"\1"),
-        (r"Literal\[([^\]]*)\]", lambda m: " | ".join(m[1].replace("'", '"').split(", "))),
+        (r"Literal\[([^\]]*)\]", lambda m: " or ".join(m[1].replace("'", '"').split(", "))),
+        (r"Union\[(.*), (tuple\[.*\])\]", r"\1 or \2"),
         (r"\bNone\b", "unset"),
+        (r" \| ", " or "),
     ):
         name = re.sub(pattern, plain, name)  # type: ignore[call-overload]
     return name
@@ -144,7 +146,7 @@ def _comments(source: str) -> dict[str, str]:
     for token in tokenize.generate_tokens(StringIO(source).readline):
         text = token.string
         if token.type == tokenize.COMMENT:
-            waiting.append(text.lstrip("# ").rstrip())
+            waiting.append(re.sub(r"\bNone:", "unset:", text.lstrip("# ").rstrip()))
         elif token.type == tokenize.OP and text in "([{":
             depth += 1
         elif token.type == tokenize.OP and text in ")]}":

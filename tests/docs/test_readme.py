@@ -18,9 +18,7 @@ def blocks(page: Path) -> list[tuple[int, str]]:
 
 
 PAGES = [
-    page
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
-    if blocks(page)
+    page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if blocks(page)
 ]
 
 
