@@ -42,7 +42,7 @@ def run(notebook: Path) -> list[str]:
     """What each cell prints when they run in order in one namespace and an empty folder."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
     printed = []
-    before = Path.cwd()
+    before, path = Path.cwd(), list(sys.path)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         try:
@@ -55,6 +55,7 @@ def run(notebook: Path) -> list[str]:
                 printed.append(output.getvalue())
         finally:
             os.chdir(before)
+            sys.path[:] = path
     return printed
 
 

@@ -4,6 +4,7 @@ import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,7 @@ def test_recipe_keys_state_default_and_limits() -> None:
     assert keys["method"].kind == '"gradient" or "prox"'
 
 
-def _model(section: str):  # noqa: ANN202
+def _model(section: str) -> Any:
     return Recipe.model_fields[section].annotation
 
 
@@ -78,8 +79,8 @@ def test_docstrings_become_markdown() -> None:
     markdown = hook("docstrings").markdown
     text = "Sum.\n\n.. math::  a \\le\n           b\n\nParameters\n----------\na, b : numbers\n    two\n"
     text += "\n>>> 1 + 1\n2\n"
-    assert markdown(text).split() == (
-        "Sum. $$a \\le b$$ **Parameters** - `a`, `b`: numbers two ```pycon >>> 1 + 1 2 ```".split()
+    assert " ".join(markdown(text).split()) == (
+        "Sum. $$a \\le b$$ **Parameters** - `a`, `b`: numbers two ```pycon >>> 1 + 1 2 ```"
     )
 
 
