@@ -70,8 +70,8 @@ def page() -> str:
         parts.append(f"## {title}\n\n{_about(model)}\n")
         rows = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
         for key in keys(section, model):
-            parts = (key.meaning.rstrip("."), key.limits)
-            meaning = ". ".join(part[:1].upper() + part[1:] for part in parts if part)
+            told = (key.meaning.rstrip("."), key.limits)
+            meaning = ". ".join(part[:1].upper() + part[1:] for part in told if part)
             cells = (f"`{key.name}`", f"`{key.kind}`", key.default, meaning)
             rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         parts.append("\n".join(rows) + "\n")
