@@ -32,6 +32,8 @@ def mathml(formula: str, display: bool) -> str:
     markup = convert(formula, display="block" if display else "inline")
     if "\\" in re.sub(r"<annotation.*?</annotation>", "", markup):
         raise ValueError(f"a command was left untranslated in {formula!r}")
+    # The converter ends a norm at its exponent, so only one of its two bars would stretch.
+    markup = re.sub(r"<mo>(&#x0?2016;|&#x02225;|‖)</mo>", r'<mo stretchy="false">\1</mo>', markup)
     if not display:
         # A browser does not break a formula over lines; a long one scrolls on a narrow screen.
         return f'<span class="long-formula">{markup}</span>' if len(formula) > 40 else markup

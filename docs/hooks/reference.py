@@ -36,7 +36,9 @@ def front_door() -> dict[str, str]:
 def _page(folder: Path) -> str:
     doc = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
     parts = [f"# spr_or.{folder.name}", doc]
-    return "\n\n".join(parts + [f"::: {module}" for module in modules(folder)]) + "\n"
+    # What a command takes is told by its --help; the annotations of typer fill pages.
+    options = "\n    options:\n      show_signature: false" if folder.name == "commands" else ""
+    return "\n\n".join(parts + [f"::: {module}{options}" for module in modules(folder)]) + "\n"
 
 
 def _front_door_page() -> str:
@@ -45,8 +47,12 @@ def _front_door_page() -> str:
         "Everything that the tutorials and guides use is imported as `from spr_or import …`. "
         "A name is loaded when it is first asked for, so `import spr_or` stays cheap.",
     ]
+    names: dict[str, list[str]] = {}
     for name, path in front_door().items():
-        parts.append(f"::: {path}\n    options:\n      heading: {name}\n      toc_label: {name}")
+        names.setdefault(path, []).append(name)
+    for path, aliases in names.items():
+        title = ", ".join(sorted(aliases, key=len))
+        parts.append(f"::: {path}\n    options:\n      heading: {title}\n      toc_label: {title}")
     return "\n\n".join(parts) + "\n"
 
 
