@@ -20,10 +20,17 @@ def markdown(text: str) -> str:
     <BLANKLINE>
     - `a`: a number
     """
-    text = _MATH.sub(lambda m: "\n\n$$" + " ".join(m[2].split()) + "$$\n\n", text)
+    text = _MATH.sub(lambda m: f"\n\n$${_aligned(' '.join(m[2].split()))}$$\n\n", text)
     text = _INLINE_MATH.sub(r"$\1$", text)
     text = _SECTION.sub(_listed, text)
     return _EXAMPLE.sub(lambda m: f"\n```pycon\n{m[0].rstrip()}\n```\n", text)
+
+
+def _aligned(formula: str) -> str:
+    """Sphinx aligns a formula at & without being told; here it is told."""
+    if "&" not in formula or r"\begin" in formula:
+        return formula
+    return rf"\begin{{aligned}} {formula} \end{{aligned}}"
 
 
 def _listed(section: re.Match[str]) -> str:

@@ -68,11 +68,11 @@ def page() -> str:
     for section, model in sections():
         title = f"[{section}]" if section else "Top level"
         parts.append(f"## {title}\n\n{_about(model)}\n")
-        rows = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+        rows = ["| key | meaning | default | type |", "| --- | --- | --- | --- |"]
         for key in keys(section, model):
             told = (key.meaning.rstrip("."), key.limits)
             meaning = ". ".join(part[:1].upper() + part[1:] for part in told if part)
-            cells = (f"`{key.name}`", f"`{key.kind}`", key.default, meaning)
+            cells = (f"`{key.name}`", meaning, key.default, f"`{key.kind}`")
             rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         parts.append("\n".join(rows) + "\n")
     return "\n".join(parts)
