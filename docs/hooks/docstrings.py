@@ -30,7 +30,7 @@ def _aligned(formula: str) -> str:
     """Sphinx aligns a formula at & without being told; here it is told."""
     if "&" not in formula or r"\begin" in formula:
         return formula
-    return rf"\begin{{aligned}} {formula} \end{{aligned}}"
+    return rf"\begin{{align*}} {formula} \end{{align*}}"
 
 
 def _listed(section: re.Match[str]) -> str:
