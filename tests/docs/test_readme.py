@@ -40,3 +40,14 @@ def test_readme_has_the_three_doors_and_no_deep_imports() -> None:
     assert len(codes) >= 3
     for _, code in [block for page in PAGES for block in blocks(page)]:
         assert not re.search(r"^(from|import) spr_or\.", code, re.MULTILINE), code
+
+
+def test_links_of_readme_and_contributing_lead_to_files() -> None:
+    links = [
+        (page, target)
+        for page in ("README.md", "CONTRIBUTING.md")
+        for target in re.findall(r"\]\(([^)#\s]+)", (ROOT / page).read_text(encoding="utf-8"))
+        if not target.startswith("http")
+    ]
+    assert len(links) > 15
+    assert [link for link in links if not (ROOT / link[1]).exists()] == []
