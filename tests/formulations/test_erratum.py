@@ -92,7 +92,7 @@ def test_the_example_by_hand() -> None:
 
 
 def test_the_document_quotes_what_the_script_prints(erratum: ModuleType, found: Any) -> None:
-    document = (ROOT / "docs" / "erratum.md").read_text()
+    document = (ROOT / "docs" / "explanation" / "erratum.md").read_text()
     printed = erratum.report(found).splitlines()
     assert len(printed) == 9
     for line in printed:
