@@ -1,4 +1,4 @@
-"""Which options prune better: the runs, the table and the picture of docs/accuracy.md.
+"""Which options prune better: the runs, the table and the picture of docs/lab/accuracy.md.
 
 Run ``python experiments/research/accuracy.py`` from the repository's root: ResNet-20 on CIFAR-10
 where there is an accelerator, else a small residual network on scikit-learn's digits (CPU, about ten

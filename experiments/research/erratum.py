@@ -1,4 +1,4 @@
-"""The printed closed form is not a relaxation: the numbers and pictures of docs/erratum.md.
+"""The printed closed form is not a relaxation: the numbers and pictures of docs/explanation/erratum.md.
 
 Run ``python experiments/research/erratum.py`` from the repository's root.  It trains a regression
 with six entities, prints the values below and draws docs/figures/erratum-*.png.

@@ -1,8 +1,9 @@
 r"""M auto: a bound on the weights of every optimum of the problem without bounds, proven from the data.
 
 The search and the perspective need some M, and an M chosen too small cuts off the optimum unseen.
-This file derives one from the data and an incumbent.  docs/solver.md has the proofs; in short, with U
-the value of the incumbent, F(w) = loss + sum_i ridge_i ||w^i||^2 (ridge_i = lambda u_i alpha,
+This file derives one from the data and an incumbent.  docs/explanation/derived-m.md has the
+proofs; in short, with U the value of the incumbent,
+F(w) = loss + sum_i ridge_i ||w^i||^2 (ridge_i = lambda u_i alpha,
 price_i = lambda u_i (1 - alpha)), and w* optimal with w*^i not zero:
 
 0. F(w*) <= U - price_i, since w* pays for entity i.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from spr_or.utils.evaluating import evaluating
 
-PER_COLUMN = 20  # positions sampled for each column of a layer's patches; docs/layers.md has why
+PER_COLUMN = 20  # positions sampled for each column of a layer's patches (docs/lab/layers.md)
 _IMAGES = 512
 
 
