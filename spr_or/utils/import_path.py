@@ -115,4 +115,6 @@ def _import_own(module_name: str, shipped: str | None) -> ModuleType:
             hint = f"looked for in {os.getcwd()} and among the installed packages"
             if module_name.startswith("models."):
                 hint += f", and shipped networks in {importlib.import_module(_SHIPPED).__path__[0]}"
+        if module_name not in reason:
+            reason = f"{module_name}: {reason}"
         raise ImportError(f"{reason} ({hint})") from error
