@@ -2,50 +2,86 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.setup-stamp
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+# One stamp for each set of packages: a target waits only for what it needs.
+RUN := $(VENV)/.installed-run
+TEST := $(VENV)/.installed-test
+LINT := $(VENV)/.installed-lint
+DOCS := $(VENV)/.installed-docs
+DEV := $(VENV)/.installed-dev
 
 # Plain %-formatting, so that an old interpreter prints this message and no syntax error.
 REQUIRE_311 = -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	"SPR-OR needs Python 3.11 or newer, but %s is %s. Name another one, for example: \
 	rm -rf $(VENV) && make setup PYTHON=python3.12" % (sys.executable, sys.version.split()[0]))'
 
-.PHONY: setup demo test lint types check clean
+# Two installations at once would step on each other.
+.NOTPARALLEL:
 
-setup: $(STAMP)
+.PHONY: setup demo demo-full test test-slow lint types docs check clean
 
-# An environment that exists already is kept and completed; the stamp says whether it is up to
-# date with the two files, and with its interpreter (replaced when it is gone or dangling).
-$(STAMP): pyproject.toml constraints.txt $(BIN)/python
+setup: $(DEV)
+	@touch $(RUN) $(TEST) $(LINT) $(DOCS)
+
+# An environment that exists already is kept and completed; a stamp says whether its set is up to
+# date with these files and with the interpreter (replaced when it is gone or dangling).
+#
+# uv is several times faster than pip, but it reads none of pip's settings. They decide which
+# build of torch is fetched, gigabytes of CUDA or none. So pip installs torch, uv has to leave that
+# very build in place, and whatever uv cannot do is left to pip.
+$(VENV)/.installed-%: pyproject.toml setup.py constraints.txt $(BIN)/python
 	@$(BIN)/python $(REQUIRE_311)
-	@echo "Installing SPR-OR and its dependencies into $(VENV) (a few minutes the first time)"
-	@$(PIP) install -c constraints.txt -e ".[dev,ray]"
+	@echo "Installing SPR-OR ($*) into $(VENV) (a few minutes the first time)"
+	@wanted="$(if $(filter run,$*),.,.[$*])"; \
+	if command -v uv >/dev/null \
+		&& $(PIP) install -c constraints.txt torch \
+		&& $(PIP) freeze | grep '^torch==' >$(VENV)/torch.txt \
+		&& uv pip install --quiet --python $(BIN)/python \
+			-c constraints.txt -c $(VENV)/torch.txt -e "$$wanted"; \
+	then :; \
+	else $(PIP) install -c constraints.txt -e "$$wanted"; \
+	fi
 	@touch $@
 
 $(BIN)/python:
 	@$(PYTHON) $(REQUIRE_311)
-	@rm -f $(BIN)/python*
+	@rm -f $(BIN)/python* $(VENV)/.installed-*
 	@$(PYTHON) -m venv $(VENV)
 
-demo: setup
-	@mkdir -p build
-	$(BIN)/spr-or verify --json build/verify.json --plot build/ladders.png
-	@rm -rf build/digits
-	$(BIN)/spr-or run experiments/recipes/digits.toml --out build/digits
-	@echo "Pictures of the ladders: build/ladders.png. Report of the pruning run: open build/digits/report.html"
+# Side by side, one core each. The output of `verify` follows that of the run, so that both can be
+# read; Ctrl-C ends both.
+demo: SEEDS = --set seeds=[0]
+demo demo-full: $(RUN)
+	@mkdir -p build && rm -rf build/digits
+	@echo "Proving the formulations and pruning a small network, side by side (two minutes)"
+	@export OMP_NUM_THREADS=1; \
+	$(BIN)/spr-or verify --json build/verify.json --plot build/ladders.png >build/verify.log 2>&1 & \
+	verify=$$!; trap 'kill $$verify 2>/dev/null' EXIT; trap 'exit 130' INT TERM; \
+	$(BIN)/spr-or run digits $(SEEDS) --out build/digits; run=$$?; \
+	wait $$verify; verified=$$?; cat build/verify.log; \
+	test $$run -eq 0 && test $$verified -eq 0
+	@echo "Bounds of small problems, each proven:  build/ladders.png"
+	@echo "Report of the pruned network:           build/digits/report.html"
 
-test: setup
+test: $(TEST)
 	$(BIN)/python -m pytest -n auto
 
-lint: setup
+test-slow: $(TEST)
+	$(BIN)/python -m pytest -n auto -m "slow and not gpu"
+
+lint: $(LINT)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-types: setup
+types: $(LINT)
 	$(BIN)/mypy spr_or models
 
-check: lint types test
+docs: $(DOCS)
+	$(BIN)/mkdocs build --strict
+
+check: lint types docs test
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find spr_or models tests -name __pycache__ -prune -exec rm -rf {} +

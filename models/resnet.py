@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.init import he_normal_
+from .init import he_normal_
 
 
 class BasicBlock(nn.Module):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.init import he_normal_
+from .init import he_normal_
 
 
 class ZeroPadShortcut(nn.Module):

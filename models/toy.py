@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from models.resnet_cifar import CifarResNet
+from .resnet_cifar import CifarResNet
 
 
 def mlp(

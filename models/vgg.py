@@ -7,7 +7,7 @@ CIFAR, the five poolings leave one pixel of 512 channels and a single linear lay
 import torch
 from torch import Tensor, nn
 
-from models.init import he_normal_
+from .init import he_normal_
 
 _STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 

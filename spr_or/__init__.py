@@ -1,12 +1,125 @@
 """SPR-OR: structured perspective regularisation, from the exact mixed-integer program to the GPU.
 
-Importing the package loads torch and nothing heavier: the modelling languages and solvers
-(pyomo, cvxpy, highspy, pyscipopt) load on first use.
+>>> import spr_or as so
+>>> X, y = [[1.0, 0.0], [0.0, 1.0]], [2.0, 0.1]
+>>> problem = so.SparseTrainingProblem.linear(X, y, so.features(2), lam=0.1, alpha=0.5, M=4)
+>>> certificate = so.solve(problem)
+>>> certificate.indicators.tolist(), so.check(certificate).ok
+([1.0, 0.0], True)
+
+Importing the package loads nothing else. Each name below is imported when it is first asked for:
+torch with most of them, the modelling languages and solvers (pyomo, cvxpy, highspy, pyscipopt)
+only when something is solved.
 """
 
-from spr_or.formulations import entities, projected
-from spr_or.formulations.problem import SparseTrainingProblem
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["SparseTrainingProblem", "__version__", "entities", "projected"]
+# Where each name is defined: module:name, or a module. The imports below say the same to type
+# checkers and editors; a test holds the two equal.
+_HOMES = {
+    "SPR": "spr_or.pruning.regularizer:SPR",
+    "Certificate": "spr_or.formulations.certificate:Certificate",
+    "ProxSGD": "spr_or.pruning.prox_sgd:ProxSGD",
+    "SparseTrainingProblem": "spr_or.formulations.problem:SparseTrainingProblem",
+    "apply_masks_": "spr_or.pruning.masks:apply_masks_",
+    "bigm": "spr_or.formulations.bigm",
+    "branch_and_bound": "spr_or.certified_solver.solver:branch_and_bound",
+    "check": "spr_or.tabular.check:check",
+    "compact": "spr_or.pruning.compaction.api:compact",
+    "count_macs": "spr_or.pruning.counts:count_macs",
+    "count_parameters": "spr_or.pruning.counts:count_parameters",
+    "export_onnx": "spr_or.pruning.export:export_onnx",
+    "features": "spr_or.formulations.entities:features",
+    "filters": "spr_or.formulations.entities:filters",
+    "groups": "spr_or.formulations.entities:groups",
+    "hold_masks": "spr_or.pruning.masks:hold_masks",
+    "load_certificate": "spr_or.tabular.check:load_certificate",
+    "load_compact": "spr_or.pruning.compaction.api:load_compact",
+    "load_recipe": "spr_or.training.recipe:load_recipe",
+    "masks_by_threshold": "spr_or.pruning.masks:masks_by_threshold",
+    "neurons": "spr_or.formulations.entities:neurons",
+    "perspective": "spr_or.formulations.perspective",
+    "projected": "spr_or.formulations.projected",
+    "run_recipe": "spr_or.training.runner:run_recipe",
+    "save_compact": "spr_or.pruning.compaction.api:save_compact",
+    "solve": "spr_or.certified_solver.solver:branch_and_bound",
+    "verify": "spr_or.verification.ladder_of_bounds:verify",
+}
+
+if TYPE_CHECKING:
+    from spr_or.certified_solver.solver import branch_and_bound
+    from spr_or.certified_solver.solver import branch_and_bound as solve
+    from spr_or.formulations import bigm, perspective, projected
+    from spr_or.formulations.certificate import Certificate
+    from spr_or.formulations.entities import features, filters, groups, neurons
+    from spr_or.formulations.problem import SparseTrainingProblem
+    from spr_or.pruning.compaction.api import compact, load_compact, save_compact
+    from spr_or.pruning.counts import count_macs, count_parameters
+    from spr_or.pruning.export import export_onnx
+    from spr_or.pruning.masks import apply_masks_, hold_masks, masks_by_threshold
+    from spr_or.pruning.prox_sgd import ProxSGD
+    from spr_or.pruning.regularizer import SPR
+    from spr_or.tabular.check import check, load_certificate
+    from spr_or.training.recipe import load_recipe
+    from spr_or.training.runner import run_recipe
+    from spr_or.verification.ladder_of_bounds import verify
+
+__all__ = [
+    "SPR",
+    "Certificate",
+    "ProxSGD",
+    "SparseTrainingProblem",
+    "__version__",
+    "apply_masks_",
+    "bigm",
+    "branch_and_bound",
+    "check",
+    "compact",
+    "count_macs",
+    "count_parameters",
+    "export_onnx",
+    "features",
+    "filters",
+    "groups",
+    "hold_masks",
+    "load_certificate",
+    "load_compact",
+    "load_recipe",
+    "masks_by_threshold",
+    "neurons",
+    "perspective",
+    "projected",
+    "run_recipe",
+    "save_compact",
+    "solve",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name of `_HOMES` when it is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(_unknown(name))
+    module, _, attribute = _HOMES[name].partition(":")
+    found = import_module(module)
+    if attribute:
+        found = getattr(found, attribute)
+    globals()[name] = found  # __getattr__ is not asked again
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _unknown(name: str) -> str:
+    from difflib import get_close_matches
+
+    message = f"module {__name__!r} has no attribute {name!r}"
+    near = get_close_matches(name, __all__, n=1)
+    return f"{message}; did you mean {near[0]!r}?" if near else message

@@ -1,6 +1,8 @@
 """Settings shared by all tests: few threads, fixed seeds, reproducible hypothesis runs."""
 
 import random
+import signal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +11,10 @@ from hypothesis import settings
 
 # The tensors of most tests are tiny, and `make test` runs one process a core.
 torch.set_num_threads(1)
+
+# A shell starts background jobs with Ctrl-C ignored, and the processes that tests start inherit it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples on every machine and no timing: a slow machine must not fail a test.
 # `pytest --hypothesis-profile=default` draws new examples instead.
@@ -22,3 +28,17 @@ def fixed_seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n`, a worker takes whole files: what a file's tests share is prepared once.
+
+    Files go out in the order of collection, which ends with the many short ones of doctests.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    if config.getoption("dist") != "load":
+        return None  # the user has asked for another way
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)

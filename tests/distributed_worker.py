@@ -1,7 +1,8 @@
 """One of two processes that train together; ``torchrun … distributed_worker.py FOLDER`` starts both.
 
 In FOLDER it continues the run ``from-one`` that one process began, begins ``from-two`` for one
-process to continue, and at last runs ``killed``, in which process 1 dies without a word.
+process to continue, lets the command train ``out`` by the recipe ``tiny.toml``, and at last runs
+``killed``, in which process 1 dies without a word.
 """
 
 import os
@@ -13,11 +14,12 @@ import pytest
 import torch
 from tiny_runs import stopped_at, tiny_recipe
 
+from spr_or.cli import app
 from spr_or.training import distributed
-from spr_or.training.display import Display
-from spr_or.training.phases import RunError
 from spr_or.training.report import summary as report
-from spr_or.training.run import run_recipe
+from spr_or.training.run_progress import RunDisplay
+from spr_or.training.runner import run_recipe
+from spr_or.training.seed_run import RunError
 
 SHARED = tiny_recipe(
     data={"eval_rows": 61},
@@ -33,12 +35,14 @@ def main(folder: Path) -> None:
     with stopped_at("spr", 1), pytest.raises(KeyboardInterrupt):
         run_recipe(SHARED, folder / "from-two")
     check_equal_processes()
+    command = ["run", str(folder / "tiny.toml"), "--out", str(folder / "out")]
+    assert not app(command, standalone_mode=False)  # neither a status nor a result
 
-    def die(self: Display, record: object) -> None:
+    def die(self: RunDisplay, record: object) -> None:
         if rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Display.epoch = die  # type: ignore[assignment]
+    RunDisplay.epoch = die  # type: ignore[assignment]
     try:
         run_recipe(SHARED, folder / "killed")
     except RunError as error:

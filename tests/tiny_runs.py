@@ -4,10 +4,12 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 
-from spr_or.training.display import Display
 from spr_or.training.recipe import Recipe, parse_recipe
+from spr_or.training.report import summary as report
+from spr_or.training.run_progress import RunDisplay
 
 
 def tiny_recipe(**sections: Any) -> Recipe:
@@ -26,21 +28,27 @@ def tiny_recipe(**sections: Any) -> Recipe:
     return parse_recipe(values)
 
 
+def no_pictures_in(patch: pytest.MonkeyPatch) -> None:
+    """Pictures and timings of a report have tests of their own; elsewhere they only take time."""
+    patch.setattr(report, "_draw", lambda *arguments: [])
+    patch.setattr(report, "spr_step_overhead", lambda *arguments: 1.0)
+
+
 @contextlib.contextmanager
 def stopped_at(phase: str, epoch: int) -> Iterator[None]:
     """Runs inside end with KeyboardInterrupt before the checkpoint of that epoch."""
-    shown = Display.epoch
+    shown = RunDisplay.epoch
 
-    def stop(self: Display, record: dict[str, Any]) -> None:
+    def stop(self: RunDisplay, record: dict[str, Any]) -> None:
         if (record["phase"], record["epoch"]) == (phase, epoch):
             raise KeyboardInterrupt
         shown(self, record)
 
-    Display.epoch = stop  # type: ignore[method-assign]
+    RunDisplay.epoch = stop  # type: ignore[method-assign]
     try:
         yield
     finally:
-        Display.epoch = shown  # type: ignore[method-assign]
+        RunDisplay.epoch = shown  # type: ignore[method-assign]
 
 
 def assert_identical(one: Any, two: Any, where: str) -> None:

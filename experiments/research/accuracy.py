@@ -1,4 +1,4 @@
-"""Which options prune better: the runs, the table and the picture of docs/accuracy.md.
+"""Which options prune better: the runs, the table and the picture of docs/lab/accuracy.md.
 
 Run ``python experiments/research/accuracy.py`` from the repository's root: ResNet-20 on CIFAR-10
 where there is an accelerator, else a small residual network on scikit-learn's digits (CPU, about ten
@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 from spr_or.training.recipe import load_recipe
-from spr_or.training.run import run_recipe
+from spr_or.training.runner import run_recipe
 from spr_or.utils.files import write_aside
-from spr_or.utils.pareto import BLUE, GREEN, GREY, ORANGE, RED, Series, draw
+from spr_or.utils.palette import BLUE, GREEN, GREY, ORANGE, RED
+from spr_or.utils.pareto import Series, draw
 
 ROOT = Path(__file__).parents[2]
 SEEDS = (0, 1, 2)
@@ -62,7 +63,7 @@ SETTINGS = {
 
 
 @dataclass(frozen=True)
-class Row:
+class StudyRow:
     """One way of pruning, compared with the row named ``against`` ("": with none)."""
 
     name: str
@@ -71,7 +72,7 @@ class Row:
     overrides: tuple[str, ...]
 
 
-def rows(setting: Setting, target: float) -> list[Row]:
+def rows(setting: Setting, target: float) -> list[StudyRow]:
     """The rows of a target's table: three methods at two α, then options on two of those."""
     found = []
     for alpha in ALPHAS:
@@ -86,11 +87,11 @@ def rows(setting: Setting, target: float) -> list[Row]:
             against = f"gradient, exact, α = {ALPHAS[0] if method == EXACT else alpha}"
             name = f"{method}, α = {alpha}"
             overrides = (*keys, f"spr.alpha={alpha}")
-            found.append(Row(name, method, against if against != name else "", overrides))
+            found.append(StudyRow(name, method, against if against != name else "", overrides))
     if target == TARGETS[0]:
         bases = [row for row in found if row.name in OPTIONS_ON]
         found += [
-            Row(f"{base.name}, {name}", "option", base.name, (*base.overrides, key))
+            StudyRow(f"{base.name}, {name}", "option", base.name, (*base.overrides, key))
             for base in bases
             for name, key in _options(setting).items()
         ]
@@ -111,7 +112,7 @@ def _options(setting: Setting) -> dict[str, str]:
 class Result:
     """Of one row at one target: a number a seed, in percent."""
 
-    row: Row
+    row: StudyRow
     target: float
     accuracy: list[float]
     removed: list[float]
@@ -119,7 +120,7 @@ class Result:
     dense: list[float]
 
 
-def run(setting: Setting, row: Row, target: float, seed: int, folder: Path) -> dict[str, Any]:
+def run(setting: Setting, row: StudyRow, target: float, seed: int, folder: Path) -> dict[str, Any]:
     """One run; the dense network is trained by the first run of a seed and shared by the others."""
     dense = folder / f"dense-{seed}" / "dense.safetensors"
     given = ["dense.epochs=0", f"dense.weights={dense}"]

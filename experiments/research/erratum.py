@@ -1,4 +1,4 @@
-"""The printed closed form is not a relaxation: the numbers and pictures of docs/erratum.md.
+"""The printed closed form is not a relaxation: the numbers and pictures of docs/explanation/erratum.md.
 
 Run ``python experiments/research/erratum.py`` from the repository's root.  It trains a regression
 with six entities, prints the values below and draws docs/figures/erratum-*.png.
@@ -19,6 +19,7 @@ from spr_or import SparseTrainingProblem
 from spr_or.formulations import bigm, entities, projected
 from spr_or.solvers import conic, enumeration
 from spr_or.utils.files import write_aside
+from spr_or.utils.palette import BLUE, GREEN, RED
 
 SEED = 0
 LEVELS = [0.5, 1, 1.5, 2, 3, 4, 5, 6]
@@ -26,9 +27,9 @@ FIGURES = Path(__file__).parents[2] / "docs" / "figures"
 
 # Okabe and Ito's colours, each with its own line style: they survive grey print.
 STYLES: dict[str, dict[str, Any]] = {
-    "exact": {"color": "#0072B2", "linestyle": "-", "linewidth": 2.6},
-    "printed": {"color": "#D55E00", "linestyle": "--", "linewidth": 3.4},
-    "authors2022": {"color": "#009E73", "linestyle": "-.", "linewidth": 1.6},
+    "exact": {"color": BLUE, "linestyle": "-", "linewidth": 2.6},
+    "printed": {"color": RED, "linestyle": "--", "linewidth": 3.4},
+    "authors2022": {"color": GREEN, "linestyle": "-.", "linewidth": 1.6},
 }
 TITLES = {"exact": "exact", "printed": "as printed", "authors2022": "authors' code, 2022"}
 

@@ -14,11 +14,12 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from spr_or.bench.solve_rows import RIVALS, SOLVERS, Row, Settings, contradictions, run
+from spr_or.utils import outputs, terminal
 
 DEFAULT_INSTANCES = "E1,E2,E3,E4,E5,H1,H2,H3,S1,S2,S3,S4,S5,S6"
 
@@ -30,37 +31,53 @@ def command(
             metavar="DIR",
             help="Where results.json, results.csv, table.md and the figures go. Finished rows "
             "found there are not run again.",
+            callback=outputs.folder,
         ),
     ] = Path("bench-solve"),
     instances: Annotated[
-        str, typer.Option(metavar="A,B,...", help="Named instances.")
+        str,
+        typer.Option(metavar="NAME,...", help="Named instances. Default: all.", show_default=False),
     ] = DEFAULT_INSTANCES,
     solvers: Annotated[
         str | None,
         typer.Option(
-            metavar="A,B,...",
+            metavar="NAME,...",
             help=f"Of {', '.join(SOLVERS)}. Default: all that are installed and fit an instance.",
         ),
     ] = None,
     time_limit: Annotated[
-        float, typer.Option(min=0.1, metavar="S", help="Seconds for each row.")
+        float, typer.Option(min=0.1, metavar="SECONDS", help="For each row of the table.")
     ] = 120.0,
-    gap: Annotated[float, typer.Option(min=1e-9, help="Relative gap to prove.")] = 1e-4,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads for each solver.")] = 2,
+    gap: Annotated[
+        float, typer.Option(min=1e-9, metavar="X", help="Relative gap to prove.")
+    ] = 1e-4,
+    threads: Annotated[
+        int, typer.Option(min=1, metavar="N", help="CPU threads for each solver.")
+    ] = 2,
     el0ps_python: Annotated[
-        str, typer.Option(metavar="F", help="A Python interpreter that has el0ps.")
+        str,
+        typer.Option(
+            metavar="FILE",
+            help="A Python interpreter that has el0ps. Default: this one.",
+            show_default=False,
+        ),
     ] = sys.executable,
     l0bnb_python: Annotated[
-        str, typer.Option(metavar="F", help="A Python interpreter that has l0bnb.")
+        str,
+        typer.Option(
+            metavar="FILE",
+            help="A Python interpreter that has l0bnb. Default: this one.",
+            show_default=False,
+        ),
     ] = sys.executable,
 ) -> None:
-    """Solve the named instances with every solver, one at a time, and compare.
+    """Compare solvers on the named instances.
 
-    Exit status: 0 done, 1 a proof is not confirmed or two solvers contradict each other, 2 bad usage,
-    130 interrupted (finished rows are kept).
+    Each solver gets each instance in a process of its own, one after the other.
+
+    Exit status: 0 done, 1 a proof is not confirmed or two solvers contradict each other, 2 bad
+    usage, 130 interrupted (finished rows are kept).
     """
-    from rich.console import Console
-
     from spr_or.bench import solve_report
     from spr_or.bench.named_instances import NAMES
     from spr_or.utils.files import write_json
@@ -71,23 +88,23 @@ def command(
     runnable = _installed(chosen, settings)
     out.mkdir(parents=True, exist_ok=True)
     results = out / "results.json"
-    console = Console(stderr=True)
     rows = _read(results)
     interrupted = False
     machine = solve_report.describe_machine()
     try:
-        for row in measure(wanted, runnable, settings, rows, console):
+        for row in measure(wanted, runnable, settings, rows):
             rows = _merged(rows, row)
             write_json(results, {"machine": machine, "rows": [asdict(r) for r in rows]})
     except KeyboardInterrupt:
         interrupted = True
-        console.print("interrupted: the finished rows are kept")
+        typer.echo("interrupted: the finished rows are kept", err=True)
     wrong = contradictions(rows)
     solve_report.write(out, machine, rows, wrong)
-    Console().print(solve_report.table(rows))
+    screen = terminal.console()
+    terminal.show(screen, solve_report.table(rows))
     for line in wrong:
-        console.print(f"[red]{line}[/]")
-    console.print(f"written to {out}")
+        terminal.say(screen, line, "red")
+    screen.print(f"written to {out}")
     if interrupted:
         raise typer.Exit(130)
     if wrong:
@@ -99,7 +116,6 @@ def measure(
     solvers: Sequence[str],
     settings: Settings,
     known: Sequence[Row],
-    console: Any,
 ) -> Iterable[Row]:
     """A row for each instance and solver that is not among the ``known`` ones."""
     from spr_or.bench.named_instances import problem
@@ -119,11 +135,13 @@ def measure(
                 name, len(made.entities), made.entities.n_parameters, made.n, solver,
                 settings.time_limit, settings.threads, settings.gap, "skipped",
             )  # fmt: skip
-            with console.status(f"{name}, {solver}: at most {settings.time_limit:g} s"):
+            with terminal.progress() as progress:
+                progress.step(f"{name}, {solver}: at most {settings.time_limit:g} s")
                 row = run(made, empty, settings)
             seconds = "" if row.seconds is None else f"{row.seconds:.2f} s"
             gap = "" if row.gap is None else f"gap {row.gap:.2%}"
-            console.print(f"{name} {solver}: {row.status} {seconds} {gap} {row.note}")
+            line = f"{name} {solver}: {row.status} {seconds} {gap} {row.note}"
+            terminal.say(terminal.console(stderr=True), line)
             yield row
 
 

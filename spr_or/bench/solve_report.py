@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import math
 from collections.abc import Sequence
@@ -11,21 +9,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spr_or.bench import regularizer
-from spr_or.utils.files import write_aside
+from spr_or.bench import regularizer_cost
+from spr_or.utils import terminal
+from spr_or.utils.files import write_aside, write_csv, write_text
+from spr_or.utils.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY
 
 if TYPE_CHECKING:
     from spr_or.bench.solve_rows import Row
 
 # Okabe and Ito's colours with markers of their own: told apart without colour too.
 STYLES: dict[str, tuple[str, str]] = {
-    "spr-or": ("#000000", "o"),
-    "spr-or-cuda": ("#CC79A7", "P"),
-    "scip-bigm": ("#D55E00", "^"),
-    "scip-cone": ("#0072B2", "s"),
-    "highs-cuts": ("#009E73", "v"),
-    "el0ps": ("#E69F00", "D"),
-    "l0bnb": ("#56B4E9", "X"),
+    "spr-or": (BLACK, "o"),
+    "spr-or-cuda": (PURPLE, "P"),
+    "scip-bigm": (RED, "^"),
+    "scip-cone": (BLUE, "s"),
+    "highs-cuts": (GREEN, "v"),
+    "el0ps": (ORANGE, "D"),
+    "l0bnb": (SKY, "X"),
 }
 FAMILIES = {"E": "E: groups of four columns", "S": "S: single columns"}
 _COLUMNS = (
@@ -39,40 +39,26 @@ _SMALLEST_GAP = 1e-5
 
 def describe_machine() -> dict[str, Any]:
     """Processor, device and versions."""
-    return {k: v for k, v in regularizer.describe_machine().items() if k != "threads"}
+    return {k: v for k, v in regularizer_cost.describe_machine().items() if k != "threads"}
 
 
 def write(out: Path, machine: dict[str, Any], rows: Sequence[Row], wrong: Sequence[str]) -> None:
     """table.md, results.csv, time_over_size.png and gap_over_time.png in ``out``."""
     if not rows:
         return
-    text = markdown(machine, rows, wrong)
-    write_aside(out / "table.md", lambda aside: aside.write_text(text, encoding="utf-8"))
-    lines = io.StringIO()
+    write_text(out / "table.md", markdown(machine, rows, wrong))
     columns = [name for name in asdict(rows[0]) if name != "trace"]
-    writer = csv.DictWriter(lines, columns, extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    write_aside(
-        out / "results.csv", lambda aside: aside.write_text(lines.getvalue(), encoding="utf-8")
-    )
+    cells = [{name: asdict(row)[name] for name in columns} for row in rows]
+    write_csv(out / "results.csv", columns, cells)
     plot_time_over_size(rows, out / "time_over_size.png")
     plot_gap_over_time(rows, out / "gap_over_time.png")
 
 
 def table(rows: Sequence[Row]) -> Any:
     """The columns that fit a terminal."""
-    from rich.table import Table
-
-    made = Table()
-    for name in _TERMINAL:
-        made.add_column(name, justify="left" if name in _TEXT else "right", no_wrap=True)
-    for _, group in itertools.groupby(rows, lambda r: r.instance):
-        for row in group:
-            named = dict(zip(_COLUMNS, cells(row, rows), strict=True))
-            made.add_row(*(named[name] for name in _TERMINAL))
-        made.add_section()
-    return made
+    places = [_COLUMNS.index(name) for name in _TERMINAL]
+    shown = [[row_cells[i] for i in places] for row_cells in (cells(row, rows) for row in rows)]
+    return terminal.table(_TERMINAL, shown, text=_TEXT)
 
 
 def markdown(machine: dict[str, Any], rows: Sequence[Row], wrong: Sequence[str]) -> str:

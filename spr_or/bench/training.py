@@ -28,9 +28,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
+
+from spr_or.utils import outputs, terminal
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 BATCH = 128
 ROWS = {"cpu": 10 * BATCH, "cuda": 50_000}
@@ -49,7 +54,7 @@ class Times(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
+class EpochRow:
     """One way: medians over ``turns``, ratios turn by turn, ± half their interquartile range."""
 
     device: str
@@ -68,55 +73,67 @@ class Row:
 
 def command(
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="F", help="Write all numbers to F.")
+        Path | None,
+        typer.Option(
+            "--json", metavar="FILE", help="Write all numbers there.", callback=outputs.file
+        ),
     ] = None,
-    seconds: Annotated[
-        float, typer.Option(min=0.1, metavar="S", help="Time for each device, warm-up excluded.")
+    time_limit: Annotated[
+        float,
+        typer.Option(min=0.1, metavar="SECONDS", help="For each device, warm-up excluded."),
     ] = 120.0,
     rows: Annotated[
         int | None,
-        typer.Option(min=BATCH, help="Images of an epoch. Default: 50000 on a GPU, 1280 on a CPU."),
+        typer.Option(
+            min=BATCH,
+            metavar="N",
+            help="Images of an epoch. Default: 50000 on a GPU, 1280 on a CPU.",
+        ),
     ] = None,
     workers: Annotated[
-        int, typer.Option(min=0, help="Processes of the plain loop's DataLoader.")
+        int, typer.Option(min=0, metavar="N", help="Processes of the plain loop's DataLoader.")
     ] = 2,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads. Default: what torch takes.")
+        int | None, typer.Option(min=1, metavar="N", help="CPU threads. Default: what torch takes.")
     ] = None,
 ) -> None:
-    """How long an epoch takes: fast path against plain loop, with SPR against without."""
-    import torch
-    from rich.console import Console
+    """Measure how long an epoch takes.
 
-    from spr_or.bench.regularizer import describe_machine, prepare
+    The fast path of spr-or run is set against a plain loop, and each with SPR against without.
+
+    Exit status: 0 done, 2 bad usage, 130 interrupted.
+    """
+    import torch
+
+    from spr_or.bench.regularizer_cost import describe_machine, set_threads
     from spr_or.utils.files import write_json
 
-    prepare(json_file, threads)
+    set_threads(threads)
     machine = describe_machine() | {"workers": workers}
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    progress = Console(stderr=True)
-    console = Console()
-    found: list[Row] = []
+    screen = terminal.console()
+    found: list[EpochRow] = []
     peaks: dict[str, float] = {}
     for device in devices:
-        with progress.status(f"measuring on {device}"):
+        count = rows or ROWS[device]
+        with terminal.progress() as progress:
+            progress.step(f"peak of {device}")
             peaks[device] = peak_flops(device)
-            count = rows or ROWS[device]
-            measured = measure(device, count, workers, seconds, peaks[device])
-        _print(console, device, count, peaks[device], measured)
+            progress.step(f"epochs of {count} images on {device}, about {time_limit:g} s")
+            measured = measure(device, count, workers, time_limit, peaks[device])
+        _print(screen, device, count, peaks[device], measured)
         found += measured
-    parts = (f"{key} {value}" for key, value in machine.items() if value is not None)
-    console.print(", ".join(parts), highlight=False, soft_wrap=True)
+    terminal.say(screen, ", ".join(f"{k} {v}" for k, v in machine.items() if v is not None))
     if json_file is not None:
         rows_of = {device: rows or ROWS[device] for device in devices}
         content = {"machine": machine, "rows_of_an_epoch": rows_of, "peak_flops": peaks}
         write_json(json_file, content | {"rows": [asdict(row) for row in found]})
 
 
-def measure(device: str, rows: int, workers: int, seconds: float, peak: float) -> list[Row]:
+def measure(device: str, rows: int, workers: int, seconds: float, peak: float) -> list[EpochRow]:
     """Epochs of ``rows`` images in turns; a first turn warms up (workers, caches, the capture)."""
-    from models.resnet_cifar import resnet20
-    from spr_or.pruning.masks import count_macs
+    from spr_or.models.resnet_cifar import resnet20
+    from spr_or.pruning.counts import count_macs
 
     epochs = {PLAIN: plain_epochs(device, rows, workers)} | {
         method: fast_epochs(device, rows, method) for method in (FAST, SPR_ON, PROX)
@@ -134,7 +151,7 @@ def measure(device: str, rows: int, workers: int, seconds: float, peak: float) -
         if device == "cpu" and method != PLAIN:  # whose workers are other processes
             processor = _ratio(taken.processor, fast.processor)
         result.append(
-            Row(
+            EpochRow(
                 device=device,
                 method=method,
                 seconds=statistics.median(taken.clock),
@@ -158,7 +175,7 @@ def plain_epochs(device: str, rows: int, workers: int) -> Callable[[], object]:
     import torch.nn.functional as F
     from torch.utils.data import DataLoader
 
-    from models.resnet_cifar import resnet20
+    from spr_or.models.resnet_cifar import resnet20
 
     images, labels = _images(rows)
     loader: Any = DataLoader(
@@ -210,7 +227,7 @@ def fast_epochs(device: str, rows: int, method: str) -> Callable[[], object]:
     """An epoch as `spr-or run` takes it with everything in ``[speed]`` that the device allows."""
     import torch
 
-    from models.resnet_cifar import resnet20
+    from spr_or.models.resnet_cifar import resnet20
     from spr_or.pruning.prox_sgd import ProxSGD
     from spr_or.pruning.regularizer import SPR
     from spr_or.training.data.load import memory_batches
@@ -227,7 +244,7 @@ def fast_epochs(device: str, rows: int, method: str) -> Callable[[], object]:
     torch.manual_seed(0)
     model = resnet20().to(device).train()
     if gpu:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
     # A rate so small that the networks stay alike: the time of a step does not depend on it.
     rates: dict[str, Any] = {"lr": 1e-6, "momentum": 0.9, "weight_decay": 5e-4}
     optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), **rates)
@@ -295,46 +312,36 @@ def _images(rows: int) -> tuple[Any, Any]:
     return images, torch.randint(10, (rows,), generator=generator)
 
 
-def _print(console: Any, device: str, rows: int, peak: float, found: list[Row]) -> None:
-    from rich.table import Table
-
+def _print(screen: Console, device: str, rows: int, peak: float, found: list[EpochRow]) -> None:
     network = f"ResNet-20, batch {BATCH}, {device}"
-    console.print(f"{network}: {rows:,} images an epoch, peak {peak:.3g} FLOP/s", highlight=False)
-    speeds = Table(title="an epoch", title_justify="left")
-    added = Table(title="time over that of the fast path without SPR", title_justify="left")
-    headings = (
-        (speeds, ("seconds", "images/s", "of peak", "times as fast", "turns")),
-        (added, ("by the clock", "processor time")),
-    )
-    for table, columns in headings:
-        table.add_column("", no_wrap=True)
-        for heading in columns:
-            table.add_column(heading, justify="right")
+    terminal.say(screen, f"{network}: {rows:,} images an epoch, peak {peak:.3g} FLOP/s")
+    speeds, added = [], []
     for row in found:
-        speedup = _with_spread(row.speedup, row.speedup_spread)
+        speedup = terminal.styled(_with_spread(row.speedup, row.speedup_spread), "")
         if row.method == FAST and device in LEAST_SPEEDUP:
-            speedup = _judged(speedup, row.speedup >= LEAST_SPEEDUP[device])
-        speeds.add_row(
-            row.method,
+            speedup.stylize(_judged(row.speedup >= LEAST_SPEEDUP[device]))
+        numbers = (
             f"{row.seconds:.3f}",
             f"{row.images_per_second:,.0f}",
             f"{100 * row.share_of_peak:.1f} %",
-            speedup,
-            str(row.turns),
         )
-        over_fast = _with_spread(row.over_fast, row.over_fast_spread)
+        speeds.append((row.method, *numbers, speedup, str(row.turns)))
+        over_fast = terminal.styled(_with_spread(row.over_fast, row.over_fast_spread), "")
         if row.method == SPR_ON:
-            over_fast = _judged(over_fast, row.over_fast <= MOST_SPR[device])
+            over_fast.stylize(_judged(row.over_fast <= MOST_SPR[device]))
         processor = _with_spread(row.processor_over_fast, row.processor_over_fast_spread)
         if row.method in (SPR_ON, PROX):
-            added.add_row(row.method, over_fast, processor)
-    console.print(speeds)
-    console.print(added)
+            added.append((row.method, over_fast, processor))
+    columns = ("method", "seconds", "images/s", "of peak", "times as fast", "turns")
+    terminal.show(screen, terminal.table(columns, speeds, title="an epoch", text=("method",)))
+    columns_added = ("method", "by the clock", "processor time")
+    title = "time over that of the fast path without SPR"
+    terminal.show(screen, terminal.table(columns_added, added, title=title, text=("method",)))
 
 
 def _with_spread(ratio: float | None, spread: float | None) -> str:
     return "" if ratio is None else f"{ratio:.3f} ± {spread:.3f}"
 
 
-def _judged(text: str, good: bool) -> str:
-    return f"[{'green' if good else 'red'}]{text}[/]"
+def _judged(good: bool) -> str:
+    return "green" if good else "red"

@@ -338,26 +338,6 @@ def _largest_eigenvalue(L: Tensor, diagonal: Tensor) -> float:
     return float(torch.linalg.eigvalsh(small)[-1])
 
 
-def indicators_of(design: Design, entities: Tensor, W: Tensor, d: Tensor) -> Tensor:
-    """The y (n,) behind a point W (n, k, q) of moved curvature d (n, k): W = y Omega, (C - R W) = D Omega.
-
-    With `point_of` this keeps n numbers of a point in a proof instead of n k q.
-    """
-    relaxation = _relaxation_of(design, entities, d)
-    R = relaxation.curvature_left(d.flatten())
-    flat = W.flatten(0, 1)
-    omega = ((relaxation.C - R @ flat) / d.reshape(-1, 1)).view(W.shape)
-    return (W * omega).sum((1, 2)) / omega.square().sum((1, 2)).clamp(min=1e-300)
-
-
-def point_of(design: Design, entities: Tensor, d: Tensor, y: Tensor) -> Tensor:
-    """The W (n, k, q) of the entities for indicators y (n,) and moved curvature d (n, k)."""
-    relaxation = _relaxation_of(design, entities, d)
-    R = relaxation.curvature_left(d.flatten())
-    W = relaxation.inner(R, d.flatten(), y.clamp(_LEAST, 1)).W
-    return W.view(len(entities), *design.shape[1:])
-
-
 def relaxation_at(
     design: Design, d: Tensor, accuracy: float, y: Tensor | None = None
 ) -> RelaxationPoint:
@@ -366,7 +346,8 @@ def relaxation_at(
     R = Q - diag(d) has to be positive definite, and the box is left out.  The value is within
     ``accuracy`` N of the minimum over the indicators, which is looked for from y (N,), or from 1/2.
     """
-    relaxation = _relaxation_of(design, torch.arange(design.shape[0]), d, 10 * accuracy, y)
+    engine = SharedCurvatureEngine(FirstOrderEngine(design, 1.0), 10 * accuracy, 0, torch.inf)
+    relaxation = Relaxation(engine, _node(design, d, y))
     d = d.flatten()
     return relaxation.solve_y(relaxation.curvature_left(d), d, torch.inf)
 
@@ -382,20 +363,13 @@ def perspective_bound(problem: SparseTrainingProblem, accuracy: float) -> float:
     """
     design = design_of(problem).with_moments()
     N, k, _ = design.shape
-    node = _node(design, torch.arange(N), design.ridge.unsqueeze(1).expand(N, k))
+    node = _node(design, design.ridge.unsqueeze(1).expand(N, k))
     SharedCurvatureEngine(FirstOrderEngine(design, accuracy), 1e-9, 0, torch.inf)([node], torch.inf)
     return node.own
 
 
-def _node(design: Design, entities: Tensor, d: Tensor, y: Tensor | None = None) -> Node:
-    """A node without fixings whose entities have the moved curvature d (n, k)."""
-    n = len(entities)
-    none = torch.zeros(n, dtype=torch.bool)
-    return Node(entities, none, design.X.new_zeros((n, *design.shape[1:])), d, indicator=y)
-
-
-def _relaxation_of(
-    design: Design, entities: Tensor, d: Tensor, mu: float = 1.0, y: Tensor | None = None
-) -> Relaxation:
-    engine = SharedCurvatureEngine(FirstOrderEngine(design, 1.0), mu, 0, torch.inf)
-    return Relaxation(engine, _node(design, entities, d, y))
+def _node(design: Design, d: Tensor, y: Tensor | None = None) -> Node:
+    """A node without fixings whose entities have the moved curvature d (N, k)."""
+    N = design.shape[0]
+    none = torch.zeros(N, dtype=torch.bool)
+    return Node(torch.arange(N), none, design.X.new_zeros(design.shape), d, indicator=y)

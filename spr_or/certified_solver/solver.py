@@ -4,7 +4,7 @@ Squared loss (one or many outputs) and logistic loss.  The steps, each in a file
 the relaxation over all entities by a working set (`root`), incumbents (`incumbents`), safe fixing
 (`bounds`), and on what is left a best-first tree (`search`) whose nodes are solved many at a time, with
 moved curvature where the loss has some (`block_curvature`; `clusters` where a tree stays open), else by an
-accelerated proximal gradient method (`node_fista`).  docs/solver.md has the mathematics and the
+accelerated proximal gradient method (`node_fista`).  docs/explanation/solver.md has the mathematics and the
 measurements.
 """
 

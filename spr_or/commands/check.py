@@ -7,23 +7,29 @@ from typing import Annotated
 
 import typer
 
+from spr_or.utils import terminal
+
 
 def command(
     folders: Annotated[
         list[Path],
-        typer.Argument(metavar="DIR...", help="Folders that spr-or solve wrote, paths included."),
+        typer.Argument(metavar="DIR", help="Folders that spr-or solve wrote, paths included."),
     ],
     data: Annotated[
-        Path | None, typer.Option(help="The data file, where it is no longer in its old place.")
+        Path | None,
+        typer.Option(metavar="FILE", help="The data file, if it is no longer where it was."),
     ] = None,
     exact: Annotated[
         bool,
         typer.Option("--exact", help="In rational arithmetic: squared loss, up to 40 weights."),
     ] = False,
 ) -> None:
-    """Check solutions, proofs and bounds M again; nothing that the solver computed is trusted.
+    """Check what spr-or solve left, from the data.
 
-    Exit status: 0 everything holds, 1 something does not, 2 nothing to check.
+    The solution, the proof of its bound and the bound M on the weights are computed again; no
+    number of the solver is trusted.
+
+    Exit status: 0 everything holds, 1 something does not, 2 nothing to check, 130 interrupted.
     """
     import torch
 
@@ -32,20 +38,21 @@ def command(
 
     torch.set_num_threads(1)  # one order of adding, the same every time
     fine = True
+    screen = terminal.console()
     try:
         for folder in _expanded(folders):
-            found = recheck(folder, data, exact)
+            with terminal.progress() as progress:
+                progress.step(f"checking {folder}")
+                found = recheck(folder, data, exact)
             for problem in found.problems:
-                typer.secho(f"{folder}: {problem}", fg="red", err=True)
-            if not found.problems:
+                typer.secho(f"{folder}: {terminal.printable(problem)}", fg="red", err=True)
+            if found.ok:
                 M = "M proven" if found.m_proven else "M as given, not proven"
-                typer.echo(
-                    f"{folder}: holds; objective {found.objective:.10g}, bound {found.bound:.10g}, {M}"
-                )
-            fine = fine and not found.problems
+                numbers = f"objective {found.objective:.10g}, bound {found.bound:.10g}"
+                terminal.say(screen, f"{folder}: holds; {numbers}, {M}")
+            fine = fine and found.ok
     except TableError as error:
-        typer.secho(f"error: {error}", fg="red", bold=True, err=True)
-        raise typer.Exit(2) from None
+        raise terminal.failed(error, 2) from None
     raise typer.Exit(0 if fine else 1)
 
 

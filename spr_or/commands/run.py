@@ -3,81 +3,98 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from spr_or.utils import outputs, terminal
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
 
 def command(
-    recipe: Annotated[Path, typer.Argument(help="A recipe in TOML, such as those in experiments.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RECIPE", help="A recipe in TOML, such as those in experiments/recipes."
+        ),
+    ],
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key: spr.lam=20, seeds=[1]."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a key: spr.lam=20, seeds=[1]. Give it several times for several keys.",
+        ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder of the results. Default: runs/NAME-OF-RECIPE."),
+        typer.Option(
+            metavar="DIR",
+            help="Folder of the results. Default: runs/NAME-OF-RECIPE.",
+            callback=outputs.folder,
+        ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue what stands in the folder, if anything.")
+        bool,
+        typer.Option(
+            "--resume", help="Go on with the run in that folder, from its last finished epoch."
+        ),
     ] = False,
 ) -> None:
-    """Train dense, prune with SPR, fine-tune, compact, and write a report.
+    """Train, prune, fine-tune and compact a network.
 
-    Exit status: 0 done, 1 the run failed, 2 bad usage or recipe, 130 interrupted.
+    A recipe trains a dense network, prunes it with SPR, fine-tunes what is left, removes the pruned
+    filters for good (compacts) and writes a report.
+
+    Exit status: 0 done, 1 the run failed, 2 bad usage, recipe or data, or a folder that holds
+    another run, 130 interrupted.
     """
-    from rich.console import Console
-
     from spr_or.training import distributed
     from spr_or.training.checkpoint import CheckpointError
     from spr_or.training.data.parquet import DataError
-    from spr_or.training.display import Display
-    from spr_or.training.durable import DiskFull
-    from spr_or.training.phases import RunError
     from spr_or.training.recipe import RecipeError, load_recipe
-    from spr_or.training.run import run_recipe
+    from spr_or.training.run_progress import RunDisplay
+    from spr_or.training.runner import FolderInUse, run_recipe
+    from spr_or.training.seed_run import RunError
+    from spr_or.utils.files import DiskFull
 
-    errors = Console(stderr=True)
     rank, processes = distributed.launched()
     who = f"process {rank} of {processes}: " if processes > 1 else ""
 
     def stop(message: object, status: int) -> typer.Exit:
-        errors.print(f"{who}error: {message}", style="bold red", markup=False, soft_wrap=True)
-        return typer.Exit(status)
+        return terminal.failed(f"{who}{message}", status)
 
     try:
         checked = load_recipe(recipe, set_ or [])
         folder = out or Path("runs") / recipe.stem
-        summary = run_recipe(checked, folder, resume=resume, display=Display())
-    except RecipeError as error:
+        summary = run_recipe(checked, folder, resume=resume, display=RunDisplay())
+    except (RecipeError, DataError, FolderInUse) as error:
         raise stop(error, 2) from None
-    except (RunError, DataError, CheckpointError, DiskFull) as error:
+    except (RunError, CheckpointError, DiskFull) as error:
         raise stop(error, 1) from None
     except KeyboardInterrupt:
         raise stop("interrupted; --resume continues from the last finished epoch", 130) from None
     if rank > 0:
         return
-    console = Console()
-    _print_summary(console, summary)
-    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    screen = terminal.console()
+    _print_summary(screen, summary)
+    screen.print(f"report: {folder / 'report.html'}")
 
 
-def _print_summary(console: Any, summary: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    from spr_or.training.report.page import CLOCK_ROWS, ROWS
+def _print_summary(screen: Console, summary: dict[str, Any]) -> None:
+    from spr_or.training.report.rows import CLOCK_ROWS, RATIO_ROWS, ROWS, shown
 
     seeds = len(summary.get("seeds", [0]))
-    title = f"{summary['name']}: {summary['model']} on {summary['dataset']}"
-    table = Table(title=title, title_justify="left", show_header=seeds > 1)
-    table.add_column("")
-    table.add_column(f"mean of {seeds} seeds", justify="right")
+    deviations = summary["std"] if seeds > 1 else {}
+    optional = [row for row in (*RATIO_ROWS, *CLOCK_ROWS) if row[1] in summary]
+    columns: tuple[str, ...] = ("measure", "value")
     if seeds > 1:
-        table.add_column("±", justify="right")
-    for label, key, form in ROWS:
-        deviation = [form.format(summary["std"][key])] if seeds > 1 else []
-        table.add_row(label, form.format(summary[key]), *deviation)
-    for label, key, form in CLOCK_ROWS:
-        if key in summary:
-            table.add_row(label, form.format(summary[key]))
-    console.print(table)
+        columns = ("measure", f"mean of {seeds} seeds", "±")
+    rows = []
+    for label, key, form in (*ROWS, *optional):
+        spread = shown(form, deviations[key]) if key in deviations else ""
+        rows.append((label, shown(form, summary[key]), spread)[: len(columns)])
+    title = f"{summary['name']}: {summary['model']} on {summary['dataset']}"
+    terminal.show(screen, terminal.table(columns, rows, title=title, text=("measure",)))

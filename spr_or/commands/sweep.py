@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from spr_or.utils import outputs, terminal
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class Engine(StrEnum):
@@ -17,70 +22,81 @@ class Engine(StrEnum):
 
 
 def command(
-    sweep: Annotated[Path, typer.Argument(help="A sweep file in TOML; docs/sweep.md shows one.")],
+    sweep: Annotated[
+        Path,
+        typer.Argument(metavar="SWEEP", help="A sweep file in TOML: a recipe, and keys to vary."),
+    ],
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe in all runs."),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder of the sweep. Default: runs/NAME-OF-SWEEP."),
+        typer.Option(
+            metavar="DIR",
+            help="Folder of the sweep. Default: runs/NAME-OF-SWEEP.",
+            callback=outputs.folder,
+        ),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at once on this machine.")] = 1,
+    jobs: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Runs at once on this machine.")
+    ] = 1,
     engine: Annotated[
-        Engine, typer.Option(help="Processes here, or a Ray cluster.")
+        Engine,
+        typer.Option(metavar="NAME", help="local (processes here) or ray (a Ray cluster)."),
     ] = Engine.local,
     gpus: Annotated[
         float | None,
-        typer.Option(min=0, help="Ray: share of a GPU for each run. Default: 1 if there is any."),
+        typer.Option(
+            min=0, metavar="X", help="Ray: share of a GPU for each run. Default: 1 if there is any."
+        ),
     ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Run those again that failed before.")
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Take up the runs that failed before, too; they are left alone else."
+        ),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the runs and where they stand; start none.")
     ] = False,
 ) -> None:
-    """Run every setting of a sweep that is not finished yet; start it again to continue.
+    """Run a recipe with many settings.
 
-    Exit status: 0 done, 1 runs have failed, 2 bad usage, sweep or recipe, 130 interrupted.
+    Runs that are finished are read, not repeated: the same command goes on after a stop.
+
+    Exit status: 0 done, 1 runs have failed, 2 bad usage, sweep or recipe, or a folder in which
+    another sweep is at work, 130 interrupted.
     """
-    from rich.console import Console
-
-    from spr_or.sweeps.plan import SweepError, load_sweep
     from spr_or.sweeps.sweep import run_sweep
+    from spr_or.sweeps.sweep_file import SweepError, load_sweep
     from spr_or.training.recipe import RecipeError
 
-    errors, console = Console(stderr=True), Console()
-
-    def stop(message: object, status: int) -> typer.Exit:
-        errors.print(f"error: {message}", style="bold red", markup=False, soft_wrap=True)
-        return typer.Exit(status)
-
+    errors, screen = terminal.console(stderr=True), terminal.console()
     try:
         plan = load_sweep(sweep, set_ or [])
         folder = out or Path("runs") / sweep.stem
         if dry_run:
-            _list(console, plan, folder)
+            _list(screen, plan, folder)
             return
-        errors.print(f"{plan.name}: {len(plan.points)} runs in {folder}", highlight=False)
+        errors.print(f"{plan.name}: {len(plan.runs)} runs in {folder}")
         pool = _pool(engine, jobs, gpus)
-        result = run_sweep(
-            plan, folder, pool, retry_failed=retry_failed, on_end=_teller(errors, plan)
-        )
+        result = run_sweep(plan, folder, pool, retry_failed=resume, on_end=_teller(errors, plan))
     except (SweepError, RecipeError) as error:
-        raise stop(error, 2) from None
+        raise terminal.failed(error, 2) from None
     except ConnectionError as error:
-        raise stop(f"no Ray cluster answers at $RAY_ADDRESS: {error}", 2) from None
+        raise terminal.failed(f"no Ray cluster answers at $RAY_ADDRESS: {error}", 2) from None
     except ImportError as error:
-        raise stop(f"--engine ray needs Ray: pip install 'spr-or[ray]' ({error})", 2) from None
+        raise terminal.failed(
+            f"--engine ray needs Ray: pip install 'spr-or[ray]' ({error})", 2
+        ) from None
     except KeyboardInterrupt:
-        raise stop("interrupted; the same command continues", 130) from None
-    _show(console, plan, folder, result)
+        raise terminal.failed("interrupted; the same command continues", 130) from None
+    _show(screen, plan, folder, result)
     if result.failed:
-        raise stop(
-            f"{len(result.failed)} of {len(plan.points)} runs failed, see {folder / 'failed.csv'}; "
-            "--retry-failed runs them again",
+        raise terminal.failed(
+            f"{len(result.failed)} of {len(plan.runs)} runs failed, see {folder / 'failed.csv'}; "
+            "--resume runs them again",
             1,
         )
 
@@ -91,51 +107,45 @@ def _pool(engine: Engine, jobs: int, gpus: float | None) -> Any:
     return RayPool(jobs, gpus=gpus) if engine is Engine.ray else LocalPool(jobs)
 
 
-def _list(console: Any, plan: Any, folder: Path) -> None:
-    from rich.table import Table
-
+def _list(screen: Console, plan: Any, folder: Path) -> None:
     from spr_or.sweeps.jobs import dense_folder_name, dense_recipe
     from spr_or.sweeps.sweep import state_of
 
-    table = Table(title=f"{plan.name} in {folder}", title_justify="left")
-    for name in (*plan.keys, "seed", "state", "dense phase"):
-        table.add_column(name, justify="left" if name == "dense phase" else "right")
-    shared = set()
-    for point in plan.points:
+    rows, shared = [], set()
+    for point in plan.runs:
         values = [str(point.changes.get(key, "")) for key in plan.keys]
         dense = "none"
         if point.recipe.dense.epochs:
             dense = dense_folder_name(dense_recipe(point.recipe))
             shared.add(dense)
-        table.add_row(*values, str(point.seed), state_of(point, folder.absolute()), dense)
-    console.print(table)
-    console.print(f"{len(plan.points)} runs, {len(shared)} dense phases", highlight=False)
+        rows.append((*values, str(point.seed), state_of(point, folder.absolute()), dense))
+    columns = (*plan.keys, "seed", "state", "dense phase")
+    title = f"{plan.name} in {folder}"
+    terminal.show(screen, terminal.table(columns, rows, title=title, text=("state", "dense phase")))
+    screen.print(f"{len(plan.runs)} runs, {len(shared)} dense phases")
 
 
-def _teller(console: Any, plan: Any) -> Any:
+def _teller(errors: Console, plan: Any) -> Any:
     """A line for each run that ends."""
 
     def tell(progress: Any) -> None:
         outcome = f"failed: {progress.error}" if progress.error else "done"
         line = f"[{progress.done}/{progress.total}] {progress.job.name}: {outcome}"
-        console.print(line, highlight=False, markup=False, soft_wrap=True,
-                      style="red" if progress.error else None)  # fmt: skip
+        terminal.say(errors, line, "red" if progress.error else None)
 
     return tell
 
 
-def _show(console: Any, plan: Any, folder: Path, result: Any) -> None:
+def _show(screen: Console, plan: Any, folder: Path, result: Any) -> None:
     from spr_or.sweeps import show
 
     if not result.finished:
         return
-    notes = {point.recipe.note for point in plan.points} - {""}
+    notes = {point.recipe.note for point in plan.runs} - {""}
     found = show.means(plan.keys, result.finished)
-    console.print(show.rich_table(plan.name, plan.keys, found))
+    terminal.show(screen, show.rich_table(plan.name, plan.keys, found))
     for note in notes:
-        console.print(note, markup=False, highlight=False)
+        terminal.say(screen, note)
     title = f"{plan.name}: {len(result.finished)} runs"
     show.figure(title, plan.keys, result.finished, folder / "pareto.png")
-    console.print(
-        f"{folder / 'table.csv'}, {folder / 'pareto.png'}", highlight=False, soft_wrap=True
-    )
+    screen.print(f"{folder / 'table.csv'}, {folder / 'pareto.png'}")

@@ -7,38 +7,46 @@ from typing import Annotated
 
 import typer
 
+from spr_or.utils import outputs, terminal
+
 
 def command(
     runs: Annotated[
-        Path, typer.Argument(help="A folder of runs, from spr-or run or sweep, however deep.")
+        Path,
+        typer.Argument(
+            metavar="DIR", help="A folder of runs, from spr-or run or sweep, however deep."
+        ),
     ] = Path("runs"),
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where tables.md, tables.csv and figures go.")
+        Path,
+        typer.Option(
+            metavar="DIR",
+            help="Where tables.md, tables.csv and figures go.",
+            callback=outputs.folder,
+        ),
     ] = Path("runs/tables"),
     reference: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="The published figures. Default: experiments/reference."),
     ] = None,
 ) -> None:
-    """Put our figures beside the published ones; what was not run says so.
+    """Put own runs beside the published figures.
 
-    Exit status: 0 done, 2 bad usage.
+    What was not run says so.
+
+    Exit status: 0 done, 2 bad usage or no runs, 130 interrupted.
     """
-    from rich.console import Console
-
     from spr_or.paper_tables.ours import find_runs, settings
     from spr_or.paper_tables.published import REFERENCE, read_epoch_times, read_published
-    from spr_or.paper_tables.report import write_report
+    from spr_or.paper_tables.tables_report import write_report
 
     folder = reference or REFERENCE
     try:
         published, times = read_published(folder), read_epoch_times(folder)
         found, unfinished = find_runs(runs)
     except ValueError as error:
-        message = f"error: {error}"
-        Console(stderr=True).print(message, style="bold red", markup=False, soft_wrap=True)
-        raise typer.Exit(2) from None
+        raise terminal.failed(error, 2) from None
     write_report(out, settings(found), published, times, unfinished)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{len(found)} runs read, {len(unfinished)} not finished")
-    console.print(out / "tables.md")
+    screen = terminal.console()
+    screen.print(f"{len(found)} runs read, {len(unfinished)} not finished")
+    screen.print(f"wrote {out / 'tables.md'}")

@@ -1,18 +1,24 @@
-"""`spr-or verify`: climb the ladder of bounds on small instances and check every claim."""
+"""`spr-or verify`: the bounds of small problems by several solvers, and every claim about them."""
 
 from __future__ import annotations
 
 import difflib
+import inspect
+import traceback
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spr_or.utils.files import write_json
-from spr_or.utils.import_path import load_object
+from spr_or.utils import outputs, terminal
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from spr_or.formulations.problem import SparseTrainingProblem
+    from spr_or.verification.bounds_over_m import SweepPoint
     from spr_or.verification.ladder import Ladder
 
 
@@ -20,19 +26,25 @@ def command(
     instances: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[INSTANCE]...",
+            metavar="INSTANCE",
             help="Names from --list, or module:function that returns a SparseTrainingProblem. "
             "Default: all.",
         ),
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="F", help="Write all numbers to F.")
+        Path | None,
+        typer.Option(
+            "--json", metavar="FILE", help="Write all numbers there.", callback=outputs.file
+        ),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(metavar="F", help="Draw the ladders to F (png, pdf, svg).")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Draw the bounds there (png, pdf, svg).", callback=outputs.picture
+        ),
     ] = None,
     time_limit: Annotated[
-        float, typer.Option(min=0.01, metavar="S", help="Seconds for each rung.")
+        float, typer.Option(min=0.01, metavar="SECONDS", help="For each solver on each problem.")
     ] = 60.0,
     sweep_m: Annotated[
         bool,
@@ -44,11 +56,22 @@ def command(
     ] = False,
     variant: Annotated[
         str,
-        typer.Option(help="The closed form claimed to be exact: exact, printed or authors2022."),
+        typer.Option(
+            metavar="NAME",
+            help="The closed form claimed to be exact: exact, printed or authors2022.",
+        ),
     ] = "exact",
     show_list: Annotated[bool, typer.Option("--list", help="List the instances and stop.")] = False,
 ) -> None:
-    """Prove the formulations against each other on small instances.
+    """Compute the bounds of small problems and check every claim.
+
+    A problem is solved in three formulations, big-M, perspective and projected, each by several
+    solvers. Relaxed, with indicators between 0 and 1, a formulation gives a lower bound; with
+    integer indicators it gives the optimum of the mixed-integer program (MIP). The claims say how
+    these values must lie: big-M relaxation <= perspective relaxation = projected optimum <= MIP
+    optimum. An entity is a group of weights that is kept or removed as a whole.
+
+    Ctrl-C shows what was found so far.
 
     Exit status: 0 all claims hold, 1 a claim fails, 2 bad usage, 130 interrupted.
     """
@@ -66,19 +89,17 @@ def command(
         raise typer.BadParameter(
             f"{variant!r} is none of {', '.join(VARIANTS)}", param_hint="--variant"
         )
-    for path in (json_file, plot):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise typer.BadParameter(f"the folder of {path} does not exist: make it first")
     default = ["regression-8x3"] if sweep_m else list(INSTANCES)
     problems = [_problem(name) for name in instances or default]
     if sweep_m:
-        _sweep(problems, json_file, plot or Path("sweep_m.png"), time_limit)
+        picture = plot or outputs.picture(Path("sweep_m.png"))
+        assert picture is not None
+        _sweep(problems, json_file, picture, time_limit)
     else:
         _verify(problems, json_file, plot, time_limit, variant)
 
 
 def _problem(name: str) -> SparseTrainingProblem:
-    from spr_or.formulations.problem import SparseTrainingProblem
     from spr_or.verification.instances import INSTANCES
 
     if name in INSTANCES:
@@ -87,130 +108,158 @@ def _problem(name: str) -> SparseTrainingProblem:
         near = difflib.get_close_matches(name, INSTANCES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "see --list."
         raise typer.BadParameter(f"no instance is called {name!r}: {hint}")
+    return _own_problem(name)
+
+
+def _own_problem(path: str) -> SparseTrainingProblem:
+    """The problem that ``module:function`` returns, called like the function unless it has a name."""
+    from spr_or.formulations.problem import SparseTrainingProblem
+    from spr_or.utils.import_path import load_object
+
     try:
-        make = load_object(name)
+        make = load_object(path)
         problem = make() if callable(make) else make
-    except (ImportError, AttributeError, ValueError) as error:
-        raise typer.BadParameter(f"{name}: {error}") from None
+    except Exception as error:  # the user's own code may raise anything
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = "" if last.filename.startswith("<") else f" ({last.filename}, line {last.lineno})"
+        raise typer.BadParameter(f"{path}: {type(error).__name__}: {error}{where}") from None
     if not isinstance(problem, SparseTrainingProblem):
         raise typer.BadParameter(
-            f"{name} returns {type(problem).__name__}, not a SparseTrainingProblem"
+            f"{path} returns {type(problem).__name__}, not a SparseTrainingProblem"
         )
-    return problem
+    constructors = (SparseTrainingProblem.linear, SparseTrainingProblem.network)
+    unnamed = {inspect.signature(make).parameters["name"].default for make in constructors}
+    return replace(problem, name=path.partition(":")[2]) if problem.name in unnamed else problem
 
 
 def _verify(
-    problems: list[SparseTrainingProblem],
+    problems: Sequence[SparseTrainingProblem],
     json_file: Path | None,
     plot: Path | None,
     time_limit: float,
     variant: str,
 ) -> None:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    screen = terminal.console()
+    ladders: list[Ladder] = []
+    interrupted = False
+    try:
+        for problem in problems:
+            title = f"[{len(ladders) + 1}/{len(problems)}] {problem.name}"
+            ladders.append(_ladder(problem, title, time_limit, variant))
+            _print_ladder(screen, ladders[-1])
+            if ladders[-1].interrupted:
+                break
+    except KeyboardInterrupt:  # between two problems
+        interrupted = True
+    except ValueError as error:
+        raise terminal.failed(error, 2) from None
+    interrupted = interrupted or any(ladder.interrupted for ladder in ladders)
+    ok = not interrupted and all(ladder.ok for ladder in ladders)
+    _print_summary(screen, ladders, len(problems), interrupted)
+    _write(screen, ladders, ok, json_file, plot)
+    raise typer.Exit(130 if interrupted else 0 if ok else 1)
 
+
+def _ladder(problem: SparseTrainingProblem, title: str, time_limit: float, variant: str) -> Ladder:
     from spr_or.verification.ladder_of_bounds import verify
 
-    console = Console()
-    ladders: list[Ladder] = []
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=len(problems))
-        for problem in problems:
-
-            def report(label: str, name: str = problem.name) -> None:
-                progress.update(task, description=f"{name}: {label}")
-
-            ladder = verify(problem, time_limit=time_limit, variant=variant, on_rung=report)
-            ladders.append(ladder)
-            progress.advance(task)
-            _print_ladder(console, ladder)
-            if ladder.interrupted:
-                break
-    ok = all(ladder.ok for ladder in ladders) and len(ladders) == len(problems)
-    _print_summary(console, ladders)
-    if json_file:
-        write_json(json_file, {"ok": ok, "instances": [ladder.to_dict() for ladder in ladders]})
-        console.print(f"numbers: {json_file}")
-    if plot:
-        from spr_or.verification.plots import plot_ladders
-
-        plot_ladders(ladders, plot)
-        console.print(f"picture: {plot}")
-    if any(ladder.interrupted for ladder in ladders):
-        raise typer.Exit(130)
-    raise typer.Exit(0 if ok else 1)
+    with terminal.progress() as progress:
+        progress.step(title)
+        return verify(problem, time_limit=time_limit, variant=variant, progress=progress.detail)
 
 
-def _print_ladder(console: Any, ladder: Ladder) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(
-        title=f"{ladder.name}: {ladder.n_entities} entities",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    for heading in ("rung", "solver"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("value", "bound", "seconds"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("status", no_wrap=True)
-    for rung in ladder.rungs:
-        table.add_row(
-            f"{rung.formulation} {rung.integrality}",
+def _print_ladder(screen: Console, ladder: Ladder) -> None:
+    rows = [
+        (
+            rung.what,
             rung.solver,
             f"{rung.value:.6f}",
             f"{rung.bound:.6f}",
             f"{rung.seconds:.2f}",
             rung.status,
         )
-    console.print(table)
+        for rung in ladder.rungs
+    ]
+    columns = ("formulation", "solver", "value", "bound", "seconds", "status")
+    table = terminal.table(
+        columns, rows, text=("formulation", "solver", "status"),
+        title=f"{ladder.name}: {ladder.n_entities} entities",
+    )  # fmt: skip
+    terminal.show(screen, table)
     for check in ladder.checks:
-        mark = "[green]holds[/]" if check.holds else "[bold red]FAILS[/]"
-        console.print(f"  {mark} {check.claim}", highlight=False, soft_wrap=True)
-    console.print()
+        mark = "holds" if check.holds else "FAILS"
+        style = None if check.holds else "bold red"
+        terminal.say(screen, f"  {mark} {check.claim}", style, indent=" " * 8)
+    screen.print()
 
 
-def _print_summary(console: Any, ladders: list[Ladder]) -> None:
-    failed = [(ladder, c) for ladder in ladders for c in ladder.checks if not c.holds]
-    claims = sum(len(ladder.checks) for ladder in ladders)
-    if any(ladder.interrupted for ladder in ladders):
-        console.print("[yellow]interrupted[/]: the claims of the last instance were not checked")
+def _print_summary(
+    screen: Console, ladders: Sequence[Ladder], count: int, interrupted: bool
+) -> None:
+    checks = [(ladder, check) for ladder in ladders for check in ladder.checks]
+    failed = [(ladder, check) for ladder, check in checks if not check.holds]
+    complete = sum(not ladder.interrupted for ladder in ladders)
+    if interrupted:
+        message = f"interrupted: {complete} of {count} instances were verified"
+        if complete < len(ladders):
+            message += f"; the claims about {ladders[-1].name} were not all checked"
+        terminal.say(screen, message, "yellow")
     if failed:
-        console.print(f"[bold red]{len(failed)} of {claims} claims fail[/]")
+        terminal.say(screen, f"{len(failed)} of {len(checks)} claims fail", "bold red")
         for ladder, check in failed:
-            console.print(f"  {ladder.name}: {check.claim} (slack {check.slack:.3g})")
-    else:
-        console.print(f"[green]all {claims} claims hold[/] on {len(ladders)} instances")
+            line = f"  {ladder.name}: {check.claim} (slack {check.slack:.3g})"
+            terminal.say(screen, line, indent="    ")
+    elif complete:
+        where = "1 instance" if complete == 1 else f"{complete} instances"
+        terminal.say(screen, f"all {len(checks)} claims hold on {where}", "green")
+
+
+def _write(
+    screen: Console, ladders: Sequence[Ladder], ok: bool, json_file: Path | None, plot: Path | None
+) -> None:
+    from spr_or.utils.files import write_json
+
+    if json_file:
+        write_json(json_file, {"ok": ok, "instances": [ladder.to_dict() for ladder in ladders]})
+        screen.print(f"numbers: {json_file}")
+    complete = [ladder for ladder in ladders if not ladder.interrupted]
+    if plot and complete:
+        from spr_or.verification.plots import plot_ladders
+
+        plot_ladders(complete, plot)
+        screen.print(f"picture: {plot}")
 
 
 def _sweep(
-    problems: list[SparseTrainingProblem], json_file: Path | None, plot: Path, time_limit: float
+    problems: Sequence[SparseTrainingProblem], json_file: Path | None, plot: Path, time_limit: float
 ) -> None:
-    from rich.console import Console
-    from rich.progress import track
-
+    from spr_or.utils.files import write_json
     from spr_or.verification.bounds_over_m import FACTORS, bounds_at
+    from spr_or.verification.ladder import plain
     from spr_or.verification.plots import plot_sweep
 
-    console = Console(stderr=True)
     wrong = [problem.name for problem in problems if not problem.convex]
     if wrong:
         raise typer.BadParameter(f"--sweep-m takes linear models: {', '.join(wrong)} is a network")
     points = [(problem, factor) for problem in problems for factor in FACTORS]
-    found = [
-        bounds_at(problem, factor, time_limit)
-        for problem, factor in track(points, "bounds over M", console=console, transient=True)
-    ]
-    plot_sweep(found, plot)
-    console.print(f"picture: {plot}")
+    found: list[SweepPoint] = []
+    interrupted = False
+    with terminal.progress() as progress:
+        try:
+            for number, (problem, factor) in enumerate(points, 1):
+                progress.step(f"[{number}/{len(points)}] {problem.name}, {factor:g} times its M")
+                found.append(bounds_at(problem, factor, time_limit))
+        except KeyboardInterrupt:
+            interrupted = True
+    screen = terminal.console()
+    if interrupted:
+        terminal.say(screen, f"interrupted: {len(found)} of {len(points)} points", "yellow")
+    if found:
+        plot_sweep(found, plot)
+        screen.print(f"picture: {plot}")
     if json_file:
-        write_json(json_file, {"sweep": [vars(point) for point in found]})
-        console.print(f"numbers: {json_file}")
+        rows = [{key: plain(value) for key, value in vars(point).items()} for point in found]
+        write_json(json_file, {"sweep": rows})
+        screen.print(f"numbers: {json_file}")
+    if interrupted:
+        raise typer.Exit(130)

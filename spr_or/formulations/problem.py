@@ -198,8 +198,9 @@ class SparseTrainingProblem:
         r"""D(nu) <= optimum of the linear problem with lower <= y <= upper, for any nu (..., n, q).
 
         D(nu) = -(1/n) sum_m l*(nu_m) - lambda sum_i u_i z*(-(X' nu)_i / (n lambda u_i)), by Fenchel
-        duality (docs/derivation.md).  With lower = 0, upper = 1 it bounds the relaxation, hence the
-        MIP.  -inf where nu leaves the domain of l*.  Linear models only (``ValueError``).
+        duality (docs/explanation/derivation.md).  With lower = 0, upper = 1 it bounds the
+        relaxation, hence the MIP.  -inf where nu leaves the domain of l*.  Linear models only
+        (``ValueError``).
         """
         if not self.convex:
             raise ValueError("the Fenchel dual bound exists for linear models alone")

@@ -20,7 +20,7 @@ Three variants of the formula exist, and ``variant`` names the one that is meant
 
 * ``"exact"`` (default): the table above, which is min over y, hence a relaxation.
 * ``"printed"``: as in arXiv 2206.14056, eq. (5), where the quadratic term lost its alpha.  It equals
-  a^2 / y~ + (1 - alpha) y~ and is *not* a relaxation (docs/erratum.md).
+  a^2 / y~ + (1 - alpha) y~ and is *not* a relaxation (docs/explanation/erratum.md).
 * ``"authors2022"``: as printed, but with slope sqrt(alpha / (1 - alpha)) (1 + alpha) in NORM.
 
 Conventions shared by every function here:

@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PER_COLUMN = 20  # positions sampled for each column of a layer's patches; docs/layers.md has why
+from spr_or.utils.evaluating import evaluating
+
+PER_COLUMN = 20  # positions sampled for each column of a layer's patches (docs/lab/layers.md)
 _IMAGES = 512
 
 
@@ -71,22 +73,15 @@ def sample_patches(
         rows = patches.gather(2, chosen.unsqueeze(1).expand(-1, columns, -1))
         found[name].append(rows.mT.reshape(-1, columns).cpu().double())
 
-    handles = [
+    hooks = [
         layer.register_forward_pre_hook(
             lambda module, inputs, name=name: note(name, module, inputs[0])
         )
         for name, layer in layers.items()
     ]
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
+    with evaluating(model, hooks):
         for batch in images:
             model(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in modes:
-            module.training = training
     return {
         name: Patches(torch.cat(rows), layers[name].weight.detach().cpu().double().flatten(1).mT)  # type: ignore[operator]
         for name, rows in found.items()

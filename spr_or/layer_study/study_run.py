@@ -17,7 +17,7 @@ from spr_or.layer_study.activations import PER_COLUMN, refusal, sample_patches
 from spr_or.layer_study.kept import Kept, kept_inputs
 from spr_or.layer_study.layer_problem import ALPHA
 from spr_or.layer_study.study import Study, study_layer
-from spr_or.layer_study.study_progress import Display
+from spr_or.layer_study.study_progress import StudyDisplay
 from spr_or.proof.certificate import ProofCertificate
 from spr_or.solvers.time_limit import TimeLimit
 from spr_or.training.data.load import load_data
@@ -96,7 +96,7 @@ def study_run(
     seconds: float = 600.0,
     only: list[str] | None = None,
     again: bool = False,
-    display: Display | None = None,
+    display: StudyDisplay | None = None,
 ) -> Finished:
     """Study every convolution of a run with at most ``settings.max_channels`` input channels.
 
@@ -105,7 +105,7 @@ def study_run(
     are the same; with ``again`` only if its gap was proven.  ``only`` names layers.  Ctrl-C stores the
     running layer with the gap it has, and returns.  Raises `LayersError`, and what `load_data` raises.
     """
-    clock, shown = TimeLimit(seconds), display or Display(quiet=True)
+    clock, shown = TimeLimit(seconds), display or StudyDisplay(quiet=True)
     source = open_run(folder)
     layers, skipped = _chosen(source.model, settings.max_channels, only)
     place = folder / "layers"
@@ -125,7 +125,7 @@ def _study(
     settings: Settings,
     place: Path,
     clock: TimeLimit,
-    shown: Display,
+    shown: StudyDisplay,
     skipped: dict[str, str],
 ) -> dict[str, Study | None]:
     stored: dict[str, Study | None] = {}

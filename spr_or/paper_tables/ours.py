@@ -188,6 +188,15 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.fmean(values), deviation)
 
 
+def plain(value: float | None) -> str:
+    """A number as a recipe would write it; nothing for None.
+
+    >>> plain(0.10), plain(None)
+    ('0.1', '')
+    """
+    return "" if value is None else f"{value:g}"
+
+
 def find_runs(folder: Path) -> tuple[list[Run], list[Path]]:
     """All finished runs below a folder, and the folders of runs that are not finished.
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from spr_or.utils.shipped import shipped_folder
+
 
 class Problem(NamedTuple):
     """A data set and a network, as the paper names them."""
@@ -60,7 +62,7 @@ class EpochTime(NamedTuple):
     without_spr: float
 
 
-REFERENCE = Path(__file__).parents[2] / "experiments" / "reference"
+REFERENCE = shipped_folder("reference")
 
 # Found by dividing the tables' counts by their percentages (tests/test_tables.py does it again).
 DENOMINATORS = {

@@ -86,6 +86,8 @@ def positive_definite(A: Array, least: Array) -> bool:
     count = A.shape[-1]
     if A.size == 0:
         return True
+    if not (np.isfinite(A).all() and np.isfinite(least).all()):
+        return False
     diagonal = np.diagonal(A, axis1=-2, axis2=-1)
     shift = 2 * (count + 1) * gamma(count + 2) * np.abs(diagonal) + (1 + 4 * UNIT) * least
     lowered = A.copy()

@@ -69,18 +69,10 @@ class Proof:
             used = (W != 0).any(axis=(1, 2))
             entities, W = entities[used], W[used]
         nothing = np.zeros(0, dtype=np.int64)
+        moved = None if d is None else _array(d, np.float64)
+        members = None if clusters is None else _array(clusters, np.int64)
         self.records.append(
-            Record(
-                parent,
-                value,
-                entities,
-                W,
-                None if d is None else np.array(d, dtype=np.float64),
-                nothing,
-                nothing,
-                -1,
-                None if clusters is None else np.array(clusters, dtype=np.int64),
-            )  # fmt: skip
+            Record(parent, value, entities, W, moved, nothing, nothing, -1, members)
         )
         return len(self.records) - 1
 

@@ -18,9 +18,9 @@ p_i = lambda u_i (1 - alpha), and w* optimal with w*^i not zero:
 
    .. math:: |w^*_j| \le \frac{|g_j|}{2\,r_i} + \sqrt{\frac{U - D_i}{r_i}} .
 
-docs/solver.md has the proofs.  Columns are scaled by powers of two first, which rounds nothing; columns
-of zeros stay at weight 0.  Every quantity is enclosed: linear systems by their residual, the smallest
-eigenvalue by a verified factorisation.
+docs/explanation/derived-m.md has the proofs.  Columns are scaled by powers of two first, which
+rounds nothing; columns of zeros stay at weight 0.  Every quantity is enclosed: linear systems by their
+residual, the smallest eigenvalue by a verified factorisation.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def _ellipsoid(data: Data, D: Array, order: Array, spare: Array) -> Array:
     """Bound 2, (columns, q) in entity order."""
     Y, n = data.Y, data.n
     rows, p = data.X.shape
-    nothing = ~data.X.any(axis=0)
+    nothing = np.asarray(~data.X.any(axis=0))
     length = np.sqrt(np.square(data.X).sum(axis=0) / n + D)
     scale = np.exp2(-np.round(np.log2(np.where(length > 0, length, 1.0))))
     X = data.X * scale  # exact, as is D scale^2

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from spr_or.utils.evaluating import evaluating
 from spr_or.utils.files import write_aside
 
 
@@ -41,12 +42,7 @@ def export_onnx(model: nn.Module, example: Tensor, path: str | Path) -> None:
 
 
 def _program(model: nn.Module, example: Tensor) -> ExportedProgram:
-    training = model.training
     # An example of one sample would make torch.export take "one" for a fixed size.
     batch = torch.cat([example, example]) if len(example) == 1 else example
-    try:
-        return torch.export.export(
-            model.eval(), (batch,), dynamic_shapes=({0: Dim("batch", min=1)},)
-        )
-    finally:
-        model.train(training)
+    with evaluating(model):
+        return torch.export.export(model, (batch,), dynamic_shapes=({0: Dim("batch", min=1)},))

@@ -109,12 +109,20 @@ def gradients(xs: Sequence[Tensor], dims: Sequence[int], slopes: Slopes) -> list
 
 
 def add_gradients_(
-    targets: Sequence[Tensor], xs: Sequence[Tensor], dims: Sequence[int], slopes: Slopes
-) -> None:
-    """Add the gradient of each batch to its target, of the batch's shape and dtype."""
-    parts = _of_batches(xs, dims, slopes)
-    for target, x, dim, part in zip(targets, xs, dims, parts, strict=True):
-        target.addcmul_(x, factor(x, dim, part))
+    targets: Sequence[Tensor | None], xs: Sequence[Tensor], dims: Sequence[int], slopes: Slopes
+) -> list[Tensor | None]:
+    """Add the gradient of each batch to its target, of the batch's shape and dtype.
+
+    Returns the gradients of the batches whose target is None, and None for the others.
+    """
+    rest: list[Tensor | None] = []
+    for target, x, dim, part in zip(targets, xs, dims, _of_batches(xs, dims, slopes), strict=True):
+        if target is None:
+            rest.append(factor(x, dim, part).mul_(x))
+        else:
+            target.addcmul_(x, factor(x, dim, part))
+            rest.append(None)
+    return rest
 
 
 def factor(x: Tensor, dim: int, slopes: Slopes) -> Tensor:

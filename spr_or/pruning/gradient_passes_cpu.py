@@ -22,7 +22,7 @@ _LARGE = 2**17
 
 
 def add_gradients_(
-    targets: Sequence[Tensor],
+    targets: Sequence[Tensor | None],
     xs: Sequence[Tensor],
     dims: Sequence[int],
     lam: Tensor,
@@ -30,10 +30,11 @@ def add_gradients_(
     bound: Tensor,
     alpha: float,
     variant: str,
-) -> None:
+) -> list[Tensor | None]:
     """Add SPR's gradient with respect to each batch to its target, of equal shape and dtype.
 
-    The other arguments are those of `spr_or.pruning.gradient_passes.penalties_and_slopes`.
+    Returns the gradients of the batches whose target is None, and None for the others. The other
+    arguments are those of `spr_or.pruning.gradient_passes.penalties_and_slopes`.
     """
     tops, peaks, norms = [], [], []
     for x, dim in zip(xs, dims, strict=True):  # a layer is read three times while it is in cache
@@ -47,13 +48,19 @@ def add_gradients_(
     parts = slopes.split([len(top) for top in tops], [x.dtype for x in xs])
     batches = list(zip(targets, xs, dims, tops, sought, parts, strict=True))
     # The last layers are still in cache.
+    rest: list[Tensor | None] = []
     for target, x, dim, top, sought_peak, part in reversed(batches):
+        if target is None:
+            rest.append(factor(x, dim, part).mul_(x))
+            continue
+        rest.append(None)
         rows, target_rows = _rows(x, dim), _rows(target, dim)
         if rows is None or target_rows is None or x.stride() != target.stride():
             target.addcmul_(x, factor(x, dim, part))
         else:
             target_rows.addcmul_(rows, part.radial.unsqueeze(1))
             _add_peaks_(target_rows, rows, top, sought_peak, part)
+    return rest[::-1]
 
 
 def _add_peaks_(target: Tensor, x: Tensor, tops: Tensor, sought: Tensor, slopes: Slopes) -> None:

@@ -33,7 +33,7 @@ class SliceEntities:
     Attributes
     ----------
     name : the layer's name in ``model.named_modules()``
-    parameters : the weight, then the 1-d parameters that belong to the entities (γ and β)
+    parameters : the weight, then the 1-d parameters that belong to the entities (bias, γ and β)
     dim : the dimension of the weight that counts the entities
     """
 
@@ -149,8 +149,9 @@ def layer_entities(
     ----------
     entities : one of
 
-        - ``"filters"``: each output channel of every Conv2d;
-        - ``"neurons"``: each output of every Linear but the last, whose outputs are the answer;
+        - ``"filters"``: each output channel of every Conv2d, its weights and its bias;
+        - ``"neurons"``: each output of every Linear but the last, whose outputs are the answer, its
+          weights and its bias;
         - ``"input_channels"``: each input channel of every Conv2d, over all its outputs;
         - several of these in a list;
         - ``{layer name: one of these}`` for chosen layers;
@@ -158,11 +159,13 @@ def layer_entities(
           parameters (`spr_or.formulations.entities.parameter_indices` gives them), for anything else.
 
     include_norm : whether the γ and β of the BatchNorms that follow a filter or neuron belong to
-        its entity (found in the model's torch.fx graph). The layer's bias never does: as in the
-        paper an entity is the weights; what is pruned takes the bias along.
+        its entity (found in the model's torch.fx graph).
 
-    Raises ``ValueError`` where nothing is found, a name or kind is unknown, a layer has no plain
-    weight, entities overlap, or input channels are asked of a grouped convolution.
+    So ``"filters"`` and ``"neurons"`` are the entities of `spr_or.formulations.entities.filters` and
+    `neurons`: a unit with a bias left is not dead.
+
+    Raises ``ValueError`` where nothing is found, a name or kind is unknown, a weight or bias is no
+    plain parameter, entities overlap, or input channels are asked of a grouped convolution.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4, 2))
     >>> [(layer.name, layer.count) for layer in layer_entities(net)]
@@ -176,25 +179,10 @@ def layer_entities(
         groups = cast(Sequence[Sequence[int]], entities)
         return (_positions(model, Entities.of(groups, total)),)
     named = cast(str | Sequence[str] | Mapping[str, str], entities)
-    norms = _following_norms(model) if include_norm else {}
-    found: list[LayerEntities] = []
-    owner: dict[int, tuple[str, str]] = {}
-    for name, kind in _chosen_layers(model, named).items():
-        weight = _plain_weight(model, name)
-        _check_groups(model, name, kind)
-        if id(weight) in owner:
-            if owner[id(weight)][1] != kind:
-                raise ValueError(
-                    f"entities overlap: the weight of {name!r} is in {owner[id(weight)][1]!r} of "
-                    f"{owner[id(weight)][0]!r} and in {kind!r}"
-                )
-            continue  # a weight that two modules share is one set of entities
-        owner[id(weight)] = name, kind
-        extra = [] if kind == "input_channels" else norms.get(name, [])
-        found.append(SliceEntities(name, (weight, *extra), 1 if kind == "input_channels" else 0))
+    found = _slices(model, _chosen_layers(model, named), include_norm)
     if not found:
         raise ValueError(f"entities={entities!r} names no layer: nothing to regularise")
-    return tuple(found)
+    return found
 
 
 def _chosen_layers(
@@ -229,6 +217,33 @@ def _chosen_layers(
     return {name: chosen[name] for name in modules if name in chosen}
 
 
+def _slices(
+    model: nn.Module, chosen: Mapping[str, str], include_norm: bool
+) -> tuple[LayerEntities, ...]:
+    """The entities of chosen layers, {name: kind}; a weight of two layers counts once."""
+    norms = _following_norms(model) if include_norm else {}
+    found: list[LayerEntities] = []
+    owner: dict[int, tuple[str, str]] = {}
+    for name, kind in chosen.items():
+        weight = _plain_parameter(model, name, "weight")
+        _check_groups(model, name, kind)
+        if id(weight) in owner:
+            if owner[id(weight)][1] != kind:
+                raise ValueError(
+                    f"entities overlap: the weight of {name!r} is in {owner[id(weight)][1]!r} of "
+                    f"{owner[id(weight)][0]!r} and in {kind!r}"
+                )
+            continue  # a weight that two modules share is one set of entities
+        owner[id(weight)] = name, kind
+        if kind == "input_channels":
+            found.append(SliceEntities(name, (weight,), 1))
+            continue
+        has_bias = model.get_submodule(name).bias is not None
+        bias = [_plain_parameter(model, name, "bias")] if has_bias else []
+        found.append(SliceEntities(name, (weight, *bias, *norms.get(name, [])), 0))
+    return tuple(found)
+
+
 def _check_groups(model: nn.Module, name: str, kind: str) -> None:
     if kind == "input_channels" and getattr(model.get_submodule(name), "groups", 1) > 1:
         raise ValueError(
@@ -244,17 +259,17 @@ def _check_kind(kind: str) -> None:
         raise ValueError(f"entities must be among {', '.join(LAYER_TYPES)}, not {kind!r}{hint}")
 
 
-def _plain_weight(model: nn.Module, name: str) -> nn.Parameter:
+def _plain_parameter(model: nn.Module, name: str, key: str) -> nn.Parameter:
     module = model.get_submodule(name)
-    weight = module._parameters.get("weight")
-    if weight is None:
+    parameter = dict(module.named_parameters(recurse=False)).get(key)
+    if parameter is None:
         raise ValueError(
-            f"{name!r} has no plain parameter 'weight' (is it parametrised?): its entities cannot "
+            f"{name!r} has no plain parameter {key!r} (is it parametrised?): its entities cannot "
             "be regularised"
         )
-    if isinstance(weight, nn.parameter.UninitializedParameter):
+    if isinstance(parameter, nn.parameter.UninitializedParameter):
         raise ValueError(f"{name!r} is lazy: run the model once before regularising it")
-    return weight
+    return parameter
 
 
 def _following_norms(model: nn.Module) -> dict[str, list[nn.Parameter]]:

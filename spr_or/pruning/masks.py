@@ -1,4 +1,4 @@
-"""Masks: which filters go, how they are silenced, how they are kept silent, what they weigh.
+"""Masks: which filters go, how they are silenced, how they are kept silent.
 
 A mask is a dict from the name of a convolution or linear layer to a bool vector over its filters
 or neurons (dimension 0 of its weight), True = keep. Layers that are not named keep everything.
@@ -27,12 +27,14 @@ def masks_by_threshold(
 ) -> dict[str, Tensor]:
     """Masks by the paper's rule: a filter goes when more than `share` of it is zero.
 
+    A filter is its weights and its bias, if the layer has one.
+
     A weight counts as zero when |w| < `zero_below`; with `zero_below=0`, when it is exactly zero
-    (what a proximal step leaves). A filter without a nonzero weight goes whatever `share` is.
+    (what a proximal step leaves). A filter that is zero altogether goes whatever `share` is.
     modules: names of convolutions and linear layers; None means every convolution. Raises
     ValueError for an unknown name or numbers out of range. (arXiv 2206.14056, section 5.)
 
-    >>> layer = nn.Sequential(nn.Conv2d(1, 2, 2))
+    >>> layer = nn.Sequential(nn.Conv2d(1, 2, 2, bias=False))
     >>> _ = nn.init.zeros_(layer[0].weight[1])
     >>> masks_by_threshold(layer)
     {'0': tensor([ True, False])}
@@ -45,7 +47,10 @@ def masks_by_threshold(
         modules = [name for name, m in model.named_modules() if isinstance(m, CONVOLUTIONS)]
     masks = {}
     for name in modules:
-        rows = _layer(model, name).weight.detach().flatten(1)
+        layer = maskable_layer(model, name)
+        rows = layer.weight.detach().flatten(1)
+        if layer.bias is not None:
+            rows = torch.cat([rows, layer.bias.detach().unsqueeze(1)], dim=1)
         zero = rows.abs() < zero_below if zero_below > 0 else rows == 0
         masks[name] = (zero.double().mean(1) <= share) & ~zero.all(1)
     return masks
@@ -101,61 +106,12 @@ def collapsed_layers(masks: Masks) -> list[str]:
     return [name for name, keep in masks.items() if not keep.any()]
 
 
-def masked_filter_weights(model: nn.Module, masks: Masks) -> int:
-    """Number of weights in masked filters: the paper's measure, without biases and BatchNorm.
+def maskable_layer(model: nn.Module, name: str) -> Any:
+    """The convolution or linear layer of that name; ValueError, with the nearest name, for another.
 
-    The weights that read a masked filter's channel in the next layer are not counted, though
-    they leave with it; `count_parameters` before and after `compact` counts those too.
+    >>> maskable_layer(nn.Sequential(nn.Linear(2, 3)), "0")
+    Linear(in_features=2, out_features=3, bias=True)
     """
-    total = 0
-    for name, keep in masks.items():
-        weight = _layer(model, name).weight
-        total += int((~keep).sum()) * weight[0].numel()
-    return total
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Number of parameters.
-
-    >>> count_parameters(nn.Linear(3, 2))
-    8
-    """
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def count_macs(model: nn.Module, input_shape: Iterable[int]) -> int:
-    """Multiply-accumulate operations of convolutions and linear layers for one forward pass.
-
-    input_shape: (B, C, …); zeros of that shape run through the model in evaluation mode, hooks
-    count. Bias, BatchNorm, activations and pooling are not counted.
-
-    >>> count_macs(nn.Conv2d(3, 8, 3, padding=1), (1, 3, 10, 10))
-    21600
-    """
-    total = 0
-
-    def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal total
-        assert isinstance(module, (*CONVOLUTIONS, nn.Linear))
-        total += output.numel() * module.weight[0].numel()
-
-    layers = [m for m in model.modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear))]
-    handles = [layer.register_forward_hook(add) for layer in layers]
-    modes = [(module, module.training) for module in model.modules()]
-    parameter = next(model.parameters())
-    try:
-        model.eval()
-        with torch.no_grad():
-            model(torch.zeros(*input_shape, device=parameter.device, dtype=parameter.dtype))
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in modes:
-            module.training = training
-    return total
-
-
-def _layer(model: nn.Module, name: str) -> Any:
     maskable = (*CONVOLUTIONS, nn.Linear)
     try:
         layer = model.get_submodule(name)
@@ -170,7 +126,7 @@ def _layer(model: nn.Module, name: str) -> Any:
 
 
 def _dropped(model: nn.Module, name: str, keep: Tensor) -> Tensor:
-    weight = _layer(model, name).weight
+    weight = maskable_layer(model, name).weight
     if keep.dtype != torch.bool or keep.shape != weight.shape[:1]:
         raise ValueError(
             f"the mask of {name!r} must be a bool vector of length {len(weight)}, "
@@ -194,7 +150,7 @@ def _masked_parameters(
     """Every parameter that holds something of a masked filter, with the rows to be zeroed."""
     pairs = []
     for name, keep in masks.items():
-        layer, dropped = _layer(model, name), _dropped(model, name, keep)
+        layer, dropped = maskable_layer(model, name), _dropped(model, name, keep)
         column = dropped.view(-1, *[1] * (layer.weight.dim() - 1))
         pairs += [(layer.weight, column), (layer.bias, dropped)]
     for norm, dropped in norms:

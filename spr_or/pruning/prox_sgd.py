@@ -96,7 +96,7 @@ class ProxSGD(torch.optim.SGD):
     def _shrink(self) -> None:
         """Replace every entity by its proximal point."""
         spr = self.spr
-        xs, dims = spr._gather()
+        xs, dims = spr.gather()
         moved = [x.movedim(dim, 0) for x, dim in zip(xs, dims, strict=True)]
         rows = [x.flatten(1) for x in moved]
         shrink = _in_pieces if rows[0].device.type == "cpu" else _at_once
@@ -106,7 +106,7 @@ class ProxSGD(torch.optim.SGD):
                 shrink(rows, self._steps(), spr.bound, spr.alpha), moved, dims, strict=True
             )
         ]
-        pairs = [(p, part) for p, part in spr._scatter(shrunk) if p.requires_grad]
+        pairs = [(p, part) for p, part in spr.scatter(shrunk) if p.requires_grad]
         torch._foreach_copy_([p for p, _ in pairs], [part for _, part in pairs])
 
     def _steps(self) -> Tensor:
@@ -116,7 +116,7 @@ class ProxSGD(torch.optim.SGD):
         if all(group is groups[0] for group in groups):
             steps = price * self._rate(groups[0])
         else:
-            parts = price.split([layer.count for layer in self.spr._ordered()])
+            parts = price.split([layer.count for layer in self.spr.ordered_layers()])
             pairs = zip(parts, groups, strict=True)
             steps = torch.cat([part * self._rate(group) for part, group in pairs])
         return steps.clamp(min=_SMALLEST_STEP)
@@ -131,7 +131,7 @@ class ProxSGD(torch.optim.SGD):
         """The parameter group of each layer of ``spr``."""
         group_of = {p: group for group in self.param_groups for p in group["params"]}
         groups = []
-        for layer in self.spr._ordered():
+        for layer in self.spr.ordered_layers():
             found = [group_of.get(p) for p in layer.parameters]
             if found[0] is None or any(group is not found[0] for group in found):
                 raise ValueError(

@@ -9,13 +9,15 @@ whatever the autocast (float64 for float64 parameters), and nothing is read back
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from spr_or.formulations import projected
+from spr_or.formulations.entities import importances
 from spr_or.pruning import gradient_passes_cpu
 from spr_or.pruning.gradient_passes import (
     Slopes,
@@ -68,8 +70,10 @@ class SPR(nn.Module):
         entities in the order of ``spr.layers``, or what `SPR.bounds_from` gives.
     entities, include_norm : what is regularised, see `spr_or.pruning.layer_entities.layer_entities`.
     variant : which of the formulas of `spr_or.formulations.projected`.
-    weights : the importances u_i. ``"parameters"``: the share k_i / sum k of the entity's weights;
-        ``"uniform"``: 1; or numbers given as for M.
+    u : the importances u_i. ``"share"``: k_i / sum k, the entity's share of the parameters in
+        entities; ``"uniform"``: 1; or numbers given as for M. `SparseTrainingProblem.network` takes
+        the same words.
+    weights : the old name of ``u``, with ``"parameters"`` for ``"share"``; deprecated.
 
     Raises ``ValueError`` for bad numbers, unknown names or shapes that do not fit.
 
@@ -88,10 +92,15 @@ class SPR(nn.Module):
         M: PerEntity,
         entities: EntitySpec = "filters",
         variant: str = "exact",
-        weights: str | PerEntity = "parameters",
+        u: str | PerEntity = "share",
         include_norm: bool = False,
+        *,
+        weights: str | PerEntity | None = None,
     ) -> None:
         super().__init__()
+        if weights is not None:
+            warnings.warn("SPR(weights=…) is called u now", DeprecationWarning, stacklevel=2)
+            u = "share" if isinstance(weights, str) and weights == "parameters" else weights
         # The formula's own checks, on an entity that costs nothing.
         projected.value(torch.zeros(1, 1), alpha, 1.0, variant)
         self.alpha = alpha
@@ -100,10 +109,10 @@ class SPR(nn.Module):
         self._runs = _runs(self.layers)
         dtype, device = _common(self.layers)
         bound = _per_layer(M, self.layers, "M")
-        importance = _importance(weights, self.layers)
+        importance = _importance(u, self.layers)
         for layer in self.layers:
             _check_numbers(bound[layer.name], "M", layer.name, positive=True)
-            _check_numbers(importance[layer.name], "weights", layer.name, positive=False)
+            _check_numbers(importance[layer.name], "u", layer.name, positive=False)
         self._fused = False
         self._formula: Callable[..., tuple[Tensor, Slopes]] = penalties_and_slopes
         self._gradients = gradients
@@ -113,7 +122,7 @@ class SPR(nn.Module):
         self.importance: Tensor
         self.register_buffer("_lam", torch.zeros((), dtype=dtype, device=device))
         for name, values in (("bound", bound), ("importance", importance)):
-            flat = torch.cat([values[layer.name].cpu().double() for layer in self._ordered()])
+            flat = torch.cat([values[layer.name].cpu().double() for layer in self.ordered_layers()])
             self.register_buffer(name, flat.to(device=device, dtype=dtype))
         self.lam = lam
 
@@ -138,7 +147,8 @@ class SPR(nn.Module):
     ) -> dict[str, Tensor]:
         """M from a network trained without SPR: max|w| of each layer, or of each entity.
 
-        Returns {layer name: scalar tensor} for ``per="layer"`` (the paper's choice), and
+        The biases, and γ and β with ``include_norm``, count as weights. Returns
+        {layer name: scalar tensor} for ``per="layer"`` (the paper's choice), and
         {layer name: (N,) tensor} for ``per="entity"``, where an entity's M is at least 1e-3 of its
         layer's. Raises ``ValueError`` for a layer that is zero or not finite, by name.
 
@@ -165,7 +175,7 @@ class SPR(nn.Module):
 
     def forward(self) -> Tensor:
         """lambda sum_i u_i z(w^i): a scalar to add to the loss."""
-        parameters = [p for layer in self._ordered() for p in layer.parameters]
+        parameters = [p for layer in self.ordered_layers() for p in layer.parameters]
         return _Penalty.apply(self, *parameters)
 
     @torch.no_grad()
@@ -175,22 +185,23 @@ class SPR(nn.Module):
         A gradient that is None is created. Call it after ``backward()`` (and, with a gradient
         scaler, after unscaling).
         """
-        xs, dims = self._gather()
-        trained = [p for layer in self._ordered() for p in layer.parameters if p.requires_grad]
-        for parameter in trained:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        targets = self._targets(xs)
-        fused = self._fused or torch.compiler.is_compiling()
-        if targets is not None and not fused:
-            gradient_passes_cpu.add_gradients_(targets, xs, dims, *self._numbers())
-            return
-        _, slopes = self._formula(xs, dims, *self._numbers())
-        if targets is not None:
-            self._add_gradients_(targets, xs, dims, slopes)
-        elif trained:
-            parts = self._scatter(self._gradients(xs, dims, slopes))
-            pairs = [(p.grad, part) for p, part in parts if p.requires_grad and p.grad is not None]
+        xs, dims = self.gather()
+        for layer in self.ordered_layers():
+            for parameter in layer.parameters:
+                if parameter.requires_grad and parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+        in_place = self._targets(xs)
+        if any(target is not None for target in in_place):
+            batches = self._add_in_place_(in_place, xs, dims)
+        else:
+            _, slopes = self._formula(xs, dims, *self._numbers())
+            batches = list(self._gradients(xs, dims, slopes))
+        pairs = [
+            (parameter.grad, part)
+            for parameter, part in self.scatter(batches)
+            if parameter.requires_grad and parameter.grad is not None
+        ]
+        if pairs:
             torch._foreach_add_([grad for grad, _ in pairs], [part for _, part in pairs])
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -213,15 +224,15 @@ class SPR(nn.Module):
         >>> SPR(net, lam=0.1, alpha=0.5, M=1.0).entity_values()["0"].norm.shape
         torch.Size([2])
         """
-        norm, peak = norms_and_peaks(*self._gather())
+        norm, peak = norms_and_peaks(*self.gather())
         bound, importance = self.bound.to(norm), self.importance.to(norm)
         terms = projected.entity_terms(norm, peak, self.alpha, bound, self.variant)
         columns = (terms.regime, terms.indicator, terms.value, norm, peak, bound, importance)
-        counts = [layer.count for layer in self._ordered()]
+        counts = [layer.count for layer in self.ordered_layers()]
         split = zip(*(column.split(counts) for column in columns), strict=True)
         values = {
             layer.name: EntityValues(*fields)
-            for layer, fields in zip(self._ordered(), split, strict=True)
+            for layer, fields in zip(self.ordered_layers(), split, strict=True)
         }
         return {layer.name: values[layer.name] for layer in self.layers}
 
@@ -232,7 +243,7 @@ class SPR(nn.Module):
             f"{entities} entities in {len(self.layers)} layers, alpha={self.alpha}, {self.variant}"
         )
 
-    def _ordered(self) -> list[LayerEntities]:
+    def ordered_layers(self) -> list[LayerEntities]:
         """The layers in the order of ``bound`` and ``importance``: equal shapes beside each other."""
         return [layer for run in self._runs for layer in run]
 
@@ -243,11 +254,21 @@ class SPR(nn.Module):
         for each byte, so every layer is read where it lies.
         """
         if self.bound.device.type == "cpu":
-            return [[layer] for layer in self._ordered()]
+            return [[layer] for layer in self.ordered_layers()]
         return self._runs
 
-    def _gather(self) -> tuple[list[Tensor], list[int]]:
-        """The weights of each batch in the dtype of the computation, and their entity dimension."""
+    def gather(self) -> tuple[list[Tensor], list[int]]:
+        """The weights of all entities, batch by batch, and the dimension that counts the entities.
+
+        Batches follow `ordered_layers`: one layer each on a CPU, all layers of one shape together on
+        an accelerator. Their dtype is that of the computation (float32 for half precision). A
+        layer whose entities are one parameter is that parameter's own memory: do not write to it.
+
+        >>> net = nn.Sequential(nn.Conv2d(3, 2, 1, bias=False))
+        >>> (batch,), dims = SPR(net, lam=0.1, alpha=0.5, M=1.0).gather()
+        >>> batch.shape, dims
+        (torch.Size([2, 3, 1, 1]), [0])
+        """
         device = self.layers[0].parameters[0].device
         if self.bound.device != device:  # the model moved; copying at each step would stall it
             self.to(device)
@@ -258,33 +279,45 @@ class SPR(nn.Module):
             xs.append(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x)
         return xs, [batch[0].entity_dim for batch in self._batches()]
 
-    def _numbers(self) -> tuple[Tensor, Tensor, Tensor, float, str]:
-        """What the formula needs besides the weights."""
-        return self._lam, self.importance, self.bound, self.alpha, self.variant
+    def scatter(self, batches: Sequence[Tensor | None]) -> list[tuple[nn.Parameter, Tensor]]:
+        """Every parameter with its part of ``batches``, tensors shaped as those of `gather`.
 
-    def _targets(self, xs: list[Tensor]) -> list[Tensor] | None:
-        """Where the gradients of the batches can be added in place, on a CPU; else None."""
-        if xs[0].device.type != "cpu":
-            return None
-        targets: list[Tensor] = []
-        for layer, x in zip(self._ordered(), xs, strict=True):
-            if not layer.is_one_weight:
-                return None
-            weight = layer.parameters[0]
-            gradient = weight.grad if weight.requires_grad else None
-            if gradient is None or gradient.dtype != x.dtype or gradient.shape != x.shape:
-                return None
-            targets.append(gradient)
-        return targets
-
-    def _scatter(self, batches: list[Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
-        """Every parameter with its part of the gradients of the batches, in `_ordered` order."""
+        So ``scatter(gather()[0])`` pairs each parameter with its own values, in the order of
+        `ordered_layers`. A batch that is None is left out.
+        """
         pairs: list[tuple[nn.Parameter, Tensor]] = []
         for batch, gradient in zip(self._batches(), batches, strict=True):
+            if gradient is None:
+                continue
             parts = gradient.split([layer.count for layer in batch], batch[0].entity_dim)
             for layer, part in zip(batch, parts, strict=True):
                 pairs += zip(layer.parameters, layer.scatter(part), strict=True)
         return pairs
+
+    def _numbers(self) -> tuple[Tensor, Tensor, Tensor, float, str]:
+        """What the formula needs besides the weights."""
+        return self._lam, self.importance, self.bound, self.alpha, self.variant
+
+    def _targets(self, xs: list[Tensor]) -> list[Tensor | None]:
+        """Where the gradient of each batch can be added in place: on a CPU, for a weight by itself."""
+        if xs[0].device.type != "cpu":
+            return [None] * len(xs)
+        targets: list[Tensor | None] = []
+        for layer, x in zip(self.ordered_layers(), xs, strict=True):
+            weight = layer.parameters[0]
+            gradient = weight.grad if layer.is_one_weight and weight.requires_grad else None
+            fits = gradient is not None and (gradient.dtype, gradient.shape) == (x.dtype, x.shape)
+            targets.append(gradient if fits else None)
+        return targets
+
+    def _add_in_place_(
+        self, in_place: list[Tensor | None], xs: list[Tensor], dims: list[int]
+    ) -> list[Tensor | None]:
+        """Add to the gradients that are given; the gradients of the other batches, None for these."""
+        if self._fused or torch.compiler.is_compiling():
+            _, slopes = self._formula(xs, dims, *self._numbers())
+            return self._add_gradients_(in_place, xs, dims, slopes)
+        return gradient_passes_cpu.add_gradients_(in_place, xs, dims, *self._numbers())
 
 
 class _Penalty(torch.autograd.Function):
@@ -292,7 +325,7 @@ class _Penalty(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, spr: SPR, *parameters: Tensor) -> Tensor:
-        penalties, slopes = spr._formula(*spr._gather(), *spr._numbers())
+        penalties, slopes = spr._formula(*spr.gather(), *spr._numbers())
         ctx.spr = spr
         # The parameters are saved so that changing them before backward() is an error.
         ctx.save_for_backward(*slopes, *parameters)
@@ -303,7 +336,7 @@ class _Penalty(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         radial, slope, peak, *_ = ctx.saved_tensors
         scaled = Slopes(upstream * radial, upstream * slope, peak)
-        parts = ctx.spr._scatter(ctx.spr._gradients(*ctx.spr._gather(), scaled))
+        parts = ctx.spr.scatter(ctx.spr._gradients(*ctx.spr.gather(), scaled))
         return None, *(part.to(p.dtype) for p, part in parts)
 
 
@@ -320,15 +353,11 @@ def _common(layers: tuple[LayerEntities, ...]) -> tuple[torch.dtype, torch.devic
     return torch.float64 if double else torch.float32, parameters[0].device
 
 
-def _importance(weights: str | PerEntity, layers: tuple[LayerEntities, ...]) -> dict[str, Tensor]:
-    if weights == "parameters":
-        total = sum(int(layer.sizes.sum()) for layer in layers)
-        return {layer.name: layer.sizes.double() / total for layer in layers}
-    if isinstance(weights, str):
-        if weights != "uniform":
-            raise ValueError(f"weights must be 'parameters', 'uniform' or numbers, got {weights!r}")
-        weights = 1.0
-    return _per_layer(weights, layers, "weights")
+def _importance(u: str | PerEntity, layers: tuple[LayerEntities, ...]) -> dict[str, Tensor]:
+    """u of each layer's entities, (N,): the words of `importances`, or numbers that may be zero."""
+    if isinstance(u, str):
+        u = importances(u, torch.cat([layer.sizes for layer in layers]))
+    return _per_layer(u, layers, "u")
 
 
 def _per_layer(
@@ -345,9 +374,9 @@ def _per_layer(
                 f"{what} must name exactly the regularised layers: "
                 f"missing {missing or 'none'}, unknown {unknown or 'none'}"
             )
-        given = [torch.as_tensor(values[name]).detach() for name in names]
+        given = [_as_tensor(values[name]) for name in names]
     else:
-        whole = torch.as_tensor(values).detach()
+        whole = _as_tensor(values)
         if whole.dim() > 0 and whole.shape != (sum(counts),):
             raise ValueError(
                 f"{what} of shape {tuple(whole.shape)} does not fit the {sum(counts)} entities"
@@ -362,6 +391,11 @@ def _per_layer(
             )
         result[layer.name] = value.expand(layer.count)
     return result
+
+
+def _as_tensor(value: float | Tensor) -> Tensor:
+    """A tensor as it is; a number in float64, of which float32 would keep seven digits."""
+    return value.detach() if torch.is_tensor(value) else torch.as_tensor(value, dtype=torch.float64)
 
 
 def _check_numbers(values: Tensor, what: str, layer: str, positive: bool) -> None:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spr_or.training import checkpoint
-from spr_or.training.durable import write_text
 from spr_or.training.recipe import FinetuneRecipe, Recipe, SprRecipe
-from spr_or.training.run import run_recipe
+from spr_or.training.runner import run_recipe
+from spr_or.utils.files import write_text
 
 
 @dataclass(frozen=True)

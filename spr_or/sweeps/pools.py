@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 from spr_or.sweeps.jobs import Job, run_job
@@ -58,12 +57,7 @@ class LocalPool:
     def __enter__(self) -> LocalPool:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         for process, _ in self._busy.values():
             process.kill()
         for _, connection in self._idle:
@@ -167,12 +161,7 @@ class RayPool:
     def __enter__(self) -> RayPool:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         for task in self._running:
             self._ray.cancel(task, force=True)
         if self._ours:

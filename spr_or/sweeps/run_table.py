@@ -7,32 +7,32 @@ run, so nothing can be torn.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spr_or.sweeps.plan import Plan, Point
-from spr_or.training.durable import write_text
+from spr_or.sweeps.sweep_file import SweepPlan, SweepRun
 from spr_or.training.metrics import read_metrics
 from spr_or.training.report.summary import MEASURES
+from spr_or.utils.files import write_csv
 
-Row = dict[str, Any]
+TableRow = dict[str, Any]
 
 CLOCKED = ("latency_ms_dense", "latency_ms_compact", "spr_step_overhead")
 RESULTS = tuple(key for key in MEASURES if key not in CLOCKED)
 ERROR, SUMMARY = "error.txt", "summary.json"
 
 
-def write_tables(plan: Plan, runs: Path, folder: Path) -> tuple[list[Row], list[Row]]:
+def write_tables(
+    plan: SweepPlan, runs: Path, folder: Path
+) -> tuple[list[TableRow], list[TableRow]]:
     """Write ``table.csv``, ``times.csv`` and ``failed.csv``; the rows of the first and the last.
 
     ``table.csv`` holds results alone, sorted by what the runs change: however a sweep was run, it
     is the same. What a clock measured stands in ``times.csv``.
     """
-    points = sorted(plan.points, key=lambda point: _order(plan.keys, point))
+    points = sorted(plan.runs, key=lambda point: _order(plan.keys, point))
     rows, times, failed = [], [], []
     for point in points:
         key = {**{k: point.changes.get(k, "") for k in plan.keys}, "seed": point.seed}
@@ -53,21 +53,12 @@ def write_tables(plan: Plan, runs: Path, folder: Path) -> tuple[list[Row], list[
     return rows, failed
 
 
-def seconds(run: Path) -> Row:
+def seconds(run: Path) -> TableRow:
     """The time of each phase, from the run's epochs (an epoch with its evaluation)."""
     spent = {f"{phase}_seconds": 0.0 for phase in ("dense", "spr", "finetune")}
     for record in read_metrics(run / "metrics.jsonl"):
         spent[f"{record['phase']}_seconds"] += record["seconds"]
     return {name: round(value, 3) for name, value in spent.items()}
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
-    """A CSV file in one step; a key that a row lacks is an empty cell."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
 
 
 def last_line(text: str) -> str:
@@ -79,7 +70,7 @@ def last_line(text: str) -> str:
     return next((line for line in reversed(text.splitlines()) if line.strip()), "")
 
 
-def _order(keys: Sequence[str], point: Point) -> list[tuple[bool, float, str]]:
+def _order(keys: Sequence[str], point: SweepRun) -> list[tuple[bool, float, str]]:
     values = [*(point.changes.get(key, "") for key in keys), point.seed]
     return [
         (False, float(v), "") if isinstance(v, int | float) else (True, 0.0, str(v)) for v in values

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spr_or.sweeps.run_table import Row
-from spr_or.utils import pareto
+from spr_or.sweeps.run_table import TableRow
+from spr_or.utils import palette, pareto
+from spr_or.utils.terminal import table
 
-_COLOURS = (pareto.BLUE, pareto.ORANGE, pareto.GREEN, pareto.RED, pareto.PURPLE, pareto.GREY)
+_COLOURS = (palette.BLUE, palette.ORANGE, palette.GREEN, palette.RED, palette.PURPLE, palette.GREY)
 _MARKERS = "os^Dv"
 
 
@@ -26,9 +27,9 @@ class Mean(NamedTuple):
     dense: float
 
 
-def means(keys: Sequence[str], rows: Sequence[Row]) -> list[Mean]:
+def means(keys: Sequence[str], rows: Sequence[TableRow]) -> list[Mean]:
     """Mean and standard deviation over the seeds of each setting, in the order of the rows."""
-    groups: dict[tuple[str, ...], list[Row]] = {}
+    groups: dict[tuple[str, ...], list[TableRow]] = {}
     for row in rows:
         groups.setdefault(tuple(str(row[key]) for key in keys), []).append(row)
     return [
@@ -53,16 +54,9 @@ def rich_table(title: str, keys: Sequence[str], found: Sequence[Mean]) -> Any:
 
     Each accuracy and share is a mean over seeds, with the standard deviation where there are several.
     """
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for key in keys:
-        table.add_column(key, justify="right")
-    for name in ("seeds", "dense %", "accuracy %", "removed %", "front"):
-        table.add_column(name, justify="right")
     best = set(pareto.front([(one.removed, one.accuracy) for one in found]))
-    for i, one in enumerate(found):
-        table.add_row(
+    rows = [
+        (
             *one.setting,
             str(one.runs),
             f"{one.dense:.2f}",
@@ -70,14 +64,17 @@ def rich_table(title: str, keys: Sequence[str], found: Sequence[Mean]) -> Any:
             _spread(one.removed, one.removed_deviation, one.runs),
             "*" if i in best else "",
         )
-    return table
+        for i, one in enumerate(found)
+    ]
+    columns = (*keys, "seeds", "dense %", "accuracy %", "removed %", "front")
+    return table(columns, rows, title=title)
 
 
 def _spread(value: float, deviation: float, runs: int) -> str:
     return f"{value:.2f} ± {deviation:.2f}" if runs > 1 else f"{value:.2f}"
 
 
-def figure(title: str, keys: Sequence[str], rows: Sequence[Row], path: Path) -> bool:
+def figure(title: str, keys: Sequence[str], rows: Sequence[TableRow], path: Path) -> bool:
     """Accuracy over removed parameters: one colour for each value of the last key, if few."""
     found = means(keys, rows)
     kinds = list(dict.fromkeys(one.setting[-1] for one in found))
@@ -99,7 +96,7 @@ def figure(title: str, keys: Sequence[str], rows: Sequence[Row], path: Path) -> 
         "beaten by none",
         [m.removed for m in found],
         [m.accuracy for m in found],
-        pareto.GREY,
+        palette.GREY,
         marker="",
         joined=True,
     )

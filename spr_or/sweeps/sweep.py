@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from spr_or.sweeps.jobs import Job, dense_folder_name, dense_recipe
-from spr_or.sweeps.plan import Plan, Point, SweepError
 from spr_or.sweeps.pools import Pool
-from spr_or.sweeps.run_table import ERROR, SUMMARY, Row, last_line, write_tables
-from spr_or.training.durable import write_text
-from spr_or.training.phases import RunError
+from spr_or.sweeps.run_table import ERROR, SUMMARY, TableRow, last_line, write_tables
+from spr_or.sweeps.sweep_file import SweepError, SweepPlan, SweepRun
 from spr_or.training.recipe import SpeedRecipe
-from spr_or.training.run import run_recipe
+from spr_or.training.runner import run_recipe
+from spr_or.training.seed_run import RunError
+from spr_or.utils.files import write_text
 
 _GRACE = 5.0  # seconds for the workers of a killed sweep to go
 
@@ -35,11 +35,11 @@ _GRACE = 5.0  # seconds for the workers of a killed sweep to go
 class Result(NamedTuple):
     """The rows of ``table.csv`` and of ``failed.csv``."""
 
-    finished: list[Row]
-    failed: list[Row]
+    finished: list[TableRow]
+    failed: list[TableRow]
 
 
-class Progress(NamedTuple):
+class JobEnded(NamedTuple):
     """A job that has just ended, and how many of all runs have; ``error`` is a line or None.
 
     A dense phase is a job too, and none of the runs that are counted.
@@ -52,12 +52,12 @@ class Progress(NamedTuple):
 
 
 def run_sweep(
-    plan: Plan,
+    plan: SweepPlan,
     folder: Path,
     pool: Pool,
     *,
     retry_failed: bool = False,
-    on_end: Callable[[Progress], None] = lambda progress: None,
+    on_end: Callable[[JobEnded], None] = lambda progress: None,
 ) -> Result:
     """Run what is not finished, and write the tables after each run.
 
@@ -67,7 +67,7 @@ def run_sweep(
     folder = folder.absolute()
     with _alone_in(folder), pool:
         settled = ("finished",) if retry_failed else ("finished", "failed")
-        todo = [point for point in plan.points if state_of(point, folder) not in settled]
+        todo = [point for point in plan.runs if state_of(point, folder) not in settled]
         for point in todo:
             (folder / "runs" / point.folder_name / ERROR).unlink(missing_ok=True)
         ready, waiting = _jobs(todo, folder)
@@ -84,7 +84,7 @@ def run_sweep(
                 ended = [(job, error)]
             elif error is None:
                 ready.extendleft(reversed(released))
-                on_end(Progress(job, None, done, total))
+                on_end(JobEnded(job, None, done, total))
                 continue
             else:
                 ended = [(other, f"in its dense phase:\n{error}") for other in released]
@@ -93,12 +93,12 @@ def run_sweep(
                     one.folder.mkdir(parents=True, exist_ok=True)
                     write_text(one.folder / ERROR, fault)
                 done += 1
-                on_end(Progress(one, last_line(fault) if fault else None, done, total))
+                on_end(JobEnded(one, last_line(fault) if fault else None, done, total))
             result = Result(*write_tables(plan, folder / "runs", folder))
     return result
 
 
-def state_of(point: Point, folder: Path) -> str:
+def state_of(point: SweepRun, folder: Path) -> str:
     """ "finished", "failed", "begun" or "new"; raises `SweepError` for another recipe's run."""
     run = folder / "runs" / point.folder_name
     if (run / SUMMARY).exists():
@@ -114,11 +114,11 @@ def state_of(point: Point, folder: Path) -> str:
     return "begun" if run.exists() else "new"
 
 
-def _jobs(points: list[Point], folder: Path) -> tuple[deque[Job], dict[Path, list[Job]]]:
+def _jobs(runs: list[SweepRun], folder: Path) -> tuple[deque[Job], dict[Path, list[Job]]]:
     """Jobs that can start, and those that wait for the dense run in a folder."""
     ready: deque[Job] = deque()
     waiting: dict[Path, list[Job]] = {}
-    for point in points:
+    for point in runs:
         run = folder / "runs" / point.folder_name
         if not point.recipe.dense.epochs:  # nothing to share
             ready.append(Job(point.name, point.recipe, run))

@@ -1,8 +1,10 @@
-"""What `spr-or solve` leaves in a folder, and the check of such a folder by someone who trusts nobody.
+"""What `spr-or solve` leaves in a folder, and the check of such a folder from the data alone.
 
 ``result.json``       settings, groups, M and the evidence for it, the outcome
 ``certificate.json``  the proof (with certificate.npz where it is large)
-``weights.csv``       a row a column of the data; ``groups.csv`` a row a group that is kept
+``weights.csv``       a row for each column of the data
+``groups.csv``        a row for each group that is kept
+``path.csv``, ``path.json``  of a path over lambda: a row for each lambda
 """
 
 from __future__ import annotations
@@ -110,6 +112,26 @@ class Recheck(NamedTuple):
     m_proven: bool
     problems: list[str]
 
+    @property
+    def ok(self) -> bool:
+        """Whether everything holds."""
+        return not self.problems
+
+
+def read_problem(folder: Path, data_file: Path | None = None) -> SparseTrainingProblem:
+    """The problem that `write_result` describes in ``folder``, from its data file.
+
+    Raises `TableError` where the folder has no result or the data are not those that were solved.
+    """
+    content = _read_result(folder)
+    try:
+        return _problem(content, _prepared(content, data_file))
+    except TableError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        detail = f"{type(error).__name__} {error}"
+        raise TableError(f"{folder / 'result.json'} is damaged: {detail}") from None
+
 
 def recheck(folder: Path, data_file: Path | None = None, exact: bool = False) -> Recheck:
     """Check a folder of `write_result` from the data file alone: certificate, M, tables.
@@ -119,13 +141,9 @@ def recheck(folder: Path, data_file: Path | None = None, exact: bool = False) ->
     """
     content = _read_result(folder)
     try:
-        data = prepare(Path(data_file or content["data"]["file"]), *_model(content))
-        if data.sha256 != content["data"]["sha256"]:
-            raise TableError(
-                f"{data.path}: the file is not the one that was solved (SHA-256 differs)"
-            )
+        data = _prepared(content, data_file)
         stated, M = content["outcome"], content["M"]
-        problem = data.problem(content["lam"], content["alpha"], M["value"])
+        problem = _problem(content, data)
         certificate = load(folder / "certificate.json", problem)
         if exact:
             _allow_exact(problem)
@@ -204,6 +222,18 @@ def _read_result(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise TableError(f"{path}: not a result of spr-or solve")
     return content
+
+
+def _prepared(content: dict[str, Any], data_file: Path | None) -> OwnData:
+    """The data of a result, from where they are now; `TableError` if they are others."""
+    data = prepare(Path(data_file or content["data"]["file"]), *_model(content))
+    if data.sha256 != content["data"]["sha256"]:
+        raise TableError(f"{data.path}: the file is not the one that was solved (SHA-256 differs)")
+    return data
+
+
+def _problem(content: dict[str, Any], data: OwnData) -> SparseTrainingProblem:
+    return data.problem(content["lam"], content["alpha"], content["M"]["value"])
 
 
 def _model(content: dict[str, Any]) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from spr_or.training import distributed
-from spr_or.training.durable import write_durably
+from spr_or.utils.files import write_durably
 
 State = dict[str, Any]
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
@@ -42,7 +42,9 @@ def save_last(folder: Path, state: State) -> None:
 
 
 def save_best(folder: Path, state: State) -> None:
-    """Write ``best.pt``."""
+    """Write ``best.pt``; does nothing in a process that is not the first of several."""
+    if not distributed.is_first():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     write_durably(folder / BEST, lambda path: torch.save({"format": FORMAT, **state}, path))
 

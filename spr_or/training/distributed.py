@@ -1,28 +1,22 @@
-"""Several processes train one network, started by ``torchrun``; alone, all of this does nothing.
+"""Several processes train one network, started by ``torchrun``; in one process this does nothing.
 
-Every process holds the whole network and an equal share of each batch. DistributedDataParallel
-averages the gradients of the loss, BatchNorm sees the whole batch, and everything else (SPR,
-optimiser, masks) is computed by each process from equal numbers, so the networks stay equal to the
-last bit. The first process alone writes files.
+Every process has its share of each batch (`share`), sums go over all of them (`total`), and only the
+first one writes files (`is_first`). The network that they train is in `spr_or.training.replica`.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import copy
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
 
 _TIMEOUT = timedelta(hours=2)  # the others wait this long while the first one decodes images
 _LOST = (
@@ -54,6 +48,11 @@ def world() -> World:
     World(rank=0, size=1)
     """
     return _world
+
+
+def device() -> torch.device:
+    """Where the collectives of the joined processes run; the CPU outside `joined`."""
+    return _device
 
 
 def is_first() -> bool:
@@ -171,80 +170,3 @@ def total(*values: float) -> tuple[float, ...]:
     sums = torch.tensor(values, dtype=torch.float64, device=_device)
     dist.all_reduce(sums)
     return tuple(sums.tolist())
-
-
-def replica(model: nn.Module) -> nn.Module:
-    """What a training step calls instead of ``model``; ``model`` itself when alone.
-
-    A twin that shares every parameter and buffer with ``model``, with BatchNorm over the whole
-    batch, inside DistributedDataParallel. So the model that is saved and compacted stays as it is.
-    """
-    if _world.size == 1:
-        return model
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    twin = copy.deepcopy(model, shared).train()
-    if _device.type == "cuda":
-        twin = nn.SyncBatchNorm.convert_sync_batchnorm(twin)
-    else:
-        _see_whole_batch(twin)
-    ids = [_device] if _device.type == "cuda" else None
-    return DistributedDataParallel(twin, device_ids=ids)
-
-
-def _see_whole_batch(module: nn.Module) -> None:
-    """Replace BatchNorm in place; torch's SyncBatchNorm refuses the CPU."""
-    for name, child in module.named_children():
-        if isinstance(child, _BatchNorm):
-            setattr(module, name, _WholeBatchNorm(child))
-        else:
-            _see_whole_batch(child)
-
-
-class _WholeBatchNorm(nn.Module):
-    """A BatchNorm whose mean and variance are those of the batches of all processes together.
-
-    Ioffe, Szegedy, *Batch Normalization* (ICML 2015), algorithm 1. All processes hold as many rows.
-    """
-
-    def __init__(self, norm: _BatchNorm) -> None:
-        super().__init__()
-        self.norm = norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        norm, dtype = self.norm, x.dtype
-        x = x.float() if dtype in (torch.bfloat16, torch.float16) else x
-        dims = [d for d in range(x.dim()) if d != 1]
-        shape = [-1 if d == 1 else 1 for d in range(x.dim())]
-        count = x.numel() // x.shape[1] * _world.size
-        mean = _Total.apply(x.sum(dims)) / count
-        centred = x - mean.view(shape)
-        variance = _Total.apply(centred.square().sum(dims)) / count
-        if norm.running_mean is not None and norm.running_var is not None:
-            with torch.no_grad():
-                unbiased = variance * (count / (count - 1))
-                norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-                rate = norm.momentum
-                if rate is None:
-                    rate = 1 / norm.num_batches_tracked  # type: ignore[operator,assignment]
-                norm.running_mean.add_(rate * (mean - norm.running_mean))
-                norm.running_var.add_(rate * (unbiased - norm.running_var))
-        y = centred * (variance + norm.eps).rsqrt().view(shape)
-        if norm.weight is not None:
-            y = y * norm.weight.view(shape) + norm.bias.view(shape)
-        return y.to(dtype)
-
-
-class _Total(torch.autograd.Function):
-    """The sum over all processes; its gradient is the sum of theirs."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        result = x.clone()
-        dist.all_reduce(result)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Tensor:
-        result = upstream.contiguous().clone()
-        dist.all_reduce(result)
-        return result

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from spr_or.training import distributed
 from spr_or.training.step import Step, make_scoring
+from spr_or.utils.evaluating import evaluating
 
 Batch = tuple[Tensor, Tensor]
 
@@ -49,27 +50,18 @@ def train_epoch(
     batches get the scores of all of them. Raises `NonFiniteLoss`, and ``ValueError`` for
     an epoch without batches.
     """
-    losses: list[Tensor] = []
-    correct: list[Tensor] = []
-    rows = 0
-    started, waited = time.perf_counter(), [0.0]
-    for images, labels in _timed(batches, waited):
-        loss, right = step(images, labels)
-        losses.append(loss)
-        correct.append(right)
-        rows += len(labels)
-        on_batch(len(labels))
-    if not losses:
+    done = _run_through(step, batches, on_batch)
+    if not done.losses:
         raise ValueError("the epoch has no batch: data.batch_size is larger than the data")
     size = distributed.world().size
     *history, right_sum, row_sum = distributed.total(
-        *torch.stack(losses).tolist(), int(torch.stack(correct).sum()), rows
+        *torch.stack(done.losses).tolist(), int(torch.stack(done.correct).sum()), done.rows
     )
     for number, value in enumerate(history):
         if not math.isfinite(value):
             raise NonFiniteLoss(number, value)
-    share = waited[0] / (time.perf_counter() - started)
-    return Scores(sum(history) / len(history) / size, 100 * right_sum / row_sum, share)
+    mean = sum(history) / len(history) / size
+    return Scores(mean, 100 * right_sum / row_sum, done.wait_share())
 
 
 def evaluate(
@@ -82,23 +74,42 @@ def evaluate(
 
     ``score`` replaces ``make_scoring(model, bf16)``, by the same captured as a graph for instance.
     """
-    score = score or make_scoring(model, bf16)
-    training = model.training
-    model.eval()
+    with evaluating(model):
+        done = _run_through(score or make_scoring(model, bf16), batches)
+    sums = [float(torch.stack(p).sum()) if p else 0.0 for p in (done.losses, done.correct)]
+    loss_sum, right_sum, row_sum = distributed.total(*sums, done.rows)
+    return Scores(loss_sum / row_sum, 100 * right_sum / row_sum, done.wait_share())
+
+
+class _Pass(NamedTuple):
+    """What a step returned for each batch, the rows of all, when it began, and the wait for data."""
+
+    losses: list[Tensor]
+    correct: list[Tensor]
+    rows: int
+    started: float
+    waited: float
+
+    def wait_share(self) -> float:
+        """The wait for data as a share of the time up to now."""
+        return self.waited / (time.perf_counter() - self.started)
+
+
+def _run_through(
+    step: Step, batches: Iterable[Batch], on_batch: Callable[[int], None] = lambda rows: None
+) -> _Pass:
+    """Call ``step`` for every batch, without waiting for the device."""
     losses: list[Tensor] = []
     correct: list[Tensor] = []
     rows = 0
     started, waited = time.perf_counter(), [0.0]
     for images, labels in _timed(batches, waited):
-        loss, right = score(images, labels)
+        loss, right = step(images, labels)
         losses.append(loss)
         correct.append(right)
         rows += len(labels)
-    model.train(training)
-    sums = [float(torch.stack(part).sum()) if part else 0.0 for part in (losses, correct)]
-    loss_sum, right_sum, row_sum = distributed.total(*sums, rows)
-    share = waited[0] / (time.perf_counter() - started)
-    return Scores(loss_sum / row_sum, 100 * right_sum / row_sum, share)
+        on_batch(len(labels))
+    return _Pass(losses, correct, rows, started, waited[0])
 
 
 def _timed(batches: Iterable[Batch], waited: list[float]) -> Iterator[Batch]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spr_or.training import distributed
-from spr_or.training.durable import disk_full_explained, write_text
+from spr_or.utils.files import disk_full_explained, write_text
 
 Record = dict[str, Any]
 
@@ -33,9 +33,10 @@ class Metrics:
     def __init__(self, folder: Path, kept: int) -> None:
         self.path = folder / "metrics.jsonl"
         self.records = read_metrics(self.path)[:kept]
-        write_text(self.path, "".join(json.dumps(record) + "\n" for record in self.records))
-        first = distributed.is_first()
-        self._board = _tensorboard(folder / "tensorboard", kept) if first else None
+        self._board = None
+        if distributed.is_first():
+            write_text(self.path, "".join(json.dumps(record) + "\n" for record in self.records))
+            self._board = _tensorboard(folder / "tensorboard", kept)
 
     def add(self, record: Record) -> None:
         """Append one epoch."""

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from spr_or.pruning.compaction.channels import make_plan
 from spr_or.pruning.compaction.graph import trace
 from spr_or.pruning.compaction.size import parameters_left
-from spr_or.pruning.masks import apply_masks_, count_parameters
+from spr_or.pruning.counts import count_parameters
+from spr_or.pruning.masks import apply_masks_
 
 Masks = dict[str, Tensor]
-Scores = dict[str, Tensor]
+EntityNumbers = dict[str, Tensor]
 
 TOLERANCE = 1.0  # points of all parameters: how far from the target a run may land
 _RAMP = 0.75  # of the epochs after which the whole target is asked for
@@ -110,7 +111,7 @@ def next_lam(
     return min(max(lam * math.exp(change), start / _RANGE), start * _RANGE)
 
 
-class Choice(NamedTuple):
+class MaskChoice(NamedTuple):
     """Masks that meet a target, the percentage they remove, and the cut that led there.
 
     ``cut`` entities go beyond what the phase had made zero; where negative, so many stay though
@@ -126,10 +127,10 @@ class Choice(NamedTuple):
 def choose(
     count: Callable[[Masks], float],
     gone: Masks,
-    indicators: Scores,
-    age: Scores,
+    indicators: EntityNumbers,
+    age: EntityNumbers,
     target: float,
-) -> Choice:
+) -> MaskChoice:
     """Round the indicators so that ``count`` gives ``target`` percent, as nearly as entities allow.
 
     Entities go in the order: those in ``gone`` (False = zero already) first, then by rising
@@ -168,7 +169,7 @@ def choose(
             break
     zero = sum(int((~keep).sum()) for keep in gone.values())
     threshold = max((float(indicators[name][index]) for name, index in best), default=0.0)
-    return Choice(masks_without(best), nearest, len(best) - zero, threshold)
+    return MaskChoice(masks_without(best), nearest, len(best) - zero, threshold)
 
 
 def reachable_pct(count: Callable[[Masks], float], sizes: dict[str, int]) -> float:
@@ -180,7 +181,7 @@ def reachable_pct(count: Callable[[Masks], float], sizes: dict[str, int]) -> flo
     return count({name: torch.arange(size) < 1 for name, size in sizes.items()})
 
 
-def _ranking(gone: Masks, indicators: Scores, age: Scores) -> list[tuple[str, int]]:
+def _ranking(gone: Masks, indicators: EntityNumbers, age: EntityNumbers) -> list[tuple[str, int]]:
     """(layer, index) of every entity that may go, in the order of going."""
     keys = []
     for name, keep in gone.items():

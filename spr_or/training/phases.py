@@ -1,17 +1,9 @@
-"""The phases of a run for one seed: dense, SPR, fine-tuning with masks held.
-
-Every epoch starts from its own seed, a function of the run's seed, the phase and the epoch. So a
-checkpoint at the end of an epoch holds all that the next one depends on, and a run that was killed
-repeats the broken epoch exactly.
-"""
+"""The phases of a run for one seed: dense, SPR, fine-tuning with masks held."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from safetensors.torch import save_file
@@ -19,71 +11,25 @@ from torch import Tensor, nn
 
 from spr_or.pruning.masks import apply_masks_, collapsed_layers, hold_masks
 from spr_or.pruning.regularizer import SPR
-from spr_or.training import checkpoint
-from spr_or.training.data.load import Data
-from spr_or.training.display import Display
+from spr_or.training import distributed
 from spr_or.training.distill import distilling
-from spr_or.training.durable import write_durably
-from spr_or.training.loop import NonFiniteLoss, Scores, evaluate, train_epoch
-from spr_or.training.metrics import Metrics, Record
+from spr_or.training.metrics import Record
+from spr_or.training.one_phase import Phase, train_phase
 from spr_or.training.parameter_budget import TOLERANCE, Counter, reachable_pct
 from spr_or.training.pruning import (
     decide_masks,
     describe,
+    in_zero_filters_pct,
     make_optimizer,
     make_sgd,
     make_spr,
-    masked_pct,
 )
 from spr_or.training.recipe import Recipe, RecipeError
 from spr_or.training.schedule import learning_rate
+from spr_or.training.seed_run import SeedRun
 from spr_or.training.setup import fresh_model, load_weights
 from spr_or.training.steering import Steering
-from spr_or.training.step import Objective, Step, captured, make_scoring, make_step
-
-PHASES = ("dense", "spr", "finetune")
-_KEYS = {"dense": "dense.lr", "spr": "spr.lr and spr.lam", "finetune": "spr.lr"}
-
-
-class RunError(RuntimeError):
-    """A run that cannot go on; the message says why, what to change, and what is kept."""
-
-
-@dataclass
-class Run:
-    """One seed of a recipe on its way; ``state`` is the checkpoint it continues from."""
-
-    recipe: Recipe
-    seed: int
-    folder: Path
-    device: torch.device
-    data: Data
-    display: Display
-    metrics: Metrics
-    state: checkpoint.State | None = None
-    fixed: dict[str, Any] = field(default_factory=dict)  # in every checkpoint from here on
-    scorings: dict[nn.Module, Step] = field(default_factory=dict)  # a graph is captured once
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of ``last.pt``, ``previous.pt`` and ``best.pt``."""
-        return self.folder / "checkpoints"
-
-    def resumed(self, phase: str) -> checkpoint.State | None:
-        """The checkpoint, if it lies in this phase."""
-        return self.state if self.state is not None and self.state["phase"] == phase else None
-
-    def is_past(self, phase: str) -> bool:
-        """Whether the checkpoint lies in a later phase."""
-        return self.state is not None and PHASES.index(self.state["phase"]) > PHASES.index(phase)
-
-    def evaluate(self, model: nn.Module) -> Scores:
-        """Scores on the evaluation split."""
-        speed = self.recipe.speed
-        if model not in self.scorings:
-            score = make_scoring(model, speed.amp == "bf16")
-            self.scorings[model] = captured(score) if speed.cuda_graph else score
-        return evaluate(model, self.data.evaluate(0), score=self.scorings[model])
+from spr_or.utils.files import write_durably
 
 
 @dataclass(frozen=True)
@@ -101,7 +47,7 @@ class Trained:
     budget: Record | None  # how a budget was met: see `meet_budget`
 
 
-def train(run: Run) -> Trained:
+def train(run: SeedRun) -> Trained:
     """All phases of one seed, from its checkpoint if there is one.
 
     Raises `RunError`, and `RecipeError` for a budget that the network's entities cannot give.
@@ -130,7 +76,7 @@ def train(run: Run) -> Trained:
     return Trained(dense, model, masks, bounds, dense_accuracy, before, accuracy, best, budget)
 
 
-def make_counter(run: Run) -> Counter | None:
+def make_counter(run: SeedRun) -> Counter | None:
     """What counts for a budget, None without one; raises `RecipeError` for one out of reach."""
     recipe = run.recipe.spr
     if recipe.target_removed_pct is None:
@@ -149,7 +95,7 @@ def make_counter(run: Run) -> Counter | None:
     return counter
 
 
-def dense_phase(run: Run) -> nn.Module:
+def dense_phase(run: SeedRun) -> nn.Module:
     """The network trained without SPR; kept as ``dense.safetensors``."""
     recipe = run.recipe.dense
     path = run.folder / "dense.safetensors"
@@ -159,21 +105,22 @@ def dense_phase(run: Run) -> nn.Module:
         return model
     if recipe.weights is not None:
         load_weights(model, recipe.weights)
-    _train_phase(
-        run,
-        "dense",
-        model,
-        make_sgd(run.recipe, model),
+    phase = Phase(
+        name="dense",
+        model=model,
+        optimizer=make_sgd(run.recipe, model),
         epochs=recipe.epochs,
         rate=lambda epoch: learning_rate(recipe, epoch, recipe.epochs),
     )
-    state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_durably(path, lambda aside: save_file(state, aside))
+    train_phase(run, phase)
+    if distributed.is_first():
+        state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+        write_durably(path, lambda aside: save_file(state, aside))
     return model
 
 
 def spr_phase(
-    run: Run, dense: nn.Module, bounds: dict[str, Tensor], counter: Counter | None
+    run: SeedRun, dense: nn.Module, bounds: dict[str, Tensor], counter: Counter | None
 ) -> tuple[nn.Module, dict[str, Tensor], Record | None]:
     """The network trained with SPR, by its gradient or its proximal operator; what is to go.
 
@@ -187,24 +134,26 @@ def spr_phase(
     if run.recipe.speed.compile:
         spr.compile()
     steering = Steering(recipe, model, spr, counter)
-    _train_phase(
-        run,
-        "spr",
-        model,
-        make_optimizer(run.recipe, model, spr),
+    phase = Phase(
+        name="spr",
+        model=model,
+        optimizer=make_optimizer(run.recipe, model, spr),
         epochs=recipe.epochs,
         rate=_pruning_rate(run.recipe, 0),
         add_gradient=spr.add_gradient_ if recipe.method == "gradient" else None,
         describe=lambda: describe(model, spr, recipe),
         steering=steering,
     )
+    train_phase(run, phase)
     masks = decide_masks(model, spr, recipe)
     if counter is None:
         return model, masks, None
     return model, *meet_budget(run, steering, counter(masks))
 
 
-def meet_budget(run: Run, steering: Steering, before: float) -> tuple[dict[str, Tensor], Record]:
+def meet_budget(
+    run: SeedRun, steering: Steering, before: float
+) -> tuple[dict[str, Tensor], Record]:
     """The masks that meet the budget, and the cut by rank that this took.
 
     The record holds the target, the share removed ``before`` the cut and after it (in percent of all
@@ -234,7 +183,7 @@ def meet_budget(run: Run, steering: Steering, before: float) -> tuple[dict[str, 
     return choice.masks, record
 
 
-def silence(run: Run, model: nn.Module, masks: dict[str, Tensor]) -> float:
+def silence(run: SeedRun, model: nn.Module, masks: dict[str, Tensor]) -> float:
     """Silence what goes; the accuracy that is left."""
     for name in collapsed_layers(masks):
         run.display.warn(f"layer {name} collapsed: none of its {len(masks[name])} entities is left")
@@ -243,7 +192,7 @@ def silence(run: Run, model: nn.Module, masks: dict[str, Tensor]) -> float:
 
 
 def finetune_phase(
-    run: Run, dense: nn.Module, model: nn.Module, masks: dict[str, Tensor], before: float
+    run: SeedRun, dense: nn.Module, model: nn.Module, masks: dict[str, Tensor], before: float
 ) -> tuple[float, float]:
     """Train on with the masks held; accuracy of the last and of the best epoch."""
     recipe = run.recipe.finetune
@@ -256,131 +205,21 @@ def finetune_phase(
             run.recipe.train.label_smoothing,
             run.recipe.speed.amp == "bf16",
         )
-    best = _train_phase(
-        run,
-        "finetune",
-        model,
-        make_sgd(run.recipe, model),
+    phase = Phase(
+        name="finetune",
+        model=model,
+        optimizer=make_sgd(run.recipe, model),
         epochs=recipe.epochs,
         rate=_pruning_rate(run.recipe, run.recipe.spr.epochs),
         after=hold_masks(model, masks),
-        describe=lambda: {"masked_filter_weights_pct": masked_pct(model, masks)},
+        describe=lambda: {"masked_filter_weights_pct": in_zero_filters_pct(model, masks)},
         objective=objective,
     )
+    best = train_phase(run, phase)
     return run.evaluate(model).accuracy, before if best is None else best
-
-
-def _train_phase(
-    run: Run,
-    phase: str,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    *,
-    epochs: int,
-    rate: Callable[[int], float],
-    add_gradient: Callable[[], None] | None = None,
-    after: Callable[[], None] | None = None,
-    describe: Callable[[], Record] = dict,
-    objective: Objective | None = None,
-    steering: Steering | None = None,
-) -> float | None:
-    """Epochs with metrics and checkpoints; the best accuracy of an epoch, None without epochs."""
-    done, best = 0, None
-    if state := run.resumed(phase):
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        done, best = state["epoch"], state["best_accuracy"]
-        if steering is not None:
-            steering.load(state["steering"])
-    speed = run.recipe.speed
-    bf16 = speed.amp == "bf16"
-    network = torch.compile(model) if speed.compile else model
-    step: Step = make_step(
-        network,  # type: ignore[arg-type]  # what torch.compile returns is called like a module
-        optimizer,
-        add_gradient=add_gradient,
-        after=after,
-        label_smoothing=run.recipe.train.label_smoothing,
-        bf16=bf16,
-        objective=objective,
-    )
-    if speed.cuda_graph:
-        step = captured(step, optimizer)
-    run.display.phase(f"seed {run.seed} {phase}", epochs, run.data.train_rows, done)
-    for epoch in range(done, epochs):
-        started = time.perf_counter()
-        lr = rate(epoch)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        if steering is not None:
-            steering.begin(epoch)
-        seed = epoch_seed(run.seed, phase, epoch)
-        torch.manual_seed(seed)
-        model.train()
-        try:
-            scores = train_epoch(step, run.data.train(seed), run.display.rows)
-        except NonFiniteLoss as error:
-            raise RunError(_not_finite(run, phase, epoch, lr, error)) from error
-        test = run.evaluate(model)
-        record = {
-            "phase": phase,
-            "epoch": epoch,
-            "lr": lr,
-            "loss": scores.loss,
-            "accuracy": scores.accuracy,
-            "eval_loss": test.loss,
-            "eval_accuracy": test.accuracy,
-            **describe(),
-            **(steering.end(epoch) if steering is not None else {}),
-            "seconds": round(time.perf_counter() - started, 3),
-            "data_wait_share": round(scores.data_wait_share, 4),
-        }
-        run.metrics.add(record)
-        run.display.epoch(record)
-        better = best is None or test.accuracy > best
-        best = test.accuracy if best is None else max(best, test.accuracy)
-        state = {
-            "phase": phase,
-            "epoch": epoch + 1,
-            "seed": run.seed,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "best_accuracy": best,
-            "records": len(run.metrics.records),
-            **run.fixed,
-        }
-        if steering is not None:
-            state["steering"] = steering.state()
-        checkpoint.save_last(run.checkpoints, state)
-        if better:
-            checkpoint.save_best(run.checkpoints, state)
-    if epochs > done:
-        last = run.metrics.records[-1]
-        run.display.say(
-            f"seed {run.seed} {phase}: {epochs} epochs, accuracy {last['eval_accuracy']:.2f} %"
-        )
-    return best
-
-
-def epoch_seed(seed: int, phase: str, epoch: int) -> int:
-    """The seed of an epoch: its order, its augmentation, its dropout.
-
-    >>> epoch_seed(0, "dense", 1), epoch_seed(1, "spr", 0)
-    (1, 500000)
-    """
-    return (seed * 4 + PHASES.index(phase)) * 100_000 + epoch
 
 
 def _pruning_rate(recipe: Recipe, offset: int) -> Callable[[int], float]:
     """One schedule over SPR and fine-tuning; ``offset`` epochs of it lie behind."""
     epochs = recipe.spr.epochs + recipe.finetune.epochs
     return lambda epoch: learning_rate(recipe.spr, offset + epoch, epochs)
-
-
-def _not_finite(run: Run, phase: str, epoch: int, lr: float, error: NonFiniteLoss) -> str:
-    last = run.checkpoints / checkpoint.LAST
-    kept = f"last good checkpoint: {last}" if last.exists() else "no epoch was finished before"
-    return (
-        f"the loss became {error.value} at step {error.step} of epoch {epoch} of phase {phase}, "
-        f"with a learning rate of {lr:g}. Look at {_KEYS[phase]} in the recipe; {kept}"
-    )

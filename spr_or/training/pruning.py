@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from spr_or.formulations.projected import Regime
-from spr_or.pruning.masks import count_parameters, masked_filter_weights, masks_by_threshold
+from spr_or.pruning.counts import count_parameters, masked_filter_weights
+from spr_or.pruning.masks import masks_by_threshold
 from spr_or.pruning.prox_sgd import ProxSGD
 from spr_or.pruning.regularizer import SPR
 from spr_or.training.metrics import Record
@@ -22,7 +23,7 @@ def make_spr(recipe: SprRecipe, model: nn.Module, bounds: dict[str, Tensor] | fl
         bounds,
         entities=recipe.entities,
         variant=recipe.variant,
-        weights=recipe.weights,
+        u=recipe.u,
         include_norm=recipe.include_norm,
     )
 
@@ -61,13 +62,13 @@ def describe(model: nn.Module, spr: SPR, recipe: SprRecipe) -> Record:
         penalty = float(spr())
     return {
         "spr": penalty,
-        "masked_filter_weights_pct": masked_pct(model, masks),
+        "masked_filter_weights_pct": in_zero_filters_pct(model, masks),
         "regimes": {"zero": int((~keep).sum()), **counts},
     }
 
 
-def masked_pct(model: nn.Module, masks: dict[str, Tensor]) -> float:
-    """Weights in masked filters, as a percentage of all parameters."""
+def in_zero_filters_pct(model: nn.Module, masks: dict[str, Tensor]) -> float:
+    """Weights in zero filters, the measure of the paper, as a percentage of all parameters."""
     return 100 * masked_filter_weights(model, masks) / count_parameters(model)
 
 

@@ -2,13 +2,12 @@
 
 Every key has a type and a range, and an unknown key is an error that names the nearest valid one.
 A network is named by its import path ``"package.module:function"``, so a user's own works exactly
-like those in ``models``; the current directory is on the search path.
+like those in ``models``; the current directory is searched first.
 """
 
 from __future__ import annotations
 
 import difflib
-import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 from torch import nn
 
 from spr_or.utils.import_path import load_object
+from spr_or.utils.shipped import find_shipped
 
 
 class RecipeError(ValueError):
@@ -34,19 +34,20 @@ class DataRecipe(_Section):
     source: str = "digits"  # "digits", a folder of Parquet files, or a Hub id "owner/name"
     name: str = ""  # how reports call the set; the source if empty
     revision: str | None = None  # of a Hub id
-    train_split: str = "train"
+    train_split: str = "train"  # name of the training split
     eval_split: str | None = None  # None: valid, validation, val or test, whichever is there first
     # A fixed random subset of that size; of a streamed set, the first rows of its files.
     train_rows: int | None = Field(default=None, ge=1)
-    eval_rows: int | None = Field(default=None, ge=1)
+    eval_rows: int | None = Field(default=None, ge=1)  # the same for the evaluation images
     size: int | None = Field(default=None, ge=1)  # pixels; None: the images' own common size
     crop: int = Field(default=0, ge=0)  # pad by so many pixels, crop at random
-    flip: bool = False
+    flip: bool = False  # mirror half of the images, at random
     random_resized_crop: bool = False  # streamed sets: a random window, scaled to `size`
     mean: tuple[float, ...] | None = None  # of each channel in [0, 1]; None: measured
-    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None  # as mean
     batch_size: int = Field(default=128, ge=1)  # of all processes together
-    eval_batch_size: int = Field(default=512, ge=1)
+    eval_batch_size: int = Field(default=512, ge=1)  # images scored at a time
+    # Where images live: on the device, or read while training; auto: on the device if they fit.
     memory: Literal["auto", "device", "stream"] = "auto"
     workers: int = Field(default=2, ge=0)  # that decode a streamed set, of each process
     cache: Path | None = None  # decoded images; None: $SPR_OR_CACHE or ~/.cache/spr-or
@@ -60,15 +61,15 @@ class DataRecipe(_Section):
     @model_validator(mode="after")
     def _mean_with_std(self) -> DataRecipe:
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
-            raise ValueError("mean and std belong together, a number a channel each")
+            raise ValueError("mean and std belong together, one number for each channel")
         return self
 
 
 class Schedule(_Section):
     """A learning rate over epochs (see `spr_or.training.schedule`)."""
 
-    lr: float = Field(default=0.1, gt=0)
-    schedule: Literal["steps", "cosine"] = "steps"
+    lr: float = Field(default=0.1, gt=0)  # the learning rate at the start
+    schedule: Literal["steps", "cosine"] = "steps"  # how the learning rate falls
     milestones: tuple[int, ...] = ()  # epochs after which the rate is multiplied by gamma
     gamma: float = Field(default=0.1, gt=0, le=1)
     warmup: int = Field(default=0, ge=0)  # epochs of a linear rise
@@ -85,31 +86,50 @@ class Schedule(_Section):
 class DenseRecipe(Schedule):
     """[dense]: the run without SPR that gives the bounds M and the accuracy to compare with."""
 
-    epochs: int = Field(default=200, ge=0)
+    epochs: int = Field(default=200, ge=0)  # 0: `weights` are taken as they are
     weights: Path | None = None  # a state dict (.safetensors or .pt) to start from
 
 
 class SprRecipe(Schedule):
     """[spr]: the regularised run. Its schedule runs on through [finetune]."""
 
-    epochs: int = Field(default=300, ge=0)
+    epochs: int = Field(default=300, ge=0)  # with SPR
+    # gradient: SPR's gradient joins that of the loss, as in the paper; prox: ProxSGD, exact zeros.
     method: Literal["gradient", "prox"] = "gradient"
+    # Which closed form: exact, as printed in the paper, or as in the authors' code of 2022.
     variant: Literal["exact", "printed", "authors2022"] = "exact"
-    lam: float = Field(ge=0)
-    alpha: float = Field(ge=0, le=1)
+    lam: float = Field(ge=0)  # lambda, the strength of the penalty; with a budget, where it starts
+    alpha: float = Field(ge=0, le=1)  # share of the penalty on squared weights
+    # What is kept or removed as a whole.
     entities: Literal["filters", "neurons"] | tuple[Literal["filters", "neurons"], ...] = "filters"
     include_norm: bool = False  # BatchNorm's scale and shift inside the entity
-    weights: Literal["parameters", "uniform"] = "parameters"  # the importances u
+    u: Literal["share", "uniform"] = "share"  # the importances: share of the parameters, or 1
     bounds: Literal["layer", "entity"] = "layer"  # the bounds M
     bounds_every: int = Field(default=0, ge=0)  # M read anew after so many epochs; 0: never
     lam_warmup: int = Field(default=0, ge=0)  # epochs of a linear rise of lambda
     # A budget: lam is where lambda starts, and it is moved so that this share of all parameters goes.
     target_removed_pct: float | None = Field(default=None, gt=0, lt=100)
-    start: Literal["dense", "scratch"] = "scratch"
+    start: Literal["dense", "scratch"] = "scratch"  # from the dense weights, or from new ones
     zero_below: float = Field(default=1e-4, ge=0)  # gradient: a smaller weight counts as zero
     share: float = Field(
         default=0.99, ge=0, le=1
     )  # gradient: an entity goes beyond this share of zeros
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weights_is_u(cls, values: Any) -> Any:
+        """Recipes written before ``u`` had its name call it ``weights``."""
+        if not isinstance(values, Mapping) or "weights" not in values:
+            return values
+        if "u" in values:
+            raise ValueError("u and weights are one key under two names: remove weights")
+        known = {"parameters": "share", "uniform": "uniform"}
+        rest = {key: value for key, value in values.items() if key != "weights"}
+        if values["weights"] not in known:
+            raise ValueError(
+                f"weights = {values['weights']!r}: it is called u now, which is share or uniform"
+            )
+        return rest | {"u": known[values["weights"]]}
 
     @model_validator(mode="after")
     def _prox_is_exact(self) -> SprRecipe:
@@ -131,7 +151,7 @@ class SprRecipe(Schedule):
 class FinetuneRecipe(_Section):
     """[finetune]: epochs with the masks held."""
 
-    epochs: int = Field(default=200, ge=0)
+    epochs: int = Field(default=200, ge=0)  # after the mask
     distill: float = Field(default=0.0, ge=0, le=1)  # weight of the dense network as a teacher
     temperature: float = Field(default=4.0, gt=0)  # of the teacher's and the student's softmax
 
@@ -139,9 +159,10 @@ class FinetuneRecipe(_Section):
 class TrainRecipe(_Section):
     """[train]: what all phases share."""
 
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=5e-4, ge=0)
-    nesterov: bool = False
+    momentum: float = Field(default=0.9, ge=0, lt=1)  # of SGD
+    weight_decay: float = Field(default=5e-4, ge=0)  # on all parameters, beside SPR
+    nesterov: bool = False  # Nesterov's form of the momentum
+    # Share of the target that is spread evenly over the classes.
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
 
@@ -150,10 +171,10 @@ class SpeedRecipe(_Section):
 
     device: str = "auto"  # "auto": the accelerator if there is one, else "cpu"
     threads: int | None = Field(default=None, ge=1)  # of torch on the CPU; None: as torch likes
-    amp: Literal["off", "bf16"] = "off"
-    channels_last: bool = False
-    compile: bool = False
-    cuda_graph: bool = False
+    amp: Literal["off", "bf16"] = "off"  # forward and backward in bfloat16
+    channels_last: bool = False  # the memory order that GPU convolutions prefer
+    compile: bool = False  # torch.compile
+    cuda_graph: bool = False  # replay each training step as one captured graph
 
 
 class Recipe(_Section):
@@ -164,11 +185,11 @@ class Recipe(_Section):
     ('gradient', (0,))
     """
 
-    name: str = ""
+    name: str = ""  # of the run, in reports; the file's name if empty
     note: str = ""  # shown on top of the report, e.g. "smoke run"
-    model: str
-    model_kwargs: dict[str, Any] = {}
-    seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
+    model: str  # import path of the function that builds the network, "package.module:function"
+    model_kwargs: dict[str, Any] = {}  # its arguments
+    seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)  # one run for each
     data: DataRecipe = DataRecipe()
     train: TrainRecipe = TrainRecipe()
     dense: DenseRecipe = DenseRecipe()
@@ -183,16 +204,21 @@ class Recipe(_Section):
         return self
 
 
-def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a recipe; ``overrides`` are "section.key=value" with the value as TOML writes it.
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe: a file, or a shipped one by its name.
 
-    A value that is no TOML is a string, so ``data.source=my/folder`` needs no quotes. Raises
-    `RecipeError` for a missing file, broken TOML, and all that `parse_recipe` refuses.
+    ``overrides`` are "section.key=value" with the value as TOML writes it. A value that is no TOML
+    is a string, so ``data.source=my/folder`` needs no quotes. Raises `RecipeError` for a missing
+    file, broken TOML, and all that `parse_recipe` refuses.
+
+    >>> load_recipe("digits", ["spr.lam=40"]).spr.lam
+    40.0
     """
     try:
+        path = find_shipped(path, "recipes")
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"no recipe at {path}") from None
+    except FileNotFoundError as error:
+        raise RecipeError(f"no recipe at {path}: {error}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
@@ -284,15 +310,9 @@ def import_factory(path: str) -> Callable[..., nn.Module]:
     except ValueError as error:
         raise RecipeError(f"model: {error}, such as models.resnet_cifar:resnet20") from None
     except ImportError as error:
-        raise RecipeError(
-            f"model = {path!r} cannot be imported: {error} (looked for in {Path.cwd()} and among "
-            "the installed packages)"
-        ) from error
+        raise RecipeError(f"model = {path!r} cannot be imported: {error}") from error
     except AttributeError as error:
-        module = sys.modules[path.partition(":")[0]]
-        near = difflib.get_close_matches(path.partition(":")[2], vars(module), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise RecipeError(f"model = {path!r}: {error}{hint}") from None
+        raise RecipeError(f"model = {path!r}: {error}") from None
     if not callable(factory):
         raise RecipeError(f"model = {path!r} is a {type(factory).__name__}, not a function")
     return factory

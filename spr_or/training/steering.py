@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from spr_or.pruning.regularizer import SPR
 from spr_or.training.checkpoint import State
 from spr_or.training.metrics import Record
-from spr_or.training.parameter_budget import Choice, Counter, Masks, choose, next_lam, scheduled_pct
+from spr_or.training.parameter_budget import (
+    Counter,
+    MaskChoice,
+    Masks,
+    choose,
+    next_lam,
+    scheduled_pct,
+)
 from spr_or.training.pruning import decide_masks, make_spr
 from spr_or.training.recipe import SprRecipe
 from spr_or.training.spares import Spares
@@ -63,7 +70,7 @@ class Steering:
             self.lam = next_lam(self.lam, self.recipe.lam, self.shares, target, epochs)
         return record
 
-    def cut(self) -> Choice:
+    def cut(self) -> MaskChoice:
         """The masks that meet the budget, see `budget.choose`; what they give back gets its weights.
 
         Entities that are zero alike come back in the order last out, first in.

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spr_or.training import distributed
+from spr_or.training.replica import replica
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 # Images, the network's logits and labels of a batch to the loss, a mean over it.
@@ -44,10 +44,10 @@ def make_step(
 ) -> Step:
     """Forward, backward, ``add_gradient()`` (SPR's), optimiser, ``after()`` (masks held).
 
-    The loss is the mean over the batch. Of several processes (see `distributed`) each steps on its
+    The loss is the mean over the batch. Of several processes (see `replica`) each steps on its
     share: backward leaves the mean of all gradients, and SPR's is then added once by each of them.
     """
-    network = distributed.replica(model)
+    network = replica(model)
 
     def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         optimizer.zero_grad(set_to_none=True)
@@ -104,55 +104,71 @@ def captured(
     ``record`` is for tests: any function that records a body and returns what replays it. Raises
     ``ValueError`` on tensors that are not on a CUDA device when ``record`` is `cuda_graph`.
     """
-    groups = [] if optimizer is None else optimizer.param_groups
-    written: list[float] = []
-    rates: list[Tensor] = []
-    inputs: list[Tensor] = []
-    outputs: list[Tensor] = []
-    replay: Callable[[], None] | None = None
-    eager_left = _EAGER_STEPS
-    if optimizer is not None:
-        optimizer.register_step_pre_hook(_lay_out_like_parameters)
+    return _Captured(step, optimizer, record)
 
-    def run(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        with _tensors_as_rates(optimizer, rates):
-            return step(images, labels)
 
-    def body() -> None:
-        for output, result in zip(outputs, run(inputs[0], inputs[1]), strict=True):
+class _Captured:
+    """A step and what its graph reads and writes: batch, results and learning rates."""
+
+    def __init__(
+        self, step: Step, optimizer: torch.optim.Optimizer | None, record: Recorder
+    ) -> None:
+        self._step, self._optimizer, self._record = step, optimizer, record
+        self._written: list[float] = []
+        self._rates: list[Tensor] = []
+        self._inputs: list[Tensor] = []
+        self._outputs: list[Tensor] = []
+        self._replay: Callable[[], None] | None = None
+        self._eager_left = _EAGER_STEPS
+        if optimizer is not None:
+            optimizer.register_step_pre_hook(_lay_out_like_parameters)
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if self._record is cuda_graph and images.device.type != "cuda":
+            raise ValueError(f"speed.cuda_graph needs a CUDA device, not {images.device}")
+        self._write_rates(images.device)
+        if self._eager_left > 0:
+            self._eager_left -= 1
+            return _on_side_stream(self._eager, images, labels)
+        if self._replay is None:
+            self._replay = self._capture(images, labels)
+        if images.shape != self._inputs[0].shape:
+            return self._eager(images, labels)
+        self._inputs[0].copy_(images)
+        self._inputs[1].copy_(labels)
+        self._replay()
+        return self._outputs[0].clone(), self._outputs[1].clone()
+
+    def _write_rates(self, device: torch.device) -> None:
+        """Bring the tensors that the graph reads its learning rates from up to date."""
+        groups = [] if self._optimizer is None else self._optimizer.param_groups
+        given = [float(group["lr"]) for group in groups]
+        if not self._rates:
+            self._rates = [torch.zeros((), device=device) for _ in groups]
+        if given != self._written:
+            for rate, value in zip(self._rates, given, strict=True):
+                rate.fill_(value)
+            self._written = given
+
+    def _capture(self, images: Tensor, labels: Tensor) -> Callable[[], None]:
+        """Record the step on a batch of this shape."""
+        self._inputs = [images.clone(), labels.clone()]
+        self._outputs = [
+            torch.zeros((), device=images.device),
+            torch.zeros((), dtype=torch.int64, device=images.device),
+        ]
+        if self._optimizer is not None:
+            self._optimizer.zero_grad(set_to_none=True)
+        return self._record(self._body)
+
+    def _body(self) -> None:
+        results = self._eager(self._inputs[0], self._inputs[1])
+        for output, result in zip(self._outputs, results, strict=True):
             output.copy_(result)
 
-    def replayed(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        nonlocal written, rates, inputs, outputs, replay, eager_left
-        if record is cuda_graph and images.device.type != "cuda":
-            raise ValueError(f"speed.cuda_graph needs a CUDA device, not {images.device}")
-        given = [float(group["lr"]) for group in groups]
-        if not rates:
-            rates = [torch.zeros((), device=images.device) for _ in groups]
-        if given != written:
-            for rate, value in zip(rates, given, strict=True):
-                rate.fill_(value)
-            written = given
-        if eager_left > 0:
-            eager_left -= 1
-            return _on_side_stream(run, images, labels)
-        if replay is None:
-            inputs = [images.clone(), labels.clone()]
-            outputs = [
-                torch.zeros((), device=images.device),
-                torch.zeros((), dtype=torch.int64, device=images.device),
-            ]
-            if optimizer is not None:
-                optimizer.zero_grad(set_to_none=True)
-            replay = record(body)
-        if images.shape != inputs[0].shape:
-            return run(images, labels)
-        inputs[0].copy_(images)
-        inputs[1].copy_(labels)
-        replay()
-        return outputs[0].clone(), outputs[1].clone()
-
-    return replayed
+    def _eager(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with _tensors_as_rates(self._optimizer, self._rates):
+            return self._step(images, labels)
 
 
 @contextlib.contextmanager

@@ -1,17 +1,32 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and what a full disk is called.
 
+Every file of this package is written beside its place and swapped in. `write_aside` does only that;
+`write_durably` and what builds on it also wait until the bytes are on the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import errno
+import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+
+class DiskFull(OSError):
+    """No space left while writing; what stood there before is untouched."""
 
 
 def write_aside(path: str | Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, then put it in the place of `path` atomically.
 
     If `write` raises, whatever `path` held is still there and the unfinished file is gone; a
-    killed process can leave only the unfinished file, under a hidden name of its own.
+    killed process can leave only the unfinished file, under a hidden name of its own. Raises
+    `DiskFull` instead of a bare OSError when the disk is full.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "note.txt"
@@ -21,14 +36,79 @@ def write_aside(path: str | Path, write: Callable[[Path], object]) -> None:
     """
     path = Path(path)
     aside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
+    with disk_full_explained(path):
+        try:
+            write(aside)
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def write_durably(path: str | Path, write: Callable[[Path], object]) -> None:
+    """`write_aside`, with the bytes on the disk before the file takes the place of ``path``.
+
+    So a power cut leaves either the old file or the new one, whole.
+    """
+
+    def flushed(aside: Path) -> None:
         write(aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+        with aside.open("rb+") as stream:
+            os.fsync(stream.fileno())
+
+    write_aside(path, flushed)
+    _sync_folder(Path(path).parent)
 
 
-def write_json(path: str | Path, content: dict[str, Any]) -> None:
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file in UTF-8, durably."""
+    write_durably(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write a dictionary of plain values as JSON; `ValueError` for a number that is not finite."""
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a CSV file with a header; a key that a row lacks is an empty cell.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "table.csv"
+    >>> write_csv(path, ["name", "n"], [{"name": "a,b", "n": 1}, {"name": "c"}])
+    >>> path.read_text()
+    'name,n\\n"a,b",1\\nc,\\n'
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+@contextlib.contextmanager
+def disk_full_explained(path: Path) -> Iterator[None]:
+    """Turn "no space left" while writing ``path`` into a `DiskFull` that says what to do."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        code = getattr(error, "errno", None)
+        # torch's own writer reports a full disk as a RuntimeError.
+        if code not in (errno.ENOSPC, errno.EDQUOT) and "No space left" not in str(error):
+            raise
+        raise DiskFull(
+            errno.ENOSPC,
+            f"No space left: the disk is full, so {path.name} was not written, and what stood "
+            "there before is untouched. Free some space, then run again (a training run with "
+            "--resume)",
+            str(path),
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut, where the system can do that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -12,11 +12,6 @@ from typing import Any
 
 from spr_or.utils.files import write_aside
 
-# Okabe and Ito's colours, which colour-blind readers tell apart.
-BLUE, ORANGE, GREEN, RED, PURPLE, GREY = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#777777",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Series:
@@ -24,6 +19,7 @@ class Series:
 
     ``spread`` are standard deviations of the accuracies (0: a single run), ``names`` stand beside
     their points, and ``joined`` draws a line along their front (with an empty marker, that alone).
+    ``dense`` are the accuracies of the networks before anything was removed, one for each point.
     """
 
     label: str
@@ -34,6 +30,7 @@ class Series:
     spread: Sequence[float] | None = None
     names: Sequence[str] | None = None
     joined: bool = False
+    dense: Sequence[float] | None = None
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -78,6 +75,8 @@ def draw(
     for one in series:
         if len(one.removed):
             _points(axis, one)
+    if any(one.dense for one in series):
+        axis.plot([], [], "_", color="0.3", markersize=10, label="dense network of the same runs")
     axis.set_xlabel(xlabel)
     axis.set_ylabel("accuracy (%)")
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
@@ -105,6 +104,12 @@ def _points(axis: Any, one: Series) -> None:
             [one.removed[i] for i in best], [one.accuracy[i] for i in best],
             color=one.colour, linewidth=1, label=None if one.marker else one.label, zorder=1.5,
         )  # fmt: skip
+    if one.dense:
+        axis.vlines(
+            one.removed, one.accuracy, one.dense, color=one.colour, linewidth=1, linestyle=":",
+            zorder=1,
+        )  # fmt: skip
+        axis.plot(one.removed, one.dense, "_", color=one.colour, markersize=10, zorder=2)
     if one.marker:
         hollow = one.marker != "o"  # told apart from the circles in grey print too
         axis.plot(

@@ -12,7 +12,7 @@ FACTORS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 8.0, 16.0)
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """The ladder of one instance with its M multiplied by ``factor``."""
+    """The bounds of one instance with its M multiplied by ``factor``."""
 
     name: str
     factor: float
@@ -28,7 +28,8 @@ def bounds_at(problem: SparseTrainingProblem, factor: float, time_limit: float) 
     """Relaxations and MIP optimum of a linear problem at ``factor`` times its M.
 
     ``M`` in the result is the largest of the entities' bounds, ``m_active`` counts the entities that
-    touch theirs at the optimum.
+    touch theirs at the optimum.  Raises ``KeyboardInterrupt`` where Ctrl-C stopped one of the solvers:
+    there is no point without all three.
     """
     from spr_or.solvers import conic, outer_approximation
 
@@ -38,6 +39,8 @@ def bounds_at(problem: SparseTrainingProblem, factor: float, time_limit: float) 
         for formulation in ("bigm", "perspective")
     )
     mip = outer_approximation.solve(scaled, relaxed=False, time_limit=time_limit)
+    if "interrupted" in (bigm.status, perspective.status, mip.status):
+        raise KeyboardInterrupt
     return SweepPoint(
         problem.name,
         factor,

@@ -1,7 +1,7 @@
-"""The claims that `spr_or.verification.ladder_of_bounds` checks, each a function from the ladder to `Check`s.
+"""The claims that `spr_or.verification.ladder_of_bounds` checks, each a function that gives `Check`s.
 
-Where every rung is closed the claims compare values; a rung cut short by a time limit takes part
-with its interval [bound, value], so that a claim fails only when it is refuted.
+Where every solver has closed its gap the claims compare values; one that a time limit cut short takes
+part with its interval [bound, value], so that a claim fails only when it is refuted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from spr_or.formulations import projected
 from spr_or.formulations.problem import SparseTrainingProblem
-from spr_or.verification.ladder import Check, Ladder, Rung, tolerance
+from spr_or.verification.ladder import Check, Ladder, Rung, formulation_name, tolerance
 
 INDICATOR_TOLERANCE = 2e-3  # a value flat in y within 1e-9 leaves y free within about 1e-4
 GRADIENT_TOLERANCE = 1e-5
@@ -50,7 +50,7 @@ def check_all(
 
 
 def bounds_below_values(ladder: Ladder) -> Iterator[Check]:
-    """A lower bound of any route lies below the value of every route to the same optimum."""
+    """A lower bound of any solver lies below the value of every solver of the same optimum."""
     worst = math.inf
     place = "no bound was proven"
     for a, b in itertools.product(ladder.rungs, repeat=2):
@@ -62,7 +62,7 @@ def bounds_below_values(ladder: Ladder) -> Iterator[Check]:
 
 
 def _same_optimum(a: Rung, b: Rung) -> bool:
-    """Integer rungs share one optimum; relaxed ones do within big-M, and within perspective."""
+    """Integer formulations share one optimum; relaxed ones do within big-M, and within perspective."""
     if a.integrality == "integer":
         return True
     return (a.formulation == "bigm") == (b.formulation == "bigm") and b.formulation != "projected"
@@ -79,14 +79,16 @@ def at_most(ladder: Ladder, claim: str, lower: str, upper: str | None) -> Check:
 
 
 def agreement(ladder: Ladder) -> Iterator[Check]:
-    """Routes to the same optimum agree."""
+    """Solvers of the same optimum agree."""
     for formulation in ("bigm", "perspective"):
         rungs = ladder.of("relaxed", formulation)
         if len(rungs) > 1:
-            yield same(f"same {formulation} relaxation by {_solvers(rungs)}", rungs)
+            yield same(
+                f"same {formulation_name(formulation)} relaxation by {_solvers(rungs)}", rungs
+            )
     rungs = ladder.of("integer")
     if len(rungs) > 1:
-        yield same(f"same MIP optimum by {len(rungs)} routes: {_solvers(rungs)}", rungs)
+        yield same(f"same MIP optimum by {len(rungs)} solvers: {_solvers(rungs)}", rungs)
 
 
 def same(claim: str, rungs: list[Rung]) -> Check:
@@ -176,6 +178,8 @@ def cone_duals(problem: SparseTrainingProblem, variant: str) -> Check:
     from spr_or.solvers import conic
 
     certificate, slopes = conic.solve_with_duals(problem)
+    if certificate.status == "interrupted":
+        raise KeyboardInterrupt
     rows = problem.entities.rows(certificate.weights)
     price = (problem.lam * problem.u).unsqueeze(-1)
     closed_form = price * projected.gradient(rows, problem.alpha, problem.M, variant)
@@ -186,7 +190,9 @@ def cone_duals(problem: SparseTrainingProblem, variant: str) -> Check:
     size = 1 + slopes.abs().amax(-1)
     worst = float(torch.where(inside & _smooth(rows), distance / size, 0.0).max())
     slack = DUALS_TOLERANCE - worst
-    return Check("gradient of the closed form = the cone's duals", slack >= 0, slack)
+    return Check(
+        "gradient of the closed form = the duals of the perspective cone", slack >= 0, slack
+    )
 
 
 def _smooth(rows: torch.Tensor) -> torch.Tensor:
@@ -208,7 +214,7 @@ def bound_on_weights(problem: SparseTrainingProblem, ladder: Ladder) -> Iterator
         names = ", ".join(map(str, active))
         yield Check(
             f"M is active at the MIP optimum, in entities {names}: optimal for this M, "
-            f"a larger one may do better (said, not a failure)",
+            f"a larger one may do better (no failure)",
             True,
             0.0,
         )
@@ -226,10 +232,10 @@ def bound_on_weights(problem: SparseTrainingProblem, ladder: Ladder) -> Iterator
 
 
 def printed_variant(ladder: Ladder) -> Check:
-    """The printed closed form is flagged where it exceeds the MIP optimum: no relaxation does."""
+    """Whether the printed closed form exceeds the MIP optimum is stated: no relaxation does."""
     slack = ladder.value("integer") - ladder.printed
     if slack < -tolerance(ladder.printed):
-        claim = "flagged: the printed closed form exceeds the MIP optimum, it is not a relaxation"
+        claim = "the printed closed form exceeds the MIP optimum, so it is not a relaxation"
     else:
         claim = "the printed closed form does not exceed the MIP optimum here"
     return Check(
@@ -239,6 +245,8 @@ def printed_variant(ladder: Ladder) -> Check:
 
 def _solvers(rungs: list[Rung]) -> str:
     return ", ".join(
-        rung.solver if rung.solver == rung.formulation else f"{rung.formulation} {rung.solver}"
+        rung.solver
+        if rung.solver == rung.formulation
+        else f"{formulation_name(rung.formulation)} {rung.solver}"
         for rung in rungs
     )

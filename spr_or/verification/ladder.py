@@ -1,4 +1,7 @@
-"""What `verify` returns: rungs, claims about them, and the ladder that holds both."""
+"""What `verify` returns: a `Ladder` of values and bounds, from the weakest relaxation to the optimum.
+
+A `Rung` is one of them, computed by one solver for one formulation; a `Check` is a claim about them.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,16 @@ from spr_or.solvers.certificate import Certificate
 
 RELATIVE = 1e-5  # two values of one optimum may differ by this much, relative to the larger
 ABSOLUTE = 1e-7  # ... and by this much near zero: what the solvers' feasibility tolerances leave
+_NAMES = {"bigm": "big-M"}
+
+
+def formulation_name(formulation: str) -> str:
+    """A formulation as output and pictures call it.
+
+    >>> formulation_name("bigm"), formulation_name("perspective"), formulation_name("projected")
+    ('big-M', 'perspective', 'projected')
+    """
+    return _NAMES.get(formulation, formulation)
 
 
 def tolerance(*values: float) -> float:
@@ -19,7 +32,7 @@ def tolerance(*values: float) -> float:
 
 @dataclass(frozen=True)
 class Rung:
-    """One value on the ladder: a formulation, relaxed or integer, by one solver.
+    """A value and a bound: of one formulation, relaxed or integer, by one solver.
 
     ``value`` is the solution's objective, re-evaluated outside the solver; ``bound`` the proven lower
     bound (-inf if there is none); the rest as in `spr_or.solvers.Certificate`.
@@ -52,14 +65,19 @@ class Rung:
         return self.value if self.closed else self.bound
 
     @property
+    def what(self) -> str:
+        """Formulation and integrality in words."""
+        return f"{formulation_name(self.formulation)} {self.integrality}"
+
+    @property
     def label(self) -> str:
         """Formulation, integrality and solver in words."""
-        return f"{self.formulation} {self.integrality} ({self.solver})"
+        return f"{self.what} ({self.solver})"
 
 
 @dataclass(frozen=True)
 class Check:
-    """A claim about the ladder; ``slack`` is what is left before it would fail (negative: fails)."""
+    """A claim; ``slack`` is what is left before it would fail (negative: it fails)."""
 
     claim: str
     holds: bool
@@ -68,9 +86,10 @@ class Check:
 
 @dataclass(frozen=True)
 class Ladder:
-    """The rungs of one problem and the claims about them.
+    """Values and bounds of one problem, and the claims about them.
 
-    ``printed`` is the objective with the printed closed form at the minimiser of the relaxation.
+    ``printed`` is the objective with the printed closed form at the minimiser of the relaxation;
+    ``stopped`` says that the user stopped the work between two solvers.
     """
 
     name: str
@@ -79,16 +98,17 @@ class Ladder:
     rungs: list[Rung]
     checks: list[Check]
     printed: float = math.nan
+    stopped: bool = False
 
     @property
     def ok(self) -> bool:
-        """Whether the ladder was climbed to its end and every claim holds."""
+        """Whether all solvers have run and every claim holds."""
         return not self.interrupted and all(check.holds for check in self.checks)
 
     @property
     def interrupted(self) -> bool:
         """Whether the user stopped it."""
-        return any(rung.status == "interrupted" for rung in self.rungs)
+        return self.stopped or any(rung.status == "interrupted" for rung in self.rungs)
 
     def of(self, integrality: str, *formulations: str) -> list[Rung]:
         """The rungs of these formulations (none named: of all)."""
@@ -109,7 +129,7 @@ class Ladder:
 
     @property
     def root_gap_closed(self) -> float:
-        """(perspective - big-M) / (MIP - big-M): the share of the root gap that the cone closes.
+        """(perspective - big-M) / (MIP - big-M): the share of the root gap that perspective closes.
 
         nan where there is no root gap.
         """
@@ -126,15 +146,16 @@ class Ladder:
             "ok": self.ok,
             "convex": self.convex,
             "n_entities": self.n_entities,
-            "root_gap_closed": _plain(self.root_gap_closed),
-            "printed_at_minimiser": _plain(self.printed),
+            "root_gap_closed": plain(self.root_gap_closed),
+            "printed_at_minimiser": plain(self.printed),
             "rungs": [
-                {k: _plain(v) for k, v in vars(rung).items() if k != "certificate"}
+                {k: plain(v) for k, v in vars(rung).items() if k != "certificate"}
                 for rung in self.rungs
             ],
-            "checks": [{k: _plain(v) for k, v in vars(c).items()} for c in self.checks],
+            "checks": [{k: plain(v) for k, v in vars(c).items()} for c in self.checks],
         }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value for JSON: None for a number that is not finite."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

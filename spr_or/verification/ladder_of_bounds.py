@@ -1,7 +1,8 @@
-"""Verification: every formulation by every route that applies, checked against each other.
+"""Verification: every formulation by every solver that applies, checked against each other.
 
-big-M relaxation <= perspective relaxation = projected optimum <= MIP optimum, where each rung is
-computed by solvers that share no code, and each value is re-evaluated outside the solver.
+big-M relaxation <= perspective relaxation = projected optimum <= MIP optimum: a ladder of bounds.
+Each of these values (a rung of the ladder) is computed by solvers that share no code, and
+re-evaluated outside them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from spr_or.formulations import projected
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.solvers.certificate import Certificate
 from spr_or.verification import claims
-from spr_or.verification.ladder import Ladder, Rung
+from spr_or.verification.ladder import Ladder, Rung, formulation_name
 
 MAX_ENUMERATED = 10  # entities of a linear model: 2^10 convex problems
 MAX_ENUMERATED_NETWORK = 3  # entities of a network: 2^3 nonconvex problems
@@ -27,20 +28,20 @@ def verify(
     *,
     time_limit: float = 60.0,
     variant: str = "exact",
-    on_rung: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Ladder:
-    """Climb the ladder of a problem and check every claim.
+    """Compute the bounds of a problem by every solver that applies, and check every claim.
 
     Parameters
     ----------
-    time_limit : seconds for each rung; a rung cut short keeps an honest gap, and the claims are then
-        checked on the intervals [bound, value]
+    time_limit : seconds for each solver; one that is cut short keeps an honest gap, and the claims are
+        then checked on the intervals [bound, value]
     variant : the closed form that is claimed to be the projection (`spr_or.formulations.projected.VARIANTS`);
         anything but "exact" makes claims fail, which is the point of being able to ask
-    on_rung : called with "formulation integrality, solver" before each computation
+    progress : called with "formulation integrality, solver" before each computation
 
-    Returns a `Ladder`; ``ladder.ok`` tells whether every claim holds.  Raises ``ValueError`` for an
-    unknown variant.
+    Returns a `Ladder`; ``ladder.ok`` tells whether every claim holds.  Ctrl-C returns what was found
+    so far, with ``ladder.interrupted``.  Raises ``ValueError`` for an unknown variant.
 
     >>> X, y = [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], [1.0, 0.0, 1.0]
     >>> p = SparseTrainingProblem.linear(X, y, [[0], [1]], lam=0.1, alpha=0.5, M=2)
@@ -51,12 +52,16 @@ def verify(
         known = ", ".join(projected.VARIANTS)
         raise ValueError(f"variant must be one of {known}, got {variant!r}")
     rungs: list[Rung] = []
-    for label, route in routes(problem, time_limit):
-        if on_rung:
-            on_rung(label)
-        rungs.append(Rung.of(route()))
-        if rungs[-1].status == "interrupted":
-            break
+    stopped = False
+    try:
+        for label, solve in solvers(problem, time_limit):
+            if progress:
+                progress(label)
+            rungs.append(Rung.of(solve()))
+            if rungs[-1].status == "interrupted":
+                break
+    except KeyboardInterrupt:
+        stopped = True
     if variant != "exact":
         rungs = [_restated(problem, rung, variant) for rung in rungs]
     relaxation = min(
@@ -67,16 +72,22 @@ def verify(
     printed = math.nan
     if relaxation is not None:
         printed = float(problem.projected_objective(relaxation.certificate.weights, "printed"))
-    ladder = Ladder(problem.name, problem.convex, len(problem.entities), rungs, [], printed)
-    if not ladder.interrupted:
+    ladder = Ladder(
+        problem.name, problem.convex, len(problem.entities), rungs, [], printed, stopped
+    )
+    if ladder.interrupted:
+        return ladder
+    try:
         ladder.checks.extend(claims.check_all(problem, ladder, relaxation, variant))
+    except KeyboardInterrupt:  # a claim asks a solver too
+        return dataclasses.replace(ladder, stopped=True)
     return ladder
 
 
-def routes(
+def solvers(
     problem: SparseTrainingProblem, time_limit: float
 ) -> Iterator[tuple[str, Callable[[], Certificate]]]:
-    """(label, computation) for every way of solving that applies to the problem."""
+    """(label, computation) for every formulation and solver that applies to the problem."""
     from spr_or.solvers import (
         conic,
         enumeration,
@@ -94,7 +105,7 @@ def routes(
         for relaxed in (True, False):
             for formulation in formulations:
                 yield (
-                    f"{formulation} {'relaxed' if relaxed else 'integer'}, SCIP",
+                    f"{formulation_name(formulation)} {'relaxed' if relaxed else 'integer'}, SCIP",
                     partial(
                         scip.solve, problem, formulation=formulation, relaxed=relaxed, **limited
                     ),
@@ -107,10 +118,10 @@ def routes(
             )
         return
     if highs.applies(problem, relaxed=True):
-        yield "bigm relaxed, HiGHS", partial(highs.solve, problem, relaxed=True, **limited)
+        yield "big-M relaxed, HiGHS", partial(highs.solve, problem, relaxed=True, **limited)
     for formulation in formulations:
         yield (
-            f"{formulation} relaxed, Clarabel",
+            f"{formulation_name(formulation)} relaxed, Clarabel",
             partial(conic.solve, problem, formulation=formulation, **limited),
         )
     yield (
@@ -119,10 +130,10 @@ def routes(
     )
     yield "projected relaxed, first order", partial(projected_first_order.solve, problem, **limited)
     if highs.applies(problem, relaxed=False):
-        yield "bigm integer, HiGHS", partial(highs.solve, problem, relaxed=False, **limited)
+        yield "big-M integer, HiGHS", partial(highs.solve, problem, relaxed=False, **limited)
     for formulation in formulations:
         yield (
-            f"{formulation} integer, SCIP",
+            f"{formulation_name(formulation)} integer, SCIP",
             partial(scip.solve, problem, formulation=formulation, relaxed=False, **limited),
         )
     yield (
@@ -134,7 +145,7 @@ def routes(
 
 
 def _restated(problem: SparseTrainingProblem, rung: Rung, variant: str) -> Rung:
-    """A projected rung as another variant of the closed form would have it."""
+    """A projected value as another variant of the closed form would have it."""
     if rung.formulation != "projected":
         return rung
     value = float(problem.projected_objective(rung.certificate.weights, variant))

@@ -6,24 +6,26 @@ import pytest
 from typer.testing import CliRunner
 
 from models.toy import digits_resnet
-from spr_or.bench import regularizer as bench
+from spr_or.bench import regularizer_cost as bench
 
 
 def test_the_bench_reports_every_method(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "BATCH", 2)
     monkeypatch.setattr(bench, "_CACHE_FLOATS", 1)
     monkeypatch.setattr(bench, "_compiles", lambda step: False)
-    monkeypatch.setattr("models.resnet_cifar.resnet20", digits_colour)
-    monkeypatch.setattr("models.resnet_cifar.resnet56", digits_colour)
-    monkeypatch.setattr("models.resnet.resnet18", digits_colour)
+    monkeypatch.setattr("spr_or.models.resnet_cifar.resnet20", digits_colour)
+    monkeypatch.setattr("spr_or.models.resnet_cifar.resnet56", digits_colour)
+    monkeypatch.setattr("spr_or.models.resnet.resnet18", digits_colour)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     path = tmp_path / "bench.json"
     from spr_or.cli import app
 
-    arguments = ["bench", "regularizer", "--seconds", "0.1", "--json", str(path)]
+    arguments = ["bench", "regularizer", "--time-limit", "0.1", "--json", str(path)]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     assert "add_gradient_" in result.stdout
+    assert [line[:5] for line in result.stderr.splitlines() if line.startswith("[")] == [
+        "[1/3]", "[2/3]", "[3/3]"]  # fmt: skip
     content = json.loads(path.read_text())
     assert content["machine"]["threads"] >= 1
     methods = [row["method"] for row in content["rows"]]

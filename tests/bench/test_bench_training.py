@@ -20,15 +20,16 @@ def test_the_bench_reports_every_way(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(bench, "BATCH", 2)
     monkeypatch.setattr(bench, "ROWS", {"cpu": 5})
     monkeypatch.setattr(bench, "SIDES", {"cpu": 64})
-    monkeypatch.setattr("models.resnet_cifar.resnet20", digits_colour)
+    monkeypatch.setattr("spr_or.models.resnet_cifar.resnet20", digits_colour)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     from spr_or.cli import app
 
     path = tmp_path / "bench.json"
-    arguments = ["bench", "training", "--seconds", "0.1", "--workers", "0", "--json", str(path)]
+    arguments = ["bench", "training", "--time-limit", "0.1", "--workers", "0", "--json", str(path)]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     assert "fast, ProxSGD" in result.stdout
+    assert result.stderr.splitlines()[0] == "peak of cpu" and "epochs of 5 images" in result.stderr
     content = json.loads(path.read_text())
     assert content["rows_of_an_epoch"] == {"cpu": 5} and content["peak_flops"]["cpu"] > 0
     assert [row["method"] for row in content["rows"]] == [

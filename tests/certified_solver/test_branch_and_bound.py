@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from spr_or.certified_solver.proof_exact import exactly_semidefinite, fractions_of
+from certified_problems import random_problem, tree_problem
 
-from spr_or.certified_solver import incumbents, nodes
+from spr_or.certified_solver import block_curvature, incumbents
 from spr_or.certified_solver.block_curvature import SplitEngine, uniform
 from spr_or.certified_solver.bounds import Terms, dual_bound, penalty_of
 from spr_or.certified_solver.design import design_of, loss_and_gradient, theta_of
@@ -17,40 +17,18 @@ from spr_or.certified_solver.nodes import Node
 from spr_or.certified_solver.search import Search
 from spr_or.certified_solver.solver import branch_and_bound
 from spr_or.formulations import bigm
-from spr_or.formulations.entities import groups
 from spr_or.formulations.losses import LOSSES
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.proof.certificate import load
-from spr_or.proof.tree import Proof, provably_semidefinite
+from spr_or.proof.exact import fractions_of, semidefinite
+from spr_or.proof.rounding import positive_definite
+from spr_or.proof.tree import Proof
 from spr_or.solvers import enumeration
 from spr_or.solvers.time_limit import TimeLimit
 
 
-def random_problem(seed: int, *, loss: str | None = None) -> SparseTrainingProblem:
-    """A small problem; shape, loss, penalty and bound drawn by the seed, n < p included."""
-    rng = np.random.default_rng(seed)
-    loss = loss or ("logistic" if seed % 4 == 3 else "squared")
-    sizes = rng.integers(1, 4, size=rng.integers(3, 8))
-    p, n = int(sizes.sum()), int(rng.integers(6, 30))
-    q = int(rng.integers(1, 3)) if loss == "squared" else 1
-    X = rng.normal(size=(n, p)) @ (np.eye(p) + 0.5 * rng.normal(size=(p, p)) / np.sqrt(p))
-    W = rng.normal(size=(p, q)) * (rng.random((p, 1)) < 0.5)
-    y = X @ W + rng.normal(size=(n, q))
-    if loss == "logistic":
-        y = np.where(y > 0, 1.0, -1.0)
-    stops = np.cumsum(sizes)
-    parts = [list(range(stop - size, stop)) for size, stop in zip(sizes, stops, strict=True)]
-    if q == 2 and seed % 8 == 1:  # entities of single cells
-        parts = [[(j, o) for j in part] for part in parts for o in range(q)]
-    alpha = [0.0, 0.05, 0.3, 0.9, 1.0][rng.integers(0, 5)]
-    return SparseTrainingProblem.linear(
-        X, y, parts, loss, lam=float(rng.choice([0.02, 0.1, 0.5])), alpha=alpha,
-        M=float(rng.choice([0.3, 1.0, 5.0])), u=rng.uniform(0.5, 2, size=len(parts)),
-        name=f"random-{seed}",
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("seed", range(40))
+# Problem 33 is one of the slow ones: its 14 entities take several seconds to enumerate.
+@pytest.mark.parametrize("seed", [*range(33), *range(34, 41)])
 def test_agrees_with_enumeration_and_checks(seed):
     problem = random_problem(seed)
     certificate = branch_and_bound(problem, gap=1e-5)
@@ -64,7 +42,7 @@ def test_agrees_with_enumeration_and_checks(seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(40, 200))
+@pytest.mark.parametrize("seed", [33, *range(41, 200)])
 def test_agrees_with_enumeration_on_many_more(seed):
     test_agrees_with_enumeration_and_checks(seed)
 
@@ -79,7 +57,7 @@ def test_the_exact_check_confirms_the_float_one(seed):
 
 
 def test_the_exact_check_states_its_limits():
-    with pytest.raises(ValueError, match="squared loss alone"):
+    with pytest.raises(ValueError, match="only the squared loss"):
         branch_and_bound(random_problem(3)).check(exact=True)
 
 
@@ -185,21 +163,10 @@ def test_a_batch_of_nodes_gives_the_bounds_of_its_nodes_alone():
         assert node.own == pytest.approx(alone.own, rel=1e-6)
 
 
-def tree_problem() -> SparseTrainingProblem:
-    """Eight groups of three with correlated noise: needs branching, so that the proof has a tree."""
-    rng = np.random.default_rng(4)
-    X = rng.normal(size=(30, 24)) + rng.normal(size=(30, 1))
-    w = np.where(np.arange(24) % 9 < 3, rng.normal(size=24), 0)
-    y = X @ w + 2.0 * rng.normal(size=30)
-    return SparseTrainingProblem.linear(
-        X, y, groups(24, 3), lam=0.25, alpha=0.02, M=2.0, name="tree"
-    )
-
-
 @pytest.fixture(scope="module")
 def tree():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nodes, "_PATIENCE", 0)  # a small tree, and yet with moved curvature
+        patch.setattr(block_curvature, "_PATIENCE", 0)  # a small tree, and yet with moved curvature
         certificate = branch_and_bound(tree_problem(), gap=1e-5)
     records = certificate.proof.records
     assert any(r.branch >= 0 for r in records) and any(r.d is not None for r in records)
@@ -262,7 +229,7 @@ def _hide_branching(c):
 
 def _fix_more(c):
     free = {r.branch for r in c.proof.records} - {-1}
-    c.proof.records[0].zeros = torch.cat([c.proof.records[0].zeros, torch.tensor([free.pop()])])
+    c.proof.records[0].zeros = np.append(c.proof.records[0].zeros, free.pop())
     return c
 
 
@@ -281,7 +248,7 @@ def _change_leaf_point(c):
 def _enormous_weights(c):
     """A tangent so far out that float64 sees infinity minus infinity, in place of all the tree."""
     root = c.proof.records[0]
-    root.entities, root.W, root.d = torch.arange(8), torch.ones(8, 3, 1).double() * 1e200, None
+    root.entities, root.W, root.d = np.arange(8), np.full((8, 3, 1), 1e200), None
     root.zeros = root.ones = root.zeros[:0]
     root.branch = -1
     del c.proof.records[1:]
@@ -290,9 +257,9 @@ def _enormous_weights(c):
 
 def _name_the_last_twice(c):
     record = next(r for r in reversed(c.proof.records) if r.d is not None)
-    record.entities = torch.cat([record.entities, torch.tensor([-1])])
-    record.W = torch.cat([record.W, record.W[-1:]])
-    record.d = torch.cat([record.d, record.d[-1:]])
+    record.entities = np.append(record.entities, -1)
+    record.W = np.concatenate([record.W, record.W[-1:]])
+    record.d = np.concatenate([record.d, record.d[-1:]])
     return c
 
 
@@ -341,18 +308,18 @@ def test_json_holds_plain_numbers(tree, tmp_path):
 
 def test_rational_semidefiniteness_is_exact():
     near = np.array([[1.0, 1.0], [1.0, 1.0]])
-    assert exactly_semidefinite(fractions_of(near))
+    assert semidefinite(fractions_of(near))
     near[1, 1] = np.nextafter(1.0, 0.0)
-    assert not exactly_semidefinite(fractions_of(near))
+    assert not semidefinite(fractions_of(near))
 
 
 def test_floating_semidefiniteness_never_accepts_an_indefinite_matrix():
     Q, _ = torch.linalg.qr(torch.randn(30, 30, dtype=torch.float64))
     values = torch.linspace(0, 3, 30, dtype=torch.float64)
     values[0] = 1e-9
-    assert provably_semidefinite(Q @ values.diag() @ Q.T)
+    assert positive_definite((Q @ values.diag() @ Q.T).numpy(), np.zeros(len(Q)))
     values[0] = -1e-9
-    assert not provably_semidefinite(Q @ values.diag() @ Q.T)
+    assert not positive_definite((Q @ values.diag() @ Q.T).numpy(), np.zeros(len(Q)))
 
 
 def test_a_spent_time_limit_still_gives_a_valid_certificate():

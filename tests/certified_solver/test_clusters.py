@@ -200,18 +200,18 @@ def test_the_tree_agrees_with_enumeration(seed, M, at_once, tmp_path):
 
 
 def _exchange(record):
-    record.clusters = record.clusters.clone()
+    record.clusters = record.clusters.copy()
     record.clusters[0, 0], record.clusters[1, 0] = (
         int(record.clusters[1, 0]), int(record.clusters[0, 0]),
     )  # fmt: skip
 
 
 def _leave_out(record):
-    record.clusters = torch.where(record.clusters == record.entities[0], -1, record.clusters)
+    record.clusters = np.where(record.clusters == record.entities[0], -1, record.clusters)
 
 
 def _name_twice(record):
-    record.clusters = record.clusters.clone()
+    record.clusters = record.clusters.copy()
     record.clusters[0, 0] = record.clusters[1, 0]
 
 
@@ -220,7 +220,7 @@ def _take_too_much(record):
 
 
 def _make_indefinite(record):
-    record.d = record.d.clone()
+    record.d = record.d.copy()
     record.d[0, 0, 0] *= -1
 
 

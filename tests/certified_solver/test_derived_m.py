@@ -8,7 +8,6 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from spr_or.certified_solver import derived_m
 from spr_or.certified_solver.derived_m import (
     solve_without_bounds,
     value_without_bounds,
@@ -16,6 +15,7 @@ from spr_or.certified_solver.derived_m import (
 )
 from spr_or.certified_solver.solver import branch_and_bound
 from spr_or.formulations.problem import SparseTrainingProblem
+from spr_or.proof import weight_bounds as proof_bounds
 
 
 def draw(seed: int, loss: str, hard: bool = True) -> SparseTrainingProblem:
@@ -109,7 +109,7 @@ def test_the_optimum_without_bounds_lies_within_them(seed, loss, monkeypatch):
             assert holds(problem, weight_bounds(problem, incumbent, point), theta)
     if problem.alpha > 0:
         tight = weight_bounds(problem, best)
-        monkeypatch.setattr(derived_m, "LARGEST_SYSTEM", 0)
+        monkeypatch.setattr("spr_or.proof.weight_bounds.LARGEST_SYSTEM", 0)
         loose = weight_bounds(problem, best)
         assert holds(problem, loose, theta)
         assert value == 0 or bool((tight <= loose).all())  # y = 0 leaves nothing to bound
@@ -127,16 +127,15 @@ def test_both_factorisations_enclose_the_same_inverse(seed):
     """Against NumPy's inverse in the well-conditioned cases; always from above."""
     rng = np.random.default_rng(seed)
     n, p = int(rng.integers(2, 20)), int(rng.integers(2, 20))
-    X = torch.from_numpy(rng.normal(size=(n, p)))
-    Y = torch.from_numpy(rng.normal(size=(n, 2)))
-    D = torch.from_numpy(10.0 ** rng.uniform(-3, 1, size=p))
-    Q = X.T.numpy() @ X.numpy() / n + np.diag(D)
+    X, Y = rng.normal(size=(n, p)), rng.normal(size=(n, 2))
+    D = 10.0 ** rng.uniform(-3, 1, size=p)
+    Q = X.T @ X / n + np.diag(D)
     truth = np.linalg.inv(Q)
-    for route in (derived_m._by_columns, derived_m._by_samples):
+    for route in (proof_bounds._by_columns, proof_bounds._by_samples):
         found = route(X, Y, n, D)
-        assert (found.diagonal.numpy() >= np.diag(truth) * (1 - 1e-10)).all()
+        assert (found.diagonal >= np.diag(truth) * (1 - 1e-10)).all()
         assert np.allclose(found.diagonal, np.diag(truth), rtol=1e-6)
-        assert np.allclose(found.solution, truth @ X.T.numpy() @ Y.numpy() / n, rtol=1e-6)
+        assert np.allclose(found.solution, truth @ X.T @ Y / n, rtol=1e-6)
         assert 0 < found.smallest <= np.linalg.eigvalsh(Q)[0] * (1 + 1e-10)
 
 
@@ -144,7 +143,7 @@ def test_an_ill_conditioned_inverse_is_still_enclosed():
     """Two columns that differ by 1e-6: the truth in rational arithmetic."""
     from fractions import Fraction
 
-    X = torch.tensor([[1.0, 1.0], [1.0, 1.0 + 1e-6], [2.0, 2.0]], dtype=torch.float64)
+    X = np.array([[1.0, 1.0], [1.0, 1.0 + 1e-6], [2.0, 2.0]])
     a, b, c = (
         sum(
             Fraction(x) * Fraction(y)
@@ -154,9 +153,7 @@ def test_an_ill_conditioned_inverse_is_still_enclosed():
         for i, j in ((0, 0), (0, 1), (1, 1))
     )
     truth = [c / (a * c - b * b), a / (a * c - b * b)]
-    found = derived_m._by_columns(
-        X, torch.ones(3, 1, dtype=torch.float64), 3, torch.zeros(2, dtype=torch.float64)
-    )
+    found = proof_bounds._by_columns(X, np.ones((3, 1)), 3, np.zeros(2))
     assert all(Fraction(float(d)) >= t for d, t in zip(found.diagonal, truth, strict=True))
 
 
@@ -206,7 +203,7 @@ def test_where_no_bound_exists_it_says_so(X, alpha, loss, says):
 
 def test_a_point_on_the_other_side_of_a_bound_that_is_too_small_is_seen(monkeypatch):
     """The tests above can fail: a bound without the square root's term misses optima."""
-    monkeypatch.setattr(derived_m, "_levels", lambda design, level: torch.zeros(1, 1, 1))
+    monkeypatch.setattr(proof_bounds, "level_of", lambda *arguments: 0.0)
     missed = 0
     for seed in range(20):
         problem = draw(seed, "logistic")

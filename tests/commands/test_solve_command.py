@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 from spr_or.certified_solver.lambda_path import grid, zero_from
 from spr_or.certified_solver.solver import branch_and_bound
 from spr_or.cli import app
-from spr_or.commands.solve import _as_proven
 from spr_or.solvers import enumeration
 from spr_or.tabular.prepare import prepare
 from spr_or.tabular.read import group_labels, read_table
+from spr_or.tabular.solve_run import as_proven
 
 NAMES = ["age_1", "age_2", "height", "colour_red", "colour_blue", "noise_1", "noise_2", "day"]
 GROUPS = [[0, 1], [2], [3, 4], [5, 6], [7]]
@@ -329,6 +329,16 @@ def test_a_path_solves_each_lambda_and_resumes(data, tmp_path):
     assert run(*arguments, "--alpha", 0.2).count("from before") == 0
 
 
+def test_names_are_shown_as_they_are(tmp_path):
+    """Brackets are no markup, and control characters of a file do not reach the terminal."""
+    X, y = sample()
+    heads = ["height[cm]", "b", "a[/b]", "c\x1b[2J", "e", "f", "g", "h", "y"]
+    data = write_csv(tmp_path / "own.csv", heads, np.column_stack([X, y]).tolist())
+    output = run("solve", data, "--target", "y", "--lam", 0.01, "--out", tmp_path / "o")
+    assert "height[cm]" in output and "a[/b]" in output
+    assert "c?[2J" in output and "\x1b" not in output
+
+
 def test_a_list_of_lambdas_is_followed_downwards(data, tmp_path):
     run("solve", data, "--target", "price", "--path", "0.5,2", "--out", tmp_path, "--M", 50)
     assert [p["lam"] for p in json.loads((tmp_path / "path.json").read_text())] == [2.0, 0.5]
@@ -389,9 +399,9 @@ def test_a_search_broken_off_in_a_step_states_what_its_tree_proves(data):
     honest = branch_and_bound(problem, gap=0, time_limit=0)
     assert honest.gap > 0
     broken = dataclasses.replace(honest, bound=honest.objective, status="optimal")
-    stated = _as_proven(broken)
+    stated = as_proven(broken)
     assert stated.check().ok and stated.status == "interrupted"
-    assert stated.bound == pytest.approx(honest.bound) and _as_proven(honest) is honest
+    assert stated.bound == pytest.approx(honest.bound) and as_proven(honest) is honest
 
 
 def test_a_time_limit_exits_1_with_a_result_that_checks(tmp_path):

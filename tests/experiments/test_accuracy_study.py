@@ -1,4 +1,4 @@
-"""The study of docs/accuracy.md: every row is a valid recipe, and a win is what it says it is."""
+"""The study of docs/lab/accuracy.md: every row is a valid recipe, and a win is what it says it is."""
 
 import importlib.util
 import statistics

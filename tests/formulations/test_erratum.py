@@ -1,4 +1,4 @@
-"""The claims of docs/erratum.md, from the script that prints its numbers."""
+"""The claims of docs/explanation/erratum.md, from the script that prints its numbers."""
 
 import importlib.util
 import re
@@ -85,14 +85,14 @@ def test_no_descent_on_the_printed_objective_gets_below_its_bound(
 
 
 def test_the_example_by_hand() -> None:
-    """docs/erratum.md: one weight w = 1, alpha = 1/2, M = 2."""
+    """docs/explanation/erratum.md: one weight w = 1, alpha = 1/2, M = 2."""
     w = torch.tensor([[1.0]])
     values = [projected.value(w, 0.5, 2.0, variant).item() for variant in projected.VARIANTS]
     assert values == pytest.approx([1.0, 1.5, 1.5])
 
 
 def test_the_document_quotes_what_the_script_prints(erratum: ModuleType, found: Any) -> None:
-    document = (ROOT / "docs" / "erratum.md").read_text()
+    document = (ROOT / "docs" / "explanation" / "erratum.md").read_text()
     printed = erratum.report(found).splitlines()
     assert len(printed) == 9
     for line in printed:

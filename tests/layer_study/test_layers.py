@@ -1,5 +1,6 @@
 """Layers of a network as exact problems: against least squares, enumeration and a conic solver."""
 
+import io
 import itertools
 import json
 import shutil
@@ -7,28 +8,30 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from tiny_runs import tiny_recipe
 from torch import nn
 from typer.testing import CliRunner
 
 from models.toy import digits_resnet
-from spr_or.certified_solver.design import design_of
-from spr_or.certified_solver.many_outputs import indicators_of, point_of
 from spr_or.cli import app
+from spr_or.layer_study import layer_figures
 from spr_or.layer_study import study_run as layers_run
 from spr_or.layer_study.activations import Patches, refusal, sample_patches
 from spr_or.layer_study.basis import perspective_basis
 from spr_or.layer_study.kept import Kept, kept_inputs
 from spr_or.layer_study.layer_problem import layer_problem
-from spr_or.layer_study.report import COLUMNS
+from spr_or.layer_study.layer_report import COLUMNS, row, table
 from spr_or.layer_study.standard import standardise
-from spr_or.layer_study.study import study_layer
+from spr_or.layer_study.study import ChannelChoice, Study, study_layer
 from spr_or.layer_study.study_run import LayersError, Settings, load_problem, study_run
 from spr_or.layer_study.subsets import elimination, price_for
 from spr_or.proof.certificate import load
+from spr_or.proof.data import data_of
+from spr_or.proof.storage import indicators, point
 from spr_or.pruning.compaction.api import compact, load_compact, save_compact
 from spr_or.solvers import conic
-from spr_or.training.run import run_recipe
+from spr_or.training.runner import run_recipe
 
 
 def patches_of(seed: int, channels: int, k: int, q: int, n: int = 200) -> Patches:
@@ -216,14 +219,14 @@ def test_points_come_back_from_their_indicators():
         "layer", patches_of(7, channels=6, k=3, q=4), 6, Kept((0, 3), gone=False),
         keep=0.5, gap=1e-3, time_limit=60.0,
     )  # fmt: skip
-    design = design_of(certificate.problem).with_moments()
+    data = data_of(certificate.problem)
     split = [record for record in certificate.proof.records if record.d is not None]
     assert split
     for record in split:
-        y = indicators_of(design, record.entities, record.W, record.d)
-        assert bool(((y >= -1e-9) & (y <= 1 + 1e-9)).all())
-        again = point_of(design, record.entities, record.d, y)
-        torch.testing.assert_close(again, record.W, rtol=1e-6, atol=1e-9)
+        y = indicators(data, record.entities, record.W, record.d)
+        assert ((y >= -1e-9) & (y <= 1 + 1e-9)).all()
+        again = point(data, record.entities, record.d, y)
+        np.testing.assert_allclose(again, record.W, rtol=1e-6, atol=1e-9)
 
 
 def test_kept_inputs_are_those_the_compacted_network_reads(tmp_path):
@@ -280,8 +283,51 @@ def test_a_run_is_studied_stored_and_read_back(finished, monkeypatch):
     assert certificate.objective <= truth * 1.001
 
     monkeypatch.setattr(layers_run, "study_layer", None)  # must not be called again
-    again = CliRunner().invoke(app, ["layers", str(finished), "--gap", "0.001", "--again"])
+    again = CliRunner().invoke(app, ["layers", str(finished), "--gap", "0.001", "--resume"])
     assert again.exit_code == 0 and json.loads((finished / "layers.json").read_text()) == content
+
+
+def study_of(layer: str, status: str, objective: float, bound: float) -> Study:
+    """What could be found of a layer of four channels."""
+    choices = {
+        way: ChannelChoice([0, 1], objective, 0.01, objective / bound - 1 if bound > 0 else None)
+        for way in ("best", "magnitude", "spr")
+    }
+    return Study(
+        layer, 4, 3, [], 2, True, "keeps 2", 2, 100, 8, 0.1, 0.1, status, objective, bound,
+        1 - bound / objective, 0.1, 0.2, 0.0, 3, 1.0, False, choices,
+    )  # fmt: skip
+
+
+def test_what_is_not_proven_is_called_best_found():
+    studies = [study_of("sure", "optimal", 1.0, 0.995), study_of("open", "time_limit", 1.0, 0.75)]
+    assert [row(study)["proven"] for study in studies] == [True, False]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table(studies))
+    text = console.export_text()
+    lines = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
+    assert lines["sure"][4] == "yes" and lines["open"][4] == "25.0"
+    assert "found" in text and "provably" not in text and "…" not in text
+
+
+def test_one_large_gap_leaves_the_others_visible(tmp_path, monkeypatch):
+    studies = [
+        study_of("a", "optimal", 1.0, 0.98),
+        study_of("b", "time_limit", 1.0, 0.25),  # 300 % above its bound
+        study_of("c", "time_limit", 1.0, -1.0),
+    ]
+    drawn = []
+    monkeypatch.setattr(layer_figures.plt, "close", drawn.append)
+    layer_figures.draw(studies, tmp_path / "layers.png")
+    monkeypatch.undo()
+    (figure,) = drawn
+    top = figure.axes[0]
+    heights = [bar.get_height() for bar in top.patches]
+    assert heights[:2] == pytest.approx([100 * (1 / 0.98 - 1), 300.0])
+    on_screen = [top.transData.transform((0, h))[1] for h in (0.0, *heights[:2])]
+    assert (on_screen[1] - on_screen[0]) / (on_screen[2] - on_screen[0]) > 0.2
+    assert [text.get_text() for text in top.texts] == ["no bound"]
+    layer_figures.plt.close(figure)
 
 
 def test_a_mask_from_another_start_is_called_that(finished, tmp_path):
@@ -321,10 +367,27 @@ def test_an_interrupted_layer_is_kept_and_solved_again(finished, tmp_path, monke
     assert study.status == "optimal" and study.objective <= layer["objective"]
 
 
+def test_an_open_gap_is_said_and_taken_up_again(finished, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "layers", ignore_errors=True)
+
+    def without_time(*arguments, time_limit, **rest):
+        return study_layer(*arguments, time_limit=0.0, **rest)
+
+    monkeypatch.setattr(layers_run, "study_layer", without_time)
+    arguments = ["layers", str(folder), "--gap", "0.0001"]
+    shown = CliRunner().invoke(app, arguments)
+    assert shown.exit_code == 1 and "not proven to the gap: 4; --resume" in shown.output
+    monkeypatch.undo()
+    assert CliRunner().invoke(app, arguments).exit_code == 1  # stored, and read back
+    assert CliRunner().invoke(app, [*arguments, "--resume"]).exit_code == 0
+
+
 def test_what_cannot_be_studied_says_why(finished, tmp_path):
     def message(folder, *options):
         shown = CliRunner().invoke(app, ["layers", str(folder), *options])
-        assert shown.exit_code == 1 and "Traceback" not in shown.output
+        assert shown.exit_code == 2 and "Traceback" not in shown.output
         return " ".join(shown.output.split())
 
     assert "there is no run at" in message(tmp_path / "nowhere")

@@ -23,10 +23,12 @@ from spr_or.paper_tables.published import (
     read_epoch_times,
     read_published,
 )
-from spr_or.paper_tables.report import matches, spr_rows, time_rows, write_report
-from spr_or.sweeps.plan import load_sweep
+from spr_or.paper_tables.tables_figures import our_series
+from spr_or.paper_tables.tables_report import matches, spr_rows, time_rows, write_report
+from spr_or.sweeps.sweep_file import load_sweep
 from spr_or.training.recipe import Recipe, parse_recipe
 from spr_or.training.report import summary as report
+from spr_or.utils import palette, pareto
 
 TABLES = REFERENCE.parent / "tables"
 PUBLISHED = read_published()
@@ -99,7 +101,7 @@ def test_every_published_setting_of_spr_is_one_of_the_recipes() -> None:
         plan = load_sweep(TABLES / f"table{number:02d}.toml")
         lines = [p for p in PUBLISHED if p.table == number and p.method == "SPR"]
         recipes = {p.recipe.model_copy(update={"seeds": (0,), "name": ""}).model_dump_json():
-                   p.recipe for p in plan.points}  # fmt: skip
+                   p.recipe for p in plan.runs}  # fmt: skip
         assert len(recipes) == len(lines)
         for published in lines:
             protocol = PROTOCOLS[published.problem.dataset]
@@ -206,6 +208,50 @@ def test_epoch_times_are_medians_of_the_logs(tmp_path: Path) -> None:
     assert len(others) == 3 and {row["with SPR"] for row in others} == {"not run"}
 
 
+# --- the pictures ---------------------------------------------------------------------------
+
+
+def test_each_point_has_the_accuracy_of_its_own_dense_network(tmp_path: Path) -> None:
+    dense = {0.5: 99.4, 1.1: 88.9, 1.7: 95.0}
+    runs = [
+        leave(tmp_path / str(lam), resnet20(lam), 0, dense_accuracy=accuracy)
+        for lam, accuracy in dense.items()
+    ]
+    runs.append(leave(tmp_path / "prox", resnet20(spr={"variant": "exact"}), 0,
+                      dense_accuracy=90.5))  # fmt: skip
+    runs.append(leave(tmp_path / "again", resnet20(0.5), 1, dense_accuracy=99.0))
+    printed, exact = our_series(settings(runs), Setting.macs_removed)
+    assert printed.names == ["λ=0.5, α=0.01", "λ=1.1, α=0.01", "λ=1.7, α=0.01"]
+    assert printed.dense == pytest.approx([99.2, 88.9, 95.0])  # the first: mean of two seeds
+    assert exact.dense == [90.5]
+    again, _ = our_series(settings(runs), Setting.macs_removed)
+    assert again == printed
+
+
+def test_no_dense_line_stands_for_runs_that_have_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [
+        leave(tmp_path / str(lam), resnet20(lam), 0, dense_accuracy=80.0 + 10 * lam)
+        for lam in (0.5, 1.1)
+    ]
+    lines: list[Any] = []
+    monkeypatch.setattr(
+        pareto, "draw", lambda series, path, *, dense=(), **rest: lines.extend(dense) or True
+    )
+    write_report(tmp_path / "out", settings(runs), PUBLISHED, read_epoch_times())
+    assert lines and all(label == "published, dense" for label, _, _ in lines)
+
+
+def test_the_dense_accuracies_are_drawn(tmp_path: Path) -> None:
+    shown = {}
+    for name, dense in (("with", [99.0, 91.0]), ("without", None)):
+        one = pareto.Series("ours", [10.0, 60.0], [98.0, 90.0], palette.BLUE, dense=dense)
+        assert pareto.draw([one], tmp_path / f"{name}.png", xlabel="removed (%)")
+        shown[name] = (tmp_path / f"{name}.png").read_bytes()
+    assert shown["with"] != shown["without"]
+
+
 # --- the report -----------------------------------------------------------------------------
 
 
@@ -224,7 +270,7 @@ def test_without_runs_every_figure_of_ours_says_so(tmp_path: Path) -> None:
 
 
 def test_the_command_reads_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from spr_or.training.run import run_recipe
+    from spr_or.training.runner import run_recipe
 
     monkeypatch.setattr(report, "_draw", lambda *arguments: [])
     real = run_recipe(tiny_recipe(), tmp_path / "runs" / "real")

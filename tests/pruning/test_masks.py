@@ -1,26 +1,17 @@
-"""Masks: the threshold rule, silencing, holding, counting."""
+"""Masks: the threshold rule, silencing, holding."""
 
 import copy
 
 import pytest
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from models.resnet import resnet18
 from models.resnet_cifar import resnet20
-from models.toy import convnet, digits_resnet, mlp
+from models.toy import digits_resnet, mlp
 from models.vgg import vgg16
 from spr_or.pruning.compaction.graph import following_norms
-from spr_or.pruning.masks import (
-    apply_masks_,
-    collapsed_layers,
-    count_macs,
-    count_parameters,
-    hold_masks,
-    masked_filter_weights,
-    masks_by_threshold,
-)
+from spr_or.pruning.masks import apply_masks_, collapsed_layers, hold_masks, masks_by_threshold
 
 
 def filters(*rows):
@@ -50,9 +41,21 @@ def test_exact_zeros_are_the_threshold_zero():
     assert masks_by_threshold(model, zero_below=0, share=1)["0"].tolist() == [False, True]
 
 
+def test_a_unit_with_a_bias_left_is_not_dead():
+    """As in the regulariser, a unit is its weights and its bias."""
+    layer = nn.Sequential(nn.Conv2d(1, 3, 2))
+    with torch.no_grad():
+        layer[0].weight[1:] = 0
+        layer[0].bias.copy_(torch.tensor([1.0, 0.5, 0.0]))
+    for rule in ({}, {"zero_below": 0.0, "share": 1.0}):
+        assert masks_by_threshold(layer, **rule)["0"].tolist() == [True, True, False]
+    assert masks_by_threshold(layer, share=0.7)["0"].tolist() == [True, False, False]  # 4 of 5
+
+
 def test_only_the_named_modules_are_masked():
     model = mlp(4, hidden=(3,), num_classes=2)
     nn.init.zeros_(model[1].weight)
+    nn.init.zeros_(model[1].bias)
     assert masks_by_threshold(model) == {}
     masks = masks_by_threshold(model, ["1"])
     assert list(masks) == ["1"] and collapsed_layers(masks) == ["1"]
@@ -146,48 +149,3 @@ def test_masks_that_do_not_fit_are_named():
         masks_by_threshold(model, share=1.5)
     with pytest.raises(ValueError, match="zero_below.*-1"):
         masks_by_threshold(model, zero_below=-1)
-
-
-def test_masked_filter_weights_counts_filters_alone():
-    masks = {
-        "conv1": torch.arange(16) >= 3,  # 3 filters of 1x3x3
-        "layer2.0.conv1": torch.arange(32) >= 2,  # 2 filters of 16x3x3
-    }
-    assert masked_filter_weights(digits_resnet(), masks) == 3 * 9 + 2 * 16 * 9
-
-
-def test_masked_filter_weights_of_everything_is_the_papers_denominator():
-    """Convolutions and classifier of VGG-16: 14,715,584 weights."""
-    model = vgg16()
-    masks = {
-        name: torch.zeros(len(module.weight), dtype=torch.bool)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-    }
-    assert masked_filter_weights(model, masks) == 14_715_584
-
-
-@pytest.mark.parametrize(
-    ("model", "shape"),
-    [
-        (mlp(), (3, 64)),
-        (convnet(), (2, 1, 8, 8)),
-        (resnet20(), (1, 3, 32, 32)),
-        (resnet18(), (1, 3, 64, 64)),
-    ],
-)
-def test_macs_are_half_of_torchs_flops(model, shape):
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        model.eval()(torch.zeros(shape))
-    model.train()
-    assert 2 * count_macs(model, shape) == counter.get_total_flops()
-    assert all(module.training for module in model.modules())
-
-
-def test_resnet20_has_the_usual_forty_million_macs():
-    assert count_macs(resnet20(), (1, 3, 32, 32)) == pytest.approx(40.6e6, rel=0.01)
-
-
-def test_count_parameters():
-    assert count_parameters(resnet20()) == 269_722

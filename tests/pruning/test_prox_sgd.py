@@ -25,6 +25,12 @@ def set_gradients(net: nn.Module, seed: int, scale: float = 1.0) -> None:
         parameter.grad = (scale * noise).to(parameter.dtype)
 
 
+def unit_rows(layer: nn.Module, axis: int, with_bias: bool) -> Tensor:
+    """The entities of a layer as rows: slices of its weight along ``axis``, and their biases."""
+    rows = layer.weight.detach().movedim(axis, 0).flatten(1)
+    return torch.cat([rows, layer.bias.detach()[:, None]], 1) if with_bias else rows
+
+
 @pytest.mark.parametrize("entities", ["filters", "input_channels", ["filters", "neurons"]])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("merged", [False, True])
@@ -42,23 +48,30 @@ def test_a_step_is_sgd_then_the_prox_of_every_entity(entities, momentum, merged,
     optimizer.step()
     sgd.step()
     regularised = [layer.name for layer in spr.layers]
-    total = sum(net.get_submodule(name).weight.numel() for name in regularised)
+    has_bias = {n: entities != "input_channels" and net.get_submodule(n).bias is not None
+                for n in regularised}  # fmt: skip
+    total = sum(
+        net.get_submodule(n).weight.numel() + (net.get_submodule(n).bias.numel() if b else 0)
+        for n, b in has_bias.items()
+    )
     axis = 1 if entities == "input_channels" else 0
     zeros = 0
     for name in regularised:
-        before = plain.get_submodule(name).weight.detach()
-        after = net.get_submodule(name).weight.detach()
-        for i in range(before.shape[axis]):
-            row = before.select(axis, i).reshape(1, -1)
+        before, after = (
+            unit_rows(model.get_submodule(name), axis, has_bias[name]) for model in (plain, net)
+        )
+        for i in range(len(before)):
+            row = before[i : i + 1]
             # Written out: t = lr lambda u / (1 - momentum).
             t = 0.1 * 20.0 * row.numel() / total / (1 - momentum)
             shrunk = projected.prox(row, t, ALPHA, M[name][i])
-            torch.testing.assert_close(after.select(axis, i).reshape(1, -1), shrunk)
-            zeros += int(not after.select(axis, i).any())
-            assert after.select(axis, i).abs().max() <= M[name][i] * (1 + 1e-12)
+            torch.testing.assert_close(after[i : i + 1], shrunk)
+            zeros += int(not after[i].any())
+            assert after[i].abs().max() <= M[name][i] * (1 + 1e-12)
     if momentum == 0.9:
         assert zeros > 0
     names = {f"{name}.weight" for name in regularised}
+    names |= {f"{name}.bias" for name in regularised if has_bias[name]}
     for (name, p), q in zip(net.named_parameters(), plain.parameters(), strict=True):
         if name not in names:
             assert torch.equal(p, q)
@@ -68,7 +81,7 @@ def test_the_prox_is_optimal_for_the_step():
     """No point nearby has a lower ||w - v||^2 / 2 + t z(w): independent of how prox is computed."""
     net = nn.Sequential(nn.Conv2d(2, 3, 2, bias=False)).double()
     start = net[0].weight.detach().clone().flatten(1)
-    spr = SPR(net, 0.5, ALPHA, 0.3, weights="uniform")
+    spr = SPR(net, 0.5, ALPHA, 0.3, u="uniform")
     optimizer = ProxSGD(net, spr, lr=0.1)
     net[0].weight.grad = torch.zeros_like(net[0].weight)
     optimizer.step()
@@ -121,7 +134,7 @@ def test_a_zero_entity_returns_exactly_when_the_gradient_demands_it():
     for factor, returns in ((0.99, False), (1.01, True)):
         net = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False)).double()
         nn.init.zeros_(net[0].weight)
-        spr = SPR(net, 2.0, ALPHA, 10.0, weights="uniform")
+        spr = SPR(net, 2.0, ALPHA, 10.0, u="uniform")
         optimizer = ProxSGD(net, spr, lr=0.01, momentum=0.9)
         for _ in range(300):
             net[0].weight.grad = torch.full_like(net[0].weight, factor * 2.0 * s)
@@ -182,21 +195,22 @@ def test_channels_last_and_bfloat16_weights():
 def test_layers_may_have_their_own_learning_rates_but_not_split_ones():
     net, spr_of = network(), lambda net: SPR(net, 3.0, ALPHA, 1.0)
     groups = [
-        {"params": [net[0].weight], "lr": 0.2},
-        {"params": [p for p in net.parameters() if p is not net[0].weight]},
+        {"params": [*net[0].parameters()], "lr": 0.2},
+        {"params": [*net[1:].parameters()]},
     ]
     optimizer = ProxSGD(groups, spr_of(net), lr=0.1)
-    start = [net[i].weight.detach().flatten(1).clone() for i in (0, 4)]
+    start = [unit_rows(net[i], 0, with_bias=True).clone() for i in (0, 4)]
     set_gradients(net, 0, scale=0.0)
     optimizer.step()
     total = sum(w.numel() for w in start)
     for i, w, lr in ((0, start[0], 0.2), (4, start[1], 0.1)):
         t = lr * 3.0 * w.shape[1] / total
-        torch.testing.assert_close(
-            net[i].weight.detach().flatten(1), projected.prox(w, t, ALPHA, 1.0)
-        )
+        shrunk = unit_rows(net[i], 0, with_bias=True)
+        torch.testing.assert_close(shrunk, projected.prox(w, t, ALPHA, 1.0))
     with pytest.raises(ValueError, match="layer '0'.*one parameter group"):
-        ProxSGD([net[4].weight], spr_of(net), lr=0.1)
+        ProxSGD([*net[4].parameters()], spr_of(net), lr=0.1)
+    with pytest.raises(ValueError, match="layer '4'.*one parameter group"):  # its bias is missing
+        ProxSGD([*net[0].parameters(), net[4].weight], spr_of(net), lr=0.1)
 
 
 def test_frozen_entities_stay():

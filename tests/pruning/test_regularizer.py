@@ -53,22 +53,37 @@ def network() -> TwoConvs:
     return net
 
 
-def rows_of(weight: Tensor, kind: str) -> Tensor:
-    """The entities of a weight as rows, written with loops: what SPR's views must agree with."""
+def unit_parameters(net: nn.Module, name: str, kind: str) -> dict[str, Tensor]:
+    """What the entities of a layer are made of: the weight, and the bias of filters and neurons."""
+    module = net.get_submodule(name)
+    found = {f"{name}.weight": module.weight}
+    if kind != "input_channels" and module.bias is not None:
+        found[f"{name}.bias"] = module.bias
+    return found
+
+
+def rows_of(parts: dict[str, Tensor], kind: str) -> Tensor:
+    """The entities of a layer as rows, written with loops: what SPR's views must agree with."""
+    weight, *bias = parts.values()
     if kind == "input_channels":
         return torch.stack([weight[:, i].reshape(-1) for i in range(weight.shape[1])])
-    return torch.stack([weight[i].reshape(-1) for i in range(weight.shape[0])])
+    return torch.stack(
+        [
+            torch.cat([weight[i].reshape(-1), *(b[i].reshape(1) for b in bias)])
+            for i in range(weight.shape[0])
+        ]
+    )
 
 
 def expected(
     net: nn.Module, layers: dict[str, str], lam: float, M: dict[str, Tensor], variant: str
 ) -> tuple[float, dict[str, Tensor]]:
     """SPR and its gradient from projected.value and projected.gradient, one entity after another."""
-    weights = {name: net.get_submodule(name).weight.detach() for name in layers}
-    total = sum(weight.numel() for weight in weights.values())
+    parts = {name: unit_parameters(net, name, kind) for name, kind in layers.items()}
+    total = sum(tensor.numel() for unit in parts.values() for tensor in unit.values())
     value, gradients = 0.0, {}
     for name, kind in layers.items():
-        rows = rows_of(weights[name], kind)
+        rows = rows_of(parts[name], kind).detach()
         bound = M[name].to(rows)
         share = rows.shape[1] / total
         slopes = torch.empty_like(rows)
@@ -76,17 +91,24 @@ def expected(
             m = bound if bound.dim() == 0 else bound[i]
             value += lam * share * projected.value(row[None], ALPHA, m, variant).item()
             slopes[i] = lam * share * projected.gradient(row[None], ALPHA, m, variant)[0]
-        shape = weights[name].shape
+        shape = parts[name][f"{name}.weight"].shape
         if kind == "input_channels":
             back = slopes.view(shape[1], shape[0], *shape[2:]).transpose(0, 1)
         else:
-            back = slopes.view(shape)
-        gradients[name] = back
+            k = shape[1:].numel()
+            back = slopes[:, :k].reshape(shape)
+            if len(parts[name]) == 2:
+                gradients[f"{name}.bias"] = slopes[:, k]
+        gradients[f"{name}.weight"] = back
     return value, gradients
 
 
-def gradients_of(net: nn.Module, names: dict[str, str]) -> dict[str, Tensor]:
-    return {name: net.get_submodule(name).weight.grad.clone() for name in names}
+def gradients_of(net: nn.Module, layers: dict[str, str]) -> dict[str, Tensor]:
+    return {
+        name: tensor.grad.clone()
+        for layer, kind in layers.items()
+        for name, tensor in unit_parameters(net, layer, kind).items()
+    }
 
 
 FILTERS = {"conv1": "filters", "conv2": "filters", "conv3": "filters"}
@@ -114,7 +136,7 @@ def test_value_and_gradient_are_those_of_the_formula(case, variant, per, way, mo
         monkeypatch.setattr(gradient_passes_cpu, "_LARGE", 0)
     if way == "merge":  # what an accelerator does: layers of one shape in one tensor
         monkeypatch.setattr(SPR, "_batches", lambda self: self._runs)
-        monkeypatch.setattr(SPR, "_targets", lambda self, xs: None)
+        monkeypatch.setattr(SPR, "_targets", lambda self, xs: [None] * len(xs))
     spec, names = CASES[case]
     net = network()
     M = {k: 0.6 * v for k, v in SPR.bounds_from(net, spec, per).items()}
@@ -133,9 +155,9 @@ def test_value_and_gradient_are_those_of_the_formula(case, variant, per, way, mo
     spr.add_gradient_()
     for name, gradient in gradients_of(net, names).items():
         torch.testing.assert_close(gradient - 1, slopes[name], rtol=1e-11, atol=1e-12)
-    untouched = {f"{name}.weight" for name in names}
+    touched = gradients_of(net, names)
     for name, parameter in net.named_parameters():
-        if name not in untouched:
+        if name not in touched:
             assert torch.equal(parameter.grad, torch.ones_like(parameter))
 
 
@@ -149,7 +171,7 @@ def test_all_regimes_are_visited():
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_gradient_against_finite_differences(alpha):
     net = network()
-    spr = SPR(net, 0.7, alpha, 0.5, entities=["filters", "neurons"], weights="uniform")
+    spr = SPR(net, 0.7, alpha, 0.5, entities=["filters", "neurons"], u="uniform")
     spr().backward()
     weights = [net.conv1.weight, net.conv2.weight, net.hidden.weight]
     generator = torch.Generator().manual_seed(5)
@@ -172,7 +194,7 @@ def test_ties_share_the_slope_of_the_maximum(large, monkeypatch):
     net = nn.Sequential(nn.Conv2d(2, 4, 1, bias=False)).double()
     weight = torch.tensor([[0.4, -0.4], [0.4, 0.1], [0.0, 0.0], [-0.4, -0.4]])
     net[0].weight.data = weight.double().view(4, 2, 1, 1)
-    spr = SPR(net, 1.0, 0.01, 1.0, weights="uniform")
+    spr = SPR(net, 1.0, 0.01, 1.0, u="uniform")
     spr.add_gradient_()
     gradient = net[0].weight.grad.view(4, 2)
     assert torch.equal(spr.entity_values()["0"].regime[[0, 1, 3]], torch.ones(3).long())
@@ -189,7 +211,7 @@ def test_extreme_weights_give_finite_gradients(scale, large, monkeypatch):
     net = nn.Sequential(nn.Conv2d(3, 2, 3, bias=False))
     with torch.no_grad():
         net[0].weight.normal_().mul_(scale)
-    spr = SPR(net, 100.0, 0.1, 1.0, weights="uniform")
+    spr = SPR(net, 100.0, 0.1, 1.0, u="uniform")
     spr.add_gradient_()
     assert spr().isfinite()
     gradient = net[0].weight.grad
@@ -204,7 +226,12 @@ def test_extreme_weights_give_finite_gradients(scale, large, monkeypatch):
 def test_positions_give_the_same_as_slices():
     net = network()
     index = entities.parameter_indices(net)
-    groups = [row.flatten().tolist() for name in FILTERS for row in index[f"{name}.weight"]]
+    groups = [
+        [j for part in ("weight", "bias") if f"{name}.{part}" in index
+         for j in index[f"{name}.{part}"][i].flatten().tolist()]
+        for name in FILTERS for i in range(len(index[f"{name}.weight"]))
+    ]  # fmt: skip
+    assert groups == entities.filters(net)
     by_name = SPR(net, 0.7, ALPHA, 0.5)
     by_position = SPR(net, 0.7, ALPHA, 0.5, entities=groups)
     assert by_position().item() == pytest.approx(by_name().item(), rel=1e-12)
@@ -216,7 +243,7 @@ def test_positions_give_the_same_as_slices():
         torch.testing.assert_close(gradient, reference[name], rtol=1e-11, atol=1e-14)
     # The package's own partitions carry biases, in entities of unequal size.
     groups = entities.filters(net)
-    with_bias = SPR(net, 0.7, ALPHA, 0.5, entities=groups, weights="uniform")
+    with_bias = SPR(net, 0.7, ALPHA, 0.5, entities=groups, u="uniform")
     theta = nn.utils.parameters_to_vector(net.parameters()).detach()
     rows = [theta[group][None] for group in groups]
     total = sum(projected.value(row, ALPHA, 0.5).item() for row in rows)
@@ -227,7 +254,7 @@ def test_positions_in_another_order_than_the_weight():
     """As many rows as the weight has, of its length: yet they must not be taken for its rows."""
     net = nn.Sequential(nn.Linear(4, 3, bias=False)).double()
     groups = [[8, 9, 10, 11], [0, 5, 2, 3], [4, 1, 6, 7]]
-    spr = SPR(net, 0.7, ALPHA, 0.5, entities=groups, weights="uniform")
+    spr = SPR(net, 0.7, ALPHA, 0.5, entities=groups, u="uniform")
     theta = net[0].weight.detach().flatten()
     expected = torch.zeros(12).double()
     for group in groups:
@@ -238,10 +265,12 @@ def test_positions_in_another_order_than_the_weight():
 
 def test_batch_norm_enters_the_entity_when_asked():
     net = network()
-    spr = SPR(net, 0.7, ALPHA, 0.5, include_norm=True, weights="uniform")
+    spr = SPR(net, 0.7, ALPHA, 0.5, include_norm=True, u="uniform")
     total = 0.0
     for conv, norm in ((net.conv1, net.bn1), (net.conv2, net.bn2), (net.conv3, None)):
         rows = conv.weight.detach().flatten(1)
+        if conv.bias is not None:
+            rows = torch.cat([rows, conv.bias.detach()[:, None]], 1)
         if norm is not None:
             rows = torch.cat([rows, norm.weight[:, None], norm.bias[:, None]], 1).detach()
         total += projected.value(rows, ALPHA, 0.5).sum().item()
@@ -316,19 +345,21 @@ def test_float32_under_autocast_and_for_bfloat16_weights():
 
 
 def test_channels_last_weights_are_read_where_they_lie():
-    net = network()
+    net, last = network(), network().to(memory_format=torch.channels_last)
+    for model in (net, last):
+        model.conv3.bias = None  # conv2 keeps its own, so its entities have to be gathered
     reference = SPR(net, 0.7, ALPHA, 0.5)
     reference.add_gradient_()
     slopes = gradients_of(net, FILTERS)
-    last = network().to(memory_format=torch.channels_last)
     spr = SPR(last, 0.7, ALPHA, 0.5)
-    assert [x.data_ptr() for x in spr._gather()[0]] == [
-        getattr(last, name).weight.data_ptr() for name in ("conv1", "conv2", "conv3")
-    ]
+    own = {layer.name: x.data_ptr() for layer, x in zip(spr.layers, spr.gather()[0], strict=True)}
+    read_in_place = [name for name in FILTERS if own[name] == getattr(last, name).weight.data_ptr()]
+    assert read_in_place == ["conv1", "conv3"]
     assert spr().item() == pytest.approx(reference().item(), rel=1e-12)
     spr().backward()
     for name, gradient in gradients_of(last, FILTERS).items():
-        assert gradient.is_contiguous(memory_format=torch.channels_last)
+        if gradient.dim() == 4:
+            assert gradient.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(gradient, slopes[name])
     last.zero_grad()
     spr.add_gradient_()
@@ -351,7 +382,7 @@ def test_searching_blocks_finds_every_weight_at_the_maximum(memory_format, kerne
     net[0].weight.data = rows.clone().view(6, 128, kernel, kernel)
     net = net.to(memory_format=memory_format)
     # At this alpha rows are in BOUND, the fourth in FULL.
-    spr = SPR(net, 2.0, 1e-3, 0.7, weights="uniform")
+    spr = SPR(net, 2.0, 1e-3, 0.7, u="uniform")
     regimes = spr.entity_values()["0"].regime.tolist()
     assert regimes[:3] == [1, 1, 1]
     for start in (0.0, 3.0):
@@ -408,7 +439,7 @@ def test_lambda_is_scheduled_in_place():
 def test_state_dict_round_trip():
     net = network()
     spr = SPR(net, 0.7, ALPHA, SPR.bounds_from(net, per="entity"))
-    other = SPR(net, 0.1, ALPHA, 1.0, weights="uniform")
+    other = SPR(net, 0.1, ALPHA, 1.0, u="uniform")
     assert not list(spr.parameters())
     assert other().item() != pytest.approx(spr().item())
     other.load_state_dict(spr.state_dict())
@@ -443,15 +474,16 @@ def test_entity_values_report_layers_in_their_order():
 def test_importances():
     net = mlp(4, hidden=[3, 2], num_classes=2)
     given = {"1": 2.0, "3": torch.tensor([0.0, 1.0])}
-    by_name = SPR(net, 1.0, ALPHA, 1.0, "neurons", weights=given)
-    flat = SPR(net, 1.0, ALPHA, 1.0, "neurons", weights=torch.tensor([2.0, 2, 2, 0, 1]))
-    rows = projected.value(net[1].weight.detach(), ALPHA, 1.0).sum() * 2
-    rows = rows + projected.value(net[3].weight.detach(), ALPHA, 1.0)[1]
+    by_name = SPR(net, 1.0, ALPHA, 1.0, "neurons", u=given)
+    flat = SPR(net, 1.0, ALPHA, 1.0, "neurons", u=torch.tensor([2.0, 2, 2, 0, 1]))
+    units = [torch.cat([net[i].weight, net[i].bias[:, None]], 1).detach() for i in (1, 3)]
+    rows = projected.value(units[0], ALPHA, 1.0).sum() * 2
+    rows = rows + projected.value(units[1], ALPHA, 1.0)[1]
     assert by_name().item() == pytest.approx(rows.item(), rel=1e-6)
     assert flat().item() == by_name().item()
     share = SPR(net, 1.0, ALPHA, 1.0, "neurons").entity_values()
-    assert share["1"].importance.tolist() == pytest.approx([4 / 18] * 3)
-    assert share["3"].importance.tolist() == pytest.approx([3 / 18] * 2)
+    assert share["1"].importance.tolist() == pytest.approx([5 / 23] * 3)
+    assert share["3"].importance.tolist() == pytest.approx([4 / 23] * 2)
 
 
 def test_bounds_come_from_the_dense_network():
@@ -461,11 +493,15 @@ def test_bounds_come_from_the_dense_network():
     assert bounds["4"] == net[4].weight.abs().max()
     with torch.no_grad():
         net[4].weight[3] = 0
+        net[4].bias[3] = 0
+        net[4].bias[5] = 7.0
     per_entity = SPR.bounds_from(net, per="entity")["4"]
-    assert per_entity[0] == net[4].weight[0].abs().max()
-    assert per_entity[3] == pytest.approx(1e-3 * net[4].weight.abs().max().item())
+    assert per_entity[0] == max(net[4].weight[0].abs().max(), net[4].bias[0].abs())
+    assert per_entity[3] == pytest.approx(1e-3 * 7)
+    assert per_entity[5] == 7 == SPR.bounds_from(net)["4"]
     with torch.no_grad():
         net[4].weight.zero_()
+        net[4].bias.zero_()
     with pytest.raises(ValueError, match="layer '4'.*train the dense network"):
         SPR.bounds_from(net)
 
@@ -488,8 +524,8 @@ def test_shared_weights_count_once():
         (dict(M={"conv1": 1.0}), r"missing \['conv2', 'conv3'\]"),
         (dict(M={"conv1": 1.0, "conv2": 1.0, "conv3": 1.0, "fc": 1.0}), r"unknown \['fc'\]"),
         (dict(M={"conv1": 1.0, "conv2": torch.ones(3), "conv3": 1.0}), "'conv2' has shape"),
-        (dict(weights="share"), "weights must be"),
-        (dict(weights=-1.0), "weights of layer 'conv1' holds -1.0"),
+        (dict(u="parameters"), "u must be 'uniform', 'share'"),
+        (dict(u=-1.0), "u of layer 'conv1' holds -1.0"),
         (dict(entities="filter"), "did you mean 'filters'"),
         (dict(entities=["filters", "input_channels"]), "entities overlap"),
         (dict(entities={"conv9": "filters"}), "did you mean 'conv"),

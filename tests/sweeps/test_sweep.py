@@ -1,10 +1,10 @@
 """Sweeps: what runs, that nothing runs twice, and that every engine gives the same table."""
 
 import csv
+import functools
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections import deque
@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forking_server import Server
 from sweep_server import quick
 from tiny_runs import assert_identical
 from typer.testing import CliRunner
 
 from spr_or.cli import app
+from spr_or.sweeps import pools, sweep
 from spr_or.sweeps.jobs import Job, run_job
-from spr_or.sweeps.plan import SweepError, load_sweep
 from spr_or.sweeps.pools import LocalPool
 from spr_or.sweeps.run_table import write_tables
 from spr_or.sweeps.show import figure, means
-from spr_or.sweeps.sweep import Progress, run_sweep
+from spr_or.sweeps.sweep import JobEnded, run_sweep
+from spr_or.sweeps.sweep_file import SweepError, load_sweep
 from spr_or.training.checkpoint import load
 from spr_or.training.metrics import read_metrics
 from spr_or.training.recipe import RecipeError, load_recipe
@@ -122,19 +124,19 @@ def rows(path: Path) -> list[dict[str, str]]:
 def test_a_grid_is_every_combination_for_every_seed(tmp_path: Path) -> None:
     plan = load_sweep(written(tmp_path), ["dense.epochs=5"])
     assert plan.keys == ("spr.lam", "spr.alpha")
-    found = [(p.recipe.spr.lam, p.recipe.spr.alpha, p.recipe.seeds) for p in plan.points]
+    found = [(p.recipe.spr.lam, p.recipe.spr.alpha, p.recipe.seeds) for p in plan.runs]
     expected = [
         (lam, alpha, (seed,)) for lam in (12.0, 4.0) for alpha in (0.1, 0.3) for seed in (0, 1)
     ]
     assert found == expected
-    assert {p.recipe.dense.epochs for p in plan.points} == {5}
-    assert plan.points[0].folder_name == "spr.lam=12.0,spr.alpha=0.1,seed=0"
+    assert {p.recipe.dense.epochs for p in plan.runs} == {5}
+    assert plan.runs[0].folder_name == "spr.lam=12.0,spr.alpha=0.1,seed=0"
 
 
 def test_what_the_command_sets_holds_or_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path)
     plan = load_sweep(path, ["seeds=[7]", "spr.lr=0.5"])
-    assert {(p.seed, p.recipe.spr.lr) for p in plan.points} == {(7, 0.5)}
+    assert {(p.seed, p.recipe.spr.lr) for p in plan.runs} == {(7, 0.5)}
     with pytest.raises(SweepError, match="its runs change spr.lam, so --set cannot"):
         load_sweep(path, ["spr.lam=1.0"])
 
@@ -152,12 +154,12 @@ def test_a_list_changes_what_each_run_names(tmp_path: Path) -> None:
     spr.method = "gradient"
     dense.milestones = [1, 2]
     """
-    one, two = load_sweep(written(tmp_path, text)).points
+    one, two = load_sweep(written(tmp_path, text)).runs
     assert (one.recipe.spr.lam, one.recipe.spr.method, one.recipe.spr.lr) == (1.0, "prox", 0.01)
     assert one.recipe.model_kwargs == {"num_classes": 11} and one.recipe.data.source == "a/b c"
     assert (two.recipe.spr.method, two.recipe.dense.milestones) == ("gradient", (1, 2))
     assert "/" not in one.folder_name and " " not in one.folder_name
-    other = load_sweep(written(tmp_path, text.replace("a/b c", "a-b-c"))).points[0]
+    other = load_sweep(written(tmp_path, text.replace("a/b c", "a-b-c"))).runs[0]
     assert other.folder_name != one.folder_name
 
 
@@ -242,7 +244,7 @@ def test_failures_stand_apart_and_are_retried_on_demand(tmp_path: Path) -> None:
     text = GRID.replace("[12.0, 4.0]", "[4.0]").replace('"spr.alpha" = [0.1, 0.3]',
                                                           "spr.lr = [1e30, 0.05]")  # fmt: skip
     plan = load_sweep(written(tmp_path, text.replace("[0, 1]", "[0]")))
-    ended: list[Progress] = []
+    ended: list[JobEnded] = []
     result = run_sweep(plan, tmp_path / "out", Here(), on_end=ended.append)
     assert [row["spr.lr"] for row in result.finished] == [0.05]
     (failed,) = rows(tmp_path / "out" / "failed.csv")
@@ -270,15 +272,18 @@ def test_a_dense_phase_that_fails_takes_its_runs_along(tmp_path: Path) -> None:
     assert error.startswith("in its dense phase:") and "dense.lr" in error
 
 
-def test_one_sweep_at_a_time_in_a_folder(whole: Path) -> None:
+def test_one_sweep_at_a_time_in_a_folder(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "_GRACE", 0.3)  # nobody is about to let go of the lock
     plan = load_sweep(whole / "sweep.toml", ["finetune.epochs=1"])
 
     def work(job: Job) -> str | None:
         with pytest.raises(SweepError, match="another sweep is at work"):
-            run_sweep(plan, whole / "other", Here())
+            run_sweep(plan, tmp_path / "out", Here())
         return "stopped"
 
-    result = run_sweep(plan, whole / "other", Here(work))
+    result = run_sweep(plan, tmp_path / "out", Here(work))
     assert len(result.failed) == RUNS
 
 
@@ -309,43 +314,27 @@ def test_a_worker_that_dies_takes_one_run_with_it(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the server forks")
 def test_a_killed_sweep_repeats_no_finished_run(whole: Path, tmp_path: Path) -> None:
-    server = subprocess.Popen(
-        [sys.executable, str(Path(__file__).parents[1] / "sweep_server.py")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert server.stdin is not None and server.stdout is not None
-
-    def ask(line: str) -> int:
-        assert server.stdin is not None and server.stdout is not None
-        server.stdin.write(line + "\n")
-        server.stdin.flush()
-        return int(server.stdout.readline())
-
+    server = Server("sweep_server.py")
     out = tmp_path / "out"
     finished: dict[str, int] = {}
     try:
-        assert server.stdout.readline() == "0\n"
         for wanted in (1, 3, 6):
-            process = ask(f"{whole / 'sweep.toml'} {out}")
+            process = server.ask(f"{whole / 'sweep.toml'} {out}")
             until = time.monotonic() + 60
             while len(_finished(out)) < wanted and time.monotonic() < until:
                 time.sleep(0.002)
             os.kill(process, signal.SIGKILL)
-            assert ask("wait") == -signal.SIGKILL
+            assert server.ask("wait") == -signal.SIGKILL
             for worker in _workers(out):
                 _wait_until_gone(worker)
             after = _finished(out)
             assert finished.items() <= after.items()  # none was written again
             finished = after
             assert wanted <= len(finished) < RUNS
-        ask(f"{whole / 'sweep.toml'} {out}")
-        assert ask("wait") == 0
+        server.ask(f"{whole / 'sweep.toml'} {out}")
+        assert server.ask("wait") == 0
     finally:
-        server.stdin.close()
-        server.wait(30)
+        server.close()
     assert finished.items() <= _finished(out).items()
     assert (out / "table.csv").read_bytes() == (whole / "out" / "table.csv").read_bytes()
     assert not list((out / "runs").glob("*/error.txt"))
@@ -388,10 +377,12 @@ def test_two_ray_workers_give_the_table_of_the_local_engine(whole: Path, tmp_pat
         (log / str(os.getpid())).touch()
         return run_job(job)
 
-    run_sweep(load_sweep(whole / "sweep.toml"), tmp_path / "out", RayPool(2, work))
+    plan = load_sweep(whole / "sweep.toml", ["seeds=[1]"])
+    run_sweep(plan, tmp_path / "out", RayPool(2, work))
     assert len(list(log.iterdir())) == 2
-    table = (tmp_path / "out" / "table.csv").read_bytes()
-    assert table == (whole / "out" / "table.csv").read_bytes()
+    expected = [row for row in rows(whole / "out" / "table.csv") if row["seed"] == "1"]
+    assert len(expected) == RUNS / 2
+    assert rows(tmp_path / "out" / "table.csv") == expected
 
 
 # --- what is shown --------------------------------------------------------------------------
@@ -420,7 +411,11 @@ def test_means_are_over_the_seeds_of_a_setting(whole: Path, tmp_path: Path) -> N
     assert (tmp_path / "pareto.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_the_command_lists_runs_and_explains(tmp_path: Path) -> None:
+def test_the_command_lists_runs_and_explains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Processes of their own, started as the command starts them, but no pictures of each run.
+    monkeypatch.setattr(pools, "LocalPool", functools.partial(LocalPool, work=quick))
     cli = CliRunner()
     text = GRID.replace("[12.0, 4.0]", "[4.0]").replace("[0.1, 0.3]", "[0.3]")
     sweep = str(written(tmp_path, text.replace("[0, 1]", "[0]")))

@@ -6,25 +6,23 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import tiny_recipe
+from tiny_runs import no_pictures_in, tiny_recipe
 from torch import nn
 
 from models.resnet_cifar import resnet20
 from models.toy import convnet, digits_resnet, mlp
 from spr_or.pruning.compaction.api import compact
 from spr_or.training import checkpoint
-from spr_or.training.display import Display
 from spr_or.training.metrics import read_metrics
 from spr_or.training.parameter_budget import Counter, choose, next_lam, reachable_pct, scheduled_pct
-from spr_or.training.recipe import RecipeError
-from spr_or.training.report import summary as report
-from spr_or.training.run import run_recipe
+from spr_or.training.recipe import Recipe, RecipeError
+from spr_or.training.run_progress import RunDisplay
+from spr_or.training.runner import run_recipe
 
 
 @pytest.fixture(autouse=True)
 def no_timings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "spr_step_overhead", lambda *arguments: 1.0)
-    monkeypatch.setattr(report, "_draw", lambda *arguments: [])
+    no_pictures_in(monkeypatch)
 
 
 # --- the count ------------------------------------------------------------------------------
@@ -240,7 +238,7 @@ def test_a_budget_between_what_whole_entities_give_warns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warnings: list[str] = []
-    monkeypatch.setattr(Display, "warn", lambda self, message: warnings.append(message))
+    monkeypatch.setattr(RunDisplay, "warn", lambda self, message: warnings.append(message))
     spr = {"target_removed_pct": 3, "entities": "neurons"}  # one neuron of four is far more
     recipe = tiny_recipe(
         model="models.toy:mlp", model_kwargs={"hidden": [4]}, spr=spr, finetune={"epochs": 0}
@@ -263,33 +261,47 @@ def test_a_budget_that_makes_no_sense_is_refused(spr: dict[str, Any], message: s
         tiny_recipe(spr=spr)
 
 
-@pytest.mark.parametrize("method", ["prox", "gradient"])
-@pytest.mark.parametrize("place", [("spr", 3), ("finetune", 0)])
-def test_a_budget_resumes_to_the_last_bit(
-    method: str, place: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = tiny_recipe(
+def budget_recipe(method: str) -> Recipe:
+    return tiny_recipe(
         model="models.toy:digits_resnet",
         data={"train_rows": 64},
         spr={"method": method, "target_removed_pct": 60, "epochs": 5, "lam": 40.0,
              "lam_warmup": 1, "bounds_every": 2, "start": "dense"},
         finetune={"epochs": 2, "distill": 0.5},
     )  # fmt: skip
-    run_recipe(recipe, tmp_path / "whole")
 
-    def stop(self: Display, record: dict[str, Any]) -> None:
+
+@pytest.fixture(scope="module")
+def whole_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs by `budget_recipe` that nothing disturbed, one for each method."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        no_pictures_in(patch)
+        for method in ("prox", "gradient"):
+            run_recipe(budget_recipe(method), folder / method)
+    return {method: folder / method for method in ("prox", "gradient")}
+
+
+@pytest.mark.parametrize("method", ["prox", "gradient"])
+@pytest.mark.parametrize("place", [("spr", 3), ("finetune", 0)])
+def test_a_budget_resumes_to_the_last_bit(
+    method: str, place: tuple[str, int], whole_runs: dict[str, Path], tmp_path: Path
+) -> None:
+    recipe, folders = budget_recipe(method), (whole_runs[method], tmp_path / "broken")
+
+    def stop(self: RunDisplay, record: dict[str, Any]) -> None:
         if (record["phase"], record["epoch"]) == place:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Display, "epoch", stop)
+        patch.setattr(RunDisplay, "epoch", stop)
         run_recipe(recipe, tmp_path / "broken")
     summary = run_recipe(recipe, tmp_path / "broken", resume=True)
-    compacts = [(tmp_path / n / "compact.safetensors").read_bytes() for n in ("whole", "broken")]
+    compacts = [(folder / "compact.safetensors").read_bytes() for folder in folders]
     assert compacts[0] == compacts[1]
-    records = [read_metrics(tmp_path / n / "metrics.jsonl") for n in ("whole", "broken")]
+    records = [read_metrics(folder / "metrics.jsonl") for folder in folders]
     for record in (*records[0], *records[1]):
         del record["seconds"], record["data_wait_share"]
     assert records[0] == records[1]
-    state = checkpoint.load(tmp_path / "whole" / "checkpoints" / "last.pt")
+    state = checkpoint.load(folders[0] / "checkpoints" / "last.pt")
     assert state["budget"] == summary["budget"]

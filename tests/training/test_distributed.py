@@ -5,14 +5,12 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from distributed_worker import SHARED
 from image_files import encoded, picture, write_split
-from tiny_runs import stopped_at, tiny_recipe
-from torch import nn
+from tiny_runs import no_pictures_in, stopped_at, tiny_recipe
 
 from spr_or.training import checkpoint, distributed
 from spr_or.training.data.load import Data, load_data
@@ -20,8 +18,7 @@ from spr_or.training.data.parquet import DataError
 from spr_or.training.distributed import World
 from spr_or.training.metrics import read_metrics
 from spr_or.training.recipe import DataRecipe, RecipeError
-from spr_or.training.report import summary as report
-from spr_or.training.run import run_recipe
+from spr_or.training.runner import run_recipe
 from spr_or.training.setup import pick_device
 
 CPU = torch.device("cpu")
@@ -59,13 +56,12 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
                "--master-addr", "127.0.0.1", "--master-port", str(port), *arguments]  # fmt: skip
     paths = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "_draw", lambda *arguments: [])
-    monkeypatch.setattr(report, "spr_step_overhead", lambda *arguments: 1.0)
+    no_pictures_in(monkeypatch)
 
 
 def assert_same_run(one: Path, two: Path) -> None:
@@ -88,32 +84,45 @@ def assert_same_run(one: Path, two: Path) -> None:
             assert b[key] == pytest.approx(a[key], abs=100 / 61 + 1e-6)
 
 
-def test_two_processes_train_like_one_and_share_its_checkpoints(tmp_path: Path) -> None:
-    run_recipe(SHARED, tmp_path / "whole")
-    with stopped_at("spr", 1), pytest.raises(KeyboardInterrupt):
-        run_recipe(SHARED, tmp_path / "from-one")
-    done = torchrun(str(TESTS / "distributed_worker.py"), str(tmp_path))
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of everything that two processes do (see distributed_worker.py), started once.
 
+    Beside their runs stand ``whole``, which one process trained, and what torchrun printed.
+    """
+    folder = tmp_path_factory.mktemp("together")
+    (folder / "tiny.toml").write_text(RECIPE)
+    with pytest.MonkeyPatch.context() as patch:
+        no_pictures_in(patch)
+        run_recipe(SHARED, folder / "whole")
+        with stopped_at("spr", 1), pytest.raises(KeyboardInterrupt):
+            run_recipe(SHARED, folder / "from-one")
+    done = torchrun(str(TESTS / "distributed_worker.py"), str(folder))
+    (folder / "stdout").write_text(done.stdout)
+    (folder / "stderr").write_text(f"exit status {done.returncode}\n{done.stderr}")
+    return folder
+
+
+def test_two_processes_train_like_one_and_share_its_checkpoints(together: Path) -> None:
     # Process 1 died in the last run: torchrun fails and names it, process 0 says what happened.
-    assert done.returncode != 0 and "SIGKILL" in done.stderr, done.stderr
-    words = (tmp_path / "last words").read_text()
+    errors = (together / "stderr").read_text()
+    assert not errors.startswith("exit status 0\n") and "SIGKILL" in errors, errors
+    words = (together / "last words").read_text()
     assert "another process of this run ended" in words and "--resume" in words
-    assert checkpoint.load(tmp_path / "killed" / "checkpoints" / "last.pt")["epoch"] >= 1
+    assert checkpoint.load(together / "killed" / "checkpoints" / "last.pt")["epoch"] >= 1
 
-    assert_same_run(tmp_path / "whole", tmp_path / "from-one")
-    assert checkpoint.load(tmp_path / "from-two" / "checkpoints" / "last.pt")["epoch"] == 1
-    run_recipe(SHARED, tmp_path / "from-two", resume=True)
-    assert_same_run(tmp_path / "whole", tmp_path / "from-two")
+    assert_same_run(together / "whole", together / "from-one")
+    assert checkpoint.load(together / "from-two" / "checkpoints" / "last.pt")["epoch"] == 1
+    run_recipe(SHARED, together / "from-two", resume=True)
+    assert_same_run(together / "whole", together / "from-two")
 
 
-def test_the_command_under_torchrun(tmp_path: Path) -> None:
-    (tmp_path / "tiny.toml").write_text(RECIPE)
-    out = tmp_path / "out"
-    done = torchrun("-m", "spr_or.cli", "run", str(tmp_path / "tiny.toml"), "--out", str(out))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("report: ") == 1  # one process speaks and writes
-    run_recipe(SHARED, tmp_path / "whole")
-    assert_same_run(tmp_path / "whole", out)
+def test_the_command_under_torchrun(together: Path) -> None:
+    out = together / "out"
+    assert (out / "report.html").exists(), (together / "stderr").read_text()
+    printed = (together / "stdout").read_text()
+    assert printed.count("report: ") == 1  # one process speaks and writes
+    assert_same_run(together / "whole", out)
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == [
         "best.pt", "last.pt", "previous.pt"]  # fmt: skip
     assert len(read_metrics(out / "metrics.jsonl")) == 7
@@ -209,29 +218,3 @@ def test_what_several_processes_cannot_do_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(RecipeError, match=r"speed.compile = true has not .* several processes"):
         pick_device(tiny_recipe(speed={"compile": True}).speed)
-
-
-@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 3), (6, 5, 3, 2)])
-@pytest.mark.parametrize("options", [{}, {"momentum": None}, {"affine": False}])
-def test_batchnorm_over_all_processes_is_torchs_on_the_whole_batch(
-    shape: tuple[int, ...], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With the sum over processes taken away, one process is the whole batch."""
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
-    kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}[len(shape)]
-    torch_norm, ours = kind(5, **options), kind(5, **options)
-    twin = nn.Sequential(ours)
-    distributed._see_whole_batch(twin)
-    for _ in range(2):
-        x = torch.randn(shape)
-        inputs = [x.clone().requires_grad_(), x.clone().requires_grad_()]
-        outputs = [torch_norm(inputs[0]), twin(inputs[1])]
-        torch.testing.assert_close(outputs[1], outputs[0])
-        for y in outputs:
-            (y * torch.linspace(-1, 1, y.numel()).view(y.shape)).sum().backward()
-        torch.testing.assert_close(inputs[1].grad, inputs[0].grad, rtol=1e-4, atol=1e-5)
-        for name, tensor in torch_norm.state_dict().items():
-            torch.testing.assert_close(ours.state_dict()[name], tensor)
-    low = [module(x.bfloat16()) for module in (torch_norm, twin)]
-    assert low[1].dtype == torch.bfloat16
-    torch.testing.assert_close(low[1], low[0], rtol=0.02, atol=0.02)

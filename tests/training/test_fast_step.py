@@ -24,7 +24,7 @@ from spr_or.training.data.load import load_data
 from spr_or.training.loop import evaluate, train_epoch
 from spr_or.training.metrics import read_metrics
 from spr_or.training.recipe import DataRecipe
-from spr_or.training.run import run_recipe
+from spr_or.training.runner import run_recipe
 from spr_or.training.step import Recorder, Step, captured, cuda_graph, make_scoring, make_step
 
 METHODS = ("plain", "gradient", "prox", "masks")

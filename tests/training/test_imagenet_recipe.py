@@ -12,7 +12,7 @@ from models.resnet import resnet18
 from spr_or.training.metrics import read_metrics
 from spr_or.training.recipe import RecipeError, load_recipe, parse_recipe
 from spr_or.training.report import summary as report
-from spr_or.training.run import run_recipe
+from spr_or.training.runner import run_recipe
 from spr_or.training.schedule import learning_rate
 from spr_or.training.setup import load_weights
 

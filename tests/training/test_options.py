@@ -17,7 +17,7 @@ from spr_or.training.distill import distillation_loss, distilling
 from spr_or.training.metrics import read_metrics
 from spr_or.training.pruning import make_spr
 from spr_or.training.report import summary as report
-from spr_or.training.run import run_recipe
+from spr_or.training.runner import run_recipe
 from spr_or.training.steering import Steering, renew_bounds_
 from spr_or.training.step import make_step
 
@@ -117,13 +117,16 @@ def test_renewed_bounds_are_the_largest_weights_of_today(per: str) -> None:
     spr = make_spr(recipe, model, SPR.bounds_from(model, entities=recipe.entities, per=per))
     old = {name: value.bound.clone() for name, value in spr.entity_values().items()}
     with torch.no_grad():
-        model.get_parameter("4.weight").mul_(0.25)
-        model.get_parameter("4.weight")[3] = 0  # an entity that is gone
-        model.get_parameter("0.weight").zero_()  # and a layer
+        for key in ("4.weight", "4.bias"):
+            model.get_parameter(key).mul_(0.25)
+            model.get_parameter(key)[3] = 0  # an entity that is gone
+        for key in ("0.weight", "0.bias"):
+            model.get_parameter(key).zero_()  # and a layer
     renew_bounds_(spr, model, recipe)
     new = {name: value.bound for name, value in spr.entity_values().items()}
     torch.testing.assert_close(new["0"], old["0"], rtol=0, atol=0)
-    rows = np.abs(model.get_parameter("4.weight").detach().numpy()).reshape(16, -1).max(1)
+    parts = [model.get_parameter(key).detach().reshape(16, -1) for key in ("4.weight", "4.bias")]
+    rows = np.abs(torch.cat(parts, 1).numpy()).max(1)
     if per == "layer":
         expected = np.full(16, rows.max())
     else:

@@ -1,5 +1,6 @@
 """Recipes: what they accept, and how they say no."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -159,3 +160,24 @@ def test_warmup_rises_to_the_rate_and_epochs_outside_are_refused() -> None:
     assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4])
     with pytest.raises(ValueError, match="epoch 5 lies outside"):
         learning_rate(Schedule(), 5, 5)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("parameters", "share"), ("uniform", "uniform"), (None, "share")]
+)
+def test_recipes_written_before_u_had_its_name_mean_the_same(old: str | None, new: str) -> None:
+    spr = {"lam": 1.0, "alpha": 0.1}
+    weights = {} if old is None else {"weights": old}
+    recipe = parse_recipe({"model": "a:b", "spr": spr | weights})
+    assert recipe.spr.u == new
+    assert recipe == parse_recipe({"model": "a:b", "spr": spr | {"u": new}})
+    stored = json.loads(recipe.model_dump_json())
+    assert "weights" not in stored["spr"] and parse_recipe(stored) == recipe
+
+
+def test_u_and_its_old_name_are_not_mixed() -> None:
+    spr = {"lam": 1.0, "alpha": 0.1, "weights": "uniform"}
+    with pytest.raises(RecipeError, match=r"spr: u and weights are one key.*remove weights"):
+        parse_recipe({"model": "a:b", "spr": spr | {"u": "share"}})
+    with pytest.raises(RecipeError, match="it is called u now, which is share or uniform"):
+        parse_recipe({"model": "a:b", "spr": spr | {"weights": "parameter"}})

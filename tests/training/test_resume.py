@@ -5,57 +5,29 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_runs import assert_identical, tiny_recipe
+from forking_server import Server
+from tiny_runs import assert_identical, stopped_at, tiny_recipe
 
 from spr_or.training import checkpoint
 from spr_or.training.checkpoint import CheckpointError, load, load_last, save_best, save_last
-from spr_or.training.durable import DiskFull
 from spr_or.training.metrics import Metrics, read_metrics
-from spr_or.training.phases import RunError
-from spr_or.training.run import run_recipe
+from spr_or.training.runner import run_recipe
+from spr_or.training.seed_run import RunError
+from spr_or.utils.files import DiskFull
 
 KILLS = 12
 EPOCHS = 22  # of the run in kill_worker.py
 
 
-class Worker:
-    """Starts runs in processes of their own (see kill_worker.py)."""
-
-    def __init__(self) -> None:
-        script = Path(__file__).parents[1] / "kill_worker.py"
-        self.server = subprocess.Popen(
-            [sys.executable, str(script)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert self.server.stdout is not None
-        assert self.server.stdout.readline() == "0\n"  # its imports are done
-
-    def ask(self, line: str) -> int:
-        assert self.server.stdin is not None and self.server.stdout is not None
-        self.server.stdin.write(line + "\n")
-        self.server.stdin.flush()
-        return int(self.server.stdout.readline())
-
-    def close(self) -> None:
-        assert self.server.stdin is not None
-        self.server.stdin.close()
-        self.server.wait(30)
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the worker forks")
 def test_a_run_killed_at_random_moments_ends_with_the_same_weights(tmp_path: Path) -> None:
-    worker = Worker()
+    worker = Server("kill_worker.py")
     try:
         started = time.monotonic()
         worker.ask(str(tmp_path / "whole"))
@@ -229,8 +201,22 @@ def test_best_and_last_are_separate(tmp_path: Path) -> None:
     assert load(tmp_path / "last.pt")["epoch"] == 2
 
 
+def test_a_run_stored_before_u_had_its_name_is_continued(tmp_path: Path) -> None:
+    recipe = tiny_recipe(data={"train_rows": 64, "eval_rows": 32})
+    with pytest.raises(KeyboardInterrupt), stopped_at("spr", 1):
+        run_recipe(recipe, tmp_path)
+    stored = json.loads((tmp_path / "recipe.json").read_text())
+    assert stored["spr"].pop("u") == "share"
+    stored["spr"]["weights"] = "parameters"
+    (tmp_path / "recipe.json").write_text(json.dumps(stored))
+    uniform = recipe.model_copy(update={"spr": recipe.spr.model_copy(update={"u": "uniform"})})
+    with pytest.raises(RunError, match="spr.u was 'share', now 'uniform'"):
+        run_recipe(uniform, tmp_path, resume=True)
+    assert run_recipe(recipe, tmp_path, resume=True)["accuracy"] > 0
+
+
 def test_no_space_is_recognised_in_what_torch_raises(tmp_path: Path) -> None:
-    from spr_or.training.durable import write_durably
+    from spr_or.utils.files import write_durably
 
     def torchs(aside: Path) -> None:
         raise RuntimeError("PytorchStreamWriter failed writing file: No space left on device")

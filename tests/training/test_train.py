@@ -1,8 +1,6 @@
 """The phases of a run: what each leaves behind, and that a seed repeats it."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from image_files import encoded, picture, write_split
 from safetensors.torch import load_file
-from test_imports import LAZY
-from tiny_runs import tiny_recipe
+from tiny_runs import no_pictures_in, tiny_recipe
 from torch import nn
 
 from models.toy import convnet
@@ -20,22 +17,19 @@ from spr_or.pruning.compaction.api import load_compact
 from spr_or.pruning.regularizer import SPR
 from spr_or.training import checkpoint
 from spr_or.training.data.load import load_data
-from spr_or.training.display import Display
 from spr_or.training.loop import NonFiniteLoss, evaluate, train_epoch
 from spr_or.training.metrics import read_metrics
-from spr_or.training.phases import epoch_seed
+from spr_or.training.one_phase import epoch_seed
 from spr_or.training.recipe import RecipeError
-from spr_or.training.report import summary as report
-from spr_or.training.run import run_recipe
+from spr_or.training.run_progress import RunDisplay
+from spr_or.training.runner import run_recipe
 from spr_or.training.setup import reproducible
 from spr_or.training.step import captured, make_step
 
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures and timings have tests of their own; here they would only take time."""
-    monkeypatch.setattr(report, "_draw", lambda *arguments: [])
-    monkeypatch.setattr(report, "spr_step_overhead", lambda *arguments: 1.0)
+    no_pictures_in(monkeypatch)
 
 
 # --- one step -------------------------------------------------------------------------------
@@ -180,12 +174,21 @@ def test_a_recipe_and_a_seed_give_one_result(tmp_path: Path) -> None:
     assert trained("other", 6)[1] != first[1]
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run by the tiny recipe as it is; tests only read it."""
+    folder = tmp_path_factory.mktemp("plain")
+    with pytest.MonkeyPatch.context() as patch:
+        no_pictures_in(patch)
+        run_recipe(tiny_recipe(), folder)
+    return folder
+
+
 @pytest.mark.parametrize("speed", [{"channels_last": True}, {"amp": "bf16"}])
-def test_speed_options_change_little(speed: dict[str, Any], tmp_path: Path) -> None:
-    run_recipe(tiny_recipe(), tmp_path / "plain")
-    run_recipe(tiny_recipe(speed=speed), tmp_path / "fast")
-    plain, fast = (read_metrics(tmp_path / n / "metrics.jsonl") for n in ("plain", "fast"))
-    for one, two in zip(plain[:2], fast[:2], strict=True):
+def test_speed_options_change_little(speed: dict[str, Any], plain: Path, tmp_path: Path) -> None:
+    run_recipe(tiny_recipe(speed=speed), tmp_path)
+    slow, fast = (read_metrics(folder / "metrics.jsonl") for folder in (plain, tmp_path))
+    for one, two in zip(slow[:2], fast[:2], strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=0.05)
 
 
@@ -199,12 +202,12 @@ def test_a_streamed_set_is_trained_on_and_resumed_like_any_other(tmp_path: Path)
     summary = run_recipe(recipe, tmp_path / "whole")
     assert summary["train_images"] == 48 and summary["max_abs_logit_diff"] < 1e-4
 
-    def stop_at_epoch(self: Display, record: dict[str, Any]) -> None:
+    def stop_at_epoch(self: RunDisplay, record: dict[str, Any]) -> None:
         if record["phase"] == "spr" and record["epoch"] == 1:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Display, "epoch", stop_at_epoch)
+        patch.setattr(RunDisplay, "epoch", stop_at_epoch)
         run_recipe(recipe, tmp_path / "broken")
     run_recipe(recipe, tmp_path / "broken", resume=True)
     compacts = [(tmp_path / n / "compact.safetensors").read_bytes() for n in ("whole", "broken")]
@@ -229,9 +232,8 @@ def test_the_rate_runs_on_from_spr_through_finetuning(tmp_path: Path) -> None:
     assert rates == pytest.approx([0.1, 0.01, 0.01, 0.01, 0.001])
 
 
-def test_records_count_every_entity_in_one_regime(tmp_path: Path) -> None:
-    run_recipe(tiny_recipe(), tmp_path)
-    records = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["phase"] == "spr"]
+def test_records_count_every_entity_in_one_regime(plain: Path) -> None:
+    records = [r for r in read_metrics(plain / "metrics.jsonl") if r["phase"] == "spr"]
     assert len(records) == 3
     for record in records:
         assert set(record["regimes"]) == {"zero", "norm", "bound", "full"}
@@ -262,7 +264,7 @@ def test_a_layer_that_collapses_is_warned_of_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warnings: list[str] = []
-    monkeypatch.setattr(Display, "warn", lambda self, message: warnings.append(message))
+    monkeypatch.setattr(RunDisplay, "warn", lambda self, message: warnings.append(message))
     summary = run_recipe(tiny_recipe(spr={"lam": 1e5}), tmp_path)
     assert summary["collapsed_layers"] == ["0", "4"]
     assert warnings == [
@@ -320,12 +322,6 @@ def test_reproducible_arithmetic_is_undone() -> None:
         assert torch.are_deterministic_algorithms_enabled() and torch.get_num_threads() == 1
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.get_num_threads() == threads
-
-
-def test_training_loads_no_solver_and_no_plotting() -> None:
-    code = f"import sys, spr_or.training.run; print(*(m for m in {LAZY!r} if m in sys.modules))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0 and result.stdout.split() == [], result
 
 
 def test_seeds_of_epochs_differ() -> None:

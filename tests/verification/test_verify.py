@@ -3,6 +3,10 @@
 import dataclasses
 import json
 import math
+import re
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +15,7 @@ from typer.testing import CliRunner
 
 from spr_or import SparseTrainingProblem
 from spr_or.cli import app
-from spr_or.verification import claims
+from spr_or.verification import bounds_over_m, claims, ladder_of_bounds
 from spr_or.verification.instances import INSTANCES
 from spr_or.verification.ladder import Ladder, Rung
 from spr_or.verification.ladder_of_bounds import verify
@@ -182,3 +186,127 @@ def test_the_sweep_over_m_draws_and_orders_its_bounds(tmp_path):
     assert math.isclose(loose["perspective"], points[-2]["perspective"], rel_tol=1e-3)
     assert loose["bigm"] < points[0]["bigm"]
     assert picture.exists()
+
+
+def interrupt(*arguments, **settings):
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_between_two_solvers_leaves_what_was_found():
+    seen = []
+
+    def stop_at_the_third(label):
+        seen.append(label)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    ladder = verify(random_regression(0), progress=stop_at_the_third)
+    assert len(ladder.rungs) == 2 and ladder.interrupted and not ladder.ok
+    assert ladder.checks == [] and ladder.to_dict()["ok"] is False
+
+
+OWN = """
+from spr_or import SparseTrainingProblem
+
+def tiny(**name):
+    X, y = [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], [1.0, 0.0, 1.0]
+    return SparseTrainingProblem.linear(X, y, [[0], [1]], lam=0.1, alpha=0.5, M=2, **name)
+
+def called_mine():
+    return tiny(name="mine")
+
+def faulty():
+    return 1 / 0
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A folder to stand in, with problems of one's own."""
+    (tmp_path / "own_problems.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "own_problems", raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "spr_or.solvers.scip.fixed_support.fit",  # inside a solver
+        "spr_or.solvers.enumeration.solve",  # between two
+        "spr_or.verification.claims.projection_value",  # in a claim
+    ],
+)
+def test_the_command_shows_what_was_found_before_ctrl_c(place, own, monkeypatch):
+    monkeypatch.setattr(place, interrupt)
+    result = CliRunner().invoke(app, ["verify", "own_problems:tiny", "--json", "verify.json"])
+    assert result.exit_code == 130, result.output
+    assert "interrupted: 0 of 1 instances were verified" in result.output
+    assert "big-M relaxed" in result.output and "claims hold" not in result.output
+    report = json.loads((own / "verify.json").read_text())
+    assert report["ok"] is False and len(report["instances"][0]["rungs"]) >= 5
+
+
+def test_ctrl_c_keeps_the_instances_that_are_done(own, monkeypatch):
+    true_verify, calls = ladder_of_bounds.verify, []
+
+    def second_is_interrupted(problem, **settings):
+        calls.append(problem)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return true_verify(problem, **settings)
+
+    monkeypatch.setattr(ladder_of_bounds, "verify", second_is_interrupted)
+    result = CliRunner().invoke(app, ["verify", *["own_problems:tiny"] * 3])
+    assert result.exit_code == 130 and len(calls) == 2
+    assert "interrupted: 1 of 3 instances were verified" in result.output
+    assert "all 15 claims hold on 1 instance" in result.output
+
+
+def test_a_real_ctrl_c_ends_with_what_was_found(own):
+    """SIGINT to a process that has said on stderr which problem it is at."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "spr_or", "verify", "own_problems:tiny", "relu-xor"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    assert any(line.startswith("[2/2]") for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, output + errors
+    assert "interrupted: 1 of 2" in output and "claims hold on 1 instance" in output
+    assert "Traceback" not in errors
+
+
+def test_a_sweep_over_m_that_is_interrupted_shows_its_points(monkeypatch, tmp_path):
+    true_bounds, calls = bounds_over_m.bounds_at, []
+
+    def third_is_interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return true_bounds(*arguments)
+
+    monkeypatch.setattr(bounds_over_m, "bounds_at", third_is_interrupted)
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["verify", "--sweep-m", "--json", "sweep.json"])
+    assert result.exit_code == 130 and "interrupted: 2 of 11 points" in result.output
+    assert len(json.loads((tmp_path / "sweep.json").read_text())["sweep"]) == 2
+
+
+@pytest.mark.parametrize(("function", "name"), [("tiny", "tiny"), ("called_mine", "mine")])
+def test_a_problem_of_ones_own_is_called_by_the_name_it_was_given(function, name, own):
+    result = CliRunner().invoke(app, ["verify", f"own_problems:{function}"])
+    assert result.exit_code == 0, result.output
+    assert f"{name}: 2 entities" in result.output and "linear:" not in result.output
+    words = set(re.findall(r"[\w-]+", result.output))
+    assert {"big-M", "perspective", "projected"} <= words
+    assert not {"bigm", "rung", "rungs", "ladder", "route", "routes"} & words
+
+
+def test_a_fault_in_ones_own_problem_is_said_with_its_place(own):
+    result = CliRunner().invoke(app, ["verify", "own_problems:faulty"], env={"COLUMNS": "400"})
+    assert result.exit_code == 2 and "Traceback" not in result.output
+    assert "ZeroDivisionError: division by zero" in result.output
+    assert "own_problems.py, line 12" in result.output

@@ -6,7 +6,6 @@ How it decides is told in `spr_or.pruning.compaction.channels`; what it refuses,
 """
 
 import copy
-import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -20,10 +19,11 @@ from torch import Tensor, fx, nn
 
 from spr_or.pruning.compaction.channels import make_plan
 from spr_or.pruning.compaction.graph import CompactionError, target_name, trace
-from spr_or.pruning.compaction.plan import Plan, Step
+from spr_or.pruning.compaction.removal_plan import RemovalPlan, Step
 from spr_or.pruning.compaction.rewrite import rewrite
 from spr_or.pruning.masks import apply_masks_
 from spr_or.utils.files import write_aside
+from spr_or.utils.import_path import load_object
 
 __all__ = ["CompactionError", "compact", "load_compact", "read_description", "save_compact"]
 
@@ -42,7 +42,7 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], example_input: Tensor
     Raises CompactionError (a ValueError) naming the node and the module that is not understood,
     and ValueError for masks that do not fit.
 
-    >>> from models.toy import mlp
+    >>> from spr_or.models.toy import mlp
     >>> keep = torch.arange(64) < 5
     >>> small = compact(mlp(), {"1": keep}, torch.zeros(1, 64))
     >>> small.get_submodule("1").weight.shape, small.get_submodule("3").weight.shape
@@ -100,7 +100,7 @@ def load_compact(path: str | Path, original: str | None = None) -> nn.Module:
 
 
 def read_description(path: str | Path) -> dict[str, Any]:
-    """The JSON description in a saved file: format, original, kwargs, steps (`plan.Step`)."""
+    """The JSON description in a saved file: format, original, kwargs, steps (`removal_plan.Step`)."""
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("spr_or", "{}")
@@ -118,7 +118,7 @@ def _rebuild(description: Mapping[str, Any]) -> fx.GraphModule:
     with torch.random.fork_rng(devices=[]):  # building draws weights; the caller's dice stay
         model = _resolve(original)(**kwargs)
     graph = trace(model.eval())
-    plan: Plan = {}
+    plan: RemovalPlan = {}
     for name, entry in description["steps"].items():
         shift = torch.zeros(len(entry["kept"])) if entry["shift"] else None
         plan[name] = Step(**{**entry, "shift": shift})
@@ -134,9 +134,8 @@ def _rebuild(description: Mapping[str, Any]) -> fx.GraphModule:
 
 
 def _resolve(original: str) -> Any:
-    module, _, function = original.partition(":")
     try:
-        return getattr(importlib.import_module(module), function)
+        return load_object(original)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f'{original!r} cannot be imported ({error}); give "package.module:function"'

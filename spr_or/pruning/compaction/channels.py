@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from spr_or.pruning.compaction.graph import (
-    Signal,
+    ChannelSignal,
     kind_of,
     module_of,
     pad_widths,
@@ -24,16 +24,16 @@ from spr_or.pruning.compaction.graph import (
     sides,
     target_name,
 )
-from spr_or.pruning.compaction.plan import Plan, Step
+from spr_or.pruning.compaction.removal_plan import RemovalPlan, Step
 
 Channels = dict[fx.Node, Tensor]
 """Node to a bool vector over its channels."""
 
 
-Signals = dict[fx.Node, Signal]
+ChannelSignals = dict[fx.Node, ChannelSignal]
 
 
-def make_plan(graph: fx.GraphModule, example: Tensor) -> Plan:
+def make_plan(graph: fx.GraphModule, example: Tensor) -> RemovalPlan:
     """Decide what stays of `graph`, whose pruned weights are zeros, in evaluation mode.
 
     example: (B, C, …) of the model's dtype and device. Raises CompactionError naming the node
@@ -49,7 +49,7 @@ def make_plan(graph: fx.GraphModule, example: Tensor) -> Plan:
     kept: Channels = {}
     for node, kind in kinds.items():
         kept[node] = _kept(node, kind, needed, kept, signals)
-    plan: Plan = {}
+    plan: RemovalPlan = {}
     for node, kind in every_kind.items():
         step = plan[node.name] = Step(kind, target_name(node))
         if kind != "size":
@@ -62,7 +62,7 @@ def make_plan(graph: fx.GraphModule, example: Tensor) -> Plan:
 
 
 def _constant(
-    graph: fx.GraphModule, node: fx.Node, kind: str, constant: Channels, signals: Signals
+    graph: fx.GraphModule, node: fx.Node, kind: str, constant: Channels, signals: ChannelSignals
 ) -> Tensor:
     """Pass 1 at one node: the channels of its output that are constant."""
     if kind == "input":
@@ -86,7 +86,7 @@ def _constant(
 
 
 def _needed(
-    graph: fx.GraphModule, kinds: dict[fx.Node, str], constant: Channels, signals: Signals
+    graph: fx.GraphModule, kinds: dict[fx.Node, str], constant: Channels, signals: ChannelSignals
 ) -> Channels:
     """Pass 2: the channels of each node that its readers ask for."""
     needed = {node: torch.zeros_like(constant[node]) for node in kinds}
@@ -123,7 +123,7 @@ def _asked(
     side: fx.Node,
     wanted: Tensor,
     constant: Channels,
-    signals: Signals,
+    signals: ChannelSignals,
 ) -> Tensor:
     """The channels of `side` that the node must read to give the `wanted` ones."""
     if kind in ("conv", "linear"):
@@ -142,7 +142,9 @@ def _asked(
     return wanted
 
 
-def _kept(node: fx.Node, kind: str, needed: Channels, kept: Channels, signals: Signals) -> Tensor:
+def _kept(
+    node: fx.Node, kind: str, needed: Channels, kept: Channels, signals: ChannelSignals
+) -> Tensor:
     """Pass 3 at one node: the channels of its output that physically remain."""
     if kind == "input":
         return torch.ones_like(needed[node])
@@ -163,7 +165,7 @@ def _shift(
     kind: str,
     constant: Channels,
     kept: Channels,
-    signals: Signals,
+    signals: ChannelSignals,
 ) -> Tensor | None:
     """What the constant channels that left the inputs contribute to each kept output channel."""
     if kind not in ("conv", "linear", "add", "pad") or not kept[node].any():
@@ -186,7 +188,7 @@ def _shift(
 
 
 def _varying(
-    graph: fx.GraphModule, node: fx.Node, kind: str, constant: Channels, signals: Signals
+    graph: fx.GraphModule, node: fx.Node, kind: str, constant: Channels, signals: ChannelSignals
 ) -> Tensor:
     """Channels of the (first) input whose effect is not a constant.
 
@@ -204,11 +206,11 @@ def _reads(graph: fx.GraphModule, node: fx.Node) -> Tensor:
     return (weight.reshape(*weight.shape[:2], -1) != 0).any(2)
 
 
-def _offset(node: fx.Node, signals: Signals) -> int:
+def _offset(node: fx.Node, signals: ChannelSignals) -> int:
     return pad_widths(node, len(signals[node].shape))[1]
 
 
-def _placed(vector: Tensor, node: fx.Node, signals: Signals) -> Tensor:
+def _placed(vector: Tensor, node: fx.Node, signals: ChannelSignals) -> Tensor:
     """A vector over a "pad" node's input channels, as one over its output channels."""
     placed = vector.new_zeros(signals[node].channels)
     offset = _offset(node, signals)
@@ -216,5 +218,5 @@ def _placed(vector: Tensor, node: fx.Node, signals: Signals) -> Tensor:
     return placed
 
 
-def _device(signals: Signals, node: fx.Node) -> torch.device:
+def _device(signals: ChannelSignals, node: fx.Node) -> torch.device:
     return signals[node].value.device

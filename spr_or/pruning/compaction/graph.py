@@ -81,7 +81,7 @@ def following_norms(model: nn.Module) -> dict[str, list[str]]:
     A BatchNorm follows when it reads the layer directly or through operations that keep channels
     apart (ReLU, pooling, dropout); one behind an addition belongs to no layer alone.
 
-    >>> from models.resnet_cifar import resnet20
+    >>> from spr_or.models.resnet_cifar import resnet20
     >>> following_norms(resnet20())["layer1.0.conv2"]
     ['layer1.0.bn2']
     """
@@ -107,7 +107,7 @@ def _norms_reading(graph: fx.GraphModule, node: fx.Node, channels: int) -> list[
 
 
 @dataclass(frozen=True)
-class Signal:
+class ChannelSignal:
     """What a node gave for the example: its shape, and one value of each channel, (C,)."""
 
     shape: tuple[int, ...]
@@ -119,20 +119,20 @@ class Signal:
         return self.shape[1]
 
 
-def record(graph: fx.GraphModule, example: Tensor) -> dict[fx.Node, Signal]:
+def record(graph: fx.GraphModule, example: Tensor) -> dict[fx.Node, ChannelSignal]:
     """Run the example (B, C, …) through the graph and note every tensor with channels.
 
     Values are those at the first sample and the first position: where a channel is the same
     everywhere and always, that is its value.
     """
-    signals: dict[fx.Node, Signal] = {}
+    signals: dict[fx.Node, ChannelSignal] = {}
 
     class Recorder(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             result = super().run_node(n)
             if isinstance(result, Tensor) and result.dim() >= 2:
                 value = result[0].flatten(1)[:, 0] if result.dim() > 2 else result[0]
-                signals[n] = Signal(tuple(result.shape), value.detach().clone())
+                signals[n] = ChannelSignal(tuple(result.shape), value.detach().clone())
             return result
 
     with torch.no_grad():
@@ -185,7 +185,7 @@ def _listed_kind(graph: fx.GraphModule, node: fx.Node) -> str | None:
     return {"placeholder": "input", "output": "output"}.get(node.op)
 
 
-def kind_of(graph: fx.GraphModule, node: fx.Node, signals: dict[fx.Node, Signal]) -> str:
+def kind_of(graph: fx.GraphModule, node: fx.Node, signals: dict[fx.Node, ChannelSignal]) -> str:
     """What the node does to channels, checked against the shapes that were recorded.
 
     One of "input", "conv", "linear", "norm", "pointwise", "pool", "flatten", "add", "pad",
@@ -214,7 +214,7 @@ def kind_of(graph: fx.GraphModule, node: fx.Node, signals: dict[fx.Node, Signal]
     return kind
 
 
-def _is_size(node: fx.Node, signals: dict[fx.Node, Signal]) -> bool:
+def _is_size(node: fx.Node, signals: dict[fx.Node, ChannelSignal]) -> bool:
     """x.size(0), x.shape, and parts of those."""
     if node.target is operator.getitem:
         return sides(node)[0] not in signals
@@ -243,7 +243,9 @@ def _once(graph: fx.GraphModule, node: fx.Node) -> str | None:
     return f"it is called {len(calls)} times and cannot have two widths" if calls[1:] else None
 
 
-def _conv(graph: fx.GraphModule, node: fx.Node, signals: dict[fx.Node, Signal]) -> str | None:
+def _conv(
+    graph: fx.GraphModule, node: fx.Node, signals: dict[fx.Node, ChannelSignal]
+) -> str | None:
     module = module_of(graph, node)
     if module.groups != 1:
         return f"a convolution in {module.groups} groups (only groups=1 is known)"
@@ -252,25 +254,33 @@ def _conv(graph: fx.GraphModule, node: fx.Node, signals: dict[fx.Node, Signal]) 
     return _once(graph, node)
 
 
-def _linear(graph: fx.GraphModule, node: fx.Node, signals: dict[fx.Node, Signal]) -> str | None:
+def _linear(
+    graph: fx.GraphModule, node: fx.Node, signals: dict[fx.Node, ChannelSignal]
+) -> str | None:
     if len(signals[node].shape) != 2:
         return f"a linear layer on {len(signals[node].shape)} dimensions (only (B, C) is known)"
     return _once(graph, node)
 
 
-def _norm(graph: fx.GraphModule, node: fx.Node, signals: dict[fx.Node, Signal]) -> str | None:
+def _norm(
+    graph: fx.GraphModule, node: fx.Node, signals: dict[fx.Node, ChannelSignal]
+) -> str | None:
     if module_of(graph, node).running_mean is None:
         return "a BatchNorm without running statistics depends on the batch"
     return _once(graph, node)
 
 
-def _pointwise(graph: fx.GraphModule, node: fx.Node, signals: dict[fx.Node, Signal]) -> str | None:
+def _pointwise(
+    graph: fx.GraphModule, node: fx.Node, signals: dict[fx.Node, ChannelSignal]
+) -> str | None:
     if node.target in DROPOUTS and node.kwargs.get("training") is not False:
         return "dropout that stays on in evaluation (pass training=self.training)"
     return None if len(node.all_input_nodes) == 1 else "an activation of several tensors"
 
 
-def _pool(graph: fx.GraphModule, node: fx.Node, signals: dict[fx.Node, Signal]) -> str | None:
+def _pool(
+    graph: fx.GraphModule, node: fx.Node, signals: dict[fx.Node, ChannelSignal]
+) -> str | None:
     if node.target in ("mean", torch.mean):
         rank = len(signals[sides(node)[0]].shape)
         dims = argument(node, 1, "dim", None)
@@ -280,21 +290,25 @@ def _pool(graph: fx.GraphModule, node: fx.Node, signals: dict[fx.Node, Signal]) 
     return None
 
 
-def _flatten(graph: fx.GraphModule, node: fx.Node, signals: dict[fx.Node, Signal]) -> str | None:
+def _flatten(
+    graph: fx.GraphModule, node: fx.Node, signals: dict[fx.Node, ChannelSignal]
+) -> str | None:
     shape = signals[sides(node)[0]].shape
     if signals[node].shape != (shape[0], torch.Size(shape[1:]).numel()):
         return f"a change of shape from {shape} to {signals[node].shape} (only to (B, features))"
     return None
 
 
-def _add(graph: fx.GraphModule, node: fx.Node, signals: dict[fx.Node, Signal]) -> str | None:
+def _add(graph: fx.GraphModule, node: fx.Node, signals: dict[fx.Node, ChannelSignal]) -> str | None:
     shapes = [signals[side].shape for side in sides(node)]
     if node.kwargs:
         return f"an addition with {', '.join(node.kwargs)}"
     return None if shapes[0] == shapes[1] else f"an addition of shapes {shapes[0]} and {shapes[1]}"
 
 
-def _slice(graph: fx.GraphModule, node: fx.Node, signals: dict[fx.Node, Signal]) -> str | None:
+def _slice(
+    graph: fx.GraphModule, node: fx.Node, signals: dict[fx.Node, ChannelSignal]
+) -> str | None:
     index: Any = node.args[1]
     whole = slice(None)
     spatial = isinstance(index, tuple) and index[:2] == (whole, whole)
@@ -303,7 +317,7 @@ def _slice(graph: fx.GraphModule, node: fx.Node, signals: dict[fx.Node, Signal])
     return None
 
 
-def _pad(graph: fx.GraphModule, node: fx.Node, signals: dict[fx.Node, Signal]) -> str | None:
+def _pad(graph: fx.GraphModule, node: fx.Node, signals: dict[fx.Node, ChannelSignal]) -> str | None:
     widths = argument(node, 1, "pad", ())
     mode, value = argument(node, 2, "mode", "constant"), argument(node, 3, "value", None)
     if mode != "constant" or value not in (None, 0) or min(widths) < 0:
@@ -358,7 +372,9 @@ def _in_place(graph: fx.GraphModule, node: fx.Node) -> bool:
     return bool(flag) or named or node.target is operator.iadd
 
 
-def _overwrites(graph: fx.GraphModule, node: fx.Node, signals: dict[fx.Node, Signal]) -> str | None:
+def _overwrites(
+    graph: fx.GraphModule, node: fx.Node, signals: dict[fx.Node, ChannelSignal]
+) -> str | None:
     """The node writes over its input: nobody else may read that memory."""
     source = sides(node)[0]
     while True:

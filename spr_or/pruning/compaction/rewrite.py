@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from spr_or.pruning.compaction.graph import module_of, sides
-from spr_or.pruning.compaction.plan import Plan, Step
+from spr_or.pruning.compaction.removal_plan import RemovalPlan, Step
 
 
 class IndexedAdd(nn.Module):
@@ -62,7 +62,7 @@ class IndexedAdd(nn.Module):
         return f"channels={self.channels}"
 
 
-def rewrite(graph: fx.GraphModule, plan: Plan) -> fx.GraphModule:
+def rewrite(graph: fx.GraphModule, plan: RemovalPlan) -> fx.GraphModule:
     """Build the network that `plan` describes; takes over and narrows the modules of `graph`.
 
     Nodes without channels are left out. Activations no longer write over their input: what fed
@@ -135,7 +135,7 @@ def _join(
     graph: fx.GraphModule,
     smaller: fx.Graph,
     node: fx.Node,
-    plan: Plan,
+    plan: RemovalPlan,
     built: dict[fx.Node, fx.Node],
 ) -> fx.Node:
     """An addition or channel padding as an indexed add of what its inputs still hold."""

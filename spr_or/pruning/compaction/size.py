@@ -5,10 +5,10 @@ from typing import Any
 from torch import fx
 
 from spr_or.pruning.compaction.graph import module_of, sides
-from spr_or.pruning.compaction.plan import Plan, Step
+from spr_or.pruning.compaction.removal_plan import RemovalPlan, Step
 
 
-def parameters_left(graph: fx.GraphModule, plan: Plan) -> int:
+def parameters_left(graph: fx.GraphModule, plan: RemovalPlan) -> int:
     """Number of parameters of ``rewrite(graph, plan)``, which is not built.
 
     >>> import torch

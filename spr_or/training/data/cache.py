@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from spr_or.training.data.parquet import DataError
-from spr_or.training.durable import disk_full_explained
+from spr_or.utils.files import disk_full_explained
 
 Arrays = tuple[np.ndarray, np.ndarray]
 _FORMAT = 1

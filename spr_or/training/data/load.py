@@ -16,12 +16,12 @@ from spr_or.training import distributed
 from spr_or.training.data import parquet
 from spr_or.training.data.augment import crop_and_flip, draw, normalise
 from spr_or.training.data.cache import Arrays, cached, default_folder
-from spr_or.training.data.parquet import DataError, Split
+from spr_or.training.data.parquet import DataError, ParquetSplit
 from spr_or.training.data.stream import StreamReader
 from spr_or.training.recipe import DataRecipe
 
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
-Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
+OnDecoded = Callable[[str, int, int], None]  # what, how many are done, of how many
 
 _STATISTICS_ROWS = 10_000  # enough for channel means to a thousandth
 _CHUNK_BYTES = 2**27  # of float32 images that an accelerator augments at a time
@@ -51,7 +51,7 @@ def _silent(what: str, done: int, total: int) -> None:
     pass
 
 
-def load_data(recipe: DataRecipe, device: torch.device, progress: Progress = _silent) -> Data:
+def load_data(recipe: DataRecipe, device: torch.device, progress: OnDecoded = _silent) -> Data:
     """The data of a recipe; raises `DataError` for what cannot be read.
 
     >>> data = load_data(DataRecipe(batch_size=100), torch.device("cpu"))
@@ -68,7 +68,7 @@ def load_data(recipe: DataRecipe, device: torch.device, progress: Progress = _si
         return _from_parquet(recipe, device, progress)
 
 
-def _from_parquet(recipe: DataRecipe, device: torch.device, progress: Progress) -> Data:
+def _from_parquet(recipe: DataRecipe, device: torch.device, progress: OnDecoded) -> Data:
     folder = parquet.find_folder(recipe.source, recipe.revision)
     train_split = parquet.open_split(folder, recipe.train_split)
     eval_split = parquet.open_split(folder, recipe.eval_split)
@@ -234,14 +234,14 @@ def statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     return mean.float(), variance.clamp(min=1e-8).sqrt().float()
 
 
-def _decoded(recipe: DataRecipe, split: Split, progress: Progress) -> Arrays:
+def _decoded(recipe: DataRecipe, split: ParquetSplit, progress: OnDecoded) -> Arrays:
     key = f"{recipe.source}-{split.name}" + (f"-{recipe.size}" if recipe.size else "")
     source = {"files": split.fingerprint(), "size": recipe.size}
     folder = recipe.cache or default_folder()
     return cached(folder, key, source, lambda: decode_split(split, recipe.size, progress))
 
 
-def decode_split(split: Split, size: int | None, progress: Progress = _silent) -> Arrays:
+def decode_split(split: ParquetSplit, size: int | None, progress: OnDecoded = _silent) -> Arrays:
     """All images of a split as uint8 (N, 3, H, W), labels int64 (N,).
 
     ``size`` scales and crops to (size, size); None wants one common size. Raises `DataError`
@@ -268,7 +268,7 @@ def decode_split(split: Split, size: int | None, progress: Progress = _silent) -
     return images, labels
 
 
-def _all_rows(split: Split) -> Iterator[tuple[Path, int, bytes | None, int]]:
+def _all_rows(split: ParquetSplit) -> Iterator[tuple[Path, int, bytes | None, int]]:
     row, last = 0, None
     for file, group, _ in parquet.row_groups(split):
         row = row if file == last else 0
@@ -281,7 +281,7 @@ def _all_rows(split: Split) -> Iterator[tuple[Path, int, bytes | None, int]]:
 # --- streamed -------------------------------------------------------------------------------
 
 
-def _fits(splits: tuple[Split, ...], size: int | None, device: torch.device) -> bool:
+def _fits(splits: tuple[ParquetSplit, ...], size: int | None, device: torch.device) -> bool:
     """Whether the decoded splits take at most half of the device's free memory."""
     height, width = (size, size) if size else _first_image(splits[0]).shape[1:]
     needed = sum(split.rows for split in splits) * 3 * height * width
@@ -292,13 +292,13 @@ def _fits(splits: tuple[Split, ...], size: int | None, device: torch.device) -> 
     return needed <= free / 2
 
 
-def _first_image(split: Split) -> np.ndarray:
+def _first_image(split: ParquetSplit) -> np.ndarray:
     file, row, data, label = next(_all_rows(split))
     return parquet.to_array(parquet.decode(data, label, file, row))
 
 
 def _streamed(
-    recipe: DataRecipe, device: torch.device, train: Split, test: Split, classes: int
+    recipe: DataRecipe, device: torch.device, train: ParquetSplit, test: ParquetSplit, classes: int
 ) -> Data:
     if not classes:
         raise DataError(f"{train.files[0]} names no classes, which a streamed set needs")
@@ -339,7 +339,7 @@ def _streamed(
     )
 
 
-def _first_of(split: Split, rows: int | None, key: str) -> int:
+def _first_of(split: ParquetSplit, rows: int | None, key: str) -> int:
     if rows is not None and rows > split.rows:
         raise DataError(f"data.{key} = {rows}, but the split has {split.rows} rows")
     return rows or split.rows

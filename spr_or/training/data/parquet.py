@@ -31,7 +31,7 @@ class DataError(ValueError):
 
 
 @dataclass(frozen=True)
-class Split:
+class ParquetSplit:
     """One split of an image set: its files in order and where the columns are."""
 
     name: str
@@ -83,7 +83,7 @@ def _download(source: str, revision: str | None) -> Path:
     return Path(folder)
 
 
-def open_split(folder: Path, split: str | None) -> Split:
+def open_split(folder: Path, split: str | None) -> ParquetSplit:
     """Find a split in a folder; None means the first of `EVAL_SPLITS` that is there.
 
     Raises `DataError` for a split without files, or files without image and label columns.
@@ -106,7 +106,7 @@ def open_split(folder: Path, split: str | None) -> Split:
     rows = sum(reader.metadata.num_rows for reader in readers)
     if rows == 0:
         raise DataError(f"split {found} of {folder} is empty")
-    return Split(found, parts, image, label, _classes(readers[0].schema_arrow, label), rows)
+    return ParquetSplit(found, parts, image, label, _classes(readers[0].schema_arrow, label), rows)
 
 
 def _open(file: Path) -> pq.ParquetFile:
@@ -138,7 +138,7 @@ def _fingerprint(file: Path) -> dict[str, str | int]:
     return {"file": file.name, "bytes": size, "rows": rows, "footer_sha256": footer}
 
 
-def row_groups(split: Split) -> list[tuple[Path, int, int]]:
+def row_groups(split: ParquetSplit) -> list[tuple[Path, int, int]]:
     """(file, row group, rows) of all row groups of a split, in order."""
     groups = []
     for file in split.files:
@@ -149,7 +149,7 @@ def row_groups(split: Split) -> list[tuple[Path, int, int]]:
     return groups
 
 
-def read_group(split: Split, file: Path, group: int) -> Iterator[tuple[bytes | None, int]]:
+def read_group(split: ParquetSplit, file: Path, group: int) -> Iterator[tuple[bytes | None, int]]:
     """The encoded images and labels of one row group; memory stays at one batch of rows."""
     columns = [split.image_column, split.label_column]
     for batch in _open(file).iter_batches(1024, row_groups=[group], columns=columns):

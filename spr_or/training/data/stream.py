@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from spr_or.training import distributed
 from spr_or.training.data.parquet import (
     DataError,
-    Split,
+    ParquetSplit,
     decode,
     read_group,
     resize_and_crop,
@@ -37,7 +37,7 @@ _WINDOW = 2048  # rows shuffled together; encoded, they wait in a worker's memor
 _ATTEMPTS = 10  # at a random window that fits into the image
 Batch = tuple[Tensor, Tensor]
 Group = tuple[Path, int, int]  # file, row group, rows
-Row = tuple[Path, int, int, bytes | None, int]  # file, row group, row in it, image, label
+ImageRow = tuple[Path, int, int, bytes | None, int]  # file, row group, row in it, image, label
 
 
 class _Stream(Dataset):
@@ -48,7 +48,7 @@ class _Stream(Dataset):
 
     def __init__(
         self,
-        split: Split,
+        split: ParquetSplit,
         rows: int,
         batch_size: int,
         size: int | None,
@@ -61,7 +61,7 @@ class _Stream(Dataset):
         # Seed, rank and number of processes: workers outlive an epoch and read it here.
         self.epoch = torch.tensor([0, 0, 1]).share_memory_()
         self._planned: tuple[int, list[list[Group]], list[int]] | None = None
-        self._read: dict[tuple[int, int], list[Row]] = {}
+        self._read: dict[tuple[int, int], list[ImageRow]] = {}
 
     def __len__(self) -> int:
         """Batches of an epoch; an incomplete one is left out when shuffling."""
@@ -110,7 +110,7 @@ class _Stream(Dataset):
             labels.append(label)
         return torch.from_numpy(np.stack(images)), torch.tensor(labels)
 
-    def _row(self, seed: int, position: int) -> Row:
+    def _row(self, seed: int, position: int) -> ImageRow:
         windows, starts = self._plan(seed)
         number = self.window_of(seed, position)
         key = (seed, number)
@@ -120,7 +120,7 @@ class _Stream(Dataset):
             self._read[key] = self._read_window(seed, number, windows[number])
         return self._read[key][position - starts[number]]
 
-    def _read_window(self, seed: int, number: int, window: list[Group]) -> list[Row]:
+    def _read_window(self, seed: int, number: int, window: list[Group]) -> list[ImageRow]:
         rows = [
             (file, group, row, data, label)
             for file, group, count in window
@@ -218,7 +218,7 @@ class StreamReader:
 
     def __init__(
         self,
-        split: Split,
+        split: ParquetSplit,
         batch_size: int,
         *,
         size: int | None,

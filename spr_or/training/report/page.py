@@ -5,140 +5,202 @@ from __future__ import annotations
 import base64
 import html
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from spr_or.training.durable import write_text
+from spr_or.training.report.layer_rows import LayerRow
+from spr_or.training.report.rows import BUDGET_ROWS, PAGE_ROWS, shown
+from spr_or.training.report.style import STYLE
+from spr_or.training.report.words import noise, warnings, what_was_done
+from spr_or.utils.files import write_text
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
-       color: #222; background: #fff }
-h1 { line-height: 1.2 } h2 { margin-top: 2.5rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid #ddd; text-align: right }
-th:first-child, td:first-child { text-align: left; font-weight: normal }
-img { width: 100%; height: auto } figure { margin: 1.5rem 0 } figcaption { color: #555 }
-.note { background: #fff3d6; padding: .5rem 1rem; border-left: 4px solid #e69f00 }
-pre { background: #f5f5f5; padding: 1rem; overflow-x: auto; font-size: 13px }
-.big { font-size: 1.15rem }
-"""
 _CAPTIONS = {
+    "0-seeds": "All seeds: accuracy on the evaluation images, and the share of parameters in zero "
+    "filters, over all epochs.",
     "1-accuracy-and-sparsity": "Accuracy, and the share of parameters in zero filters, over all "
     "epochs.",
-    "2-filters-kept": "What is left of each layer.",
-    "3-entity-norms": "Norm of each entity's weights before and after.",
-    "4-regimes": "Where the entities sit in the closed form: norm, bound and full are its three "
-    "cases; pruned ones are zero by the rule that makes the masks.",
-    "5-lambda": "Lambda over the epochs with SPR and, for a budget, the share of all parameters that "
-    "could go after each.",
+    "2-filters-kept": "Filters or neurons of each layer: kept and removed.",
+    "3-entity-norms": "Norm of the weights of each filter or neuron, before and after.",
+    "4-regimes": "In which case of the closed form the filters or neurons are: norm, bound and full "
+    "are its three cases; those called zero are zero by the rule that makes the masks.",
+    "5-lambda": "λ over the epochs with SPR and, where a share to remove was asked for, the share of "
+    "all parameters that would be removed after each.",
 }
-ROWS: tuple[tuple[str, str, str], ...] = (
-    ("accuracy of the dense network", "dense_accuracy", "{:.2f} %"),
-    ("accuracy after masking, before fine-tuning", "accuracy_before_finetune", "{:.2f} %"),
-    ("accuracy, last epoch", "accuracy", "{:.2f} %"),
-    ("accuracy, best epoch of fine-tuning (chosen on the same images)", "best_accuracy",
-     "{:.2f} %"),
-    ("weights in zero filters", "masked_filter_weights", "{:,.0f}"),
-    ("… of all parameters", "masked_filter_weights_pct", "{:.1f} %"),
-    ("parameters removed", "removed_params", "{:,.0f}"),
-    ("… of all parameters", "removed_params_pct", "{:.1f} %"),
-    ("multiply-accumulates, dense", "macs_dense", "{:,.0f}"),
-    ("multiply-accumulates, compact", "macs_compact", "{:,.0f}"),
-    ("milliseconds a batch, dense", "latency_ms_dense", "{:.2f}"),
-    ("milliseconds a batch, compact", "latency_ms_compact", "{:.2f}"),
-    ("largest difference of a logit, masked against compact", "max_abs_logit_diff", "{:.1e}"),
-    ("time of a step with SPR over one without", "spr_step_overhead", "{:.3f}"),
-)  # fmt: skip
-CLOCK_ROWS: tuple[tuple[str, str, str], ...] = (
-    ("seconds an epoch, evaluation included", "epoch_seconds", "{:.2f}"),
-    ("… of its training, waiting for data", "data_wait_pct", "{:.1f} %"),
-)
-BUDGET_ROWS: tuple[tuple[str, str, str], ...] = (
-    ("budget: parameters to remove", "target_pct", "{:.1f} %"),
-    ("in entities that are zero at the end of the phase", "before_cut_pct", "{:.1f} %"),
-    ("after the cut by rank", "after_cut_pct", "{:.1f} %"),
-    ("entities that the cut took (or gave back: negative)", "cut_entities", "{:+d}"),
-    ("largest indicator of an entity that went", "threshold", "{:.3f}"),
-    ("lambda at the end", "lam", "{:.4g}"),
-)
+
+_MOST_FOLDED = 5  # columns of numbers that 400 pixels have room for
+
+
+class Section(NamedTuple):
+    """Pictures and layers of one seed; ``folded`` hides them behind their heading."""
+
+    heading: str
+    figures: Sequence[Path]
+    layers: Sequence[LayerRow]
+    folded: bool = False
 
 
 def write_page(
     path: Path,
     summary: dict[str, Any],
-    sections: list[tuple[str, list[Path]]],
-    seeds: list[dict[str, Any]] | None = None,
+    sections: Sequence[Section],
+    seeds: Sequence[dict[str, Any]] = (),
+    overview: Sequence[Path] = (),
 ) -> None:
-    """Write the page: the measures, then each section's pictures, then the recipe.
+    """Write the page: what was done, the headline, all measures, then each section, then the recipe.
 
-    ``seeds`` are the summaries behind a mean; they become columns beside it.
+    ``seeds`` are the summaries behind a mean; they become columns beside it. ``overview`` are the
+    pictures of all seeds together.
     """
-    title = html.escape(f"{summary['name']}: pruning {summary['model']} on {summary['dataset']}")
+    singles = seeds or [summary]
+    title = _text(f"{summary['name']}: {summary['model']} on {summary['dataset']}")
     parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8>",
-        "<meta name=viewport content='width=device-width, initial-scale=1'>",
-        f"<title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>",
+        '<!doctype html><html lang="en"><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{title}</title><style>{STYLE}</style><h1>{title}</h1>",
+        f"<p>{_text(what_was_done(summary, singles))} {_text(noise(summary, singles))}</p>",
     ]
-    if summary["note"]:
-        parts.append(f"<p class=note>{html.escape(summary['note'])}</p>")
-    parts.append(
-        f"<p class=big><b>{summary['removed_params_pct']:.1f} %</b> of "
-        f"{summary['parameters']:,} parameters removed; accuracy <b>{summary['accuracy']:.2f} %</b>"
-        f" against {summary['dense_accuracy']:.2f} % dense"
-        + (f", mean of {len(seeds)} seeds" if seeds else "")
-        + "</p>"
-    )
-    if summary["collapsed_layers"]:
-        names = html.escape(", ".join(summary["collapsed_layers"]))
-        parts.append(f"<p class=note>Layers with nothing left: {names}</p>")
-    parts += [_table(summary, seeds), _budget(seeds or [summary]), _footnote(summary)]
-    for heading, figures in sections:
-        parts.append(f"<h2>{html.escape(heading)}</h2>")
-        parts += [_figure(figure) for figure in figures]
-    recipe = html.escape(json.dumps(summary["recipe"], indent=2))
+    notes = [summary["note"], *warnings(singles)]
+    parts += [f'<p class="note">{_text(note)}</p>' for note in notes if note]
+    parts.append(_headline(summary, len(singles)))
+    parts += [_figure(figure) for figure in overview]
+    parts += ["<h2>All measures</h2>", _measures(summary, seeds), _budget(singles)]
+    parts.append(f'<p class="soft">{_text(_footnote(summary))}</p>')
+    parts += [_section(section) for section in sections]
+    parts.append(_how_to_load(summary, singles[0]["seed"] if seeds else None))
+    recipe = _text(json.dumps(summary["recipe"], indent=2, ensure_ascii=False))
     parts.append(f"<h2>Recipe</h2><details><summary>as it ran</summary><pre>{recipe}</pre>")
     parts.append("</details></html>")
     write_text(path, "\n".join(parts) + "\n")
 
 
-def _table(summary: dict[str, Any], seeds: list[dict[str, Any]] | None) -> str:
-    columns = [summary, *(seeds or [])]
-    heads = ["mean", *(f"seed {s['seed']}" for s in seeds)] if seeds else []
-    rows = ["<tr><th>" + "".join(f"<th>{head}" for head in heads)] if heads else []
-    clock = [row for row in CLOCK_ROWS if row[1] in summary]
-    for label, key, form in (*ROWS, *clock):
-        cells = "".join(f"<td>{form.format(column[key])}" for column in columns)
-        rows.append(f"<tr><td>{label}{cells}")
-    return "<table>" + "\n".join(rows) + "</table>"
+def _text(value: object) -> str:
+    """Text for HTML, quotes included, so that it may stand in an attribute too."""
+    return html.escape(str(value), quote=True)
 
 
-def _budget(columns: list[dict[str, Any]]) -> str:
-    """How a budget was met, a column a seed; nothing without one."""
+def _headline(summary: dict[str, Any], count: int) -> str:
+    """Accuracy, parameters, multiply-accumulates and speed, each with what it is compared to."""
+    mean = f", mean of {count} seeds" if count > 1 else ""
+    fewer, speed = summary.get("macs_ratio"), summary.get("speedup")
+    tiles = [
+        (f"{summary['accuracy']:.2f} %", f"accuracy at the end; dense "
+         f"{summary['dense_accuracy']:.2f} %{mean}"),
+        (f"{summary['removed_params_pct']:.1f} %",
+         f"of {summary['parameters']:,} parameters removed{mean}"),
+        (shown("{:.2f} times", fewer), "fewer multiply-accumulates (MACs): "
+         f"{summary['macs_compact']:,.0f} instead of {summary['macs_dense']:,.0f}"),
+        (shown("{:.2f} times", speed), f"the speed, measured{_spread(summary)}: "
+         f"{summary['latency_ms_compact']:.2f} instead of {summary['latency_ms_dense']:.2f} ms for "
+         f"{summary['latency_batch']} images on {summary['device']}"),
+    ]  # fmt: skip
+    items = "".join(f"<li><b>{_text(big)}</b><span>{_text(small)}</span>" for big, small in tiles)
+    return f'<ul class="tiles">{items}</ul>'
+
+
+def _spread(summary: dict[str, Any]) -> str:
+    """Between which values the seeds' speed lies."""
+    limits = summary.get("speedup_range")
+    return f" (median; {limits[0]:.2f} to {limits[1]:.2f} over the seeds)" if limits else ""
+
+
+def _measures(summary: dict[str, Any], seeds: Sequence[dict[str, Any]]) -> str:
+    columns = [summary, *seeds]
+    heads = ["", "mean", "±", *(f"seed {s['seed']}" for s in seeds)] if seeds else []
+    rows = [_row("th", heads)] if heads else []
+    for label, key, form in PAGE_ROWS:
+        if key not in summary:
+            continue
+        cells = [shown(form, column.get(key)) for column in columns]
+        if seeds:
+            cells.insert(1, shown(form, summary["std"].get(key)))
+        rows.append(_row("td", [label, *cells]))
+    return _scroll("".join(rows), len(columns) + bool(seeds))
+
+
+def _budget(columns: Sequence[dict[str, Any]]) -> str:
+    """How the share to remove was met, a column for each seed; nothing where none was asked for."""
     if any(column.get("budget") is None for column in columns):
         return ""
-    rows = ["<tr><th>" + "".join(f"<th>seed {column['seed']}" for column in columns)]
+    rows = [_row("th", ["", *(f"seed {column['seed']}" for column in columns)])]
     for label, key, form in BUDGET_ROWS:
-        cells = "".join(f"<td>{form.format(column['budget'][key])}" for column in columns)
-        rows.append(f"<tr><td>{label}{cells}")
-    return "<table>" + "\n".join(rows) + "</table>"
+        rows.append(_row("td", [label, *(form.format(c["budget"][key]) for c in columns)]))
+    caption = "<caption>How the share to remove was met</caption>"
+    return _scroll(caption + "".join(rows), len(columns))
+
+
+def _section(section: Section) -> str:
+    heading = _text(section.heading)
+    body = _layers(section.layers) + "".join(_figure(figure) for figure in section.figures)
+    if section.folded:
+        return f"<h2>{heading}</h2><details><summary>layers and pictures</summary>{body}</details>"
+    return f"<h2>{heading}</h2>{body}"
+
+
+def _layers(layers: Sequence[LayerRow]) -> str:
+    """What each layer had and has; the last row adds up."""
+    if not layers:  # a run of an older version
+        return ""
+    rows = [_row("th", ["layer", "filters", "parameters", "removed"])]
+    for row in layers:
+        filters = "–" if row["filters_before"] is None else _change(row, "filters")
+        kind = f' <span class="soft">{_text(row["kind"])}</span>'
+        rows.append(_row("td", [row["label"], filters, _change(row, "params"), _share(row)], kind))
+    total = {key: sum(row[key] for row in layers) for key in ("params_before", "params_after")}
+    rows.append(_row("td", ["all layers", "", _change(total, "params"), _share(total)]))
+    caption = "Filters (or neurons) and parameters of each layer, before → after physical removal"
+    return _scroll(f"<caption>{caption}</caption>" + "".join(rows), columns=3)
+
+
+def _change(row: LayerRow, what: str) -> str:
+    return f"{row[f'{what}_before']:,} → {row[f'{what}_after']:,}"
+
+
+def _share(row: LayerRow) -> str:
+    before, after = row["params_before"], row["params_after"]
+    return f"{100 * (before - after) / before:.1f} %" if before else "–"
+
+
+def _row(cell: str, values: Sequence[str], aside: str = "") -> str:
+    """One row; ``aside`` is HTML that follows the text of its first cell."""
+    first, *rest = (f"<{cell}>{_text(value)}" for value in values)
+    return "<tr>" + first + aside + "".join(rest)
+
+
+def _scroll(rows: str, columns: int = 0) -> str:
+    """A table that scrolls where it is too wide; with ``columns`` of numbers it folds there instead."""
+    fold = f' class="fold" style="--columns: {columns}"' if 2 <= columns <= _MOST_FOLDED else ""
+    return f'<div class="scroll"><table{fold}>{rows}</table></div>'
 
 
 def _footnote(summary: dict[str, Any]) -> str:
-    text = (
-        f"{summary['dataset']}: {summary['train_images']:,} training and "
-        f"{summary['eval_images']:,} evaluation images. Percentages of parameters are of "
-        f"{summary['denominators']['removed_params_pct']}; weights in zero filters count without "
-        "the biases, BatchNorms and following weights that are removed with them. Times: medians, "
-        f"batches of {summary['latency_batch']}, device {summary['device']}, torch "
+    return (
+        "“Removed” counts all parameters that are gone after physical removal; “in zero filters” is "
+        "the paper's measure, which leaves out the biases, BatchNorms and following weights that go "
+        f"with them. Both are shares of {summary['denominators']['removed_params_pct']}. Times: "
+        f"medians, batches of {summary['latency_batch']} images, device {summary['device']}, torch "
         f"{summary['torch']}."
     )
-    return f"<p><small>{html.escape(text)}</small></p>"
+
+
+def _how_to_load(summary: dict[str, Any], seed: int | None) -> str:
+    """The lines that bring the compact network back; of several seeds, the first one's."""
+    file = "compact.safetensors" if seed is None else f"seed-{seed}/compact.safetensors"
+    shape = summary.get("input_shape")
+    call = f"\nlogits = network(torch.zeros(1, {', '.join(map(str, shape))}))" if shape else ""
+    code = (
+        "import torch\nfrom spr_or import load_compact\n\n"
+        f"# {summary['model']} without what was removed\nnetwork = load_compact({file!r}){call}"
+    )
+    module = summary["model"].partition(":")[0]
+    where = f"Run this in the folder of this page, where Python can import {module}:"
+    return f"<h2>Load the result</h2><p>{_text(where)}</p><pre>{_text(code)}</pre>"
 
 
 def _figure(path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode("ascii")
-    caption = _CAPTIONS[path.stem]
+    caption = _text(_CAPTIONS[path.stem])
     return (
-        f"<figure><img alt='{caption}' src='data:image/png;base64,{data}'>"
+        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
         f"<figcaption>{caption}</figcaption></figure>"
     )

@@ -12,19 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from spr_or.pruning.compaction.api import compact, save_compact
-from spr_or.pruning.masks import (
-    collapsed_layers,
-    count_macs,
-    count_parameters,
-    masked_filter_weights,
-)
-from spr_or.training.durable import write_text
-from spr_or.training.metrics import Record
-from spr_or.training.phases import Run, Trained
+from spr_or.pruning.counts import count_macs, count_parameters, masked_filter_weights
+from spr_or.pruning.masks import collapsed_layers
+from spr_or.training.metrics import Record, read_metrics
+from spr_or.training.phases import Trained
 from spr_or.training.pruning import make_spr
 from spr_or.training.recipe import Recipe
+from spr_or.training.report.layer_rows import layer_label, layer_rows
+from spr_or.training.report.magnitude import magnitude_accuracy
 from spr_or.training.report.measure import latency_ms, spr_step_overhead
-from spr_or.training.report.page import write_page
+from spr_or.training.report.page import Section, write_page
+from spr_or.training.report.rows import ratios
+from spr_or.training.seed_run import SeedRun
+from spr_or.utils.files import write_text
 
 Summary = dict[str, Any]
 
@@ -45,8 +45,11 @@ MEASURES = (
     "spr_step_overhead",
 )
 
+# Not in all summaries: there is no clock without epochs, and no ratio to a network without layers.
+_OPTIONAL = ("magnitude_accuracy", "macs_ratio", "speedup", "epoch_seconds", "data_wait_pct")
 
-def report_seed(run: Run, trained: Trained) -> Summary:
+
+def report_seed(run: SeedRun, trained: Trained) -> Summary:
     """Compact the pruned network, measure both, and write everything into the run's folder.
 
     Writes ``compact.safetensors``, ``summary.json`` (last, it marks a finished run), ``figures/``
@@ -59,13 +62,14 @@ def report_seed(run: Run, trained: Trained) -> Summary:
     summary = summarise(run, trained, smaller, (images, labels))
     norms = entity_norms(recipe, trained)
     figures = _draw(run, trained, norms)
-    write_page(run.folder / "report.html", summary, [(f"seed {run.seed}", figures)])
+    section = Section(f"Seed {run.seed}", figures, summary["layers"])
+    write_page(run.folder / "report.html", summary, [section])
     write_text(run.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
 
 def summarise(
-    run: Run, trained: Trained, smaller: nn.Module, batch: tuple[Tensor, Tensor]
+    run: SeedRun, trained: Trained, smaller: nn.Module, batch: tuple[Tensor, Tensor]
 ) -> Summary:
     """The fields of `MEASURES`, with what they are measured on and what they are shares of."""
     recipe, data = run.recipe, run.data
@@ -74,7 +78,7 @@ def summarise(
     removed = total - count_parameters(smaller)
     dense_ms, compact_ms = latency_ms([trained.dense, smaller], batch[0])
     shape = (1, *data.shape)
-    return {
+    measured = {
         "dense_accuracy": trained.dense_accuracy,
         "accuracy_before_finetune": trained.accuracy_before_finetune,
         "accuracy": trained.accuracy,
@@ -89,12 +93,19 @@ def summarise(
         "latency_ms_compact": compact_ms,
         "max_abs_logit_diff": max_logit_difference(run, trained.pruned, smaller),
         "spr_step_overhead": spr_step_overhead(recipe, trained.dense, trained.bounds, batch),
+    }
+    return {
+        **measured,
+        **ratios(measured),
+        "magnitude_accuracy": magnitude_accuracy(run, trained.dense, trained.masks),
         "name": recipe.name,
         "note": recipe.note,
         "seed": run.seed,
         "dataset": data.name,
         "train_images": data.train_rows,
         "eval_images": data.eval_rows,
+        "classes": data.classes,
+        "input_shape": list(data.shape),
         "model": recipe.model,
         "parameters": total,
         "denominators": {
@@ -105,6 +116,7 @@ def summarise(
         "device": str(run.device),
         "torch": torch.__version__,
         "collapsed_layers": collapsed_layers(trained.masks),
+        "layers": layer_rows(trained.dense, smaller),
         "budget": trained.budget,
         **clock(run.metrics.records),
         "recipe": recipe.model_dump(mode="json"),
@@ -128,7 +140,7 @@ def clock(records: list[Record]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def max_logit_difference(run: Run, masked: nn.Module, smaller: nn.Module) -> float:
+def max_logit_difference(run: SeedRun, masked: nn.Module, smaller: nn.Module) -> float:
     """Largest |difference| of a logit of the masked and the compacted network, over all images."""
     masked.eval()
     smaller.eval()
@@ -154,56 +166,77 @@ def mean_summary(summaries: list[Summary]) -> Summary:
     columns = {key: [float(s[key]) for s in summaries] for key in MEASURES}
     merged = copy.deepcopy(first)
     merged |= {key: statistics.fmean(values) for key, values in columns.items()}
-    merged |= {
-        key: statistics.fmean(s[key] for s in summaries)
-        for key in ("epoch_seconds", "data_wait_pct")
-        if key in first
-    }
+    for key in _OPTIONAL:
+        if all(isinstance(s.get(key), float) for s in summaries):
+            columns[key] = [s[key] for s in summaries]
+            merged[key] = statistics.fmean(columns[key])
+    if speeds := columns.get("speedup"):  # one slow moment of the machine moves a mean
+        merged |= {
+            "speedup": statistics.median(speeds),
+            "speedup_range": [min(speeds), max(speeds)],
+        }
     merged["max_abs_logit_diff"] = max(columns["max_abs_logit_diff"])
     merged["std"] = {key: statistics.stdev(values) for key, values in columns.items()}
     merged["seeds"] = [s["seed"] for s in summaries]
     merged["collapsed_layers"] = sorted({name for s in summaries for name in s["collapsed_layers"]})
     del merged["seed"]
-    merged.pop("budget", None)  # of one seed
+    for key in ("budget", "layers"):  # of one seed
+        merged.pop(key, None)
     return merged
 
 
 def report_seeds(folder: Path, summaries: list[Summary]) -> Summary:
     """The report over several seeds, from those of the seeds; returns the merged summary."""
     merged = mean_summary(summaries)
+    places = {s["seed"]: folder / f"seed-{s['seed']}" for s in summaries}
     sections = [
-        (f"seed {s['seed']}", sorted((folder / f"seed-{s['seed']}" / "figures").glob("*.png")))
+        Section(
+            f"Seed {s['seed']}",
+            sorted((places[s["seed"]] / "figures").glob("*.png")),
+            s.get("layers", []),
+            folded=True,
+        )
         for s in summaries
     ]
-    write_page(folder / "report.html", merged, sections, summaries)
+    overview = _draw_seeds(folder, places)
+    write_page(folder / "report.html", merged, sections, summaries, overview)
     write_text(folder / "summary.json", json.dumps(merged, indent=2) + "\n")
     return merged
 
 
-def _fixed_batch(run: Run) -> tuple[Tensor, Tensor]:
+def _fixed_batch(run: SeedRun) -> tuple[Tensor, Tensor]:
     """The first training batch of an epoch that no run uses."""
     return next(iter(run.data.train(2**40 + run.seed)))
 
 
 def _draw(
-    run: Run, trained: Trained, norms: dict[str, tuple[list[float], list[float]]]
+    run: SeedRun, trained: Trained, norms: dict[str, tuple[list[float], list[float]]]
 ) -> list[Path]:
-    from spr_or.training.report import figures  # matplotlib loads here, after the training
+    from spr_or.training.report import run_figures  # matplotlib loads here, after the training
 
     folder = run.folder / "figures"
     folder.mkdir(exist_ok=True)
-    masks = {name: keep.cpu() for name, keep in trained.masks.items()}
+    modules = dict(trained.dense.named_modules())
+    labels = {name: layer_label(name, modules[name]) for name in trained.masks}
+    masks = {labels[name]: keep.cpu() for name, keep in trained.masks.items()}
+    named = {labels.get(name, name): pair for name, pair in norms.items()}
     records = run.metrics.records
     drawn = {
-        "1-accuracy-and-sparsity": lambda path: figures.progress(records, path),
-        "2-filters-kept": lambda path: figures.kept(masks, path),
-        "3-entity-norms": lambda path: figures.norms(norms, masks, path),
-        "4-regimes": lambda path: figures.regimes(records, path),
-        "5-lambda": lambda path: figures.course(records, path),
+        "1-accuracy-and-sparsity": lambda path: run_figures.progress(records, path),
+        "2-filters-kept": lambda path: run_figures.kept(masks, path),
+        "3-entity-norms": lambda path: run_figures.norms(named, masks, path),
+        "4-regimes": lambda path: run_figures.regimes(records, path),
+        "5-lambda": lambda path: run_figures.course(records, path),
     }
-    paths = []
-    for name, draw in drawn.items():
-        path = folder / f"{name}.png"
-        if draw(path):
-            paths.append(path)
-    return paths
+    paths = {name: folder / f"{name}.png" for name in drawn}
+    return [path for name, path in paths.items() if drawn[name](path)]
+
+
+def _draw_seeds(folder: Path, places: dict[int, Path]) -> list[Path]:
+    """One picture of all seeds, from what each has logged."""
+    from spr_or.training.report import run_figures
+
+    records = {seed: read_metrics(place / "metrics.jsonl") for seed, place in places.items()}
+    path = folder / "figures" / "0-seeds.png"
+    path.parent.mkdir(exist_ok=True)
+    return [path] if run_figures.seeds(records, path) else []

@@ -18,8 +18,8 @@ from spr_or.training.data.augment import Draws, crop_and_flip, draw, normalise
 from spr_or.training.data.load import decode_split, load_data, statistics
 from spr_or.training.data.parquet import DataError, find_folder, open_split
 from spr_or.training.data.stream import StreamReader, random_resized_crop
-from spr_or.training.durable import DiskFull, write_durably
 from spr_or.training.recipe import DataRecipe
+from spr_or.utils.files import DiskFull, write_durably
 
 CPU = torch.device("cpu")
 

@@ -14,10 +14,10 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from spr_or.commands import run as command
-from spr_or.training.report.figures import kept, norms, progress, regimes
 from spr_or.training.report.measure import latency_ms
+from spr_or.training.report.run_figures import kept, norms, progress, regimes
 from spr_or.training.report.summary import MEASURES, mean_summary
-from spr_or.training.run import run_recipe
+from spr_or.training.runner import run_recipe
 
 # The fields that a summary must have, written down here again on purpose.
 PROMISED = """dense_accuracy, accuracy_before_finetune, accuracy, best_accuracy,
@@ -68,6 +68,10 @@ def test_a_run_of_two_seeds_reports_each_and_their_mean(tmp_path: Path) -> None:
         assert summary["seed"] == seed and summary["dataset"] == "digits"
         assert "parameters of the dense network" in summary["denominators"]["removed_params_pct"]
         assert summary["macs_compact"] < summary["macs_dense"]
+        assert summary["macs_ratio"] == summary["macs_dense"] / summary["macs_compact"]
+        assert 0 <= summary["magnitude_accuracy"] <= 100
+        removed = sum(row["params_before"] - row["params_after"] for row in summary["layers"])
+        assert removed == summary["removed_params"] and summary["layers"][0]["layer"] == "0"
         assert summary["latency_ms_dense"] > 0 and summary["spr_step_overhead"] > 0
         assert summary["best_accuracy"] >= summary["accuracy"]
         figures = sorted(path.name for path in (folder / "figures").iterdir())
@@ -84,7 +88,7 @@ def test_a_run_of_two_seeds_reports_each_and_their_mean(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     parser = Pictures()
     parser.feed(page)
-    assert len(parser.sources) == 8  # four figures a seed, and nothing from outside
+    assert len(parser.sources) == 9  # one of all seeds, four of each, and nothing from outside
     assert all(source.startswith("data:image/png;base64,") for source in parser.sources)
     assert "a note &lt;here&gt;" in page and "<th>seed 1" in page
     assert f"{merged['accuracy']:.2f} %" in page
@@ -158,7 +162,7 @@ def test_the_command_runs_resumes_and_names_the_report(invoke, tmp_path: Path) -
     ] == pytest.approx(30)
 
     again = invoke("--set", "spr.lam=30")
-    assert again.exit_code == 1 and "--resume" in again.output
+    assert again.exit_code == 2 and "--resume" in again.output
     resumed = invoke("--set", "spr.lam=30", "--resume")
     assert resumed.exit_code == 0 and "report.html" in resumed.output
 
@@ -168,7 +172,7 @@ def test_the_command_runs_resumes_and_names_the_report(invoke, tmp_path: Path) -
     [
         ("spr.lamda=3", 2, "did you mean 'lam'"),
         ("model=models.toy:nothing", 2, "has no 'nothing'"),
-        ("data.source=/no/folder", 1, "no folder at /no/folder"),
+        ("data.source=/no/folder", 2, "no folder at /no/folder"),
         ("dense.lr=1e30", 1, "Look at dense.lr"),
     ],
 )

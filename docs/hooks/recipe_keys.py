@@ -1,0 +1,169 @@
+"""The page of all recipe keys, made from the models in `spr_or.training.recipe`.
+
+The meaning of a key is the description of its field, or the comment beside or above it.
+"""
+
+import inspect
+import re
+import tokenize
+from collections.abc import Iterator
+from io import StringIO
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+_HEAD = """# Recipe keys
+
+Every key that a recipe can have, read from the models in `spr_or/training/recipe.py` when this page
+was built. An unknown key is an error that names the nearest valid one. On the command line
+`--set section.key=value` changes a key, with the value as TOML writes it. How to write a recipe is
+told in [Prune with a recipe](../how-to/prune.md); the terms are in the
+[glossary](../explanation/glossary.md).
+"""
+
+
+class Key(NamedTuple):
+    """One key: its section ("" is the top level), name, type, default, limits and meaning."""
+
+    section: str
+    name: str
+    kind: str
+    default: str
+    limits: str
+    meaning: str
+
+
+def sections() -> Iterator[tuple[str, type[BaseModel]]]:
+    """Each section's name with its model, the top level first."""
+    from spr_or.training.recipe import Recipe
+
+    yield "", Recipe
+    for name, field in Recipe.model_fields.items():
+        if model := _section_of(field):
+            yield name, model
+
+
+def keys(section: str, model: type[BaseModel]) -> list[Key]:
+    """The keys of one section in the order of the source."""
+    meanings = _meanings(model)
+    return [
+        Key(
+            section,
+            name,
+            _type_name(field),
+            _default(field),
+            _limits(field),
+            field.description or meanings.get(name, ""),
+        )
+        for name, field in model.model_fields.items()
+        if not _section_of(field)
+    ]
+
+
+def page() -> str:
+    """The whole page as Markdown."""
+    parts = [_HEAD]
+    for section, model in sections():
+        title = f"[{section}]" if section else "Top level"
+        parts.append(f"## {title}\n\n{_about(model)}\n")
+        rows = ["| key | meaning | default | type |", "| --- | --- | --- | --- |"]
+        for key in keys(section, model):
+            told = (key.meaning.rstrip("."), key.limits)
+            meaning = ". ".join(part[:1].upper() + part[1:] for part in told if part)
+            cells = (f"`{key.name}`", meaning, key.default, f"`{key.kind}`")
+            rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        parts.append("\n".join(rows) + "\n")
+    return "\n".join(parts)
+
+
+def _about(model: type[BaseModel]) -> str:
+    """The first sentence of the model's docstring, without the section's name."""
+    first = (inspect.getdoc(model) or "").split("\n\n")[0].replace("\n", " ")
+    first = re.sub(r"^\[\w+\]: ", "", first)
+    return first[:1].upper() + first[1:]
+
+
+def _section_of(field: FieldInfo) -> type[BaseModel] | None:
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _type_name(field: FieldInfo) -> str:
+    kind = field.annotation
+    name = kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind)
+    for pattern, plain in (
+        (r"(?:typing|pathlib|collections\.abc)\.", ""),
+        (r"Annotated\[(\w+), .*?\](?=,|\])", r"\1"),
+        (r"<class '(\w+)'>", r"\1"),
+        (r"Literal\[([^\]]*)\]", lambda m: " or ".join(m[1].replace("'", '"').split(", "))),
+        (r"Union\[(.*), (tuple\[.*\])\]", r"\1 or \2"),
+        (r"\bNone\b", "unset"),
+        (r" \| ", " or "),
+    ):
+        name = re.sub(pattern, plain, name)  # type: ignore[call-overload]
+    return name
+
+
+def _default(field: FieldInfo) -> str:
+    value: Any = field.default
+    if value is PydanticUndefined:
+        return "required" if field.default_factory is None else f"`{field.default_factory()}`"
+    if value is None:
+        return "unset"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, tuple):
+        return f"`{list(value)}`"
+    return f'`"{value}"`' if isinstance(value, str) else f"`{value}`"
+
+
+def _limits(field: FieldInfo) -> str:
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    found = [
+        f"{sign} {getattr(rule, name)}"
+        for rule in field.metadata
+        for name, sign in signs.items()
+        if getattr(rule, name, None) is not None
+    ]
+    return ", ".join(found)
+
+
+def _meanings(model: type[BaseModel]) -> dict[str, str]:
+    """{field: the comments above it and within its lines}, of this class and those it extends."""
+    meanings: dict[str, str] = {}
+    for base in reversed(model.__mro__):
+        if issubclass(base, BaseModel) and base is not BaseModel:
+            meanings |= _comments(inspect.getsource(base))
+    return meanings
+
+
+def _comments(source: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    waiting: list[str] = []
+    name, depth = "", 0
+    for token in tokenize.generate_tokens(StringIO(source).readline):
+        text = token.string
+        if token.type == tokenize.COMMENT:
+            waiting.append(re.sub(r"\bNone:", "unset:", text.lstrip("# ").rstrip()))
+        elif token.type == tokenize.OP and text in "([{":
+            depth += 1
+        elif token.type == tokenize.OP and text in ")]}":
+            depth -= 1
+        elif token.type == tokenize.NAME and not name and depth == 0:
+            match = re.match(r"\s+(\w+)\s*:", token.line)
+            name = match[1] if match and match[1] == text else ""
+        elif token.type == tokenize.NEWLINE:
+            if name and waiting:
+                found[name] = " ".join(waiting)
+            name, waiting = "", []
+    return found
+
+
+def on_files(files, config, **_):
+    """Add the page to the site."""
+    from mkdocs.structure.files import File
+
+    files.append(File.generated(config, "reference/recipe-keys.md", content=page()))
+    return files

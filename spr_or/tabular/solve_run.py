@@ -1,0 +1,134 @@
+"""One solve or a path of them on one's own data: what is solved, stored, and stopped by Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from spr_or.certified_solver.derived_m import AutomaticBound, solve_without_bounds
+from spr_or.certified_solver.lambda_path import PathPoint, follow
+from spr_or.certified_solver.solver import branch_and_bound
+from spr_or.formulations.problem import SparseTrainingProblem
+from spr_or.proof.certificate import ProofCertificate, SearchProgress
+from spr_or.tabular.path_table import write_path
+from spr_or.tabular.prepare import OwnData
+from spr_or.tabular.results import stored, write_result
+from spr_or.tabular.solve_figures import gap_over_time, over_lambda
+
+Answer = tuple[ProofCertificate, AutomaticBound | None]
+# For a lambda: the context in which it is solved, with a function that hears of the progress.
+Watch = Callable[[float], AbstractContextManager[Callable[[SearchProgress], None]]]
+
+
+@dataclass
+class Stop:
+    """Whether Ctrl-C was pressed, and whether a solver is at work that a second one may break off."""
+
+    asked: bool = False
+    working: bool = False
+
+
+@dataclass(frozen=True)
+class SolveRun:
+    """What every lambda shares; ``M`` None: derived from the data and proven.
+
+    ``time_limit`` holds for each lambda; ``problem`` carries the lambda of a single solve.
+    """
+
+    data: OwnData
+    problem: SparseTrainingProblem
+    M: float | None
+    gap: float
+    time_limit: float | None
+    device: str
+    folder: Path
+    stop: Stop
+    watch: Watch
+
+    def solve(self, problem: SparseTrainingProblem, start: Tensor | None) -> Answer:
+        """One lambda; raises ``KeyboardInterrupt`` where nothing was proven before Ctrl-C."""
+        bound: AutomaticBound | None = None
+        self.stop.working = True
+        with self.watch(problem.lam) as show:
+            if self.M is None:
+                certificate, bound = solve_without_bounds(
+                    problem, self.gap, self.time_limit, self.device, start=start, progress=show,
+                    stop=lambda: self.stop.asked,
+                )  # fmt: skip
+            else:
+                certificate = branch_and_bound(
+                    problem, self.gap, self.time_limit, device=self.device, start=start,
+                    progress=show, stop=lambda: self.stop.asked,
+                )  # fmt: skip
+        self.stop.working = False
+        if not certificate.proof.records:
+            raise KeyboardInterrupt
+        return (as_proven(certificate) if self.stop.asked else certificate), bound
+
+
+def as_proven(certificate: ProofCertificate) -> ProofCertificate:
+    """A search broken off in the middle of a step may state more than its tree proves: state that."""
+    found = certificate.check()
+    if found.ok:
+        return certificate
+    return replace(certificate, bound=found.bound, status="interrupted")
+
+
+def solve_one(run: SolveRun) -> ProofCertificate:
+    """Solve, and write the results and gap.png into the folder."""
+    certificate, bound = run.solve(run.problem, None)
+    write_result(run.folder, run.data, certificate, bound)
+    gap_over_time(certificate.trace, certificate, run.folder / "gap.png")
+    return certificate
+
+
+def solve_path(run: SolveRun, lams: list[float]) -> list[PathPoint]:
+    """Solve for each lambda, largest first, and write each result and the path so far.
+
+    What the folder already holds is not solved again.  Ctrl-C ends the path after the lambda at
+    work; before there is any, ``KeyboardInterrupt`` goes on.
+    """
+    places = {lam: run.folder / f"lambda-{number:02d}" for number, lam in enumerate(lams, 1)}
+
+    def known(lam: float) -> ProofCertificate | None:
+        return stored(places[lam], run.data, lam, run.problem.alpha, run.M, run.gap)
+
+    points: list[PathPoint] = []
+    try:
+        for point in follow(run.problem, lams, run.solve, known):
+            if not point.stored:
+                write_result(places[point.lam], run.data, point.certificate, point.bound)
+            points.append(point)
+            write_path(run.folder, run.data, points)
+            if run.stop.asked:
+                break
+    except KeyboardInterrupt:
+        if not points:
+            raise
+    over_lambda(points, list(run.data.groups), run.folder / "path.png")
+    return points
+
+
+@contextmanager
+def patient_interrupt(say: Callable[[str], object]) -> Iterator[Stop]:
+    """Ctrl-C is noted and answered after the step that runs; a second one breaks it off."""
+    stop = Stop()
+
+    def note(signum: int, frame: Any) -> None:
+        if stop.asked and stop.working:
+            raise KeyboardInterrupt
+        if not stop.asked:
+            stop.asked = True
+            say("stopping after this step; Ctrl-C again stops at once")
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)

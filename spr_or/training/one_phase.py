@@ -1,0 +1,162 @@
+"""The epochs of one phase, with metrics and checkpoints.
+
+Every epoch starts from its own seed, a function of the run's seed, the phase and the epoch. So a
+checkpoint at the end of an epoch holds all that the next one depends on, and a run that was killed
+repeats the broken epoch exactly.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from spr_or.training import checkpoint
+from spr_or.training.loop import NonFiniteLoss, train_epoch
+from spr_or.training.metrics import Record
+from spr_or.training.seed_run import PHASES, RunError, SeedRun
+from spr_or.training.steering import Steering
+from spr_or.training.step import Objective, Step, captured, make_step
+
+_KEYS = {"dense": "dense.lr", "spr": "spr.lr and spr.lam", "finetune": "spr.lr"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """What is trained, for how many epochs, and what goes with each step and epoch.
+
+    ``rate(epoch)`` is the learning rate; ``add_gradient``, ``after`` and ``objective`` are those of
+    `make_step`; ``describe()`` adds to the record of an epoch; ``steering`` acts between epochs.
+    """
+
+    name: str
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    epochs: int
+    rate: Callable[[int], float]
+    add_gradient: Callable[[], None] | None = None
+    after: Callable[[], None] | None = None
+    describe: Callable[[], Record] = dict
+    objective: Objective | None = None
+    steering: Steering | None = None
+
+
+def train_phase(run: SeedRun, phase: Phase) -> float | None:
+    """Train from the run's checkpoint on; the best accuracy of an epoch, None without epochs."""
+    done, best = _continue(run, phase)
+    step = _make_step(run, phase)
+    run.display.phase(f"seed {run.seed} {phase.name}", phase.epochs, run.data.train_rows, done)
+    for epoch in range(done, phase.epochs):
+        record = _epoch(run, phase, step, epoch)
+        run.metrics.add(record)
+        run.display.epoch(record)
+        accuracy: float = record["eval_accuracy"]
+        better = best is None or accuracy > best
+        best = accuracy if best is None else max(best, accuracy)
+        state = _state(run, phase, epoch + 1, best)
+        checkpoint.save_last(run.checkpoints, state)
+        if better:
+            checkpoint.save_best(run.checkpoints, state)
+    if phase.epochs > done:
+        last = run.metrics.records[-1]
+        run.display.say(
+            f"seed {run.seed} {phase.name}: {phase.epochs} epochs, "
+            f"accuracy {last['eval_accuracy']:.2f} %"
+        )
+    return best
+
+
+def _continue(run: SeedRun, phase: Phase) -> tuple[int, float | None]:
+    """Fill the phase from its checkpoint, if any: the epochs done, and the best accuracy so far."""
+    state = run.resumed(phase.name)
+    if state is None:
+        return 0, None
+    phase.model.load_state_dict(state["model"])
+    phase.optimizer.load_state_dict(state["optimizer"])
+    if phase.steering is not None:
+        phase.steering.load(state["steering"])
+    return state["epoch"], state["best_accuracy"]
+
+
+def _make_step(run: SeedRun, phase: Phase) -> Step:
+    """The phase's training step, compiled or captured as the recipe says."""
+    speed = run.recipe.speed
+    step = make_step(
+        torch.compile(phase.model) if speed.compile else phase.model,  # type: ignore[arg-type]
+        phase.optimizer,
+        add_gradient=phase.add_gradient,
+        after=phase.after,
+        label_smoothing=run.recipe.train.label_smoothing,
+        bf16=speed.amp == "bf16",
+        objective=phase.objective,
+    )
+    return captured(step, phase.optimizer) if speed.cuda_graph else step
+
+
+def _epoch(run: SeedRun, phase: Phase, step: Step, epoch: int) -> Record:
+    """Train and evaluate one epoch; raises `RunError` when its loss is not finite."""
+    started = time.perf_counter()
+    lr, steering = phase.rate(epoch), phase.steering
+    for group in phase.optimizer.param_groups:
+        group["lr"] = lr
+    if steering is not None:
+        steering.begin(epoch)
+    seed = epoch_seed(run.seed, phase.name, epoch)
+    torch.manual_seed(seed)
+    phase.model.train()
+    try:
+        scores = train_epoch(step, run.data.train(seed), run.display.rows)
+    except NonFiniteLoss as error:
+        raise RunError(_not_finite(run, phase.name, epoch, lr, error)) from error
+    test = run.evaluate(phase.model)
+    return {
+        "phase": phase.name,
+        "epoch": epoch,
+        "lr": lr,
+        "loss": scores.loss,
+        "accuracy": scores.accuracy,
+        "eval_loss": test.loss,
+        "eval_accuracy": test.accuracy,
+        **phase.describe(),
+        **(steering.end(epoch) if steering is not None else {}),
+        "seconds": round(time.perf_counter() - started, 3),
+        "data_wait_share": round(scores.data_wait_share, 4),
+    }
+
+
+def _state(run: SeedRun, phase: Phase, epoch: int, best: float) -> checkpoint.State:
+    """The checkpoint after ``epoch`` epochs of the phase."""
+    state = {
+        "phase": phase.name,
+        "epoch": epoch,
+        "seed": run.seed,
+        "model": phase.model.state_dict(),
+        "optimizer": phase.optimizer.state_dict(),
+        "best_accuracy": best,
+        "records": len(run.metrics.records),
+        **run.fixed,
+    }
+    if phase.steering is not None:
+        state["steering"] = phase.steering.state()
+    return state
+
+
+def epoch_seed(seed: int, phase: str, epoch: int) -> int:
+    """The seed of an epoch: its order, its augmentation, its dropout.
+
+    >>> epoch_seed(0, "dense", 1), epoch_seed(1, "spr", 0)
+    (1, 500000)
+    """
+    return (seed * 4 + PHASES.index(phase)) * 100_000 + epoch
+
+
+def _not_finite(run: SeedRun, phase: str, epoch: int, lr: float, error: NonFiniteLoss) -> str:
+    last = run.checkpoints / checkpoint.LAST
+    kept = f"last good checkpoint: {last}" if last.exists() else "no epoch was finished before"
+    return (
+        f"the loss became {error.value} at step {error.step} of epoch {epoch} of phase {phase}, "
+        f"with a learning rate of {lr:g}. Look at {_KEYS[phase]} in the recipe; {kept}"
+    )

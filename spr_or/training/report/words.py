@@ -1,0 +1,90 @@
+"""What a run did, how large its noise is and what went wrong, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+_METHODS = {"gradient": "gradient steps", "prox": "proximal steps"}
+
+
+def what_was_done(summary: dict[str, Any], seeds: Sequence[dict[str, Any]]) -> str:
+    """Network, data, method, epochs and seeds in one sentence."""
+    recipe = summary["recipe"]
+    dense, spr, fine = recipe["dense"], recipe["spr"], recipe["finetune"]
+    begun = f"trained for {epochs(dense['epochs'])}"
+    if dense.get("weights"):
+        begun = f"loaded from {dense['weights']} and {begun}"
+    start = "its weights" if spr.get("start") == "dense" else "new random weights"
+    goal = ""
+    if spr.get("target_removed_pct") is not None:
+        goal = f", λ moved so that {spr['target_removed_pct']:g} % of the parameters go"
+    numbers = [str(one["seed"]) for one in seeds]
+    which = f"seeds {', '.join(numbers)}" if len(numbers) > 1 else f"seed {numbers[0]}"
+    return (
+        f"{summary['model']} ({summary['parameters']:,} parameters) was {begun} on "
+        f"{summary['dataset']} ({summary['train_images']:,} training and "
+        f"{summary['eval_images']:,} evaluation images), then from {start} for "
+        f"{epochs(spr['epochs'])} with SPR ({_METHODS.get(spr['method'], spr['method'])}, "
+        f"{spr['variant']} form, {_strength(spr)}{goal}), and fine-tuned without the removed parts "
+        f"for {epochs(fine['epochs'])}; {which}."
+    )
+
+
+def epochs(count: int) -> str:
+    """A number of epochs in words.
+
+    >>> epochs(1), epochs(30)
+    ('1 epoch', '30 epochs')
+    """
+    return f"{count} epoch{'' if count == 1 else 's'}"
+
+
+def _strength(spr: dict[str, Any]) -> str:
+    lam = "λ from the data" if spr.get("lam") is None else f"λ = {spr['lam']:g}"
+    return f"{lam}, α = {spr['alpha']:g}"
+
+
+def noise(summary: dict[str, Any], seeds: Sequence[dict[str, Any]]) -> str:
+    """How large a difference has to be to mean something, in one sentence."""
+    images = summary["eval_images"]
+    one = f"One evaluation image of {images:,} is {100 / images:.2g} points of accuracy"
+    if len(seeds) < 2:
+        return f"{one}; with a single seed it is not known how far seeds differ."
+    std = summary["std"]
+    return (
+        f"{one}, and over the {len(seeds)} seeds the standard deviation is "
+        f"{std['accuracy']:.2f} points of accuracy and {std['removed_params_pct']:.1f} points of "
+        "the share removed."
+    )
+
+
+def warnings(seeds: Sequence[dict[str, Any]]) -> list[str]:
+    """What a reader must know before any figure: nothing removed, a collapse, layers that are gone."""
+    found = []
+    for one in seeds:
+        who = f"Seed {one['seed']}: " if len(seeds) > 1 else ""
+        if not one["removed_params"]:
+            found.append(f"{who}nothing was removed: no filter or neuron became zero.")
+        if has_collapsed(one):
+            found.append(
+                f"{who}the network has collapsed: its accuracy of {one['accuracy']:.2f} % is that "
+                f"of guessing among {one['classes']} classes. Try a smaller spr.lam."
+            )
+        if one["collapsed_layers"]:
+            names = ", ".join(one["collapsed_layers"])
+            found.append(f"{who}layers with nothing left: {names}.")
+    return [text[0].upper() + text[1:] for text in found]
+
+
+def has_collapsed(summary: dict[str, Any]) -> bool:
+    """Whether less than a tenth is left of what the dense network has over guessing.
+
+    >>> has_collapsed({"classes": 10, "dense_accuracy": 99.0, "accuracy": 10.3})
+    True
+    """
+    if "classes" not in summary:  # a run of an older version
+        return False
+    guess = 100 / summary["classes"]
+    ability = summary["dense_accuracy"] - guess
+    return ability > 0 and summary["accuracy"] - guess < 0.1 * ability

@@ -1,0 +1,61 @@
+"""One seed of a recipe on its way: what all its phases share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from spr_or.training import checkpoint
+from spr_or.training.data.load import Data
+from spr_or.training.loop import Scores, evaluate
+from spr_or.training.metrics import Metrics
+from spr_or.training.recipe import Recipe
+from spr_or.training.run_progress import RunDisplay
+from spr_or.training.step import Step, captured, make_scoring
+
+PHASES = ("dense", "spr", "finetune")
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on; the message says why, what to change, and what is kept."""
+
+
+@dataclass
+class SeedRun:
+    """One seed of a recipe on its way; ``state`` is the checkpoint it continues from."""
+
+    recipe: Recipe
+    seed: int
+    folder: Path
+    device: torch.device
+    data: Data
+    display: RunDisplay
+    metrics: Metrics
+    state: checkpoint.State | None = None
+    fixed: dict[str, Any] = field(default_factory=dict)  # in every checkpoint from here on
+    scorings: dict[nn.Module, Step] = field(default_factory=dict)  # a graph is captured once
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of ``last.pt``, ``previous.pt`` and ``best.pt``."""
+        return self.folder / "checkpoints"
+
+    def resumed(self, phase: str) -> checkpoint.State | None:
+        """The checkpoint, if it lies in this phase."""
+        return self.state if self.state is not None and self.state["phase"] == phase else None
+
+    def is_past(self, phase: str) -> bool:
+        """Whether the checkpoint lies in a later phase."""
+        return self.state is not None and PHASES.index(self.state["phase"]) > PHASES.index(phase)
+
+    def evaluate(self, model: nn.Module) -> Scores:
+        """Scores on the evaluation split."""
+        speed = self.recipe.speed
+        if model not in self.scorings:
+            score = make_scoring(model, speed.amp == "bf16")
+            self.scorings[model] = captured(score) if speed.cuda_graph else score
+        return evaluate(model, self.data.evaluate(0), score=self.scorings[model])
