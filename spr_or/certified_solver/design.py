@@ -199,13 +199,13 @@ def loss_and_gradient(
 
 def _times_gram(flat: Tensor, G: Tensor) -> Tensor:
     """G W for W (B, P, q); of G only the rows whose columns any W uses are read."""
-    B, P, _ = flat.shape
-    rows = flat.mT.reshape(-1, P)
+    B, P, q = flat.shape
+    rows = flat.mT.reshape(B * q, P)
     if P <= _SMALL:
-        return (rows @ G).view(B, -1, P).mT
+        return (rows @ G).view(B, q, P).mT
     used = (rows != 0).any(0).nonzero().flatten()
     product = rows @ G if 2 * len(used) > P else rows[:, used] @ G[used]
-    return product.view(B, -1, P).mT
+    return product.view(B, q, P).mT
 
 
 def _whole_columns(groups: tuple[tuple[int, ...], ...], q: int) -> list[list[int]] | None:

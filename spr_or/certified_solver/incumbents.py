@@ -144,7 +144,9 @@ def _by_newton(design: Design, supports: list[Tensor]) -> list[Incumbent]:
     engine = SplitEngine(design, mu=0.0, steps=0, curvature_one=torch.inf)
     assert design.moments is not None
     # With y = 1 it does not matter how much of Q is moved, if it is something.
-    share = 1e-6 * float(design.moments.G.diagonal().amax())
+    share = 1e-6 * float(design.quadratic().diagonal().amax())
+    if share == 0:  # columns of zeros, and no ridge: all weights are as good as none
+        return _incumbents(design, design.X.new_zeros((len(supports), *design.shape)), supports)
     result = []
     supports = sorted(supports, key=lambda s: int(s.sum()))
     for start in range(0, len(supports), _BATCH):

@@ -25,10 +25,10 @@ from spr_or.certified_solver.block_curvature import MixedEngine, SplitEngine, un
 from spr_or.certified_solver.design import Design, design_of, theta_of, weights_of
 from spr_or.certified_solver.nodes import Engine, FirstOrderEngine, Node
 from spr_or.certified_solver.search import Search
-from spr_or.formulations.certificate import relative_gap
+from spr_or.formulations.certificate import Certificate, relative_gap
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.proof.certificate import ProofCertificate, SearchProgress
-from spr_or.proof.check import prove
+from spr_or.proof.check import Stated, check
 from spr_or.proof.data import data_of
 from spr_or.proof.tree import CONTINUES, Proof
 from spr_or.solvers.certificate import Solved, certify
@@ -98,6 +98,10 @@ def branch_and_bound(
             status = "interrupted" if search.stopped else "time_limit"
         except KeyboardInterrupt:
             status = "interrupted"
+        except torch.linalg.LinAlgError:
+            status = (
+                "inexact"  # too ill-conditioned to go on; the tree so far proves what it proves
+            )
         on_cpu = design.X.device.type == "cpu"
         return _certificate(problem, design if on_cpu else design_of(problem), search, status)
 
@@ -284,19 +288,27 @@ def _certificate(
         status=status, bound=-math.inf, seconds=0.0,
         weights=theta_of(problem, whole, best.W), indicators=support,
     )  # fmt: skip
-    # What is stated is what the check proves, not what the search believes.
-    proven = _float_bound(problem, search.proof, made.objective)
-    gap = relative_gap(made.objective, proven)
+    # What is stated is what the check finds, not what the search believes.
+    objective, proven = _checked(problem, search.proof, made)
+    gap = relative_gap(objective, proven)
     if gap <= search.gap:
         status = "optimal"
     elif status == "time_limit" and not search.heap:
         status = "inexact"  # a leaf without a choice left whose convex problem resists
-    made = replace(made, status=status, bound=proven, seconds=search.clock.seconds)
+    made = replace(
+        made, status=status, objective=objective, bound=proven, seconds=search.clock.seconds
+    )
     extra: dict[str, Any] = {"nodes": search.evaluated, "trace": tuple(search.trace)}
     return ProofCertificate(**made.__dict__, problem=problem, proof=search.proof, **extra)
 
 
-def _float_bound(problem: SparseTrainingProblem, proof: Proof, objective: float) -> float:
-    """The bound that the check proves, less what another machine's order of adding can change."""
-    bound = prove(problem, proof.records).bound
-    return float(min(bound, objective)) - _SPARE * data_of(problem).loss_at_zero
+def _checked(
+    problem: SparseTrainingProblem, proof: Proof, made: Certificate
+) -> tuple[float, float]:
+    """The objective, and the bound less what another machine's order of adding can change."""
+    stated = Stated(
+        made.weights.numpy(), made.indicators.numpy(), made.objective, -math.inf, proof.records
+    )
+    found = check(problem, stated)
+    spare = _SPARE * data_of(problem).loss_at_zero
+    return found.objective, max(found.bound - spare, min(found.bound, 0.0))

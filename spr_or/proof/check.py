@@ -6,9 +6,10 @@ leaves and of the far sides of its fixings, each computed as in `bounds`.  Then 
 .. math::  \min\; \frac1n \sum_m \ell(x_m w, y_m) + \lambda \sum_i u_i [\alpha \lVert w^i\rVert^2
            + (1-\alpha) y_i], \qquad |w^i_j| \le M_i y_i,\; y_i \in \{0, 1\}
 
-costs at least b.  *Proof.*  A solution follows the tree from the root: at a branching it takes the side
-that its y says; at a fixing it agrees, or it is on the far side, whose bound is in the minimum.  It ends in
-a leaf or on a far side, and the bound there, or one inherited from above it, holds for it.
+costs at least b; and it costs at least 0, for no term is negative.  *Proof.*  A solution follows the
+tree from the root: at a branching it takes the side that its y says; at a fixing it agrees, or it is on
+the far side, whose bound is in the minimum.  It ends in a leaf or on a far side, and the bound there, or
+one inherited from above it, holds for it.
 
 **Roundings.**  X, y, lambda, u, alpha and M are taken as the floats they are.  Everything computed from them
 is enclosed (`rounding`): sums over samples and columns, the forming of X'X/n, Cholesky's method, the prices.
@@ -29,9 +30,9 @@ import numpy as np
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.proof.bounds import Bounds
 from spr_or.proof.data import Data, data_of
-from spr_or.proof.exact import ExactBounds
+from spr_or.proof.exact import ExactBounds, refuse
 from spr_or.proof.rounding import SAFE, UNIT, Array, gamma, total
-from spr_or.proof.tree import Evaluate, Record, Walked, walk
+from spr_or.proof.tree import Evaluate, Record, Walked, structure, walk
 
 ALLOWANCE = 1e-10
 
@@ -52,11 +53,18 @@ def prove(problem: SparseTrainingProblem, records: list[Record], exact: bool = F
     ``exact``: in rational arithmetic, for the squared loss and small problems (``ValueError`` else).
     """
     data = data_of(problem)
+    faults = list(structure(records, data.shape))
+    if exact:
+        refuse(problem)
+    if faults:
+        return Walked(-math.inf, faults, {})
     with np.errstate(all="ignore"):
         evaluate: Evaluate = Bounds(data, records)
         if exact:
             evaluate = ExactBounds(data, problem, records)
-        return walk(records, data.shape, evaluate)
+        found = walk(records, data.shape, evaluate)
+    # Losses and penalties are not negative: 0 is a bound of every tree that is one.
+    return found if found.faults else found._replace(bound=max(found.bound, 0.0))
 
 
 class ProofCheck(NamedTuple):

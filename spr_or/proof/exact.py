@@ -23,13 +23,9 @@ Rational = NDArray[np.object_]
 
 
 class ExactBounds:
-    """Bounds and scores of the records of one proof, in fractions.
-
-    Raises ``ValueError`` for the logistic loss, whose values are irrational, and above `LIMIT`.
-    """
+    """Bounds and scores of the records of one proof, in fractions; for problems that `refuse` lets pass."""
 
     def __init__(self, data: Data, problem: SparseTrainingProblem, records: list[Record]) -> None:
-        refuse(problem)
         self.data, self.records = data, records
         block = np.concatenate([data.X[:, own] for own in data.columns], axis=1)
         X, Y = fractions_of(block), fractions_of(data.Y)

@@ -128,12 +128,9 @@ class Walked(NamedTuple):
 def walk(records: list[Record], shape: tuple[int, int, int], evaluate: Evaluate) -> Walked:
     """The least bound of a tree over N entities of up to k columns and q outputs, (N, k, q) = ``shape``.
 
-    ``evaluate(number, state)`` gives the bound of a record and the score of each entity, as floats
-    (`bounds`) or fractions (`exact`), or says why the record has none.
+    The records have passed `structure`.  ``evaluate(number, state)`` gives the bound of a record and the
+    score of each entity, as floats (`bounds`) or fractions (`exact`), or says why the record has none.
     """
-    faults = list(structure(records))
-    if faults:
-        return Walked(-math.inf, faults, {})
     idle: dict[int, str] = {}
     children = _children(records)
     states: dict[int, State] = {}
@@ -144,7 +141,7 @@ def walk(records: list[Record], shape: tuple[int, int, int], evaluate: Evaluate)
             state = State(~nothing, nothing, -math.inf)
         else:
             state = _descend(states[record.parent], records[record.parent], record.value)
-        wrong = _misshapen(record, shape) or _inadmissible(record, state)
+        wrong = _inadmissible(record, state)
         if wrong:
             return Walked(-math.inf, [f"record {number}: {wrong}"], {})
         far = [(i, -1) for i in record.zeros.tolist()] + [(i, 1) for i in record.ones.tolist()]
@@ -169,10 +166,14 @@ def walk(records: list[Record], shape: tuple[int, int, int], evaluate: Evaluate)
     return Walked(least, [], idle)
 
 
-def structure(records: list[Record]) -> Iterator[str]:
-    """What keeps the records from being a tree whose leaves cover the root."""
+def structure(records: list[Record], shape: tuple[int, int, int]) -> Iterator[str]:
+    """What keeps the records from being a tree whose leaves cover the root, of arrays that fit."""
     if not records:
         yield "the proof has no records"
+    for number, record in enumerate(records):
+        wrong = _misshapen(record, shape)
+        if wrong:
+            yield f"record {number}: {wrong}"
     children = _children(records)
     for number, record in enumerate(records):
         if (number == 0) != (record.parent < 0) or record.parent >= number:
