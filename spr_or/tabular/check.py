@@ -6,7 +6,8 @@ from pathlib import Path
 
 from spr_or.certified_solver.proof_certificate import ProofCertificate, ProofCheck, load
 from spr_or.formulations.problem import SparseTrainingProblem
-from spr_or.tabular.results import Recheck, read_problem, recheck
+from spr_or.tabular.recheck import Recheck, recheck
+from spr_or.tabular.results import read_problem
 
 
 def check(
@@ -23,7 +24,7 @@ def check(
 
     Returns a `ProofCheck` for a certificate and a `Recheck` for a folder.  Both have ``ok``,
     ``objective``, ``bound`` and ``problems``, a list of what does not hold; a `Recheck` also says
-    whether M is proven and whether the stored tables agree.
+    whether M is proven, and its ``subject`` names what was checked: data, model, lambda, alpha and M.
 
     Raises ``ValueError`` where there is nothing to check: no result in the folder, other data, or
     ``exact`` for a problem that it does not take.
