@@ -230,7 +230,8 @@ def _chosen(target: str | None, header: Sequence[str], path: Path) -> list[int]:
 
 
 def _listed(names: Sequence[str], most: int = 8) -> str:
-    return ", ".join(map(one_line, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(one_line, names[:most])) + rest
 
 
 def _read_csv(

@@ -97,8 +97,8 @@ def solve_one(run: SolveRun) -> ProofCertificate:
 def solve_path(run: SolveRun, lams: list[float]) -> list[PathPoint]:
     """Solve for each lambda, largest first, and write each result and the path so far.
 
-    What the folder already holds, and a check confirms, is not solved again.  Ctrl-C ends the path after the lambda at
-    work; before there is any, ``KeyboardInterrupt`` goes on.
+    What the folder already holds, and a check confirms, is not solved again.  Ctrl-C ends the path
+    after the lambda at work; before there is any, ``KeyboardInterrupt`` goes on.
     """
     places = {lam: run.folder / f"lambda-{number:02d}" for number, lam in enumerate(lams, 1)}
 

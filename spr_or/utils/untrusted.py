@@ -11,6 +11,7 @@ import json
 import math
 import os
 import stat
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -140,6 +141,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     except (
         ValueError, OSError, EOFError, KeyError, TypeError, RuntimeError, SyntaxError, OverflowError,
         NotImplementedError, MemoryError, RecursionError, zipfile.BadZipFile, zlib.error,
+        tokenize.TokenError,  # numpy takes the header of an array for an expression of Python
     ) as error:  # fmt: skip
         detail = str(error) or type(error).__name__
         raise UnreadableFile(f"{path}: not an npz file of plain arrays ({detail})") from None
@@ -181,5 +183,5 @@ def _array(name: str, content: bytes) -> np.ndarray:
         raise ValueError(f"{name!r} does not have the size that it states")
     if not rest:
         return np.empty(shape, dtype)
-    order = "F" if by_columns else "C"
-    return np.frombuffer(rest, dtype).reshape(shape, order=order).copy()
+    array: np.ndarray = np.ndarray(shape, dtype, rest, order="F" if by_columns else "C")
+    return array.copy()
