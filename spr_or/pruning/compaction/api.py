@@ -128,12 +128,15 @@ def load_compact(path: str | Path, original: str | None = None) -> nn.Module:
         raise ValueError(f"{path} was made from {description['original']!r}, not {original!r}")
     try:
         model = _rebuild(description)
-        _load(model, load_file(path), str(path))
     except (
-        TypeError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError, SafetensorError,
-        OSError,
+        ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError,
     ) as error:  # fmt: skip
         raise ValueError(f"{path} does not describe a network: {error}") from error
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+    _load(model, state, str(path))
     return model.eval()
 
 
