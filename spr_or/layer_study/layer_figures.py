@@ -34,7 +34,8 @@ def draw(studies: list[Study], path: Path) -> None:
     _above_bound(top, studies)
     _lost(bottom, studies)
     names = [
-        f"{picture_text(s.layer)}  {len(s.choices['best'].channels)}/{s.inputs}" + ("" if s.from_mask else " *")
+        f"{picture_text(s.layer)}  {len(s.choices['best'].channels)}/{s.inputs}"
+        + ("" if s.from_mask else " *")
         for s in studies
     ]
     bottom.set_xticks(range(len(studies)), names, rotation=90, fontsize=8)

@@ -271,9 +271,7 @@ def _problem_of(stored: dict[str, np.ndarray]) -> SparseTrainingProblem:
     if any(length < 1 for length in lengths) or sum(lengths) != stored["X"].shape[1]:
         raise ValueError("the lengths of the groups are not those of the columns")
     stops = np.cumsum(lengths).tolist()
-    groups = [
-        list(range(stop - length, stop)) for stop, length in zip(stops, lengths, strict=True)
-    ]
+    groups = [list(range(stop - length, stop)) for stop, length in zip(stops, lengths, strict=True)]
     lam, alpha = (float(x) for x in stored["lam_alpha"])
     return SparseTrainingProblem.linear(
         stored["X"], stored["y"], groups, lam=lam, alpha=alpha, M=stored["M"],

@@ -35,7 +35,7 @@ def check(
     >>> check(solve(p)).ok
     True
 
-    ``check("runs/solve-diabetes")`` checks what a command left there.
+    ``check("runs/diabetes")`` checks what a command left there.
     """
     if isinstance(what, ProofCertificate):
         if data is not None:

@@ -84,7 +84,9 @@ def _target_numbers(path: Path, raw: list[list[Any]], targets: list[str]) -> Arr
         return np.column_stack(raw).astype(np.float64)
     except ValueError:
         shown = _listed(targets) or "none"
-        raise TableError(f"{path}: the squared loss takes targets of numbers, got {shown}") from None
+        raise TableError(
+            f"{path}: the squared loss takes targets of numbers, got {shown}"
+        ) from None
 
 
 def _check_sizes(path: Path, values: Array, names: Sequence[str]) -> None:

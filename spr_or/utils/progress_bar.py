@@ -42,7 +42,9 @@ class BarDisplay:
 
     def begin(self, what: str, total: float, done: int = 0) -> None:
         """Start the bar anew, ``done`` of ``total`` finished."""
-        self.bar.reset(self.task, total=total, completed=done, description=one_line(what), visible=True)
+        self.bar.reset(
+            self.task, total=total, completed=done, description=one_line(what), visible=True
+        )
         self.bar.update(self.task, state="")
 
     def say(self, message: str) -> None:

@@ -250,12 +250,16 @@ def single_beside(path: Path, once: Path) -> None:
         (lambda p, o: (p / "path.csv").unlink(), "path.csv: No such file"),
     ],
 )  # fmt: skip
-def test_a_folder_of_two_problems_is_refused(path: Path, once: Path, tamper: Any, says: str) -> None:
+def test_a_folder_of_two_problems_is_refused(
+    path: Path, once: Path, tamper: Any, says: str
+) -> None:
     tamper(path, once)
     assert says in cli("check", path, code=1)
 
 
-@pytest.mark.parametrize("key", ["lam", "groups_kept", "objective", "bound", "gap", "mean_loss", "kept"])
+@pytest.mark.parametrize(
+    "key", ["lam", "groups_kept", "objective", "bound", "gap", "mean_loss", "kept"]
+)
 def test_each_number_of_a_path_is_compared(path: Path, key: str) -> None:
     rows = json.loads((path / "path.json").read_text())
     rows[1][key] = ["c"] if key == "kept" else 1.001 * rows[1][key] + 1

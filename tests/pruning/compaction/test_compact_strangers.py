@@ -99,7 +99,12 @@ def test_descriptions_that_cannot_be_are_refused(
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("[" * 100_000, "nested too deeply"), ("NaN", "not a finite"), ("{", "not JSON"), ("3", "holds no")],
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ("NaN", "not a finite"),
+        ("{", "not JSON"),
+        ("3", "holds no"),
+    ],
 )
 def test_other_json_is_refused(whole: Path, tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "x.safetensors"
