@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spr_or.certified_solver.proof_certificate import ProofCertificate, ProofCheck, load
+from spr_or.certified_solver.proof_certificate import ProofCertificate, ProofCheck
 from spr_or.formulations.problem import SparseTrainingProblem
-from spr_or.tabular.recheck import Recheck, recheck
+from spr_or.tabular.recheck import Recheck, read_certificate, recheck
 from spr_or.tabular.results import read_problem
 
 
@@ -78,7 +78,7 @@ def load_certificate(
                 "give the problem, load_certificate(path, problem)"
             )
         problem = read_problem(file.parent)
-    return load(file, problem)
+    return read_certificate(file, problem)
 
 
 def _folder(path: Path) -> Path:

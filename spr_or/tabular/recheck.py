@@ -103,7 +103,7 @@ def stored(
         asked = question(data, alpha, M, lam, path)
         if question_of(result) != asked or not _recheck(folder, result, data, exact=False).ok:
             return None
-        certificate = load(folder / "certificate.json", problem_of(result, data))
+        certificate = read_certificate(folder / "certificate.json", problem_of(result, data))
     except ValueError:
         return None
     return certificate if certificate.gap <= gap else None
@@ -115,7 +115,7 @@ def _recheck(folder: Path, result: StoredResult, data: OwnData, exact: bool) -> 
     try:
         problem = problem_of(result, data)
         subject = _subject(data, problem)
-        certificate = _certificate(folder, problem)
+        certificate = read_certificate(folder / "certificate.json", problem)
         if exact:
             _allow_exact(problem)
         found = certificate.check(exact)
@@ -169,10 +169,9 @@ def _subject(data: OwnData, problem: SparseTrainingProblem) -> Subject:
     )  # fmt: skip
 
 
-def _certificate(folder: Path, problem: SparseTrainingProblem) -> ProofCertificate:
-    """The stored certificate; `TableError` where it cannot be read, ``ValueError`` where it does not
-    fit the problem."""
-    file = folder / "certificate.json"
+def read_certificate(file: Path, problem: SparseTrainingProblem) -> ProofCertificate:
+    """A stored certificate; `TableError` where the file cannot be read, ``ValueError`` where it does
+    not fit the problem."""
     try:
         read_json(file)  # finite numbers, no endless nesting, no pipe
         if file.with_suffix(".npz").exists():

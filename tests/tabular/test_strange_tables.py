@@ -175,6 +175,9 @@ def test_a_pipe_in_the_place_of_a_result_does_not_hang(solved: Path, tmp_path: P
         with within(20):
             done = CliRunner().invoke(app, ["check", str(folder)])
         assert done.exit_code == (1 if name == "weights.csv" else 2), done.output
+        if name != "weights.csv":
+            with within(20), pytest.raises(ValueError, match="not a regular file"):
+                so.load_certificate(folder)
 
 
 # --- names ----------------------------------------------------------------------------------------

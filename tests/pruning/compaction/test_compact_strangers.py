@@ -11,9 +11,9 @@ import torch
 from damaged import damaged, within
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from spr_or.models.toy import digits_resnet
 
 from spr_or import compact, load_compact, save_compact
-from spr_or.models.toy import digits_resnet
 from spr_or.pruning.compaction.api import read_description
 
 ORIGINAL = "models.toy:digits_resnet"

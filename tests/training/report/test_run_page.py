@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from damaged import NASTY as STRANGE
+from PIL import Image
 from tiny_runs import tiny_recipe
 from torch import nn
 
