@@ -149,19 +149,6 @@ def test_runs_are_put_together_by_all_but_their_seed(tmp_path: Path) -> None:
         find_runs(tmp_path / "none")
 
 
-@pytest.mark.parametrize(
-    "content",
-    ["", '{"recipe"', "[" * 100_000, "[]", "{}", '{"recipe": {"no": 1}}', '{"seed": NaN}'],
-)
-def test_a_cut_summary_is_named_with_exit_2(tmp_path: Path, content: str) -> None:
-    leave(tmp_path / "a", resnet20(), 0)
-    (tmp_path / "a" / "summary.json").write_text(content)
-    done = CliRunner().invoke(
-        app, ["tables", str(tmp_path), "--out", str(tmp_path / "out")], env={"COLUMNS": "300"}
-    )
-    assert done.exit_code == 2 and str(tmp_path / "a" / "summary.json") in done.output
-
-
 @pytest.mark.parametrize("name", NASTY)
 def test_a_strange_name_stays_in_its_cell(name: str) -> None:
     head, rule, line = markdown([{"a": name, "b": "1"}]).split("\n")
