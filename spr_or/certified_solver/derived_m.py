@@ -84,11 +84,20 @@ def solve_without_bounds(
     ):
         incumbent = start
     found = AutomaticBound((1 + CLEARANCE) * weight_bounds(problem, incumbent), incumbent, None)
+    ended = False
+
+    def after_the_first_round() -> bool:
+        nonlocal ended
+        ended = True
+        return True
+
     pilot = branch_and_bound(
         dataclasses.replace(problem, M=found.M), gap, _left(clock), device=device, start=start,
-        progress=progress, stop=lambda: True,
+        progress=progress, stop=after_the_first_round,
     )  # fmt: skip
-    if not pilot.trace or pilot.status == "optimal" or clock.spent or stop():
+    if pilot.status == "interrupted" and ended and not stop() and clock.spent:
+        pilot = dataclasses.replace(pilot, status="time_limit")
+    if not ended or pilot.status != "interrupted" or stop():
         return pilot, found
     try:
         tight = _tightened(problem, pilot)

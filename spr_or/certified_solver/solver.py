@@ -26,6 +26,7 @@ from spr_or.certified_solver.design import Design, design_of, theta_of, weights_
 from spr_or.certified_solver.nodes import Engine, FirstOrderEngine, Node
 from spr_or.certified_solver.search import Search
 from spr_or.formulations.certificate import Certificate, relative_gap
+from spr_or.formulations.checked_input import finite_array
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.proof.certificate import ProofCertificate, SearchProgress
 from spr_or.proof.check import Stated, check
@@ -85,6 +86,8 @@ def branch_and_bound(
         raise ValueError(f"gap must be a number of at least 0, got {gap}")
     if node_batch is not None and node_batch < 1:
         raise ValueError(f"node_batch must be at least 1, got {node_batch}")
+    if start is not None:
+        start = _checked_start(problem, start)
     clock = TimeLimit(time_limit)
     design = design_of(problem, device)
     batch = node_batch or _BATCH.get(torch.device(device).type, 256)
@@ -120,6 +123,17 @@ def _empty(design: Design) -> incumbents.Incumbent:
     """The solution without entities."""
     nothing = torch.zeros(design.shape[0], dtype=torch.bool, device=design.X.device)
     return incumbents.polish(design, [nothing])[0]
+
+
+def _checked_start(problem: SparseTrainingProblem, start: Any) -> Tensor:
+    """``start`` as float64 (P,), whatever kind of array it is; ``ValueError`` for another shape."""
+    weights = finite_array(start, "start")
+    if weights.shape != (problem.entities.n_parameters,):
+        raise ValueError(
+            f"start must have shape ({problem.entities.n_parameters},), one number for each weight, "
+            f"got {tuple(weights.shape)}"
+        )
+    return weights
 
 
 def _offer_start(search: Search, problem: SparseTrainingProblem, start: Tensor | None) -> None:

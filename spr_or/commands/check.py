@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from spr_or.utils import terminal
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from spr_or.tabular.recheck import Recheck
 
 
 def command(
@@ -27,42 +32,76 @@ def command(
     """Check what spr-or solve left, from the data.
 
     The solution, the proof of its bound and the bound M on the weights are computed again; no
-    number of the solver is trusted.
+    number of the solver is trusted. What was checked is printed: data, target, loss, lambda, alpha
+    and M. Stated numbers and tables have to agree with what was computed.
 
-    Exit status: 0 everything holds, 1 something does not, 2 nothing to check, 130 interrupted.
+    Exit status: 0 everything holds, 1 something does not, 2 nothing to check, or a file that
+    cannot be read, 130 interrupted.
     """
     import torch
 
     from spr_or.tabular.read import TableError
-    from spr_or.tabular.results import recheck
+    from spr_or.tabular.recheck import path_faults, recheck
 
     torch.set_num_threads(1)  # one order of adding, the same every time
     fine = True
     screen = terminal.console()
     try:
-        for folder in _expanded(folders):
-            with terminal.progress() as progress:
-                progress.step(f"checking {folder}")
-                found = recheck(folder, data, exact)
-            for problem in found.problems:
-                typer.secho(f"{folder}: {terminal.printable(problem)}", fg="red", err=True)
-            if found.ok:
-                M = "M proven" if found.m_proven else "M as given, not proven"
-                numbers = f"objective {found.objective:.10g}, bound {found.bound:.10g}"
-                terminal.say(screen, f"{folder}: holds; {numbers}, {M}")
-            fine = fine and found.ok
+        for folder in map(_folder, folders):
+            inside = _lambdas(folder)
+            alone = (folder / "result.json").exists() or not inside
+            faults = path_faults(folder) if inside else []
+            fine = _tell(folder, faults) and fine
+            for place in [folder, *inside] if alone else inside:
+                with terminal.progress() as progress:
+                    progress.step(f"checking {place}")
+                    found = recheck(place, data, exact)
+                fine = _tell(place, found.problems) and fine
+                if found.ok:
+                    _report(screen, place, found)
     except TableError as error:
         raise terminal.failed(error, 2) from None
     raise typer.Exit(0 if fine else 1)
 
 
-def _expanded(folders: list[Path]) -> list[Path]:
-    """The folder of a path stands for those of its lambdas; a certificate for its folder."""
-    found = []
-    for folder in folders:
-        if folder.name in ("certificate.json", "result.json"):
-            folder = folder.parent
-        inside = sorted(path.parent for path in folder.glob("lambda-*/result.json"))
-        alone = (folder / "result.json").exists() or not inside
-        found += [folder, *inside] if alone else inside
-    return found
+def _folder(given: Path) -> Path:
+    """A certificate or result stands for its folder."""
+    return given.parent if given.name in ("certificate.json", "result.json") else given
+
+
+def _lambdas(folder: Path) -> list[Path]:
+    """The results of a path, which its folder stands for."""
+    from spr_or.tabular.folder import lambda_folders
+
+    return lambda_folders(folder)
+
+
+def _tell(folder: Path, problems: list[str]) -> bool:
+    """Say what does not hold; whether there is nothing of the kind."""
+    for problem in problems:
+        terminal.complain(f"{folder}: {problem}", "red")
+    return not problems
+
+
+def _report(screen: Console, folder: Path, found: Recheck) -> None:
+    """What holds, and of what."""
+    M = "M proven" if found.m_proven else "M as given, not proven"
+    terminal.say(
+        screen,
+        f"{folder}: holds; objective {found.objective:.10g}, bound {found.bound:.10g}, "
+        f"gap {100 * found.gap:.4g} %, {M}",
+    )
+    about = found.subject
+    if about is None:
+        return
+    low, high = about.M
+    size = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+    known = "derived from the data and proven" if found.m_proven else "given"
+    for line in (
+        f"data {about.file.name} (SHA-256 {about.sha256[:12]}), target {', '.join(about.targets)}, "
+        f"{about.rows} rows, {about.columns} columns in {about.groups} groups",
+        f"{about.loss} loss, lambda {about.lam:.6g}, alpha {about.alpha:g}, M {size} ({known}), "
+        f"{'with' if about.intercept else 'no'} intercept, "
+        f"{'standardised' if about.standardised else 'not standardised'}",
+    ):
+        terminal.say(screen, f"  {line}", indent="  ")

@@ -74,13 +74,13 @@ def command(
     for note in finished.notes:
         terminal.say(screen, f"note: {note}")
     for path in write_report(run, finished):
-        screen.print(f"wrote {path}")
+        terminal.say(screen, f"wrote {path}")
     if finished.left or any(study.status == "interrupted" for study in finished.studies):
         left = ", ".join(finished.left) or "one with an open gap"
-        typer.secho(f"not finished: {left}; the same command goes on", fg="yellow", err=True)
+        terminal.complain(f"not finished: {left}; the same command goes on")
         raise typer.Exit(130)
     unproven = [study.layer for study in finished.studies if study.status != "optimal"]
     if unproven:
-        message = f"not proven to the gap: {', '.join(unproven)}; --resume takes them up again"
-        typer.secho(message, fg="yellow", err=True)
+        names = ", ".join(unproven)
+        terminal.complain(f"not proven to the gap: {names}; --resume takes them up again")
         raise typer.Exit(1)

@@ -91,7 +91,8 @@ def command(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Folder of the results. Default: runs/solve-NAME-OF-DATA.",
+            help="Folder of the results. Default: runs/solve-NAME-HASH, another one for each "
+            "problem.",
             callback=outputs.folder,
         ),
     ] = None,
@@ -104,15 +105,15 @@ def command(
     from the best one.
 
     Ctrl-C stops with the best so far and its proven gap. `spr-or check DIR` checks the result
-    again.
+    again. Solving the same problem again replaces its result.
 
-    Exit status: 0 proven to the gap, 1 stopped by the time limit before, 2 bad usage or data, 130
-    interrupted.
+    Exit status: 0 proven to the gap, 1 stopped by the time limit before, 2 bad usage or data, or a
+    folder that holds another problem or is in use, 130 interrupted.
     """
+    from spr_or.tabular.folder import alone_in, check_free, default_folder, question
     from spr_or.tabular.prepare import prepare
     from spr_or.tabular.solve_run import SolveRun, patient_interrupt, solve_one, solve_path
 
-    folder = out or Path("runs") / f"solve-{data_file.stem}"
     screen = terminal.console()
     try:
         bound = _bound_of(M)
@@ -121,8 +122,13 @@ def command(
         _check_device(device)
         _check_limits(gap, time_limit)
         lams = _lambdas(problem, lam, path)
-        folder.mkdir(parents=True, exist_ok=True)
-        with patient_interrupt(lambda message: typer.echo(f"\n{message}", err=True)) as stop:
+        asked = question(data, problem.alpha, bound, lam, None if path is None else lams)
+        folder = out or default_folder(data_file, asked)
+        with (
+            alone_in(folder),
+            patient_interrupt(lambda message: typer.echo(f"\n{message}", err=True)) as stop,
+        ):
+            check_free(folder, asked)
             _describe(screen, data, bound)
             run = SolveRun(data, problem, bound, gap, time_limit, device, folder, stop, _watch)
             if path is None:

@@ -79,7 +79,7 @@ def command(
         if dry_run:
             _list(screen, plan, folder)
             return
-        errors.print(f"{plan.name}: {len(plan.runs)} runs in {folder}")
+        terminal.say(errors, f"{plan.name}: {len(plan.runs)} runs in {folder}")
         pool = _pool(engine, jobs, gpus)
         result = run_sweep(plan, folder, pool, retry_failed=resume, on_end=_teller(errors, plan))
     except (SweepError, RecipeError) as error:

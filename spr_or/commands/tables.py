@@ -49,4 +49,4 @@ def command(
     write_report(out, settings(found), published, times, unfinished)
     screen = terminal.console()
     screen.print(f"{len(found)} runs read, {len(unfinished)} not finished")
-    screen.print(f"wrote {out / 'tables.md'}")
+    terminal.say(screen, f"wrote {out / 'tables.md'}")

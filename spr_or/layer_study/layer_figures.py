@@ -12,6 +12,7 @@ import matplotlib
 from spr_or.layer_study.study import Study
 from spr_or.utils.files import write_aside
 from spr_or.utils.palette import BLUE, GREEN, GREY, LIGHT_GREY, ORANGE, RED
+from spr_or.utils.printable import picture_text
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -33,7 +34,8 @@ def draw(studies: list[Study], path: Path) -> None:
     _above_bound(top, studies)
     _lost(bottom, studies)
     names = [
-        f"{s.layer}  {len(s.choices['best'].channels)}/{s.inputs}" + ("" if s.from_mask else " *")
+        f"{picture_text(s.layer)}  {len(s.choices['best'].channels)}/{s.inputs}"
+        + ("" if s.from_mask else " *")
         for s in studies
     ]
     bottom.set_xticks(range(len(studies)), names, rotation=90, fontsize=8)

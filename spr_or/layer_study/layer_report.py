@@ -10,6 +10,7 @@ from typing import Any
 from spr_or.layer_study.study import Study
 from spr_or.layer_study.study_run import Finished
 from spr_or.utils.files import write_aside, write_json
+from spr_or.utils.printable import one_line
 
 COLUMNS = (
     "layer", "inputs", "dead", "outputs", "mask", "size", "from_mask", "best_channels", "status", "proven",
@@ -77,6 +78,7 @@ def table(studies: list[Study]) -> Any:
     """A rich table: of each layer the best choice found, and how far from it the others are at most."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     shown = Table(
         title="Input channels that reproduce each layer's output", title_justify="left",
@@ -90,9 +92,9 @@ def table(studies: list[Study]) -> Any:
         best = study.choices["best"]
         spr, magnitude = study.choices.get("spr"), study.choices["magnitude"]
         shown.add_row(
-            study.layer,
+            Text(one_line(study.layer)),
             str(study.inputs - len(study.dead)),
-            study.mask.removeprefix("keeps ").replace("layer removed", "gone"),
+            Text(one_line(study.mask.removeprefix("keeps ").replace("layer removed", "gone"))),
             str(len(best.channels)),
             "yes" if is_proven(study) else _percent(study.gap),
             _percent(best.lost),

@@ -77,12 +77,6 @@ class Study:
         """Plain values, for JSON."""
         return asdict(self)
 
-    @classmethod
-    def of(cls, values: dict[str, Any]) -> Study:
-        """The inverse of `as_dict`."""
-        choices = {name: ChannelChoice(**choice) for name, choice in values["choices"].items()}
-        return cls(**{**values, "choices": choices})
-
 
 def study_layer(
     name: str,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
 from spr_or.formulations.problem import SparseTrainingProblem
@@ -24,6 +24,7 @@ from spr_or.training.data.load import load_data
 from spr_or.training.recipe import Recipe, build_model, parse_recipe
 from spr_or.training.setup import load_weights
 from spr_or.utils.files import write_aside, write_json
+from spr_or.utils.untrusted import UnreadableFile, check_regular, read_arrays, read_json
 
 _FORMAT = 1
 _SAMPLE_SEED = 2**40  # an epoch that no run uses: its order, crops and flips
@@ -80,13 +81,22 @@ def open_run(folder: Path) -> Source:
             f"the run in {folder} is not finished, it has no {' and no '.join(missing)}: "
             f"continue it with spr-or run RECIPE --out {folder} --resume"
         )
-    recipe = parse_recipe(json.loads(recipe_file.read_text(encoding="utf-8")), str(recipe_file))
+    try:
+        recipe = parse_recipe(read_json(recipe_file), str(recipe_file))
+        for file in (dense, compact):
+            check_regular(file)
+    except UnreadableFile as error:
+        raise LayersError(str(error)) from None
     model = build_model(recipe)
     load_weights(model, dense)
     if not any(isinstance(m, nn.Conv2d) for m in model.modules()):
         raise LayersError(f"{recipe.model} has no convolutions, so there are no layers to study")
     digest = hashlib.sha256(dense.read_bytes() + compact.read_bytes()).hexdigest()
-    return Source(recipe, model.eval(), kept_inputs(model, compact), digest)
+    try:
+        kept = kept_inputs(model, compact)
+    except (ValueError, KeyError) as error:
+        raise LayersError(f"{compact} is not the compact form of {dense}: {error}") from None
+    return Source(recipe, model.eval(), kept, digest)
 
 
 def study_run(
@@ -210,14 +220,21 @@ def _stored(
     """A finished layer of the same network and settings, else None."""
     path = place / f"{name}.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if content["identity"] != _identity(source, settings):
             return None
-        study = Study.of(content["study"])
-    except (OSError, json.JSONDecodeError, KeyError, TypeError):
+        study = TypeAdapter(Study).validate_python(content["study"])
+        _check_choices(study, name)
+    except (ValueError, KeyError, TypeError):  # cut or damaged: the layer is studied again
         return None
     unproven = again and study.status != "optimal"
     return None if unproven or study.status == "interrupted" else study
+
+
+def _check_choices(study: Study, name: str) -> None:
+    """``ValueError`` for a study that is not of this layer, or without what a table shows of it."""
+    if study.layer != name or not {"best", "magnitude"} <= study.choices.keys():
+        raise ValueError("no study of this layer")
 
 
 def save_problem(path: Path, problem: SparseTrainingProblem) -> None:
@@ -236,19 +253,27 @@ def save_problem(path: Path, problem: SparseTrainingProblem) -> None:
 
 
 def load_problem(path: Path) -> SparseTrainingProblem:
-    """The problem in a file of `save_problem`; executes nothing.
+    """The problem in a file of `save_problem`; executes nothing, raises `LayersError`.
 
     ``load(certificate_file, load_problem(problem_file)).check()`` checks a layer's certificate, with
     `spr_or.proof.certificate.load`.
     """
-    with np.load(path) as stored:
-        stops = np.cumsum(stored["lengths"])
-        groups = [
-            list(range(stop - length, stop))
-            for stop, length in zip(stops, stored["lengths"], strict=True)
-        ]
-        lam, alpha = (float(x) for x in stored["lam_alpha"])
-        return SparseTrainingProblem.linear(
-            stored["X"], stored["y"], groups, lam=lam, alpha=alpha, M=stored["M"],
-            name=str(stored["name"]),
-        )  # fmt: skip
+    try:
+        return _problem_of(read_arrays(path))
+    except UnreadableFile as error:
+        raise LayersError(str(error)) from None
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise LayersError(f"{path} holds no problem of a layer: {error}") from None
+
+
+def _problem_of(stored: dict[str, np.ndarray]) -> SparseTrainingProblem:
+    lengths = [int(length) for length in stored["lengths"]]
+    if any(length < 1 for length in lengths) or sum(lengths) != stored["X"].shape[1]:
+        raise ValueError("the lengths of the groups are not those of the columns")
+    stops = np.cumsum(lengths).tolist()
+    groups = [list(range(stop - length, stop)) for stop, length in zip(stops, lengths, strict=True)]
+    lam, alpha = (float(x) for x in stored["lam_alpha"])
+    return SparseTrainingProblem.linear(
+        stored["X"], stored["y"], groups, lam=lam, alpha=alpha, M=stored["M"],
+        name=str(stored["name"]),
+    )  # fmt: skip

@@ -17,6 +17,7 @@ from spr_or.paper_tables.published import (
 )
 from spr_or.paper_tables.tables_figures import figures_of
 from spr_or.utils.files import write_csv, write_text
+from spr_or.utils.printable import one_line
 
 NOT_RUN = "not run"
 Row = dict[str, str]
@@ -224,8 +225,13 @@ def markdown(rows: Sequence[Row]) -> str:
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = [columns, ["---"] * len(columns)]
-    lines += [[row.get(key, "").replace("|", r"\|") for key in columns] for row in rows]
+    lines += [[_cell(row.get(key, "")) for key in columns] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Text in one cell of a Markdown table, in which it opens neither a cell nor a tag."""
+    return one_line(text).replace("|", r"\|").replace("<", "&lt;")
 
 
 def _preface(settings: Sequence[Setting], unfinished: Sequence[Path]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,12 +20,11 @@ from spr_or.proof.data import data_of
 from spr_or.proof.storage import pack, unpack
 from spr_or.proof.tree import Proof
 from spr_or.utils.files import write_aside
+from spr_or.utils.untrusted import read_arrays, read_text
 
 FORMAT = "spr-or branch-and-bound certificate 3"
 # A proof with more numbers than this keeps them in an .npz file beside the JSON.
 _INLINE = 200_000
-# What a file may unpack to: a crafted archive must not fill the memory.
-LARGEST = 8 * 1024**3
 _PLAIN = (
     "formulation", "integrality", "solver", "version", "status", "objective", "bound", "seconds",
     "nodes",
@@ -84,7 +83,7 @@ class ProofCertificate(Certificate):
             "result": {name: getattr(self, name) for name in _PLAIN},
             "weights": self.weights.tolist(),
             "indicators": self.indicators.tolist(),
-            "trace": [list(progress) for progress in self.trace],
+            "trace": [[x if math.isfinite(x) else None for x in row] for row in self.trace],
         }
         beside = path.with_suffix(".npz")
         if sum(array.size for array in arrays.values()) > _INLINE:
@@ -102,7 +101,8 @@ def load(path: str | Path, problem: SparseTrainingProblem) -> ProofCertificate:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        # A number that is not finite is none: where one is needed, that is an error below.
+        content = json.loads(read_text(path), parse_constant=_none, parse_float=_finite)
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']!r}, not {FORMAT!r}")
         expected = fingerprint(problem)
@@ -112,7 +112,7 @@ def load(path: str | Path, problem: SparseTrainingProblem) -> ProofCertificate:
         if "proof" in content:
             arrays = content["proof"]
         else:
-            arrays = _read_arrays(path.parent / Path(content["proof_file"]).name)
+            arrays = read_arrays(path.parent / Path(content["proof_file"]).name)
         result = {name: content["result"][name] for name in _PLAIN}
         for name in ("objective", "bound", "seconds", "nodes"):
             if isinstance(result[name], bool) or not isinstance(result[name], int | float):
@@ -133,22 +133,23 @@ def load(path: str | Path, problem: SparseTrainingProblem) -> ProofCertificate:
         raise ValueError(f"{path}: {error}") from None
     except (
         KeyError, TypeError, IndexError, AttributeError, OSError, RuntimeError, OverflowError,
-        RecursionError, MemoryError, EOFError, zipfile.BadZipFile, np.linalg.LinAlgError,
+        RecursionError, MemoryError, np.linalg.LinAlgError,
     ) as error:  # fmt: skip
         raise ValueError(f"{path} is not a certificate: {type(error).__name__} {error}") from None
 
 
 def _progress(seconds: Any, objective: Any, bound: Any, nodes: Any, open_: Any) -> SearchProgress:
-    return SearchProgress(float(seconds), float(objective), float(bound), int(nodes), int(open_))
+    known = -math.inf if bound is None else float(bound)
+    return SearchProgress(float(seconds), float(objective), known, int(nodes), int(open_))
 
 
-def _read_arrays(path: Path) -> dict[str, Any]:
-    with zipfile.ZipFile(path) as archive:
-        size = sum(entry.file_size for entry in archive.infolist())
-    if size > LARGEST:
-        raise ValueError(f"{path.name} unpacks to {size} bytes, more than {LARGEST}")
-    with np.load(path, allow_pickle=False) as stored:
-        return dict(stored)
+def _none(text: str) -> None:
+    return None
+
+
+def _finite(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None
 
 
 def fingerprint(problem: SparseTrainingProblem) -> dict[str, Any]:

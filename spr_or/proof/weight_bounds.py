@@ -195,7 +195,7 @@ def _by_columns(X: Array, Y: Array, n: int, D: Array) -> _Inverse:
     Q[places, places] += D
     g, trace = gamma(rows + count + 20), float(np.diagonal(Q).sum())
     try:
-        V = np.linalg.inv(Q)
+        V, solution = np.linalg.inv(Q), np.linalg.solve(Q, X.T @ Y / n)
         eigenvalue = 0.5 * float(np.linalg.eigvalsh(Q)[0])
     except np.linalg.LinAlgError:
         raise _dependent() from None
@@ -211,7 +211,7 @@ def _by_columns(X: Array, Y: Array, n: int, D: Array) -> _Inverse:
     size = lengths(V)
     r = lengths(residual) + SAFE * 3 * g * trace * size
     diagonal = np.diagonal(V) + SAFE * (size * r + np.square(r) / smallest)
-    return _Inverse(diagonal, np.linalg.solve(Q, X.T @ Y / n), smallest)
+    return _Inverse(diagonal, solution, smallest)
 
 
 def _by_samples(X: Array, Y: Array, n: int, D: Array) -> _Inverse:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from spr_or.formulations.problem import SparseTrainingProblem
-from spr_or.proof.certificate import ProofCertificate, load
+from spr_or.proof.certificate import ProofCertificate
 from spr_or.proof.check import ProofCheck
-from spr_or.tabular.results import Recheck, read_problem, recheck
+from spr_or.tabular.recheck import Recheck, read_certificate, recheck
+from spr_or.tabular.results import read_problem
 
 
 def check(
@@ -24,7 +25,7 @@ def check(
 
     Returns a `ProofCheck` for a certificate and a `Recheck` for a folder.  Both have ``ok``,
     ``objective``, ``bound`` and ``problems``, a list of what does not hold; a `Recheck` also says
-    whether M is proven and whether the stored tables agree.
+    whether M is proven, and its ``subject`` names what was checked: data, model, lambda, alpha and M.
 
     Raises ``ValueError`` where there is nothing to check: no result in the folder, other data, or
     ``exact`` for a problem that it does not take.
@@ -35,7 +36,7 @@ def check(
     >>> check(solve(p)).ok
     True
 
-    ``check("runs/solve-diabetes")`` checks what a command left there.
+    ``check("runs/diabetes")`` checks what a command left there.
     """
     if isinstance(what, ProofCertificate):
         if data is not None:
@@ -78,7 +79,7 @@ def load_certificate(
                 "give the problem, load_certificate(path, problem)"
             )
         problem = read_problem(file.parent)
-    return load(file, problem)
+    return read_certificate(file, problem)
 
 
 def _folder(path: Path) -> Path:

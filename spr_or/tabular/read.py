@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from spr_or.utils.printable import one_line
+from spr_or.utils.untrusted import UnreadableFile, parse_json, read_arrays, read_text
+
 Array = NDArray[np.float64]
+
+_LARGEST = 1e150  # of a value: its square is still a float
 
 
 class TableError(ValueError):
@@ -54,7 +57,8 @@ def read_table(path: Path, target: str | None, groups: str | None, loss: str) ->
     Raises `TableError`.
     """
     if not path.is_file():
-        raise TableError(f"{path}: no such file")
+        what = "not a regular file" if path.exists() and not path.is_dir() else "no such file"
+        raise TableError(f"{path}: {what}")
     if path.suffix.lower() == ".npz":
         columns, X, targets, raw, stored = _read_npz(path, target)
     elif path.suffix.lower() in (".csv", ".tsv", ".txt"):
@@ -67,9 +71,43 @@ def read_table(path: Path, target: str | None, groups: str | None, loss: str) ->
             raise TableError(f"the logistic loss takes one target, got {', '.join(targets)}")
         y, classes = two_classes(raw[0], targets[0])
     else:
-        y, classes = np.column_stack(raw).astype(np.float64), []
+        y, classes = _target_numbers(path, raw, targets), []
     labels = stored if groups is None and stored is not None else group_labels(groups, columns)
+    _check_sizes(path, np.column_stack([X, y]), [*columns, *targets])
+    for name in (*columns, *targets, *labels, *classes):
+        _check_name(path, name)
     return Table(X, y, columns, targets, labels, classes)
+
+
+def _target_numbers(path: Path, raw: list[list[Any]], targets: list[str]) -> Array:
+    try:
+        return np.column_stack(raw).astype(np.float64)
+    except ValueError:
+        shown = _listed(targets) or "none"
+        raise TableError(
+            f"{path}: the squared loss takes targets of numbers, got {shown}"
+        ) from None
+
+
+def _check_sizes(path: Path, values: Array, names: Sequence[str]) -> None:
+    """Sums of squares have to be finite, too; ``not`` and ``<=`` so that a NaN is refused."""
+    large = ~(np.abs(values) <= _LARGEST)
+    if large.any():
+        row, column = (int(i) for i in np.argwhere(large)[0])
+        raise TableError(
+            f"{path}, row {row + 1} of the data, column {names[column]!r}: {values[row, column]:g} "
+            f"is too large, {_LARGEST:g} is the most; give the column in another unit"
+        )
+
+
+def _check_name(path: Path, name: str) -> None:
+    """A name is written into files in UTF-8 and read back."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise TableError(f"{path}: the name {name!r} is no text in Unicode") from None
+    if "\0" in name:
+        raise TableError(f"{path}: the name {name!r} holds a NUL character")
 
 
 def entities_of(labels: Sequence[str]) -> dict[str, list[int]]:
@@ -127,7 +165,7 @@ def two_classes(values: Sequence[Any], name: str) -> tuple[Array, list[str]]:
         row = next(i for i, label in enumerate(plain) if label.lower() in ("", "nan"))
         raise TableError(f"target {name!r} has no value in row {row + 1} of the data")
     if len(labels) != 2:
-        shown = ", ".join(labels[:5]) + (", ..." if len(labels) > 5 else "")
+        shown = ", ".join(map(one_line, labels[:5])) + (", ..." if len(labels) > 5 else "")
         raise TableError(
             f"the logistic loss needs a target of exactly two labels; {name!r} has {len(labels)}: {shown}"
         )
@@ -154,16 +192,15 @@ def _span(block: Sequence[str]) -> str:
 
 def _mapped(path: Path, columns: Sequence[str]) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
         if path.suffix.lower() == ".json":
-            mapping = json.loads(text)
+            mapping = parse_json(text, str(path))
         else:
-            mapping = {
-                row[0].strip(): row[1].strip() for row in csv.reader(text.splitlines()) if row
-            }
-    except OSError as error:
-        raise TableError(f"--groups {path}: {error.strerror or error}") from None
-    except (ValueError, IndexError):
+            rows = csv.reader(io.StringIO(text, newline=""))
+            mapping = {row[0].strip(): row[1].strip() for row in rows if row}
+    except UnreadableFile as error:
+        raise TableError(f"--groups {error}") from None
+    except (csv.Error, IndexError):
         raise TableError(f"--groups {path}: every entry must be a column and its group") from None
     if not isinstance(mapping, dict):
         raise TableError(f"--groups {path}: must map columns to groups, as {{column: group}}")
@@ -182,7 +219,7 @@ def _more(names: Sequence[str]) -> str:
 
 def _chosen(target: str | None, header: Sequence[str], path: Path) -> list[int]:
     if not target:
-        raise TableError(f"--target is missing: which of {', '.join(header[:8])} is it?")
+        raise TableError(f"--target is missing: which of {_listed(header)} is it?")
     names = [name.strip() for name in target.split(",")]
     for name in names:
         if name not in header:
@@ -195,16 +232,17 @@ def _chosen(target: str | None, header: Sequence[str], path: Path) -> list[int]:
 
 
 def _listed(names: Sequence[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(one_line, names[:most])) + rest
 
 
 def _read_csv(
     path: Path, target: str | None, loss: str
 ) -> tuple[list[str], Array, list[str], list[list[Any]]]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TableError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        text = read_text(path)
+    except UnreadableFile as error:
+        raise TableError(str(error)) from None
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
@@ -267,10 +305,9 @@ def _read_npz(
     path: Path, target: str | None
 ) -> tuple[list[str], Array, list[str], list[list[Any]], list[str] | None]:
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = dict(stored)
-    except (ValueError, OSError, BadZipFile) as error:
-        raise TableError(f"{path}: not an npz file of plain arrays ({error})") from None
+        arrays = read_arrays(path)
+    except UnreadableFile as error:
+        raise TableError(str(error)) from None
     name = target or "y"
     for needed in ("X", name):
         if needed not in arrays:
@@ -282,7 +319,7 @@ def _read_npz(
     if not np.isfinite(X).all():
         row, column = (int(i) for i in np.argwhere(~np.isfinite(X))[0])
         raise TableError(f"{path}: X[{row}, {column}] is {X[row, column]}, not a finite number")
-    if y.ndim not in (1, 2) or len(y) != len(X):
+    if y.ndim not in (1, 2) or len(y) != len(X) or y.size == 0:
         raise TableError(f"{path}: {name} has shape {y.shape}, X has {len(X)} rows")
     y = y.reshape(len(y), -1)
     if y.dtype.kind == "f" and not np.isfinite(y).all():
@@ -302,4 +339,7 @@ def _names(path: Path, arrays: dict[str, Any], name: str, count: int) -> list[st
             f"{path}: {name} must have shape ({count},), one for each column of X, "
             f"got {arrays[name].shape}"
         )
-    return [str(value) for value in arrays[name].tolist()]
+    try:
+        return [str(value) for value in arrays[name].tolist()]
+    except ValueError as error:  # text that is none
+        raise TableError(f"{path}: {name}: {error}") from None

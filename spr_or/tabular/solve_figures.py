@@ -13,6 +13,7 @@ from spr_or.certified_solver.lambda_path import PathPoint
 from spr_or.proof.certificate import ProofCertificate, SearchProgress
 from spr_or.utils.files import write_aside
 from spr_or.utils.palette import BLUE, GREEN, RED
+from spr_or.utils.printable import picture_text
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -49,7 +50,7 @@ def gap_over_time(
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", color="0.92")
     top.set_title(
-        f"{certificate.problem.name}: {certificate.status.replace('_', ' ')}, "
+        f"{picture_text(certificate.problem.name)}: {certificate.status.replace('_', ' ')}, "
         f"gap {100 * certificate.gap:.3g} % after {certificate.nodes} nodes",
         fontsize=10,
     )
@@ -74,7 +75,8 @@ def over_lambda(points: Sequence[PathPoint], groups: Sequence[str], path: Path) 
     _bounds_over_lambda(bottom, points)
     for axis in (top, bottom):
         axis.spines[["top", "right"]].set_visible(False)
-    top.set_title(f"{points[0].certificate.problem.name}: the path over λ", fontsize=10, pad=18)
+    name = picture_text(points[0].certificate.problem.name)
+    top.set_title(f"{name}: the path over λ", fontsize=10, pad=18)
     _save(figure, path)
 
 
@@ -136,7 +138,7 @@ def _bounds_over_lambda(axis: Any, points: Sequence[PathPoint]) -> None:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+    return picture_text(name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…")
 
 
 def _save(figure: plt.Figure, path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.proof.certificate import ProofCertificate, SearchProgress
 from spr_or.tabular.path_table import write_path
 from spr_or.tabular.prepare import OwnData
-from spr_or.tabular.results import stored, write_result
+from spr_or.tabular.recheck import stored
+from spr_or.tabular.results import write_result
 from spr_or.tabular.solve_figures import gap_over_time, over_lambda
 
 Answer = tuple[ProofCertificate, AutomaticBound | None]
@@ -67,23 +68,15 @@ class SolveRun:
                     progress=show, stop=lambda: self.stop.asked,
                 )  # fmt: skip
         self.stop.working = False
-        if not certificate.proof.records:
+        if not certificate.trace:
             raise KeyboardInterrupt
-        return (as_proven(certificate) if self.stop.asked else certificate), bound
-
-
-def as_proven(certificate: ProofCertificate) -> ProofCertificate:
-    """A search broken off in the middle of a step may state more than its tree proves: state that."""
-    found = certificate.check()
-    if found.ok:
-        return certificate
-    return replace(certificate, bound=found.bound, status="interrupted")
+        return certificate, bound
 
 
 def solve_one(run: SolveRun) -> ProofCertificate:
     """Solve, and write the results and gap.png into the folder."""
     certificate, bound = run.solve(run.problem, None)
-    write_result(run.folder, run.data, certificate, bound)
+    write_result(run.folder, run.data, certificate, bound, run.gap)
     gap_over_time(certificate.trace, certificate, run.folder / "gap.png")
     return certificate
 
@@ -91,19 +84,21 @@ def solve_one(run: SolveRun) -> ProofCertificate:
 def solve_path(run: SolveRun, lams: list[float]) -> list[PathPoint]:
     """Solve for each lambda, largest first, and write each result and the path so far.
 
-    What the folder already holds is not solved again.  Ctrl-C ends the path after the lambda at
-    work; before there is any, ``KeyboardInterrupt`` goes on.
+    What the folder already holds, and a check confirms, is not solved again.  Ctrl-C ends the path
+    after the lambda at work; before there is any, ``KeyboardInterrupt`` goes on.
     """
     places = {lam: run.folder / f"lambda-{number:02d}" for number, lam in enumerate(lams, 1)}
 
     def known(lam: float) -> ProofCertificate | None:
-        return stored(places[lam], run.data, lam, run.problem.alpha, run.M, run.gap)
+        return stored(places[lam], run.data, lam, run.problem.alpha, run.M, run.gap, lams)
 
     points: list[PathPoint] = []
     try:
         for point in follow(run.problem, lams, run.solve, known):
             if not point.stored:
-                write_result(places[point.lam], run.data, point.certificate, point.bound)
+                write_result(
+                    places[point.lam], run.data, point.certificate, point.bound, run.gap, lams
+                )
             points.append(point)
             write_path(run.folder, run.data, points)
             if run.stop.asked:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from spr_or.utils.files import write_aside
+from spr_or.utils.printable import picture_text
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def draw(
 
     figure, axis = plt.subplots(figsize=(8, 4.6), layout="constrained")
     for label, accuracy, colour in dense:
-        axis.axhline(accuracy, color=colour, linewidth=1, linestyle="--", label=label)
+        axis.axhline(accuracy, color=colour, linewidth=1, linestyle="--", label=picture_text(label))
     for one in series:
         if len(one.removed):
             _points(axis, one)
@@ -79,7 +80,7 @@ def draw(
         axis.plot([], [], "_", color="0.3", markersize=10, label="dense network of the same runs")
     axis.set_xlabel(xlabel)
     axis.set_ylabel("accuracy (%)")
-    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    figure.suptitle(picture_text(title), fontsize=11, x=0.01, ha="left")
     axis.spines[["top", "right"]].set_visible(False)
     axis.margins(0.1, 0.1)
     axis.legend(
@@ -102,7 +103,7 @@ def _points(axis: Any, one: Series) -> None:
         best = front(list(zip(one.removed, one.accuracy, strict=True)))
         axis.plot(
             [one.removed[i] for i in best], [one.accuracy[i] for i in best],
-            color=one.colour, linewidth=1, label=None if one.marker else one.label, zorder=1.5,
+            color=one.colour, linewidth=1, label=None if one.marker else picture_text(one.label), zorder=1.5,
         )  # fmt: skip
     if one.dense:
         axis.vlines(
@@ -113,13 +114,13 @@ def _points(axis: Any, one: Series) -> None:
     if one.marker:
         hollow = one.marker != "o"  # told apart from the circles in grey print too
         axis.plot(
-            one.removed, one.accuracy, one.marker, color=one.colour, label=one.label,
+            one.removed, one.accuracy, one.marker, color=one.colour, label=picture_text(one.label),
             markerfacecolor="white" if hollow else one.colour, markersize=6, linestyle="none",
             zorder=3,
         )  # fmt: skip
     for x, y, name in zip(one.removed, one.accuracy, one.names or (), strict=False):
         text = axis.annotate(
-            name,
+            picture_text(name),
             (x, y),
             textcoords="offset points",
             xytext=(6, -9 if one.marker == "^" else 5),

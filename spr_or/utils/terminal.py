@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from spr_or.utils.printable import one_line, printable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -42,15 +44,6 @@ def styled(text: str, style: str) -> Text:
     return Text(printable(text), style=style)
 
 
-def printable(text: str) -> str:
-    """Text without control characters, which names in a file may hold and a terminal would obey.
-
-    >>> printable("height [cm]"), printable("a\\x1b[2Jb")
-    ('height [cm]', 'a?[2Jb')
-    """
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
-
-
 def table(
     columns: Sequence[str],
     rows: Iterable[Sequence[str | Text]],
@@ -68,16 +61,16 @@ def table(
     from rich.text import Text
 
     made = Table(
-        title=Text(printable(title)) if title else None, title_justify="left", box=SIMPLE_HEAD,
+        title=Text(one_line(title)) if title else None, title_justify="left", box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0), pad_edge=False,
     )  # fmt: skip
     for name in columns:
         if name in text:
-            made.add_column(printable(name), overflow="fold")
+            made.add_column(one_line(name), overflow="fold")
         else:
-            made.add_column(printable(name), justify="right", no_wrap=True)
+            made.add_column(one_line(name), justify="right", no_wrap=True)
     for row in rows:
-        made.add_row(*(Text(printable(c)) if isinstance(c, str) else c for c in row))
+        made.add_row(*(Text(one_line(c)) if isinstance(c, str) else c for c in row))
     return made
 
 
@@ -87,8 +80,11 @@ def show(screen: Console, shown: Table) -> None:
 
 
 def say(screen: Console, message: str, style: str | None = None, indent: str = "") -> None:
-    """A line; on a terminal broken between words, with what follows indented."""
-    message = printable(message)
+    """A line; on a terminal broken between words, with what follows indented.
+
+    Line breaks inside become blanks: no name in the message can pose as a line of its own.
+    """
+    message = one_line(message.replace("\n", " "))
     if screen.is_terminal:
         message = textwrap.fill(
             message, screen.width, subsequent_indent=indent, break_long_words=False,
@@ -97,9 +93,18 @@ def say(screen: Console, message: str, style: str | None = None, indent: str = "
     screen.print(message, style=style)
 
 
+def complain(message: str, colour: str = "yellow") -> None:
+    """A line on stderr."""
+    typer.secho(one_line(message.replace("\n", " ")), fg=colour, err=True)
+
+
 def failed(message: object, status: int) -> typer.Exit:
-    """Say on stderr what went wrong; raise the result to end with that status."""
-    typer.secho(f"error: {printable(str(message))}", fg="red", bold=True, err=True)
+    """Say on stderr what went wrong; raise the result to end with that status.
+
+    Further lines are indented: none of them can be taken for a line of the command.
+    """
+    text = printable(str(message)).replace("\n", "\n  ")
+    typer.secho(f"error: {text}", fg="red", bold=True, err=True)
     return typer.Exit(status)
 
 
@@ -124,7 +129,7 @@ class Progress:
             self._status.update(styled(text, "cyan"))
         elif always or time.monotonic() - self._said > _QUIET:
             self._said = time.monotonic()
-            self._screen.print(text)
+            self._screen.print(one_line(text))
 
 
 @contextmanager

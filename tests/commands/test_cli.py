@@ -192,12 +192,12 @@ def test_what_a_command_does_not_catch_itself_is_one_line(monkeypatch, raised, s
     def fails(*arguments):
         raise raised
 
-    monkeypatch.setattr("spr_or.tabular.results.recheck", fails)
+    monkeypatch.setattr("spr_or.tabular.recheck.recheck", fails)
     result = run("check", "somewhere")
     assert result.exit_code == status and says in result.output
     assert "Traceback" not in result.output
 
 
 def test_a_fault_of_the_program_is_not_hidden(monkeypatch):
-    monkeypatch.setattr("spr_or.tabular.results.recheck", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("spr_or.tabular.recheck.recheck", lambda *arguments: 1 / 0)
     assert isinstance(run("check", "somewhere").exception, ZeroDivisionError)

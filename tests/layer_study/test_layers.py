@@ -3,11 +3,13 @@
 import io
 import itertools
 import json
+import os
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from damaged import NASTY, damaged, within
 from rich.console import Console
 from tiny_runs import tiny_recipe
 from torch import nn
@@ -407,6 +409,67 @@ def test_what_cannot_be_studied_says_why(finished, tmp_path):
     recipe["data"]["source"] = str(tmp_path / "no-data")
     (absent / "recipe.json").write_text(json.dumps(recipe))
     assert "no-data" in message(absent)
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "dense.safetensors", "compact.safetensors"])
+def test_cut_files_of_a_run_are_named(finished, tmp_path, name):
+    copy = tmp_path / "cut"
+    shutil.copytree(finished, copy, ignore=shutil.ignore_patterns("layers*"))
+    for content in (b"", b"{", b"[" * 100_000, (finished / name).read_bytes()[:-20]):
+        (copy / name).write_bytes(content)
+        shown = CliRunner().invoke(app, ["layers", str(copy)], env={"COLUMNS": "300"})
+        assert shown.exit_code == 2 and name in shown.output, (shown.output, shown.exception)
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    with within(20):
+        shown = CliRunner().invoke(app, ["layers", str(copy)])
+    assert shown.exit_code == 2 and "not a regular file" in shown.output
+
+
+def test_a_damaged_study_is_not_believed(finished, tmp_path):
+    """It counts as not stored; what is read back is a study of that layer, with its choices."""
+    study_run(finished, Settings(gap=0.001))
+    source, settings = layers_run.open_run(finished), Settings(gap=0.001)
+    content = (finished / "layers" / "4.json").read_bytes()
+    (tmp_path / "4.json").write_bytes(content)
+    assert layers_run._stored(tmp_path, "4", source, settings, False) is not None
+    for changed in damaged(content, 300, seed=9):
+        (tmp_path / "4.json").write_bytes(changed)
+        found = layers_run._stored(tmp_path, "4", source, settings, False)
+        if found is not None:
+            row(found)
+            table([found])
+
+
+def test_a_damaged_problem_of_a_layer_is_named(finished, tmp_path):
+    study_run(finished, Settings(gap=0.001))
+    content = (finished / "layers" / "4.problem.npz").read_bytes()
+    path = tmp_path / "4.problem.npz"
+    with within(60):
+        for changed in damaged(content, 200, seed=10):
+            path.write_bytes(changed)
+            try:
+                load_problem(path)
+            except LayersError as error:
+                assert str(path) in str(error)
+    with np.load(io.BytesIO(content)) as stored:
+        arrays = dict(stored)
+    for wrong in ([8, 0], [-1, 9], [1], [10**12]):
+        np.savez(path, **{**arrays, "lengths": np.array(wrong)})
+        with pytest.raises(LayersError, match="lengths of the groups"):
+            load_problem(path)
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_strange_names_of_layers_are_shown_as_they_are(tmp_path, name):
+    study = study_of(name, "optimal", 1.0, 1.0)
+    screen = Console(file=io.StringIO(), width=200)
+    screen.print(table([study]))
+    shown = screen.file.getvalue()
+    assert all(c.isprintable() or c == "\n" for c in shown)
+    if name.isprintable():
+        assert name in shown
+    layer_figures.draw([study], tmp_path / "layers.png")
 
 
 def test_a_network_without_convolutions_is_refused(tmp_path):

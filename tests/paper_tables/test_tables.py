@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from damaged import NASTY
 from image_files import picture, write_split
 from tiny_runs import tiny_recipe
 from typer.testing import CliRunner
@@ -24,7 +25,13 @@ from spr_or.paper_tables.published import (
     read_published,
 )
 from spr_or.paper_tables.tables_figures import our_series
-from spr_or.paper_tables.tables_report import matches, spr_rows, time_rows, write_report
+from spr_or.paper_tables.tables_report import (
+    markdown,
+    matches,
+    spr_rows,
+    time_rows,
+    write_report,
+)
 from spr_or.sweeps.sweep_file import load_sweep
 from spr_or.training.recipe import Recipe, parse_recipe
 from spr_or.training.report import summary as report
@@ -140,6 +147,12 @@ def test_runs_are_put_together_by_all_but_their_seed(tmp_path: Path) -> None:
     assert both.spread("accuracy") == (statistics.fmean(kept), statistics.stdev(kept))
     with pytest.raises(ValueError, match="there is no folder"):
         find_runs(tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_a_strange_name_stays_in_its_cell(name: str) -> None:
+    head, rule, line = markdown([{"a": name, "b": "1"}]).split("\n")
+    assert line.endswith(" | 1 |") and "<" not in line and line.isprintable()
 
 
 def test_a_row_has_our_figures_in_the_papers_measure_and_ours(tmp_path: Path) -> None:

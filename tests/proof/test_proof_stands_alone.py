@@ -9,7 +9,7 @@ import spr_or.proof
 
 FOLDER = Path(spr_or.proof.__file__).parent
 ALLOWED = ("spr_or.proof", "spr_or.formulations.problem", "spr_or.formulations.certificate",
-           "spr_or.utils.files")  # fmt: skip
+           "spr_or.utils.files", "spr_or.utils.untrusted")  # fmt: skip
 
 
 def test_it_imports_the_problem_and_nothing_of_the_search():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
@@ -24,10 +25,41 @@ from spr_or.pruning.compaction.rewrite import rewrite
 from spr_or.pruning.masks import apply_masks_
 from spr_or.utils.files import write_aside
 from spr_or.utils.import_path import load_object
+from spr_or.utils.untrusted import check_regular, parse_json
 
 __all__ = ["CompactionError", "compact", "load_compact", "read_description", "save_compact"]
 
 FORMAT = "spr-or compact 1"
+
+
+class _StoredStep(BaseModel):
+    """A `Step` as the file has it; ``shift`` is whether there is one, its numbers are a tensor."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    kind: str
+    target: str
+    channels: int = Field(ge=0)
+    kept: list[int]
+    offset: int
+    around: list[int]
+    shift: bool
+
+    @model_validator(mode="after")
+    def _kept_are_channels(self) -> "_StoredStep":
+        """Kept channels rise and are among those that there were."""
+        if any(b <= a for a, b in zip(self.kept, self.kept[1:], strict=False)):
+            raise ValueError("the kept channels are not in rising order")
+        if self.kept and not 0 <= self.kept[0] <= self.kept[-1] < self.channels:
+            raise ValueError(f"kept channels outside 0 to {self.channels - 1}")
+        return self
+
+
+class _Description(BaseModel):
+    model_config = ConfigDict(strict=True)
+    format: str
+    original: str
+    kwargs: dict[str, Any]
+    steps: dict[str, _StoredStep]
 
 
 def compact(model: nn.Module, masks: Mapping[str, Tensor], example_input: Tensor) -> nn.Module:
@@ -94,22 +126,43 @@ def load_compact(path: str | Path, original: str | None = None) -> nn.Module:
     description = read_description(path)
     if original is not None and original != description["original"]:
         raise ValueError(f"{path} was made from {description['original']!r}, not {original!r}")
-    model = _rebuild(description)
-    _load(model, load_file(path), str(path))
+    try:
+        model = _rebuild(description)
+    except (
+        ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError,
+    ) as error:  # fmt: skip
+        raise ValueError(f"{path} does not describe a network: {error}") from error
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+    _load(model, state, str(path))
     return model.eval()
 
 
 def read_description(path: str | Path) -> dict[str, Any]:
-    """The JSON description in a saved file: format, original, kwargs, steps (`removal_plan.Step`)."""
+    """The JSON description in a saved file: format, original, kwargs, steps (`removal_plan.Step`).
+
+    Raises ``ValueError`` naming the file where it is damaged, foreign, or states what cannot be: kept
+    channels that are not rising, or outside those of their layer.
+    """
+    path = Path(path)
+    if path.exists():
+        check_regular(path)
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("spr_or", "{}")
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
-    description = json.loads(text)
-    if description.get("format") != FORMAT:
+    description = parse_json(text, str(path))
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{path} holds no compacted network of format {FORMAT!r}")
-    return description
+    try:
+        return _Description.model_validate(description).model_dump()
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{path} is damaged: {place}: {first['msg']}") from None
 
 
 def _rebuild(description: Mapping[str, Any]) -> fx.GraphModule:

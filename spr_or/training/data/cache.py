@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tempfile
+import tokenize
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 
 from spr_or.training.data.parquet import DataError
 from spr_or.utils.files import disk_full_explained
+from spr_or.utils.untrusted import check_regular, read_json
 
 Arrays = tuple[np.ndarray, np.ndarray]
 _FORMAT = 1
@@ -49,21 +51,31 @@ def cached(folder: Path, key: str, source: dict[str, Any], decode: Callable[[], 
 def _load(place: Path, source: dict[str, Any]) -> Arrays:
     remedy = f"remove {place} to have the images decoded again"
     try:
-        meta = json.loads((place / "meta.json").read_text(encoding="utf-8"))
-        images = np.load(place / "images.npy", allow_pickle=False)
-        labels = np.load(place / "labels.npy", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        meta = read_json(place / "meta.json")
+        images, labels = (_array(place / f"{name}.npy") for name in ("images", "labels"))
+    except (
+        OSError, ValueError, EOFError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError,
+    ) as error:  # fmt: skip
         raise DataError(f"the cache {place} is damaged ({error}); {remedy}") from error
-    if meta.get("format") != _FORMAT:
+    if not isinstance(meta, dict) or meta.get("format") != _FORMAT:
         raise DataError(f"the cache {place} was written by another version; {remedy}")
+    if not isinstance(meta.get("source"), dict):
+        raise DataError(f"the cache {place} is damaged (it names no source); {remedy}")
     if meta["source"] != source:
         raise DataError(
             f"the cache {place} does not match its source ({_difference(meta['source'], source)})"
             f"; {remedy}"
         )
-    if meta["crc32"] != _checksum(images, labels):
+    if meta.get("crc32") != _checksum(images, labels):
         raise DataError(f"the cache {place} is damaged (its checksum is wrong); {remedy}")
     return images, labels
+
+
+def _array(path: Path) -> np.ndarray:
+    """One array of numbers, not larger than its file."""
+    check_regular(path)
+    stored = np.load(path, mmap_mode="r", allow_pickle=False)  # maps no more than there is
+    return np.array(stored)
 
 
 def _store(place: Path, source: dict[str, Any], arrays: Arrays) -> None:

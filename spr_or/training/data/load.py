@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -248,27 +250,45 @@ def decode_split(split: ParquetSplit, size: int | None, progress: OnDecoded = _s
     naming the file and row of a damaged image, or of one that differs in size.
     """
     images: np.ndarray | None = None
-    labels = np.empty(split.rows, dtype=np.int64)
+    labels: list[int] = []
+    classes = len(split.classes)
     for done, (file, row, data, label) in enumerate(_all_rows(split), start=1):
-        image = parquet.decode(data, label, file, row)
+        image = parquet.decode(data, label, file, row, classes)
         if size is not None and image.size != (size, size):
             image = parquet.resize_and_crop(image, size)
         array = parquet.to_array(image)
         if images is None:
-            images = np.empty((split.rows, *array.shape), dtype=np.uint8)
+            images = _room(split, array.shape)
         if array.shape != images.shape[1:]:
             raise DataError(
                 f"{file} row {row}: an image of size {array.shape[1:]} among others of size "
                 f"{images.shape[2:]}; set data.size to bring them to one"
             )
-        images[done - 1], labels[done - 1] = array, label
+        if done > split.rows:
+            raise DataError(f"{file}: more rows than its footer states")
+        images[done - 1] = array
+        labels.append(label)
         if done % 1000 == 0 or done == split.rows:
             progress(f"decoding {split.name}", done, split.rows)
-    assert images is not None  # open_split refuses an empty split
-    return images, labels
+    if images is None or len(labels) < split.rows:
+        raise DataError(f"{split.files[-1]}: {len(labels)} rows, its footer states {split.rows}")
+    return images, np.array(labels, dtype=np.int64)
 
 
-def _all_rows(split: ParquetSplit) -> Iterator[tuple[Path, int, bytes | None, int]]:
+def _room(split: ParquetSplit, shape: tuple[int, ...]) -> np.ndarray:
+    """An array for all images of a split, where this machine can hold it."""
+    needed = split.rows * math.prod(shape)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        raise DataError(
+            f"{split.files[0]}: {split.rows:,} images of {shape[1]} x {shape[2]} pixels take "
+            f"{needed / 2**30:.1f} GiB decoded, this machine has {memory / 2**30:.1f}; set "
+            'data.size, or data.memory = "stream"'
+        )
+    return np.empty((split.rows, *shape), dtype=np.uint8)
+
+
+def _all_rows(split: ParquetSplit) -> Iterator[tuple[Path, int, bytes | None, Any]]:
     row, last = 0, None
     for file, group, _ in parquet.row_groups(split):
         row = row if file == last else 0
@@ -293,7 +313,10 @@ def _fits(splits: tuple[ParquetSplit, ...], size: int | None, device: torch.devi
 
 
 def _first_image(split: ParquetSplit) -> np.ndarray:
-    file, row, data, label = next(_all_rows(split))
+    first = next(_all_rows(split), None)
+    if first is None:
+        raise DataError(f"{split.files[0]}: no rows, its footer states {split.rows}")
+    file, row, data, label = first
     return parquet.to_array(parquet.decode(data, label, file, row))
 
 

@@ -9,20 +9,31 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+
+from spr_or.utils.untrusted import UnreadableFile, check_regular, parse_json
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "fine_label", "coarse_label")
 EVAL_SPLITS = ("valid", "validation", "val", "test")
+MOST_PIXELS = 2**26  # of one image: 192 MiB decoded; Pillow itself warns at 89 million
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # decoders of plain pictures
+_MOST_CLASSES = 2**31
+_MOST_ROWS = 2**31
+_LARGEST_GROUP = 2**33  # bytes
+_FOOTER_LIMIT = 2**28  # bytes, and entries, of the metadata of one file
+_BATCH_ROWS = 256
+_ARROW_ERRORS = (OSError, ValueError, NotImplementedError, MemoryError, pa.ArrowException)
 _FOOTER = 1 << 16  # bytes at the end of a file that hold its row counts, offsets and statistics
 
 
@@ -103,17 +114,37 @@ def open_split(folder: Path, split: str | None) -> ParquetSplit:
     names = readers[0].schema_arrow.names
     image = _column(parts[0], names, IMAGE_COLUMNS)
     label = _column(parts[0], names, LABEL_COLUMNS)
-    rows = sum(reader.metadata.num_rows for reader in readers)
+    rows = sum(_rows(file, reader.metadata) for file, reader in zip(parts, readers, strict=True))
     if rows == 0:
         raise DataError(f"split {found} of {folder} is empty")
-    return ParquetSplit(found, parts, image, label, _classes(readers[0].schema_arrow, label), rows)
+    return ParquetSplit(found, parts, image, label, _classes(parts[0], readers[0], label), rows)
 
 
 def _open(file: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(file)
-    except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+        check_regular(file)
+        return pq.ParquetFile(
+            file, thrift_string_size_limit=_FOOTER_LIMIT, thrift_container_size_limit=_FOOTER_LIMIT
+        )
+    except (*_ARROW_ERRORS, UnreadableFile) as error:
         raise DataError(f"{file} is no readable Parquet file: {error}") from error
+
+
+def _rows(file: Path, metadata: Any) -> int:
+    """The rows that a file says it has, where that can be true."""
+    groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
+    counts = [group.num_rows for group in groups]
+    if any(count < 0 for count in counts) or sum(counts) != metadata.num_rows:
+        raise DataError(f"{file}: its footer states rows that its row groups do not have")
+    if metadata.num_rows > _MOST_ROWS:
+        raise DataError(f"{file}: {metadata.num_rows:,} rows, more than {_MOST_ROWS:,} in one file")
+    largest = max((group.total_byte_size for group in groups), default=0)
+    if largest > _LARGEST_GROUP:
+        raise DataError(
+            f"{file}: a row group expands to {largest:,} bytes, more than {_LARGEST_GROUP:,}; write "
+            "it with smaller row groups"
+        )
+    return int(metadata.num_rows)
 
 
 def _column(file: Path, names: list[str], candidates: tuple[str, ...]) -> str:
@@ -123,10 +154,20 @@ def _column(file: Path, names: list[str], candidates: tuple[str, ...]) -> str:
     raise DataError(f"{file} has no column {' or '.join(candidates)}; it has {', '.join(names)}")
 
 
-def _classes(schema, label: str) -> tuple[str, ...]:  # type: ignore[no-untyped-def]
-    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    feature = metadata.get("info", {}).get("features", {}).get(label, {})
-    return tuple(feature.get("names") or ())
+def _classes(file: Path, reader: pq.ParquetFile, label: str) -> tuple[str, ...]:
+    """The class names in the metadata, if there are any."""
+    stored = (reader.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
+    where = f"{file}: the metadata named huggingface"
+    try:
+        found = parse_json(stored.decode("utf-8"), where)
+    except (UnreadableFile, UnicodeDecodeError) as error:
+        raise DataError(str(error)) from None
+    for key in ("info", "features", label, "names"):
+        found = found.get(key) if isinstance(found, dict) else None
+    names = found if isinstance(found, list) else []
+    if not all(isinstance(name, str) for name in names):
+        raise DataError(f"{where}: a class name is no text")
+    return tuple(names)
 
 
 def _fingerprint(file: Path) -> dict[str, str | int]:
@@ -152,21 +193,40 @@ def row_groups(split: ParquetSplit) -> list[tuple[Path, int, int]]:
 def read_group(split: ParquetSplit, file: Path, group: int) -> Iterator[tuple[bytes | None, int]]:
     """The encoded images and labels of one row group; memory stays at one batch of rows."""
     columns = [split.image_column, split.label_column]
-    for batch in _open(file).iter_batches(1024, row_groups=[group], columns=columns):
-        images = batch.column(0).field("bytes")
-        labels = batch.column(1)
-        for image, label in zip(images, labels, strict=True):
-            yield image.as_py(), label.as_py()
-
-
-def decode(data: bytes | None, label: int | None, file: Path, row: int | str) -> Image.Image:
-    """Decode one image to RGB; raises `DataError` naming file and row for a damaged one."""
-    if label is None or label < 0:
-        raise DataError(f"{file} row {row}: label {label!r}; this split cannot be trained on")
+    reader = _open(file)
     try:
-        return Image.open(io.BytesIO(data or b"")).convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three
-        raise DataError(f"{file} row {row}: the image cannot be decoded ({error})") from error
+        for batch in reader.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns):
+            images = batch.column(split.image_column).field("bytes")
+            labels = batch.column(split.label_column)
+            for image, label in zip(images, labels, strict=True):
+                yield image.as_py(), label.as_py()
+    except (*_ARROW_ERRORS, KeyError, IndexError, AttributeError, TypeError) as error:
+        raise DataError(
+            f"{file}, row group {group}: no images with bytes and labels ({error})"
+        ) from error
+
+
+def decode(
+    data: bytes | None, label: int | None, file: Path, row: int | str, classes: int = 0
+) -> Image.Image:
+    """Decode one image to RGB; raises `DataError` naming file and row for a damaged or huge one.
+
+    ``classes``: how many there are, where that is known; a label beyond them is refused.
+    """
+    where = f"{file} row {row}"
+    if not isinstance(label, int) or not 0 <= label < (classes or _MOST_CLASSES):
+        raise DataError(f"{where}: label {label!r}; this split cannot be trained on")
+    if not isinstance(data, bytes):
+        raise DataError(f"{where}: the image cannot be decoded (there are no bytes)")
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            width, height = image.size
+            if width * height <= MOST_PIXELS:
+                return image.convert("RGB")
+    # A decoder that meets damaged bytes raises whatever it stumbles over.
+    except Exception as error:
+        raise DataError(f"{where}: the image cannot be decoded ({error})") from error
+    raise DataError(f"{where}: {width:,} x {height:,} pixels, more than {MOST_PIXELS:,}")
 
 
 def to_array(image: Image.Image) -> np.ndarray:

@@ -93,7 +93,8 @@ class _Stream(Dataset):
         labels: list[int] = []
         for position in range(mine.start, mine.stop):
             file, group, row, data, label = self._row(seed, position)
-            image = decode(data, label, file, f"{row} of row group {group}")
+            classes = len(self.split.classes)
+            image = decode(data, label, file, f"{row} of row group {group}", classes)
             if self.size is not None:
                 image = (
                     resize_and_crop(image, self.size)
@@ -118,7 +119,10 @@ class _Stream(Dataset):
             for old in list(self._read)[:-1]:  # a batch lies in at most two neighbours
                 del self._read[old]
             self._read[key] = self._read_window(seed, number, windows[number])
-        return self._read[key][position - starts[number]]
+        window, place = self._read[key], position - starts[number]
+        if place >= len(window):
+            raise DataError(f"{self.split.files[0]}: fewer rows than the footers state")
+        return window[place]
 
     def _read_window(self, seed: int, number: int, window: list[Group]) -> list[ImageRow]:
         rows = [

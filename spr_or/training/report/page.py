@@ -14,6 +14,7 @@ from spr_or.training.report.rows import BUDGET_ROWS, PAGE_ROWS, shown
 from spr_or.training.report.style import STYLE
 from spr_or.training.report.words import noise, warnings, what_was_done
 from spr_or.utils.files import write_text
+from spr_or.utils.printable import printable
 
 _CAPTIONS = {
     "0-seeds": "All seeds: accuracy on the evaluation images, and the share of parameters in zero "
@@ -75,8 +76,9 @@ def write_page(
 
 
 def _text(value: object) -> str:
-    """Text for HTML, quotes included, so that it may stand in an attribute too."""
-    return html.escape(str(value), quote=True)
+    """Text for HTML, quotes included, so that it may stand in an attribute too; what is not seen, such
+    as marks that turn the direction of what follows, is shown as a question mark."""
+    return html.escape(printable(str(value)), quote=True)
 
 
 def _headline(summary: dict[str, Any], count: int) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from spr_or.training.metrics import Record
 from spr_or.utils.files import write_aside
 from spr_or.utils.palette import BLUE, GREEN, GREY, LIGHT_GREY, ORANGE, PURPLE, RED, SKY
+from spr_or.utils.printable import picture_text
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -220,7 +221,7 @@ def _tall(layers: int) -> tuple[float, float]:
 
 def _layers(axis: Any, names: list[str]) -> None:
     """The names of the layers in full, the first one on top."""
-    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.set_yticks(range(len(names)), [picture_text(name) for name in names], fontsize=8)
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.spines[["top", "right"]].set_visible(False)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from damaged import NASTY as STRANGE
 from PIL import Image
 from tiny_runs import tiny_recipe
 from torch import nn
@@ -214,6 +215,21 @@ def test_names_are_escaped_everywhere(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [key for key, _ in found.attributes] == [key for key, _ in plain.attributes]
     assert ("alt", NASTY) in found.attributes
     assert found.text.count(NASTY) >= 9
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_strange_names_change_neither_the_page_nor_a_picture(tmp_path: Path, name: str) -> None:
+    """Layers, data, model and recipe may be called anything, and matplotlib sets no mathematics."""
+    figure = tmp_path / "2-filters-kept.png"
+    assert run_figures.kept({name: torch.tensor([True, False])}, figure)
+    strange = summary(name=name, note=name, model=name, dataset=name, collapsed_layers=[name])
+    strange["layers"] = [strange["layers"][0] | {"label": name, "kind": name}]
+    strange["recipe"]["note"] = name
+    plain = written(tmp_path, summary(note="x", collapsed_layers=["x"]), overview=[figure])
+    found = written(tmp_path, strange, overview=[figure])
+    assert found.tags == plain.tags
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all(c.isprintable() or c == "\n" for c in text)
 
 
 def test_the_page_asks_nothing_of_other_hosts_and_knows_dark_screens(tmp_path: Path) -> None:

@@ -1,0 +1,134 @@
+"""The folder of a solve: its name, which problem it belongs to, and that one process works in it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from spr_or.tabular.prepare import OwnData
+from spr_or.tabular.read import TableError
+from spr_or.tabular.stored_result import StoredResult, read_result
+
+Question = dict[str, Any]
+_SINGLE, _PATH = "lam", "path"
+
+
+def question(
+    data: OwnData, alpha: float, M: float | None, lam: float | None, path: Sequence[float] | None
+) -> Question:
+    """What is asked, as plain values: data, model, alpha, M (None: derived), and lambda or a path.
+
+    Two solves with the same question belong into the same folder; gap and time limit say only how
+    well it is answered.
+    """
+    return {
+        "data": data.sha256,
+        "target": data.target,
+        "groups": data.table.labels,
+        "loss": data.loss,
+        "intercept": data.intercept,
+        "standardise": data.standardise,
+        "alpha": alpha,
+        "M": None if M is None else [M] * len(data.groups),
+        _SINGLE: lam,
+        _PATH: _rounded(path),
+    }
+
+
+def question_of(result: StoredResult) -> Question:
+    """The question that a stored result answers; one of a path has its own lambda as well."""
+    model = result.model
+    return {
+        "data": result.data.sha256,
+        "target": model.target,
+        "groups": model.groups,
+        "loss": model.loss,
+        "intercept": model.intercept,
+        "standardise": model.standardise,
+        "alpha": result.alpha,
+        "M": None if result.M.auto else result.M.value,
+        _SINGLE: result.lam,
+        _PATH: _rounded(result.path),
+    }
+
+
+def _rounded(lams: Sequence[float] | None) -> list[float] | None:
+    """A path comes from sums over the data, whose last digits depend on the number of threads."""
+    return None if lams is None else [float(f"{lam:.10g}") for lam in lams]
+
+
+def differences(one: Question, two: Question) -> list[str]:
+    """What two questions differ in, beside lambda.
+
+    >>> differences({"alpha": 0.1, "lam": 1.0, "path": None}, {"alpha": 0.2, "lam": 2.0, "path": None})
+    ['alpha']
+    """
+    return [key for key in one if key != _SINGLE and one[key] != two[key]]
+
+
+def default_folder(path: Path, asked: Question) -> Path:
+    """``runs/solve-NAME-HASH``, another one for each question."""
+    text = json.dumps(asked, sort_keys=True)
+    name = re.sub(r"[^\w.-]+", "-", path.stem).strip("-.") or "data"
+    return Path("runs") / f"solve-{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def check_free(folder: Path, asked: Question) -> None:
+    """Raise `TableError` where ``folder`` holds a result that answers another question."""
+    for place, result in results_in(folder):
+        found = question_of(result)
+        changed = differences(asked, found)
+        expected = asked[_SINGLE]
+        if place != folder:
+            if result.path is None and asked[_PATH] is not None:  # of an older version
+                changed = [key for key in changed if key != _PATH]
+            number, lams = int(place.name.removeprefix("lambda-")), asked[_PATH] or []
+            expected = lams[number - 1] if number <= len(lams) else None
+        elif asked[_PATH] is not None:
+            changed = [_PATH]
+        if expected is None or not math.isclose(result.lam, expected, rel_tol=1e-9):
+            changed = [*changed, "lambda"]
+        if changed:
+            raise TableError(
+                f"{folder} holds the result of another problem ({place.name}: another "
+                f"{', '.join(changed)}); name another folder with --out, or remove this one"
+            )
+
+
+def results_in(folder: Path) -> list[tuple[Path, StoredResult]]:
+    """The results that can be read: of the folder itself, and of the lambdas of a path."""
+    found = []
+    for place in (folder, *lambda_folders(folder)):
+        with contextlib.suppress(TableError):
+            found.append((place, read_result(place)))
+    return found
+
+
+def lambda_folders(folder: Path) -> list[Path]:
+    """The folders ``lambda-01``, ``lambda-02``, ... with a result, in order."""
+    places = [file.parent for file in folder.glob("lambda-*/result.json")]
+    return sorted(
+        (place for place in places if re.fullmatch(r"lambda-[0-9]{2,6}", place.name)),
+        key=lambda place: int(place.name.removeprefix("lambda-")),
+    )
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Refuse a folder in which another process solves; the lock goes with its process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TableError(
+                f"another spr-or solve is at work in {folder}: wait, or name another --out"
+            ) from None
+        yield
