@@ -23,6 +23,7 @@ from spr_or.solvers.time_limit import TimeLimit
 from spr_or.training.data.load import load_data
 from spr_or.training.recipe import Recipe, build_model, parse_recipe
 from spr_or.training.setup import load_weights
+from spr_or.training.stored_run import DamagedFile, read_recipe
 from spr_or.utils.files import write_aside, write_json
 
 _FORMAT = 1
@@ -80,7 +81,12 @@ def open_run(folder: Path) -> Source:
             f"the run in {folder} is not finished, it has no {' and no '.join(missing)}: "
             f"continue it with spr-or run RECIPE --out {folder} --resume"
         )
-    recipe = parse_recipe(json.loads(recipe_file.read_text(encoding="utf-8")), str(recipe_file))
+    try:
+        stored = read_recipe(recipe_file.parent)
+    except DamagedFile as error:
+        raise LayersError(f"{error}: put the recipe of the run there again") from None
+    assert stored is not None  # it was there a moment ago
+    recipe = parse_recipe(stored, str(recipe_file))
     model = build_model(recipe)
     load_weights(model, dense)
     if not any(isinstance(m, nn.Conv2d) for m in model.modules()):
@@ -214,7 +220,7 @@ def _stored(
         if content["identity"] != _identity(source, settings):
             return None
         study = Study.of(content["study"])
-    except (OSError, json.JSONDecodeError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     unproven = again and study.status != "optimal"
     return None if unproven or study.status == "interrupted" else study

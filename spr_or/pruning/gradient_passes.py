@@ -164,14 +164,14 @@ def add_gradients_(
 def gradient(batch: Batch, slopes: Slopes) -> Parts:
     """The gradient of the penalty with respect to one batch."""
     weights, extra = factors(batch, slopes)
-    return Parts(weights.mul_(batch.weights), None if extra is None else extra.mul_(batch.extra))
+    return Parts(weights.mul_(batch.weights), _product(extra, batch.extra))
 
 
 def add_gradient_(target: Tensor, batch: Batch, slopes: Slopes) -> Parts:
     """Add the gradient of a batch's weights to ``target``; the gradient of its ``extra`` is left."""
     weights, extra = factors(batch, slopes)
     target.addcmul_(batch.weights, weights)
-    return Parts(None, None if extra is None else extra.mul_(batch.extra))
+    return Parts(None, _product(extra, batch.extra))
 
 
 def factors(batch: Batch, slopes: Slopes) -> tuple[Tensor, Tensor | None]:
@@ -188,6 +188,10 @@ def factors(batch: Batch, slopes: Slopes) -> tuple[Tensor, Tensor | None]:
         share = (slopes.slope / ties.reshape(-1)).unsqueeze(1)
         added = extra_attains.mul_(share).add_(slopes.radial.unsqueeze(1))
     return attains.mul_(slopes.slope.view(shape) / ties).add_(slopes.radial.view(shape)), added
+
+
+def _product(factor: Tensor | None, extra: Tensor | None) -> Tensor | None:
+    return None if factor is None or extra is None else factor.mul_(extra)
 
 
 def of_batches(batches: Sequence[Batch], slopes: Slopes) -> list[Slopes]:

@@ -12,9 +12,16 @@ import errno
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+# What torch's writer (two ways), safetensors and numpy say without the system's number.
+_FULL = (
+    r"unexpected pos \d+ vs \d+|PytorchStreamWriter failed writing|No space left|os error 28"
+    r"|\d+ requested and \d+ written"
+)
 
 
 class DiskFull(OSError):
@@ -90,10 +97,8 @@ def disk_full_explained(path: Path) -> Iterator[None]:
     """Turn "no space left" while writing ``path`` into a `DiskFull` that says what to do."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        code = getattr(error, "errno", None)
-        # torch's own writer reports a full disk as a RuntimeError.
-        if code not in (errno.ENOSPC, errno.EDQUOT) and "No space left" not in str(error):
+    except Exception as error:  # torch and safetensors have kinds of their own
+        if not _means_full(error):
             raise
         raise DiskFull(
             errno.ENOSPC,
@@ -102,6 +107,22 @@ def disk_full_explained(path: Path) -> Iterator[None]:
             "--resume)",
             str(path),
         ) from error
+
+
+def _means_full(error: BaseException) -> bool:
+    """Whether an error, or one that it arose from, says that the disk is full.
+
+    A number of the system decides where there is one; else the words of the library that wrote.
+    """
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    numbers = [e.errno for e in chain if isinstance(e, OSError) and e.errno is not None]
+    if numbers:
+        return any(number in (errno.ENOSPC, errno.EDQUOT) for number in numbers)
+    return any(re.search(_FULL, str(e)) for e in chain)
 
 
 def _sync_folder(folder: Path) -> None:
