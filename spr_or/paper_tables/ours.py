@@ -36,6 +36,17 @@ DATASETS = {
     "imagenet1k": "ImageNet",
 }
 
+# The measures without which a run has no place in the tables.
+_NEEDED = (
+    "dense_accuracy",
+    "accuracy",
+    "masked_filter_weights",
+    "removed_params_pct",
+    "macs_dense",
+    "macs_compact",
+    "parameters",
+    "seed",
+)
 # What has a column of its own, or changes the time a run takes and not its meaning.
 _SHOWN = ("lam", "alpha", "lr", "epochs", "method", "variant", "schedule", "milestones")
 _APART = ("seeds", "name", "note", "speed")
@@ -214,7 +225,7 @@ def find_runs(
     for path in sorted(folder.rglob("metrics.jsonl")):
         place = path.parent
         try:
-            summary = read_summary(place)
+            summary = read_summary(place, _NEEDED)
             recipe = None if summary is None else Recipe.model_validate(summary["recipe"])
         except DamagedFile as error:
             warn(f"{error}; it counts as not finished")

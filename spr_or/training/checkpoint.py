@@ -77,14 +77,6 @@ def load(path: Path) -> State:
     return state
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process had not finished writing."""
-    if not distributed.is_first():
-        return
-    for path in folder.glob(".*"):
-        path.unlink()
-
-
 def load_last(folder: Path) -> tuple[State | None, str | None]:
     """The newest usable checkpoint, and a warning if it is not the last one that was written.
 

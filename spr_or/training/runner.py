@@ -20,7 +20,7 @@ from spr_or.training.run_progress import RunDisplay
 from spr_or.training.seed_run import PHASES, RunError, SeedRun
 from spr_or.training.setup import check_model, fresh_model, pick_device, reproducible
 from spr_or.training.stored_run import RECIPE, DamagedFile, read_recipe, read_summary
-from spr_or.utils.files import write_text
+from spr_or.utils.files import remove_asides, write_text
 from spr_or.utils.folder_lock import FolderBusy, alone_in
 from spr_or.utils.import_path import source_file
 
@@ -129,7 +129,9 @@ def _run_seed(
     recipe: Recipe, seed: int, folder: Path, device: torch.device, data: Data, display: RunDisplay
 ) -> Summary:
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.remove_leftovers(folder / "checkpoints")
+    if distributed.is_first():
+        for place in (folder, folder / "checkpoints", folder / "figures"):
+            remove_asides(place)
     state, warning = checkpoint.load_last(folder / "checkpoints")
     if warning:
         display.warn(warning)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ class DamagedFile(ValueError):
     """A file that is cut, or holds something else than it should; the message names it."""
 
 
-def read_summary(folder: Path) -> Summary | None:
-    """``summary.json`` of a finished run; None if it is not there. Raises `DamagedFile`."""
+def read_summary(folder: Path, needed: Sequence[str] = MEASURES) -> Summary | None:
+    """``summary.json`` of a finished run; None if it is not there.
+
+    Raises `DamagedFile`, also where a measure of ``needed`` is no number or the recipe is missing.
+    """
     summary = _read(folder / SUMMARY)
     if summary is None:
         return None
-    wrong = [key for key in MEASURES if not _is_number(summary.get(key))]
+    wrong = [key for key in needed if not _is_number(summary.get(key))]
     if not isinstance(summary.get("recipe"), dict):
         wrong.append("recipe")
     if wrong:

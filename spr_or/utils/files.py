@@ -66,6 +66,22 @@ def write_durably(path: str | Path, write: Callable[[Path], object]) -> None:
     _sync_folder(Path(path).parent)
 
 
+def remove_asides(folder: Path) -> None:
+    """Remove what killed processes left of `write_aside` in a folder; nobody else may write there.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for name in (".note.123.txt", ".gitignore", "note.txt"):
+    ...     (folder / name).touch()
+    >>> remove_asides(folder)
+    >>> sorted(path.name for path in folder.iterdir())
+    ['.gitignore', 'note.txt']
+    """
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\..+\.\d+(\.\w+)?", path.name) and path.is_file():
+            path.unlink()
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file in UTF-8, durably."""
     write_durably(path, lambda aside: aside.write_text(text, encoding="utf-8"))

@@ -293,8 +293,14 @@ def _copied(whole: Path, folder: Path) -> tuple[SweepPlan, Path]:
     return load_sweep(folder / "sweep.toml"), folder / "out"
 
 
-@pytest.mark.parametrize("damaged", ["summary", "recipe", "both", "dense", "dense recipe"])
-@pytest.mark.parametrize("content", ["cut", "", "[1, 2]", '{"other": 1}', "\\xff", "[" * 100_000])
+@pytest.mark.parametrize(
+    ("damaged", "content"),
+    [
+        *(("summary", text) for text in ["cut", "", '{"other": 1}', "\\xff", "[" * 100_000]),
+        *((files, "cut") for files in ["recipe", "both", "dense", "dense recipe"]),
+        ("both", "[1, 2]"),
+    ],
+)
 def test_damaged_files_do_not_stop_a_sweep(
     whole: Path, tmp_path: Path, damaged: str, content: str
 ) -> None:

@@ -359,3 +359,18 @@ def test_a_run_says_where_its_network_came_from(
 def test_the_help_says_that_names_will_do(command: str, name: str) -> None:
     text = " ".join(CliRunner().invoke(app, [command, "--help"]).output.split())
     assert f"a TOML file, or a shipped name such as {name}" in text
+
+
+def test_what_a_killed_process_had_not_finished_writing_goes(tmp_path: Path) -> None:
+    begun(tmp_path)
+    left = [
+        tmp_path / ".metrics.123.jsonl",
+        tmp_path / "checkpoints" / ".next.123.pt",
+        tmp_path / "figures" / ".1-accuracy-and-sparsity.123.png",
+    ]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    (tmp_path / ".mine").touch()
+    resumed(tmp_path)
+    assert not any(path.exists() for path in left) and (tmp_path / ".mine").exists()

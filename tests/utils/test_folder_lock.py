@@ -69,9 +69,7 @@ def test_a_killed_process_blocks_nobody(holder: subprocess.Popen, tmp_path: Path
     assert not (tmp_path / ".lock").exists()
 
 
-def test_a_lock_that_is_about_to_go_is_waited_for(
-    holder: subprocess.Popen, tmp_path: Path
-) -> None:
+def test_a_lock_that_is_about_to_go_is_waited_for(holder: subprocess.Popen, tmp_path: Path) -> None:
     subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -9 {holder.pid}"])
     with alone_in(tmp_path, "run"):
         assert holder.wait(5) == -signal.SIGKILL
@@ -86,8 +84,6 @@ def test_the_lock_goes_with_an_error(tmp_path: Path) -> None:
 def test_no_two_are_ever_inside(tmp_path: Path) -> None:
     """Taking, removing and taking again: an increment that is not alone loses a count."""
     (tmp_path / "counter").write_text("0")
-    processes = [
-        subprocess.Popen([sys.executable, "-c", COUNT, str(tmp_path)]) for _ in range(4)
-    ]
+    processes = [subprocess.Popen([sys.executable, "-c", COUNT, str(tmp_path)]) for _ in range(4)]
     assert [process.wait(60) for process in processes] == [0] * 4
     assert (tmp_path / "counter").read_text() == "160"
