@@ -70,6 +70,7 @@ spr.lam = [12.0, 4.0]
 spr.alpha = [0.1, 0.3]
 """
 CLOCKED = ("second", "wait", "latency", "speedup", "overhead")
+A_FEW = 4
 Work = Callable[[Path], None]
 
 
@@ -126,9 +127,11 @@ def attack(
     found: list[str] = []
     while kills < wanted:
         folder = place / f"killed-{finished}"
+        before = kills
         while True:
-            # A few kills for each folder, at any moment of what is left of it.
-            wait = dice.uniform(0, length / 2) if kills < wanted else None
+            # A few kills for each folder, or most of them would hit its end.
+            more = kills < min(wanted, before + A_FEW)
+            wait = dice.uniform(0, length / 2) if more else None
             status = ended(work, folder, wait)
             if status == 0:
                 break

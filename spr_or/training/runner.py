@@ -63,7 +63,9 @@ def run_recipe(
         with distributed.joined(device):
             if not distributed.is_first():
                 display = None
-            if resume and (summary := _read_finished(recipe, folder)) is not None:
+            # Several processes must take the same way, so they look behind the lock.
+            alone = distributed.world().size == 1
+            if resume and alone and (summary := _read_finished(recipe, folder)) is not None:
                 return summary
             with _alone_in(folder):
                 return _run(recipe, folder, resume, device, display)
@@ -72,13 +74,13 @@ def run_recipe(
 
 
 def _read_finished(recipe: Recipe, folder: Path) -> Summary | None:
-    """The summary of a run of one seed that is finished: nothing is written, so nobody is asked."""
+    """The summary of a run of one seed that is finished: nothing is written, so no lock is needed."""
     if len(recipe.seeds) > 1:
         return None
     with contextlib.suppress(DamagedFile):
         if (summary := read_summary(folder)) is not None:
             _check_folder(recipe, folder, resume=True)
-            return summary if distributed.is_first() else {}
+            return summary
     return None
 
 
