@@ -57,6 +57,7 @@ def command(
     from spr_or.layer_study.study_run import LayersError, Settings, study_run
     from spr_or.training.data.parquet import DataError
     from spr_or.training.recipe import RecipeError
+    from spr_or.utils.files import DiskFull
 
     screen = terminal.console()
     settings = Settings(gap, keep, max_channels)
@@ -67,6 +68,8 @@ def command(
             )
     except (LayersError, RecipeError, DataError) as error:
         raise terminal.failed(error, 2) from None
+    except DiskFull as error:
+        raise terminal.failed(error, 1) from None
     if finished.studies:
         terminal.show(screen, table(finished.studies))
     for name, reason in finished.skipped.items():

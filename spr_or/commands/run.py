@@ -17,7 +17,7 @@ def command(
     recipe: Annotated[
         Path,
         typer.Argument(
-            metavar="RECIPE", help="A recipe in TOML, such as those in experiments/recipes."
+            metavar="RECIPE", help="A recipe: a TOML file, or a shipped name such as digits."
         ),
     ],
     set_: Annotated[
@@ -49,7 +49,7 @@ def command(
     filters for good (compacts) and writes a report.
 
     Exit status: 0 done, 1 the run failed, 2 bad usage, recipe or data, or a folder that holds
-    another run, 130 interrupted.
+    another run or in which one is at work, 130 interrupted.
     """
     from spr_or.training import distributed
     from spr_or.training.checkpoint import CheckpointError

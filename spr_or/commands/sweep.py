@@ -24,7 +24,10 @@ class Engine(StrEnum):
 def command(
     sweep: Annotated[
         Path,
-        typer.Argument(metavar="SWEEP", help="A sweep file in TOML: a recipe, and keys to vary."),
+        typer.Argument(
+            metavar="SWEEP",
+            help="A recipe and keys to vary: a TOML file, or a shipped name such as table01.",
+        ),
     ],
     set_: Annotated[
         list[str] | None,
@@ -71,6 +74,7 @@ def command(
     from spr_or.sweeps.sweep import run_sweep
     from spr_or.sweeps.sweep_file import SweepError, load_sweep
     from spr_or.training.recipe import RecipeError
+    from spr_or.utils.files import DiskFull
 
     errors, screen = terminal.console(stderr=True), terminal.console()
     try:
@@ -81,9 +85,18 @@ def command(
             return
         terminal.say(errors, f"{plan.name}: {len(plan.runs)} runs in {folder}")
         pool = _pool(engine, jobs, gpus)
-        result = run_sweep(plan, folder, pool, retry_failed=resume, on_end=_teller(errors, plan))
+        result = run_sweep(
+            plan,
+            folder,
+            pool,
+            retry_failed=resume,
+            on_end=_teller(errors, plan),
+            warn=lambda message: terminal.say(errors, f"warning: {message}", "yellow"),
+        )
     except (SweepError, RecipeError) as error:
         raise terminal.failed(error, 2) from None
+    except DiskFull as error:
+        raise terminal.failed(error, 1) from None
     except ConnectionError as error:
         raise terminal.failed(f"no Ray cluster answers at $RAY_ADDRESS: {error}", 2) from None
     except ImportError as error:

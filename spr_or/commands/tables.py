@@ -34,19 +34,24 @@ def command(
 
     What was not run says so.
 
-    Exit status: 0 done, 2 bad usage or no runs, 130 interrupted.
+    Exit status: 0 done, 1 the disk is full, 2 bad usage or no runs, 130 interrupted.
     """
     from spr_or.paper_tables.ours import find_runs, settings
     from spr_or.paper_tables.published import REFERENCE, read_epoch_times, read_published
     from spr_or.paper_tables.tables_report import write_report
+    from spr_or.utils.files import DiskFull
 
+    errors = terminal.console(stderr=True)
     folder = reference or REFERENCE
     try:
         published, times = read_published(folder), read_epoch_times(folder)
-        found, unfinished = find_runs(runs)
+        found, unfinished = find_runs(runs, lambda text: terminal.say(errors, text, "yellow"))
     except ValueError as error:
         raise terminal.failed(error, 2) from None
-    write_report(out, settings(found), published, times, unfinished)
+    try:
+        write_report(out, settings(found), published, times, unfinished)
+    except DiskFull as error:
+        raise terminal.failed(error, 1) from None
     screen = terminal.console()
     screen.print(f"{len(found)} runs read, {len(unfinished)} not finished")
     terminal.say(screen, f"wrote {out / 'tables.md'}")

@@ -23,6 +23,7 @@ from spr_or.solvers.time_limit import TimeLimit
 from spr_or.training.data.load import load_data
 from spr_or.training.recipe import Recipe, build_model, parse_recipe
 from spr_or.training.setup import load_weights
+from spr_or.training.stored_run import DamagedFile, read_recipe
 from spr_or.utils.files import write_aside, write_json
 from spr_or.utils.untrusted import UnreadableFile, check_regular, read_arrays, read_json
 
@@ -82,11 +83,15 @@ def open_run(folder: Path) -> Source:
             f"continue it with spr-or run RECIPE --out {folder} --resume"
         )
     try:
-        recipe = parse_recipe(read_json(recipe_file), str(recipe_file))
+        stored = read_recipe(recipe_file.parent)
         for file in (dense, compact):
             check_regular(file)
+    except DamagedFile as error:
+        raise LayersError(f"{error}: put the recipe of the run there again") from None
     except UnreadableFile as error:
         raise LayersError(str(error)) from None
+    assert stored is not None  # it was there a moment ago
+    recipe = parse_recipe(stored, str(recipe_file))
     model = build_model(recipe)
     load_weights(model, dense)
     if not any(isinstance(m, nn.Conv2d) for m in model.modules()):

@@ -7,18 +7,20 @@ import json
 import os
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
+from pydantic import ValidationError
 
 from spr_or.paper_tables.published import PROTOCOLS, Problem
 from spr_or.training.data import parquet
 from spr_or.training.metrics import read_metrics
 from spr_or.training.recipe import DataRecipe, FinetuneRecipe, Recipe, SprRecipe, TrainRecipe
+from spr_or.training.stored_run import SUMMARY, DamagedFile, read_summary
 
 NETWORKS = {
     "models.resnet_cifar:resnet20": "ResNet-20",
@@ -34,6 +36,17 @@ DATASETS = {
     "imagenet1k": "ImageNet",
 }
 
+# The measures without which a run has no place in the tables.
+_NEEDED = (
+    "dense_accuracy",
+    "accuracy",
+    "masked_filter_weights",
+    "removed_params_pct",
+    "macs_dense",
+    "macs_compact",
+    "parameters",
+    "seed",
+)
 # What has a column of its own, or changes the time a run takes and not its meaning.
 _SHOWN = ("lam", "alpha", "lr", "epochs", "method", "variant", "schedule", "milestones")
 _APART = ("seeds", "name", "note", "speed")
@@ -197,9 +210,12 @@ def plain(value: float | None) -> str:
     return "" if value is None else f"{value:g}"
 
 
-def find_runs(folder: Path) -> tuple[list[Run], list[Path]]:
+def find_runs(
+    folder: Path, warn: Callable[[str], None] = lambda message: None
+) -> tuple[list[Run], list[Path]]:
     """All finished runs below a folder, and the folders of runs that are not finished.
 
+    A run whose summary is damaged counts as not finished, and ``warn`` is told which file it is.
     A mean over seeds is left out for the runs behind it, and so are the dense phases that a sweep
     shares between its runs. Raises ``ValueError`` for a folder that is not there.
     """
@@ -208,11 +224,18 @@ def find_runs(folder: Path) -> tuple[list[Run], list[Path]]:
     runs, unfinished = [], []
     for path in sorted(folder.rglob("metrics.jsonl")):
         place = path.parent
-        if not (place / "summary.json").exists():
+        try:
+            summary = read_summary(place, _NEEDED)
+            recipe = None if summary is None else Recipe.model_validate(summary["recipe"])
+        except DamagedFile as error:
+            warn(f"{error}; it counts as not finished")
+            summary = recipe = None
+        except ValidationError as error:
+            warn(f"the recipe in {place / SUMMARY} is not valid: {error.errors()[0]['msg']}")
+            summary = recipe = None
+        if summary is None or recipe is None:
             unfinished.append(place)
             continue
-        summary = json.loads((place / "summary.json").read_text(encoding="utf-8"))
-        recipe = Recipe.model_validate(summary["recipe"])
         if recipe.spr.epochs:
             runs.append(Run(place, summary, recipe))
     return runs, unfinished

@@ -1,7 +1,9 @@
 r"""The passes over a network's weights: from weights to SPR's value, and back to its gradient.
 
 A *batch* is a tensor x whose dimension ``dim`` counts entities; the other dimensions hold their
-weights, in whatever memory order x has. An entity enters the formula by ||w||_2 and ||w||_inf:
+weights, in whatever memory order x has. Biases and other parameters of one number an entity stand
+beside it in columns, so that x need not be copied to make room for them. An entity enters the
+formula by ||w||_2 and ||w||_inf:
 
 1. reduce every batch to these two norms,
 2. evaluate `spr_or.formulations.projected.entity_terms` once for the entities of all batches,
@@ -28,8 +30,26 @@ from torch import Tensor
 from spr_or.formulations import projected
 
 
+class Batch(NamedTuple):
+    """Entities reduced together: ``weights``, whose dimension ``dim`` counts them, and ``extra`` (N, e).
+
+    Entity i is slice i of ``weights`` along ``dim`` and row i of ``extra``; both have one dtype.
+    """
+
+    weights: Tensor
+    dim: int
+    extra: Tensor | None = None
+
+
+class Parts(NamedTuple):
+    """Numbers for the two tensors of a `Batch`, of their shapes; None where there are none."""
+
+    weights: Tensor | None
+    extra: Tensor | None = None
+
+
 class Slopes(NamedTuple):
-    """What `factor` multiplies w by, per entity, shape (N,): r, s and ||w||_inf."""
+    """What `factors` is made of, per entity, shape (N,): r, s and ||w||_inf."""
 
     radial: Tensor
     slope: Tensor
@@ -44,26 +64,42 @@ class Slopes(NamedTuple):
         ]
 
 
-def norms_and_peaks(xs: Sequence[Tensor], dims: Sequence[int]) -> tuple[Tensor, Tensor]:
+def norms_and_peaks(batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
     """||w||_2 and ||w||_inf of every entity of every batch, (N,) over all batches.
 
-    >>> norms_and_peaks([torch.tensor([[3.0, -4.0]]), torch.tensor([[1.0, -2.0]])], [0, 1])
-    (tensor([5., 1., 2.]), tensor([4., 1., 2.]))
+    >>> bias = torch.tensor([[12.0]])
+    >>> norms_and_peaks([Batch(torch.tensor([[3.0, -4.0]]), 0, bias), Batch(torch.ones(1, 2), 1)])
+    (tensor([13.,  1.,  1.]), tensor([12.,  1.,  1.]))
     """
     norms, peaks = [], []
-    for x, dim in zip(xs, dims, strict=True):
+    for x, dim, extra in batches:
         others = _others(x, dim)
-        norms.append(torch.linalg.vector_norm(x, 2, others))
+        norm = torch.linalg.vector_norm(x, 2, others)
         if x.device.type == "cpu":  # there ten times as fast as the maximum norm
-            peaks.append(torch.maximum(x.amax(others), -x.amin(others)).abs())
+            peak = torch.maximum(x.amax(others), -x.amin(others)).abs()
         else:
-            peaks.append(torch.linalg.vector_norm(x, torch.inf, others))
+            peak = torch.linalg.vector_norm(x, torch.inf, others)
+        norm, peak = with_extra(norm, peak, extra)
+        norms.append(norm)
+        peaks.append(peak)
     return torch.cat(norms), torch.cat(peaks)
 
 
+def with_extra(norm: Tensor, peak: Tensor, extra: Tensor | None) -> tuple[Tensor, Tensor]:
+    """||w||_2 and ||w||_inf, (N,) each, of entities to which the columns ``extra`` (N, e) come.
+
+    >>> with_extra(torch.tensor([3.0]), torch.tensor([3.0]), torch.tensor([[-4.0]]))
+    (tensor([5.]), tensor([4.]))
+    """
+    if extra is None:
+        return norm, peak
+    norms = torch.cat([norm.unsqueeze(1), extra], dim=1)
+    peaks = torch.cat([peak.unsqueeze(1), extra], dim=1)
+    return torch.linalg.vector_norm(norms, 2, 1), peaks.abs().amax(1)
+
+
 def penalties_and_slopes(
-    xs: Sequence[Tensor],
-    dims: Sequence[int],
+    batches: Sequence[Batch],
     lam: Tensor,
     importance: Tensor,
     bound: Tensor,
@@ -74,7 +110,7 @@ def penalties_and_slopes(
 
     ``lam`` is a scalar, ``importance`` and ``bound`` are (N,) over the entities of all batches.
     """
-    norm, peak = norms_and_peaks(xs, dims)
+    norm, peak = norms_and_peaks(batches)
     return penalties_and_slopes_of(norm, peak, lam, importance, bound, alpha, variant)
 
 
@@ -100,42 +136,68 @@ def penalties_and_slopes_of(
     return price * terms.value, Slopes(radial, slope, peak)
 
 
-def gradients(xs: Sequence[Tensor], dims: Sequence[int], slopes: Slopes) -> list[Tensor]:
+def gradients(batches: Sequence[Batch], slopes: Slopes) -> list[Parts]:
     """The gradient of the penalty with respect to every batch."""
     return [
-        factor(x, dim, part).mul_(x)
-        for x, dim, part in zip(xs, dims, _of_batches(xs, dims, slopes), strict=True)
+        gradient(batch, part)
+        for batch, part in zip(batches, of_batches(batches, slopes), strict=True)
     ]
 
 
 def add_gradients_(
-    targets: Sequence[Tensor | None], xs: Sequence[Tensor], dims: Sequence[int], slopes: Slopes
-) -> list[Tensor | None]:
-    """Add the gradient of each batch to its target, of the batch's shape and dtype.
+    targets: Sequence[Tensor | None], batches: Sequence[Batch], slopes: Slopes
+) -> list[Parts]:
+    """Add the gradient of each batch's weights to its target, of their shape and dtype.
 
-    Returns the gradients of the batches whose target is None, and None for the others.
+    Returns what was not added: all of a batch whose target is None, and the gradients of ``extra``.
     """
-    rest: list[Tensor | None] = []
-    for target, x, dim, part in zip(targets, xs, dims, _of_batches(xs, dims, slopes), strict=True):
+    rest = []
+    parts = of_batches(batches, slopes)
+    for target, batch, part in zip(targets, batches, parts, strict=True):
         if target is None:
-            rest.append(factor(x, dim, part).mul_(x))
+            rest.append(gradient(batch, part))
         else:
-            target.addcmul_(x, factor(x, dim, part))
-            rest.append(None)
+            rest.append(add_gradient_(target, batch, part))
     return rest
 
 
-def factor(x: Tensor, dim: int, slopes: Slopes) -> Tensor:
+def gradient(batch: Batch, slopes: Slopes) -> Parts:
+    """The gradient of the penalty with respect to one batch."""
+    weights, extra = factors(batch, slopes)
+    return Parts(weights.mul_(batch.weights), _product(extra, batch.extra))
+
+
+def add_gradient_(target: Tensor, batch: Batch, slopes: Slopes) -> Parts:
+    """Add the gradient of a batch's weights to ``target``; the gradient of its ``extra`` is left."""
+    weights, extra = factors(batch, slopes)
+    target.addcmul_(batch.weights, weights)
+    return Parts(None, _product(extra, batch.extra))
+
+
+def factors(batch: Batch, slopes: Slopes) -> tuple[Tensor, Tensor | None]:
     """The gradient divided by w: r, and s / n more where |w_j| is the peak that n weights attain."""
+    x, dim, extra = batch
     shape = _column(x, dim)
     attains = x.abs().eq_(slopes.peak.view(shape))
     ties = attains.sum(_others(x, dim), keepdim=True)
-    return attains.mul_(slopes.slope.view(shape) / ties).add_(slopes.radial.view(shape))
+    if extra is None:
+        added = None
+    else:
+        extra_attains = extra.abs().eq_(slopes.peak.unsqueeze(1))
+        ties = ties + extra_attains.sum(1).view(shape)
+        share = (slopes.slope / ties.reshape(-1)).unsqueeze(1)
+        added = extra_attains.mul_(share).add_(slopes.radial.unsqueeze(1))
+    return attains.mul_(slopes.slope.view(shape) / ties).add_(slopes.radial.view(shape)), added
 
 
-def _of_batches(xs: Sequence[Tensor], dims: Sequence[int], slopes: Slopes) -> list[Slopes]:
-    counts = [x.shape[dim] for x, dim in zip(xs, dims, strict=True)]
-    return slopes.split(counts, [x.dtype for x in xs])
+def _product(factor: Tensor | None, extra: Tensor | None) -> Tensor | None:
+    return None if factor is None or extra is None else factor.mul_(extra)
+
+
+def of_batches(batches: Sequence[Batch], slopes: Slopes) -> list[Slopes]:
+    """What belongs to each batch, in its dtype."""
+    counts = [batch.weights.shape[batch.dim] for batch in batches]
+    return slopes.split(counts, [batch.weights.dtype for batch in batches])
 
 
 def _column(x: Tensor, dim: int) -> list[int]:

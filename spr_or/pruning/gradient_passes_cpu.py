@@ -14,7 +14,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from spr_or.pruning.gradient_passes import Slopes, factor, penalties_and_slopes_of
+from spr_or.pruning.gradient_passes import (
+    Batch,
+    Parts,
+    Slopes,
+    add_gradient_,
+    gradient,
+    of_batches,
+    penalties_and_slopes_of,
+    with_extra,
+)
 
 _BLOCK = 128  # weights
 _SHORTEST = 32
@@ -23,48 +32,60 @@ _LARGE = 2**17
 
 def add_gradients_(
     targets: Sequence[Tensor | None],
-    xs: Sequence[Tensor],
-    dims: Sequence[int],
+    batches: Sequence[Batch],
     lam: Tensor,
     importance: Tensor,
     bound: Tensor,
     alpha: float,
     variant: str,
-) -> list[Tensor | None]:
-    """Add SPR's gradient with respect to each batch to its target, of equal shape and dtype.
+) -> list[Parts]:
+    """Add SPR's gradient with respect to each batch's weights to its target, of equal shape and dtype.
 
-    Returns the gradients of the batches whose target is None, and None for the others. The other
-    arguments are those of `spr_or.pruning.gradient_passes.penalties_and_slopes`.
+    Returns what was not added: all of a batch whose target is None, and the gradients of ``extra``.
+    The other arguments are those of `spr_or.pruning.gradient_passes.penalties_and_slopes`.
     """
     tops, peaks, norms = [], [], []
-    for x, dim in zip(xs, dims, strict=True):  # a layer is read three times while it is in cache
+    for x, dim, extra in batches:  # a layer is read three times while it is in cache
         tops.append(_tops(x, dim))
-        peaks.append(tops[-1].amax(1))
-        norms.append(torch.linalg.vector_norm(x, 2, [d for d in range(x.dim()) if d != dim]))
+        norm = torch.linalg.vector_norm(x, 2, [d for d in range(x.dim()) if d != dim])
+        norm, peak = with_extra(norm, tops[-1].amax(1), extra)
+        norms.append(norm)
+        peaks.append(peak)
     norm, peak = torch.cat(norms), torch.cat(peaks)
     _, slopes = penalties_and_slopes_of(norm, peak, lam, importance, bound, alpha, variant)
     # Where the maximum has no slope it need not be found: no magnitude is -1.
     sought = torch.where(slopes.slope != 0, peak, -1.0).split([len(top) for top in tops])
-    parts = slopes.split([len(top) for top in tops], [x.dtype for x in xs])
-    batches = list(zip(targets, xs, dims, tops, sought, parts, strict=True))
+    parts = of_batches(batches, slopes)
     # The last layers are still in cache.
-    rest: list[Tensor | None] = []
-    for target, x, dim, top, sought_peak, part in reversed(batches):
+    rest: list[Parts] = []
+    for target, batch, top, sought_peak, part in reversed(
+        list(zip(targets, batches, tops, sought, parts, strict=True))
+    ):
+        x = batch.weights
         if target is None:
-            rest.append(factor(x, dim, part).mul_(x))
+            rest.append(gradient(batch, part))
             continue
-        rest.append(None)
-        rows, target_rows = _rows(x, dim), _rows(target, dim)
+        rows, target_rows = _rows(x, batch.dim), _rows(target, batch.dim)
         if rows is None or target_rows is None or x.stride() != target.stride():
-            target.addcmul_(x, factor(x, dim, part))
+            rest.append(add_gradient_(target, batch, part))
         else:
             target_rows.addcmul_(rows, part.radial.unsqueeze(1))
-            _add_peaks_(target_rows, rows, top, sought_peak, part)
+            rest.append(_add_peaks_(target_rows, rows, batch.extra, top, sought_peak, part))
     return rest[::-1]
 
 
-def _add_peaks_(target: Tensor, x: Tensor, tops: Tensor, sought: Tensor, slopes: Slopes) -> None:
-    """target += s / n w_j at the n weights of each row that attain its maximum; all (N, k)."""
+def _add_peaks_(
+    target: Tensor,
+    x: Tensor,
+    extra: Tensor | None,
+    tops: Tensor,
+    sought: Tensor,
+    slopes: Slopes,
+) -> Parts:
+    """target += s / n w_j at the n weights of each row that attain its maximum; all (N, k).
+
+    Returns the whole gradient of ``extra``, of which n counts the columns that attain it too.
+    """
     n_blocks = tops.shape[1]
     index = (tops == sought.unsqueeze(1)).flatten().nonzero().squeeze(1)
     owner = index // n_blocks
@@ -72,9 +93,17 @@ def _add_peaks_(target: Tensor, x: Tensor, tops: Tensor, sought: Tensor, slopes:
     w = blocks.index_select(0, index)
     attains = w.abs().eq_(slopes.peak.index_select(0, owner).unsqueeze(1))
     ties = torch.zeros_like(slopes.slope).index_add_(0, owner, attains.sum(1))
+    rest = Parts(None)
+    if extra is not None:
+        extra_attains = extra.abs().eq_(slopes.peak.unsqueeze(1))
+        ties += extra_attains.sum(1)
+        each = (slopes.slope / ties.clamp(min=1)).unsqueeze(1)  # none was counted where s = 0
+        factor = extra_attains.mul_(each).add_(slopes.radial.unsqueeze(1))
+        rest = Parts(None, factor.mul_(extra))
     share = (slopes.slope / ties).index_select(0, owner)
     added = attains.mul_(share.unsqueeze(1)).mul_(w)
     target.view(blocks.shape).index_add_(0, index, added)
+    return rest
 
 
 def _tops(x: Tensor, dim: int) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from spr_or.formulations.entities import Entities, parameter_indices
+from spr_or.pruning.gradient_passes import Batch, Parts
 
 LAYER_TYPES: dict[str, type[nn.Module]] = {
     "filters": nn.Conv2d,
@@ -52,14 +53,9 @@ class SliceEntities:
         return torch.full((self.count,), sum(p.numel() for p in self.parameters) // self.count)
 
     @property
-    def is_one_weight(self) -> bool:
-        """Whether `gather` gives a parameter itself, element for element."""
-        return len(self.parameters) == 1
-
-    @property
     def entity_dim(self) -> int:
-        """The dimension of `gather`'s result that counts the entities."""
-        return self.dim if self.is_one_weight else 0
+        """The dimension of `gather`'s weights that counts the entities."""
+        return self.dim
 
     @property
     def shape_key(self) -> tuple[object, ...]:
@@ -68,22 +64,20 @@ class SliceEntities:
         first = self.parameters[0]
         return self.dim, first.dtype, *shapes
 
-    def gather(self) -> Tensor:
-        """All weights of the layer's entities in one tensor: the weight itself where that is all."""
+    def gather(self) -> Batch:
+        """The weight itself, not a copy, and the other parameters as columns beside it."""
         weight, *extra = (p.detach() for p in self.parameters)
-        if not extra:
-            return weight
-        return torch.cat([_rows(weight, self.dim), *(p.unsqueeze(1) for p in extra)], dim=1)
+        columns = torch.stack(extra, dim=1).to(weight.dtype) if extra else None
+        return Batch(weight, self.dim, columns)
 
-    def scatter(self, gathered: Tensor) -> list[Tensor]:
-        """The inverse of `gather`: one tensor a parameter, of its shape."""
-        weight, *extra = self.parameters
-        if not extra:
-            return [gathered]
-        k = weight.numel() // self.count
-        moved = weight.movedim(self.dim, 0).shape
-        columns = [gathered[:, k + j] for j in range(len(extra))]
-        return [gathered[:, :k].reshape(moved).movedim(0, self.dim), *columns]
+    def scatter(self, parts: Parts, others_stay: bool = False) -> list[Tensor | None]:
+        """The inverse of `gather`: one tensor a parameter, of its shape; None for None.
+
+        Every number of the parameters is in an entity, so there are no others.
+        """
+        extra = parts.extra
+        columns = [None if extra is None else extra[:, j] for j in range(len(self.parameters) - 1)]
+        return [parts.weights, *columns]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +94,6 @@ class PositionEntities:
     _on_device: dict[torch.device, Entities] = field(default_factory=dict)
 
     entity_dim = 0
-    is_one_weight = False
 
     @property
     def count(self) -> int:
@@ -117,16 +110,27 @@ class PositionEntities:
         """A key of its own: nothing is concatenated with it."""
         return (id(self),)
 
-    def gather(self) -> Tensor:
+    def gather(self) -> Batch:
         """The entities' weights as zero-padded rows (N, k_max)."""
-        theta = torch.cat([p.detach().flatten() for p in self.parameters])
-        return self._entities(theta.device).rows(theta)
+        theta = self._theta()
+        return Batch(self._entities(theta.device).rows(theta), 0)
 
-    def scatter(self, gathered: Tensor) -> list[Tensor]:
-        """One tensor a parameter, of its shape; zero where a parameter is in no entity."""
-        theta = self._entities(gathered.device).flat(gathered)
-        parts = theta.split([p.numel() for p in self.parameters])
-        return [part.view(p.shape) for part, p in zip(parts, self.parameters, strict=True)]
+    def scatter(self, parts: Parts, others_stay: bool = False) -> list[Tensor | None]:
+        """One tensor a parameter, of its shape.
+
+        Where a parameter is in no entity it holds zero, as a gradient does, or with ``others_stay``
+        the parameter's own numbers, as new weights do.
+        """
+        rows = parts.weights
+        if rows is None:
+            return [None] * len(self.parameters)
+        entities = self._entities(rows.device)
+        own = self._theta()[entities.free].to(rows.dtype) if others_stay else None
+        flat = entities.flat(rows, own).split([p.numel() for p in self.parameters])
+        return [part.view(p.shape) for part, p in zip(flat, self.parameters, strict=True)]
+
+    def _theta(self) -> Tensor:
+        return torch.cat([p.detach().flatten() for p in self.parameters])
 
     def _entities(self, device: torch.device) -> Entities:
         # Indices are moved once: a copy to the device at each step would stall it.
@@ -299,10 +303,6 @@ def _positions(model: nn.Module, entities: Entities) -> PositionEntities:
     parameters = dict(model.named_parameters())
     narrowed = Entities.of(groups, len(kept))
     return PositionEntities("entities", tuple(parameters[n] for n in names), narrowed)
-
-
-def _rows(weight: Tensor, dim: int) -> Tensor:
-    return weight.movedim(dim, 0).flatten(1)
 
 
 def _all_strings(values: object) -> bool:

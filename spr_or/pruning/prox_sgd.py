@@ -9,6 +9,7 @@ regularizer is weighed against the loss as lambda says, and a zero entity stays 
 the loss's gradient is in lambda u_i times the subdifferential of z at 0.
 
 Entities become exactly zero, so no threshold is needed, and |w_j| <= M holds after every step.
+Weights of no entity take the step of SGD, to the last bit.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spr_or.formulations import projected
+from spr_or.pruning.gradient_passes import Batch, Parts
 from spr_or.pruning.regularizer import SPR
 
 # The proximal operator is defined for positive steps; below this one it is the projection on the
@@ -45,8 +47,17 @@ class ProxSGD(torch.optim.SGD):
     1 / (1 - momentum) times as large to come back. State, state dict and schedulers are those of
     SGD; lambda is in ``spr.state_dict()``.
 
-    Raises ``ValueError`` for a variant without a proximal operator, a scale that is not positive,
-    or a layer of ``spr`` whose parameters are not all in one parameter group.
+    The proximal operator of an entity has one learning rate. So parameter groups may split a layer
+    (biases without weight decay, say), if their learning rate, momentum and dampening are equal.
+    Learning rates that are tensors on an accelerator are not compared, because that would stall the
+    step; the weight's group then decides.
+
+    Pickled and copied, it takes ``spr`` along. Copy or pickle the model in one call with it, as in
+    ``copy.deepcopy((model, optimizer))``, so that they go on sharing parameters.
+
+    Raises ``ValueError`` for a variant without a proximal operator, a scale that is not positive, a
+    parameter of ``spr`` that is in no parameter group, and, here or in `step`, groups of one layer
+    whose rates differ.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False))
     >>> optimizer = ProxSGD(net, SPR(net, lam=20.0, alpha=0.5, M=1.0), lr=0.1)
@@ -84,35 +95,59 @@ class ProxSGD(torch.optim.SGD):
         )
         self.spr = spr
         self.scale = scale
-        self._groups()
+        self._layer_groups()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The base class keeps what torch's own optimisers have, and nothing else.
+        return super().__getstate__() | {"spr": self.spr, "scale": self.scale}
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step of SGD, then one of the proximal operator; returns what ``closure`` returns."""
+        groups = self._layer_groups()  # an error comes before anything has moved
         loss = super().step(closure)
-        self._shrink()
+        self._shrink(groups)
         return loss
 
     @torch.no_grad()
-    def _shrink(self) -> None:
-        """Replace every entity by its proximal point."""
+    def _shrink(self, groups: list[dict[str, Any]]) -> None:
+        """Replace every entity by its proximal point; ``groups`` as in `_layer_groups`."""
         spr = self.spr
-        xs, dims = spr.gather()
-        moved = [x.movedim(dim, 0) for x, dim in zip(xs, dims, strict=True)]
-        rows = [x.flatten(1) for x in moved]
+        batches = spr.gather()
+        rows = [_rows(batch) for batch in batches]
         shrink = _in_pieces if rows[0].device.type == "cpu" else _at_once
-        shrunk = [
-            part.reshape(x.shape).movedim(0, dim)
-            for part, x, dim in zip(
-                shrink(rows, self._steps(), spr.bound, spr.alpha), moved, dims, strict=True
-            )
-        ]
-        pairs = [(p, part) for p, part in spr.scatter(shrunk) if p.requires_grad]
+        shrunk = shrink(rows, self._steps(groups), spr.bound, spr.alpha)
+        pairs = self._within_bounds(batches, self._new_weights(batches, shrunk))
         torch._foreach_copy_([p for p, _ in pairs], [part for _, part in pairs])
 
-    def _steps(self) -> Tensor:
+    def _new_weights(
+        self, batches: list[Batch], rows: list[Tensor]
+    ) -> list[tuple[nn.Parameter, Tensor]]:
+        """The parameters that may change, with the values that ``rows`` give their entities."""
+        parts = [_unrows(batch, row) for batch, row in zip(batches, rows, strict=True)]
+        pairs = self.spr.scatter(parts, others_stay=True)
+        return [(p, part) for p, part in pairs if p.requires_grad]
+
+    def _within_bounds(
+        self, batches: list[Batch], pairs: list[tuple[nn.Parameter, Tensor]]
+    ) -> list[tuple[nn.Parameter, Tensor]]:
+        """``pairs`` in the parameters' dtype; rounding to half precision must not pass M."""
+        if not any(p.dtype in (torch.bfloat16, torch.float16) for p, _ in pairs):
+            return pairs
+        columns = self.spr.bound.split([batch.weights.shape[batch.dim] for batch in batches])
+        bounds = [
+            bound.unsqueeze(1).expand(-1, _rows(batch).shape[1])
+            for bound, batch in zip(columns, batches, strict=True)
+        ]
+        # A weight of no entity is paired with itself, so it is its own bound.
+        limits = self._new_weights(batches, bounds)
+        return [
+            (p, _towards_zero(part.to(p.dtype), limit.abs()))
+            for (p, part), (_, limit) in zip(pairs, limits, strict=True)
+        ]
+
+    def _steps(self, groups: list[dict[str, Any]]) -> Tensor:
         """t_i of every entity, (N,)."""
         price = self.spr.lam * self.spr.importance
-        groups = self._groups()
         if all(group is groups[0] for group in groups):
             steps = price * self._rate(groups[0])
         else:
@@ -127,19 +162,75 @@ class ProxSGD(torch.optim.SGD):
             scale = (1 - group["dampening"]) / (1 - group["momentum"])
         return group["lr"] * scale
 
-    def _groups(self) -> list[dict[str, Any]]:
-        """The parameter group of each layer of ``spr``."""
-        group_of = {p: group for group in self.param_groups for p in group["params"]}
+    def _layer_groups(self) -> list[dict[str, Any]]:
+        """The parameter group whose rate the entities of each layer of ``spr`` have."""
+        number_of = {
+            p: number for number, group in enumerate(self.param_groups) for p in group["params"]
+        }
         groups = []
         for layer in self.spr.ordered_layers():
-            found = [group_of.get(p) for p in layer.parameters]
-            if found[0] is None or any(group is not found[0] for group in found):
-                raise ValueError(
-                    f"the parameters of layer {layer.name!r} are entities of spr, so they must all "
-                    "be in one parameter group of ProxSGD"
-                )
-            groups.append(found[0])
+            numbers = [number_of.get(p) for p in layer.parameters]
+            if None in numbers:
+                missing = layer.parameters[numbers.index(None)]
+                raise ValueError(_in_no_group(layer.name, missing))
+            first, *others = (self.param_groups[n] for n in numbers if n is not None)
+            for number, other in zip(numbers[1:], others, strict=True):
+                if other is not first and not _same_rate(first, other):
+                    raise ValueError(
+                        f"the parameters of layer {layer.name!r} are entities of spr, but lie in "
+                        f"parameter group {numbers[0]} ({_shown(first)}) and in parameter group "
+                        f"{number} ({_shown(other)}): the proximal step of an entity has one rate, "
+                        "so make these equal, or put the layer into one parameter group"
+                    )
+            groups.append(first)
         return groups
+
+
+def _in_no_group(layer: str, parameter: Tensor) -> str:
+    message = (
+        f"a parameter of shape {tuple(parameter.shape)} of layer {layer!r} belongs to an entity of "
+        "spr, but is in no parameter group of ProxSGD: "
+    )
+    if parameter.requires_grad:
+        return message + "add it to one, or leave the layer out of SPR's entities"
+    return message + (
+        "it is frozen. Pass all parameters of the model (frozen ones stay as they are), leave the "
+        "layer out of SPR's entities, or call requires_grad_(True) on it to train it"
+    )
+
+
+def _same_rate(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two groups shrink alike; tensors on an accelerator count as equal unseen."""
+    rates = [group["lr"] for group in (one, other)]
+    unseen = any(isinstance(rate, Tensor) and rate.device.type != "cpu" for rate in rates)
+    return (unseen or float(rates[0]) == float(rates[1])) and all(
+        one[key] == other[key] for key in ("momentum", "dampening")
+    )
+
+
+def _shown(group: dict[str, Any]) -> str:
+    rest = f"momentum {group['momentum']:g}, dampening {group['dampening']:g}"
+    return f"lr {float(group['lr']):g}, {rest}"
+
+
+def _rows(batch: Batch) -> Tensor:
+    """The entities of a batch as rows (N, k)."""
+    x, dim, extra = batch
+    rows = x.movedim(dim, 0).flatten(1)
+    return rows if extra is None else torch.cat([rows, extra], dim=1)
+
+
+def _unrows(batch: Batch, rows: Tensor) -> Parts:
+    """The inverse of `_rows`: rows (N, k) in the shapes of the batch."""
+    x, dim, extra = batch
+    moved = x.movedim(dim, 0).shape
+    k = moved[1:].numel()
+    return Parts(rows[:, :k].reshape(moved).movedim(0, dim), None if extra is None else rows[:, k:])
+
+
+def _towards_zero(w: Tensor, limit: Tensor) -> Tensor:
+    """w, where it is beyond ``limit`` by rounding the nearest number of its dtype below that."""
+    return torch.where(w.abs() > limit, torch.nextafter(w, torch.zeros_like(w)), w)
 
 
 def _in_pieces(rows: list[Tensor], steps: Tensor, bounds: Tensor, alpha: float) -> list[Tensor]:

@@ -20,13 +20,20 @@ from spr_or.formulations import projected
 from spr_or.formulations.entities import importances
 from spr_or.pruning import gradient_passes_cpu
 from spr_or.pruning.gradient_passes import (
+    Batch,
+    Parts,
     Slopes,
     add_gradients_,
     gradients,
     norms_and_peaks,
     penalties_and_slopes,
 )
-from spr_or.pruning.layer_entities import EntitySpec, LayerEntities, layer_entities
+from spr_or.pruning.layer_entities import (
+    EntitySpec,
+    LayerEntities,
+    SliceEntities,
+    layer_entities,
+)
 
 PerEntity = float | Tensor | Mapping[str, float | Tensor]
 
@@ -64,7 +71,9 @@ class SPR(nn.Module):
     model : any module. SPR refers to its parameters and does not own them: they are neither in
         ``spr.parameters()`` nor in its state dict, which holds lambda, M and u.
     lam : lambda >= 0. Assign ``spr.lam`` at any time: the value lives in a tensor that is filled in
-        place, so compiled and captured steps follow it.
+        place, so compiled and captured steps follow it. A number or a tensor on the CPU that is
+        negative or not finite is refused; a tensor on an accelerator is taken as it is, because
+        looking at it would stall the step.
     alpha : weight of the quadratic term against the indicator, in [0, 1].
     M : the bounds on |w_j|: a number, ``{layer name: number or (N,) tensor}``, a tensor over all
         entities in the order of ``spr.layers``, or what `SPR.bounds_from` gives.
@@ -113,10 +122,8 @@ class SPR(nn.Module):
         for layer in self.layers:
             _check_numbers(bound[layer.name], "M", layer.name, positive=True)
             _check_numbers(importance[layer.name], "u", layer.name, positive=False)
-        self._fused = False
-        self._formula: Callable[..., tuple[Tensor, Slopes]] = penalties_and_slopes
-        self._gradients = gradients
-        self._add_gradients_ = add_gradients_
+        self._compiled_with: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._make_passes()
         self._lam: Tensor
         self.bound: Tensor
         self.importance: Tensor
@@ -133,8 +140,10 @@ class SPR(nn.Module):
 
     @lam.setter
     def lam(self, value: float | Tensor) -> None:
-        if not torch.is_tensor(value) and not 0 <= value < float("inf"):
-            raise ValueError(f"lam must be a number >= 0, got {value}")
+        # A look at a number on an accelerator would wait for it, and fail under capture.
+        seen = not torch.is_tensor(value) or value.device.type == "cpu"
+        if seen and not 0 <= float(value) < float("inf"):
+            raise ValueError(f"lam must be a finite number >= 0, got {float(value)}")
         with torch.no_grad():
             self._lam.copy_(value) if torch.is_tensor(value) else self._lam.fill_(value)
 
@@ -161,7 +170,7 @@ class SPR(nn.Module):
             raise ValueError(f"per must be 'layer' or 'entity', got {per!r}")
         bounds = {}
         for layer in layer_entities(dense_model, entities, include_norm):
-            _, peak = norms_and_peaks([layer.gather()], [layer.entity_dim])
+            _, peak = norms_and_peaks([layer.gather()])
             largest = peak.max()
             if not 0 < float(largest) < float("inf"):
                 raise ValueError(
@@ -185,20 +194,20 @@ class SPR(nn.Module):
         A gradient that is None is created. Call it after ``backward()`` (and, with a gradient
         scaler, after unscaling).
         """
-        xs, dims = self.gather()
+        batches = self.gather()
         for layer in self.ordered_layers():
             for parameter in layer.parameters:
                 if parameter.requires_grad and parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-        in_place = self._targets(xs)
+        in_place = self._targets(batches)
         if any(target is not None for target in in_place):
-            batches = self._add_in_place_(in_place, xs, dims)
+            rest = self._add_in_place_(in_place, batches)
         else:
-            _, slopes = self._formula(xs, dims, *self._numbers())
-            batches = list(self._gradients(xs, dims, slopes))
+            _, slopes = self._formula(batches, *self._numbers())
+            rest = self._gradients(batches, slopes)
         pairs = [
             (parameter.grad, part)
-            for parameter, part in self.scatter(batches)
+            for parameter, part in self.scatter(rest)
             if parameter.requires_grad and parameter.grad is not None
         ]
         if pairs:
@@ -211,10 +220,30 @@ class SPR(nn.Module):
         running them, and for large networks on a CPU. It needs a compiler, and a minute or less
         at the first step.
         """
-        self._fused = True
-        self._formula = torch.compile(penalties_and_slopes, *args, **kwargs)
-        self._gradients = torch.compile(gradients, *args, **kwargs)
-        self._add_gradients_ = torch.compile(add_gradients_, *args, **kwargs)
+        self._compiled_with = args, kwargs
+        self._make_passes()
+
+    def _make_passes(self) -> None:
+        """The passes over the weights, compiled or not."""
+
+        def made(function: Callable[..., Any]) -> Callable[..., Any]:
+            if self._compiled_with is None:
+                return function
+            args, kwargs = self._compiled_with
+            return torch.compile(function, *args, **kwargs)
+
+        self._formula: Callable[..., tuple[Tensor, Slopes]] = made(penalties_and_slopes)
+        self._gradients: Callable[..., list[Parts]] = made(gradients)
+        self._add_gradients_: Callable[..., list[Parts]] = made(add_gradients_)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A compiled function cannot be pickled; a copy compiles its own.
+        passes = ("_formula", "_gradients", "_add_gradients_")
+        return {key: value for key, value in self.__dict__.items() if key not in passes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._make_passes()
 
     @torch.no_grad()
     def entity_values(self) -> dict[str, EntityValues]:
@@ -224,7 +253,7 @@ class SPR(nn.Module):
         >>> SPR(net, lam=0.1, alpha=0.5, M=1.0).entity_values()["0"].norm.shape
         torch.Size([2])
         """
-        norm, peak = norms_and_peaks(*self.gather())
+        norm, peak = norms_and_peaks(self.gather())
         bound, importance = self.bound.to(norm), self.importance.to(norm)
         terms = projected.entity_terms(norm, peak, self.alpha, bound, self.variant)
         columns = (terms.regime, terms.indicator, terms.value, norm, peak, bound, importance)
@@ -257,67 +286,71 @@ class SPR(nn.Module):
             return [[layer] for layer in self.ordered_layers()]
         return self._runs
 
-    def gather(self) -> tuple[list[Tensor], list[int]]:
-        """The weights of all entities, batch by batch, and the dimension that counts the entities.
+    def gather(self) -> list[Batch]:
+        """The weights of all entities, batch by batch.
 
         Batches follow `ordered_layers`: one layer each on a CPU, all layers of one shape together on
-        an accelerator. Their dtype is that of the computation (float32 for half precision). A
-        layer whose entities are one parameter is that parameter's own memory: do not write to it.
+        an accelerator. Their dtype is that of the computation (float32 for half precision). On a
+        CPU ``weights`` of a layer is the parameter's own memory: do not write to it.
 
-        >>> net = nn.Sequential(nn.Conv2d(3, 2, 1, bias=False))
-        >>> (batch,), dims = SPR(net, lam=0.1, alpha=0.5, M=1.0).gather()
-        >>> batch.shape, dims
-        (torch.Size([2, 3, 1, 1]), [0])
+        >>> net = nn.Sequential(nn.Conv2d(3, 2, 1))
+        >>> (batch,) = SPR(net, lam=0.1, alpha=0.5, M=1.0).gather()
+        >>> batch.weights.shape, batch.dim, batch.extra.shape
+        (torch.Size([2, 3, 1, 1]), 0, torch.Size([2, 1]))
         """
         device = self.layers[0].parameters[0].device
         if self.bound.device != device:  # the model moved; copying at each step would stall it
             self.to(device)
-        xs = []
-        for batch in self._batches():
-            parts = [layer.gather() for layer in batch]
-            x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=batch[0].entity_dim)
-            xs.append(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x)
-        return xs, [batch[0].entity_dim for batch in self._batches()]
+        return [_joined([layer.gather() for layer in layers]) for layers in self._batches()]
 
-    def scatter(self, batches: Sequence[Tensor | None]) -> list[tuple[nn.Parameter, Tensor]]:
-        """Every parameter with its part of ``batches``, tensors shaped as those of `gather`.
+    def scatter(
+        self, parts: Sequence[Parts], others_stay: bool = False
+    ) -> list[tuple[nn.Parameter, Tensor]]:
+        """Every parameter with its part of ``parts``, whose shapes are those of `gather`'s batches.
 
-        So ``scatter(gather()[0])`` pairs each parameter with its own values, in the order of
-        `ordered_layers`. A batch that is None is left out.
+        So each parameter is paired with its own values by the parts of `gather`, in the order of
+        `ordered_layers`. Parts that are None are left out. A weight in no entity, beside others that
+        are in one, gets zero, or keeps its own value with ``others_stay``.
         """
         pairs: list[tuple[nn.Parameter, Tensor]] = []
-        for batch, gradient in zip(self._batches(), batches, strict=True):
-            if gradient is None:
-                continue
-            parts = gradient.split([layer.count for layer in batch], batch[0].entity_dim)
-            for layer, part in zip(batch, parts, strict=True):
-                pairs += zip(layer.parameters, layer.scatter(part), strict=True)
+        for layers, part in zip(self._batches(), parts, strict=True):
+            counts = [layer.count for layer in layers]
+            weights, extra = (
+                [None] * len(layers) if tensor is None else tensor.split(counts, dim)
+                for tensor, dim in zip(part, (layers[0].entity_dim, 0), strict=True)
+            )
+            for layer, w, e in zip(layers, weights, extra, strict=True):
+                tensors = layer.scatter(Parts(w, e), others_stay)
+                pairs += [
+                    (parameter, tensor)
+                    for parameter, tensor in zip(layer.parameters, tensors, strict=True)
+                    if tensor is not None
+                ]
         return pairs
 
     def _numbers(self) -> tuple[Tensor, Tensor, Tensor, float, str]:
         """What the formula needs besides the weights."""
         return self._lam, self.importance, self.bound, self.alpha, self.variant
 
-    def _targets(self, xs: list[Tensor]) -> list[Tensor | None]:
-        """Where the gradient of each batch can be added in place: on a CPU, for a weight by itself."""
-        if xs[0].device.type != "cpu":
-            return [None] * len(xs)
+    def _targets(self, batches: list[Batch]) -> list[Tensor | None]:
+        """Where the gradient of each batch's weights can be added in place: on a CPU, for slices."""
+        if batches[0].weights.device.type != "cpu":
+            return [None] * len(batches)
         targets: list[Tensor | None] = []
-        for layer, x in zip(self.ordered_layers(), xs, strict=True):
-            weight = layer.parameters[0]
-            gradient = weight.grad if layer.is_one_weight and weight.requires_grad else None
+        for layer, batch in zip(self.ordered_layers(), batches, strict=True):
+            x, weight = batch.weights, layer.parameters[0]
+            own = isinstance(layer, SliceEntities) and weight.requires_grad
+            gradient = weight.grad if own else None
             fits = gradient is not None and (gradient.dtype, gradient.shape) == (x.dtype, x.shape)
             targets.append(gradient if fits else None)
         return targets
 
-    def _add_in_place_(
-        self, in_place: list[Tensor | None], xs: list[Tensor], dims: list[int]
-    ) -> list[Tensor | None]:
-        """Add to the gradients that are given; the gradients of the other batches, None for these."""
-        if self._fused or torch.compiler.is_compiling():
-            _, slopes = self._formula(xs, dims, *self._numbers())
-            return self._add_gradients_(in_place, xs, dims, slopes)
-        return gradient_passes_cpu.add_gradients_(in_place, xs, dims, *self._numbers())
+    def _add_in_place_(self, in_place: list[Tensor | None], batches: list[Batch]) -> list[Parts]:
+        """Add to the gradients that are given; what is left, see `add_gradients_`."""
+        if self._compiled_with is not None or torch.compiler.is_compiling():
+            _, slopes = self._formula(batches, *self._numbers())
+            return self._add_gradients_(in_place, batches, slopes)
+        return gradient_passes_cpu.add_gradients_(in_place, batches, *self._numbers())
 
 
 class _Penalty(torch.autograd.Function):
@@ -325,7 +358,7 @@ class _Penalty(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, spr: SPR, *parameters: Tensor) -> Tensor:
-        penalties, slopes = spr._formula(*spr.gather(), *spr._numbers())
+        penalties, slopes = spr._formula(spr.gather(), *spr._numbers())
         ctx.spr = spr
         # The parameters are saved so that changing them before backward() is an error.
         ctx.save_for_backward(*slopes, *parameters)
@@ -336,8 +369,22 @@ class _Penalty(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         radial, slope, peak, *_ = ctx.saved_tensors
         scaled = Slopes(upstream * radial, upstream * slope, peak)
-        parts = ctx.spr.scatter(ctx.spr._gradients(*ctx.spr.gather(), scaled))
+        parts = ctx.spr.scatter(ctx.spr._gradients(ctx.spr.gather(), scaled))
         return None, *(part.to(p.dtype) for p, part in parts)
+
+
+def _joined(batches: list[Batch]) -> Batch:
+    """Batches of equal shape as one, in the dtype of the computation."""
+    first = batches[0]
+    if len(batches) > 1:
+        extra = [batch.extra for batch in batches if batch.extra is not None]
+        weights = torch.cat([batch.weights for batch in batches], dim=first.dim)
+        first = Batch(weights, first.dim, torch.cat(extra) if extra else None)
+    if first.weights.dtype not in (torch.bfloat16, torch.float16):
+        return first
+    return Batch(
+        first.weights.float(), first.dim, None if first.extra is None else first.extra.float()
+    )
 
 
 def _runs(layers: tuple[LayerEntities, ...]) -> list[list[LayerEntities]]:

@@ -55,7 +55,10 @@ def dense_folder_name(dense: Recipe) -> str:
     Defaults are left out, so that a key that a later version adds does not repeat the phase.
     """
     text = dense.model_dump_json(exclude={"name", "note", "speed"}, exclude_defaults=True)
-    digest = hashlib.sha256(json.dumps(json.loads(text), sort_keys=True).encode()).hexdigest()
+    content = json.loads(text)
+    if dense.speed.amp != "off":  # the one key of [speed] that changes what is computed
+        content["speed"] = {"amp": dense.speed.amp}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return f"seed-{dense.seeds[0]}-{digest[:8]}"
 
 

@@ -1,27 +1,27 @@
 """The tables of a sweep, made from what its runs have left.
 
-A finished run is one that has its ``summary.json``, a failed one has an ``error.txt``; both are
-written in one step. The tables repeat what stands there and are written anew, whole, after each
+A finished run is one that has its ``summary.json``, whole; a failed one has an ``error.txt``. Both
+are written in one step. The tables repeat what stands there and are written anew, whole, after each
 run, so nothing can be torn.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from spr_or.sweeps.sweep_file import SweepPlan, SweepRun
 from spr_or.training.metrics import read_metrics
-from spr_or.training.report.summary import MEASURES
+from spr_or.training.report.summary import MEASURES, Summary
+from spr_or.training.stored_run import DamagedFile, read_summary
 from spr_or.utils.files import write_csv
 
 TableRow = dict[str, Any]
 
 CLOCKED = ("latency_ms_dense", "latency_ms_compact", "spr_step_overhead")
 RESULTS = tuple(key for key in MEASURES if key not in CLOCKED)
-ERROR, SUMMARY = "error.txt", "summary.json"
+ERROR = "error.txt"
 
 
 def write_tables(
@@ -37,8 +37,7 @@ def write_tables(
     for point in points:
         key = {**{k: point.changes.get(k, "") for k in plan.keys}, "seed": point.seed}
         run = runs / point.folder_name
-        if (run / SUMMARY).exists():
-            summary = json.loads((run / SUMMARY).read_text(encoding="utf-8"))
+        if (summary := sound_summary(run)) is not None:
             rows.append(key | {name: summary[name] for name in RESULTS})
             clocked = {name: summary[name] for name in CLOCKED}
             times.append(key | clocked | seconds(run) | {"device": summary["device"]})
@@ -51,6 +50,14 @@ def write_tables(
     write_csv(folder / "times.csv", [*keys, *CLOCKED, *phases, "device"], times)
     write_csv(folder / "failed.csv", [*keys, "error", "traceback"], failed)
     return rows, failed
+
+
+def sound_summary(run: Path) -> Summary | None:
+    """The summary of a finished run; None if it is not there, or damaged."""
+    try:
+        return read_summary(run)
+    except DamagedFile:
+        return None
 
 
 def seconds(run: Path) -> TableRow:

@@ -13,23 +13,22 @@ and continues what was begun.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import time
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 from spr_or.sweeps.jobs import Job, dense_folder_name, dense_recipe
 from spr_or.sweeps.pools import Pool
-from spr_or.sweeps.run_table import ERROR, SUMMARY, TableRow, last_line, write_tables
+from spr_or.sweeps.run_table import ERROR, TableRow, last_line, sound_summary, write_tables
 from spr_or.sweeps.sweep_file import SweepError, SweepPlan, SweepRun
 from spr_or.training.recipe import SpeedRecipe
 from spr_or.training.runner import run_recipe
 from spr_or.training.seed_run import RunError
+from spr_or.training.stored_run import RECIPE, SUMMARY, DamagedFile, read_recipe, read_summary
 from spr_or.utils.files import write_text
-
-_GRACE = 5.0  # seconds for the workers of a killed sweep to go
+from spr_or.utils.folder_lock import FolderBusy, alone_in
 
 
 class Result(NamedTuple):
@@ -58,11 +57,13 @@ def run_sweep(
     *,
     retry_failed: bool = False,
     on_end: Callable[[JobEnded], None] = lambda progress: None,
+    warn: Callable[[str], None] = lambda message: None,
 ) -> Result:
     """Run what is not finished, and write the tables after each run.
 
-    Runs that failed before are left alone unless ``retry_failed``. Raises `SweepError` when
-    another sweep is at work in the folder, or when a finished run there had another recipe.
+    Runs that failed before are left alone unless ``retry_failed``; one whose files are damaged is
+    repeated, and ``warn`` told why. Raises `SweepError` when another sweep is at work in the folder,
+    or when a finished run there had another recipe.
     """
     folder = folder.absolute()
     with _alone_in(folder), pool:
@@ -70,6 +71,10 @@ def run_sweep(
         todo = [point for point in plan.runs if state_of(point, folder) not in settled]
         for point in todo:
             (folder / "runs" / point.folder_name / ERROR).unlink(missing_ok=True)
+        for run in sorted(folder.glob("runs/*")) + sorted(folder.glob("dense/*")):
+            if reason := damage(run):
+                warn(f"{reason}. The run is repeated")
+                _prepare_repetition(run)
         ready, waiting = _jobs(todo, folder)
         total, done, running = len(todo), 0, 0
         result = Result(*write_tables(plan, folder / "runs", folder))
@@ -99,11 +104,17 @@ def run_sweep(
 
 
 def state_of(point: SweepRun, folder: Path) -> str:
-    """ "finished", "failed", "begun" or "new"; raises `SweepError` for another recipe's run."""
+    """ "finished", "failed", "damaged", "begun" or "new".
+
+    Raises `SweepError` for another recipe's run.
+    """
     run = folder / "runs" / point.folder_name
+    if damage(run):
+        return "damaged"
     if (run / SUMMARY).exists():
         # Reads the finished run and compares its recipe, on whatever device is here.
-        reading = point.recipe.model_copy(update={"speed": SpeedRecipe(device="cpu")})
+        speed = SpeedRecipe(device="cpu", amp=point.recipe.speed.amp)
+        reading = point.recipe.model_copy(update={"speed": speed})
         try:
             run_recipe(reading, run, resume=True)
         except RunError as error:
@@ -126,7 +137,7 @@ def _jobs(runs: list[SweepRun], folder: Path) -> tuple[deque[Job], dict[Path, li
         recipe = dense_recipe(point.recipe)
         dense = folder / "dense" / dense_folder_name(recipe)
         job = Job(point.name, point.recipe, run, dense)
-        if (dense / SUMMARY).exists():
+        if sound_summary(dense) is not None:
             ready.append(job)
             continue
         if dense not in waiting:
@@ -135,24 +146,31 @@ def _jobs(runs: list[SweepRun], folder: Path) -> tuple[deque[Job], dict[Path, li
     return ready, waiting
 
 
-def _locked(lock: TextIO) -> bool:
-    """Whether the file is this process's now; asking again does no harm."""
+def damage(run: Path) -> str | None:
+    """What is wrong with the files by which a run is known; None if nothing is."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        if read_summary(run) is None:  # a whole summary holds the recipe, too
+            read_recipe(run)
+    except DamagedFile as error:
+        return str(error)
+    return None
+
+
+def _prepare_repetition(run: Path) -> None:
+    """Remove what is damaged; with the recipe go the checkpoints, as nobody knows what they are of."""
+    (run / SUMMARY).unlink(missing_ok=True)
+    try:
+        read_recipe(run)
+    except DamagedFile:
+        shutil.rmtree(run / "checkpoints", ignore_errors=True)
+        (run / RECIPE).unlink()
 
 
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Refuse a folder in which another sweep is at work; the lock goes with its process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        # Workers of a sweep that was killed hold its lock until they see that, a moment later.
-        until = time.monotonic() + _GRACE
-        while not _locked(lock) and time.monotonic() < until:
-            time.sleep(0.1)
-        if not _locked(lock):
-            raise SweepError(f"another sweep is at work in {folder}: wait, or name another --out")
-        yield
+    """Refuse a folder in which another sweep is at work."""
+    try:
+        with alone_in(folder, "sweep"):
+            yield
+    except FolderBusy as error:
+        raise SweepError(str(error)) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import math
@@ -15,6 +14,7 @@ from typing import Any
 from spr_or.tabular.prepare import OwnData
 from spr_or.tabular.read import TableError
 from spr_or.tabular.stored_result import StoredResult, read_result
+from spr_or.utils import folder_lock
 
 Question = dict[str, Any]
 _SINGLE, _PATH = "lam", "path"
@@ -124,11 +124,9 @@ def lambda_folders(folder: Path) -> list[Path]:
 def alone_in(folder: Path) -> Iterator[None]:
     """Refuse a folder in which another process solves; the lock goes with its process."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TableError(
-                f"another spr-or solve is at work in {folder}: wait, or name another --out"
-            ) from None
+            held.enter_context(folder_lock.alone_in(folder, "solve"))
+        except folder_lock.FolderBusy as error:
+            raise TableError(str(error)) from None
         yield

@@ -35,7 +35,7 @@ def save_last(folder: Path, state: State) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     last, following = folder / LAST, folder / _NEXT
-    write_durably(following, lambda path: torch.save({"format": FORMAT, **state}, path))
+    _write(following, state)
     if last.exists():
         last.replace(folder / PREVIOUS)
     following.replace(last)
@@ -46,7 +46,16 @@ def save_best(folder: Path, state: State) -> None:
     if not distributed.is_first():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    write_durably(folder / BEST, lambda path: torch.save({"format": FORMAT, **state}, path))
+    _write(folder / BEST, state)
+
+
+def _write(path: Path, state: State) -> None:
+    def write(aside: Path) -> None:
+        # Given a path, torch would write it itself and hide why the system refused.
+        with aside.open("wb") as stream:
+            torch.save({"format": FORMAT, **state}, stream)
+
+    write_durably(path, write)
 
 
 def load(path: Path) -> State:
@@ -66,14 +75,6 @@ def load(path: Path) -> State:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} was written by another version of this program")
     return state
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process had not finished writing."""
-    if not distributed.is_first():
-        return
-    for path in folder.glob(".*"):
-        path.unlink()
 
 
 def load_last(folder: Path) -> tuple[State | None, str | None]:

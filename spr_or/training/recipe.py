@@ -167,7 +167,7 @@ class TrainRecipe(_Section):
 
 
 class SpeedRecipe(_Section):
-    """[speed]: what changes the time a run takes and not its meaning."""
+    """[speed]: what changes the time a run takes; of these keys only `amp` changes what is computed."""
 
     device: str = "auto"  # "auto": the accelerator if there is one, else "cpu"
     threads: int | None = Field(default=None, ge=1)  # of torch on the CPU; None: as torch likes

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,37 @@ from pydantic import ValidationError
 
 from spr_or.training import checkpoint, distributed
 from spr_or.training.data.load import Data, load_data
-from spr_or.training.metrics import Metrics
+from spr_or.training.metrics import Epoch, Metrics, what_is_lost
 from spr_or.training.phases import train
 from spr_or.training.recipe import Recipe
 from spr_or.training.report.summary import Summary, report_seed, report_seeds
 from spr_or.training.run_progress import RunDisplay
-from spr_or.training.seed_run import RunError, SeedRun
+from spr_or.training.seed_run import PHASES, RunError, SeedRun
 from spr_or.training.setup import check_model, fresh_model, pick_device, reproducible
-from spr_or.utils.files import write_text
+from spr_or.training.stored_run import RECIPE, DamagedFile, read_recipe, read_summary
+from spr_or.utils.files import remove_asides, write_text
+from spr_or.utils.folder_lock import FolderBusy, alone_in
+from spr_or.utils.import_path import source_file
 
-# What may change between a start and its resumption, because it changes no result.
-_FREE = ("name", "note", "speed")
-_RECIPE = "recipe.json"
+# What may change between a start and its resumption: names, the machine, and how its time is spent.
+# Rounding and the order of a stream's batches may then differ, what is computed does not. Of [speed]
+# only `amp` is missing: a run that is part bfloat16 and part float32 is neither.
+_FREE = {
+    "name",
+    "note",
+    "data.cache",
+    "data.workers",
+    "data.eval_batch_size",
+    "speed.device",
+    "speed.threads",
+    "speed.channels_last",
+    "speed.compile",
+    "speed.cuda_graph",
+}
 
 
 class FolderInUse(RunError):
-    """The folder holds another run, or this one and it was not asked to be continued."""
+    """The folder holds another run, or this one and it was not asked to be continued, or is at work."""
 
 
 def run_recipe(
@@ -36,8 +52,8 @@ def run_recipe(
 
     One seed writes into ``folder`` itself, several into ``folder/seed-N`` each. With ``resume`` a
     run that stands in the folder is continued (a finished one is only read); without it such a
-    folder is refused. Raises `RecipeError`, `DataError`, `RunError` (`FolderInUse` for such
-    a folder), `CheckpointError`, `DiskFull`.
+    folder is refused, and so is one in which another process trains. Raises `RecipeError`,
+    `DataError`, `RunError` (`FolderInUse` for such folders), `CheckpointError`, `DiskFull`.
 
     In processes that torchrun started, all of them train together (see `distributed`), on one
     file system; the first one writes, and the summary of the others is empty.
@@ -47,9 +63,41 @@ def run_recipe(
         with distributed.joined(device):
             if not distributed.is_first():
                 display = None
-            return _run(recipe, folder, resume, device, display)
+            # Several processes must take the same way, so they look behind the lock.
+            alone = distributed.world().size == 1
+            if resume and alone and (summary := _read_finished(recipe, folder)) is not None:
+                return summary
+            with _alone_in(folder):
+                return _run(recipe, folder, resume, device, display)
     except distributed.ProcessLost as error:
         raise RunError(str(error)) from error
+
+
+def _read_finished(recipe: Recipe, folder: Path) -> Summary | None:
+    """The summary of a run of one seed that is finished: nothing is written, so no lock is needed."""
+    if len(recipe.seeds) > 1:
+        return None
+    with contextlib.suppress(DamagedFile):
+        if (summary := read_summary(folder)) is not None:
+            _check_folder(recipe, folder, resume=True)
+            return summary
+    return None
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """The folder's lock, held by the first process for all; `FolderInUse` in each if it is taken."""
+    refusal: FolderBusy | None = None
+    with contextlib.ExitStack() as held:
+        if distributed.is_first():
+            try:
+                held.enter_context(alone_in(folder, "run"))
+            except FolderBusy as error:
+                refusal = error
+        (refused,) = distributed.total(float(refusal is not None))
+        if refused:
+            raise FolderInUse(refusal or f"another run is at work in {folder}")
+        yield
 
 
 def _run(
@@ -58,18 +106,19 @@ def _run(
     _check_folder(recipe, folder, resume)
     seeds = {seed: folder if len(recipe.seeds) == 1 else folder / f"seed-{seed}"
              for seed in recipe.seeds}  # fmt: skip
-    summaries = {seed: _finished(place) for seed, place in seeds.items()}
-    distributed.barrier()  # all have looked before the first one writes
     with display or RunDisplay(quiet=True) as shown, reproducible(recipe.speed.threads):
+        summaries = {seed: _finished(place, shown) for seed, place in seeds.items()}
+        distributed.barrier()  # all have looked before the first one writes
         data: Data | None = None
         for seed, place in seeds.items():
             if summaries[seed] is None:
                 if data is None:
                     data = load_data(recipe.data, device, shown.decoding)
                     check_model(recipe, fresh_model(recipe, seed, device), data, device)
+                    shown.say(f"network: {recipe.model} from {source_file(recipe.model)}")
                     folder.mkdir(parents=True, exist_ok=True)
                     if distributed.is_first():
-                        write_text(folder / _RECIPE, recipe.model_dump_json(indent=2) + "\n")
+                        write_text(folder / RECIPE, recipe.model_dump_json(indent=2) + "\n")
                 summaries[seed] = _run_seed(recipe, seed, place, device, data, shown)
     distributed.barrier()  # the first one has written its report
     if not distributed.is_first():
@@ -82,13 +131,17 @@ def _run_seed(
     recipe: Recipe, seed: int, folder: Path, device: torch.device, data: Data, display: RunDisplay
 ) -> Summary:
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.remove_leftovers(folder / "checkpoints")
+    if distributed.is_first():
+        for place in (folder, folder / "checkpoints", folder / "figures"):
+            remove_asides(place)
     state, warning = checkpoint.load_last(folder / "checkpoints")
     if warning:
         display.warn(warning)
     distributed.barrier()  # all have read before the first one writes
     if state is not None:
         display.say(f"seed {seed}: continuing phase {state['phase']} after epoch {state['epoch']}")
+        if lost := what_is_lost(folder / "metrics.jsonl", _epochs_until(recipe, state)):
+            display.warn(lost)
     metrics = Metrics(folder, kept=state["records"] if state else 0)
     run = SeedRun(recipe, seed, folder, device, data, display, metrics, state)
     try:
@@ -103,24 +156,46 @@ def _run_seed(
 
 def _check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
     """Refuse a folder that holds another run, or this one without ``resume``."""
-    path = folder / _RECIPE
-    if not path.exists():
+    kept = _kept_recipe(folder)
+    if kept is None:
         return
     if not resume:
         raise FolderInUse(
             f"{folder} already holds a run: continue it with --resume, or name another --out"
         )
-    kept = _as_today(json.loads(path.read_text(encoding="utf-8")))
     changed = [
         f"{key} was {before!r}, now {after!r}"
-        for key, before, after in _differences(kept, recipe.model_dump(mode="json"))
-        if key.partition(".")[0] not in _FREE
+        for key, before, after in _differences(_as_today(kept), recipe.model_dump(mode="json"))
+        if key not in _FREE
     ]
     if changed:
         raise FolderInUse(
             f"{folder} was started with another recipe ({'; '.join(changed)}): "
             "resume with the same one, or name another --out"
         )
+
+
+def _kept_recipe(folder: Path) -> dict[str, Any] | None:
+    """The recipe that a folder was started with; where its file is damaged, the summary's."""
+    try:
+        return read_recipe(folder)
+    except DamagedFile as error:
+        with contextlib.suppress(DamagedFile):
+            if (summary := read_summary(folder)) is not None:
+                return summary["recipe"]
+        raise FolderInUse(
+            f"{error}. So it cannot be told whether this is the same run: remove {folder / RECIPE} to "
+            "continue from its checkpoints with the recipe given now, or name another --out"
+        ) from None
+
+
+def _epochs_until(recipe: Recipe, state: checkpoint.State) -> list[Epoch]:
+    """The epochs that a checkpoint has behind it."""
+    counts = (recipe.dense.epochs, recipe.spr.epochs, recipe.finetune.epochs)
+    epochs = dict(zip(PHASES, counts, strict=True))
+    before = PHASES[: PHASES.index(state["phase"])]
+    done = [(phase, epoch) for phase in before for epoch in range(epochs[phase])]
+    return done + [(state["phase"], epoch) for epoch in range(state["epoch"])]
 
 
 def _as_today(kept: dict[str, Any]) -> dict[str, Any]:
@@ -144,7 +219,10 @@ def _differences(
     return found
 
 
-def _finished(folder: Path) -> Summary | None:
-    """The summary of a seed that is finished."""
-    path = folder / "summary.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def _finished(folder: Path, display: RunDisplay) -> Summary | None:
+    """The summary of a seed that is finished; one whose summary is damaged is not."""
+    try:
+        return read_summary(folder)
+    except DamagedFile as error:
+        display.warn(f"{error}. The run counts as not finished; its report is made again")
+        return None

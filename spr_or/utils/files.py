@@ -12,9 +12,16 @@ import errno
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+# What torch's writer (two ways), safetensors and numpy say without the system's number.
+_FULL = (
+    r"unexpected pos \d+ vs \d+|PytorchStreamWriter failed writing|No space left|os error 28"
+    r"|\d+ requested and \d+ written"
+)
 
 
 class DiskFull(OSError):
@@ -59,6 +66,22 @@ def write_durably(path: str | Path, write: Callable[[Path], object]) -> None:
     _sync_folder(Path(path).parent)
 
 
+def remove_asides(folder: Path) -> None:
+    """Remove what killed processes left of `write_aside` in a folder; nobody else may write there.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for name in (".note.123.txt", ".gitignore", "note.txt"):
+    ...     (folder / name).touch()
+    >>> remove_asides(folder)
+    >>> sorted(path.name for path in folder.iterdir())
+    ['.gitignore', 'note.txt']
+    """
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\..+\.\d+(\.\w+)?", path.name) and path.is_file():
+            path.unlink()
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file in UTF-8, durably."""
     write_durably(path, lambda aside: aside.write_text(text, encoding="utf-8"))
@@ -90,10 +113,8 @@ def disk_full_explained(path: Path) -> Iterator[None]:
     """Turn "no space left" while writing ``path`` into a `DiskFull` that says what to do."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        code = getattr(error, "errno", None)
-        # torch's own writer reports a full disk as a RuntimeError.
-        if code not in (errno.ENOSPC, errno.EDQUOT) and "No space left" not in str(error):
+    except Exception as error:  # torch and safetensors have kinds of their own
+        if not _means_full(error):
             raise
         raise DiskFull(
             errno.ENOSPC,
@@ -102,6 +123,22 @@ def disk_full_explained(path: Path) -> Iterator[None]:
             "--resume)",
             str(path),
         ) from error
+
+
+def _means_full(error: BaseException) -> bool:
+    """Whether an error, or one that it arose from, says that the disk is full.
+
+    A number of the system decides where there is one; else the words of the library that wrote.
+    """
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    numbers = [e.errno for e in chain if isinstance(e, OSError) and e.errno is not None]
+    if numbers:
+        return any(number in (errno.ENOSPC, errno.EDQUOT) for number in numbers)
+    return any(re.search(_FULL, str(e)) for e in chain)
 
 
 def _sync_folder(folder: Path) -> None:

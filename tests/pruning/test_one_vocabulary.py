@@ -68,11 +68,11 @@ def test_an_entity_holds_what_the_exact_side_puts_into_it(model, kind) -> None:
     for layer in found:
         module = model.get_submodule(layer.name)
         assert layer.parameters == tuple(module.parameters())
-        assert layer.is_one_weight == (module.bias is None)
+        assert len(layer.parameters) == (1 if module.bias is None else 2)
 
 
 def test_input_channels_hold_no_bias() -> None:
-    assert all(layer.is_one_weight for layer in layer_entities(convnet(), "input_channels"))
+    assert all(len(layer.parameters) == 1 for layer in layer_entities(convnet(), "input_channels"))
 
 
 def test_a_bias_that_is_no_parameter_is_named() -> None:

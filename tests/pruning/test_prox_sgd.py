@@ -207,9 +207,9 @@ def test_layers_may_have_their_own_learning_rates_but_not_split_ones():
         t = lr * 3.0 * w.shape[1] / total
         shrunk = unit_rows(net[i], 0, with_bias=True)
         torch.testing.assert_close(shrunk, projected.prox(w, t, ALPHA, 1.0))
-    with pytest.raises(ValueError, match="layer '0'.*one parameter group"):
+    with pytest.raises(ValueError, match="layer '0'.*in no parameter group"):
         ProxSGD([*net[4].parameters()], spr_of(net), lr=0.1)
-    with pytest.raises(ValueError, match="layer '4'.*one parameter group"):  # its bias is missing
+    with pytest.raises(ValueError, match="layer '4'.*in no parameter group"):  # its bias is missing
         ProxSGD([*net[0].parameters(), net[4].weight], spr_of(net), lr=0.1)
 
 

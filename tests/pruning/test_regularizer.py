@@ -347,14 +347,16 @@ def test_float32_under_autocast_and_for_bfloat16_weights():
 def test_channels_last_weights_are_read_where_they_lie():
     net, last = network(), network().to(memory_format=torch.channels_last)
     for model in (net, last):
-        model.conv3.bias = None  # conv2 keeps its own, so its entities have to be gathered
+        model.conv3.bias = None  # conv2 keeps its own, which stands beside the weight
     reference = SPR(net, 0.7, ALPHA, 0.5)
     reference.add_gradient_()
     slopes = gradients_of(net, FILTERS)
     spr = SPR(last, 0.7, ALPHA, 0.5)
-    own = {layer.name: x.data_ptr() for layer, x in zip(spr.layers, spr.gather()[0], strict=True)}
+    own = {
+        layer.name: x.data_ptr() for layer, (x, *_) in zip(spr.layers, spr.gather(), strict=True)
+    }
     read_in_place = [name for name in FILTERS if own[name] == getattr(last, name).weight.data_ptr()]
-    assert read_in_place == ["conv1", "conv3"]
+    assert read_in_place == [*FILTERS]
     assert spr().item() == pytest.approx(reference().item(), rel=1e-12)
     spr().backward()
     for name, gradient in gradients_of(last, FILTERS).items():
@@ -622,3 +624,34 @@ def test_a_step_neither_synchronises_nor_escapes_capture():
     graph.replay()
     for name, gradient in gradients_of(net, names).items():
         torch.testing.assert_close(gradient, 2 * slopes[name])
+
+
+@pytest.mark.parametrize("large", [0, gradient_passes_cpu._LARGE])
+def test_weights_and_bias_share_the_slope_of_the_maximum(large, monkeypatch):
+    """The maximum in the bias, in the weights, in both, and nothing but zeros."""
+    monkeypatch.setattr(gradient_passes_cpu, "_LARGE", large)
+    net = nn.Sequential(nn.Conv2d(2, 4, 1)).double()
+    net[0].weight.data = torch.tensor([[0.1, -0.2], [0.4, 0.1], [0.4, -0.4], [0, 0]]).double()
+    net[0].weight.data = net[0].weight.data.view(4, 2, 1, 1)
+    net[0].bias.data = torch.tensor([-0.4, 0.1, 0.4, 0.0]).double()
+    rows = torch.cat([net[0].weight.detach().view(4, 2), net[0].bias.detach()[:, None]], 1)
+    spr = SPR(net, 1.0, 0.01, 1.0, u="uniform")
+    for use in (spr.add_gradient_, lambda: spr().backward()):
+        net.zero_grad()
+        net[0].weight.grad = torch.zeros_like(net[0].weight)
+        net[0].bias.grad = torch.zeros_like(net[0].bias)
+        use()
+        found = torch.cat([net[0].weight.grad.view(4, 2), net[0].bias.grad[:, None]], 1)
+        torch.testing.assert_close(found, projected.gradient(rows, 0.01, 1.0))
+
+
+def test_a_layer_with_a_bias_is_not_copied():
+    """Copying VGG-16's weights to put the biases beside them made a step five times as slow."""
+    net = network()
+    spr = SPR(net, 0.7, ALPHA, 0.5, entities=["filters", "neurons"])
+    for layer, batch in zip(spr.ordered_layers(), spr.gather(), strict=True):
+        weight = net.get_submodule(layer.name).weight
+        assert batch.weights.data_ptr() == weight.data_ptr()
+        assert batch.weights.shape == weight.shape
+        bias = net.get_submodule(layer.name).bias
+        assert (batch.extra is None) == (bias is None)

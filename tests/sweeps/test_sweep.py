@@ -4,6 +4,7 @@ import csv
 import functools
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -19,18 +20,18 @@ from tiny_runs import assert_identical
 from typer.testing import CliRunner
 
 from spr_or.cli import app
-from spr_or.sweeps import pools, sweep
-from spr_or.sweeps.jobs import Job, run_job
+from spr_or.sweeps import pools
+from spr_or.sweeps.jobs import Job, dense_folder_name, dense_recipe, run_job
 from spr_or.sweeps.pools import LocalPool
 from spr_or.sweeps.run_table import write_tables
 from spr_or.sweeps.show import figure, means
 from spr_or.sweeps.sweep import JobEnded, run_sweep
-from spr_or.sweeps.sweep_file import SweepError, load_sweep
+from spr_or.sweeps.sweep_file import SweepError, SweepPlan, load_sweep
 from spr_or.training.checkpoint import load
 from spr_or.training.metrics import read_metrics
 from spr_or.training.recipe import RecipeError, load_recipe
 from spr_or.training.report import summary as report
-from spr_or.utils import pareto
+from spr_or.utils import folder_lock, pareto
 
 BASE = """
 model = "models.toy:convnet"
@@ -275,7 +276,7 @@ def test_a_dense_phase_that_fails_takes_its_runs_along(tmp_path: Path) -> None:
 def test_one_sweep_at_a_time_in_a_folder(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep, "_GRACE", 0.3)  # nobody is about to let go of the lock
+    monkeypatch.setattr(folder_lock, "_GRACE", 0.3)  # nobody is about to let go of the lock
     plan = load_sweep(whole / "sweep.toml", ["finetune.epochs=1"])
 
     def work(job: Job) -> str | None:
@@ -285,6 +286,82 @@ def test_one_sweep_at_a_time_in_a_folder(
 
     result = run_sweep(plan, tmp_path / "out", Here(work))
     assert len(result.failed) == RUNS
+
+
+def _copied(whole: Path, folder: Path) -> tuple[SweepPlan, Path]:
+    shutil.copytree(whole, folder, dirs_exist_ok=True)
+    return load_sweep(folder / "sweep.toml"), folder / "out"
+
+
+@pytest.mark.parametrize(
+    ("damaged", "content"),
+    [
+        *(("summary", text) for text in ["cut", "", '{"other": 1}', "\\xff", "[" * 100_000]),
+        *((files, "cut") for files in ["recipe", "both", "dense", "dense recipe"]),
+        ("both", "[1, 2]"),
+    ],
+)
+def test_damaged_files_do_not_stop_a_sweep(
+    whole: Path, tmp_path: Path, damaged: str, content: str
+) -> None:
+    plan, out = _copied(whole, tmp_path)
+    run, *_ = sorted((out / ("dense" if "dense" in damaged else "runs")).iterdir())
+    names = {
+        "summary": ["summary.json"],
+        "recipe": ["recipe.json"],
+        "both": ["summary.json", "recipe.json"],
+        "dense": ["summary.json"],
+        "dense recipe": ["summary.json", "recipe.json"],
+    }[damaged]
+    for name in names:
+        whole_text = (run / name).read_text()
+        text = whole_text[: len(whole_text) // 2] if content == "cut" else content
+        (run / name).write_bytes(text.encode("latin-1").replace(b"\\xff", b"\xff"))
+    if "dense" in damaged:  # and a run that needs it
+        shutil.rmtree(next(r for r in (out / "runs").iterdir() if r.name.endswith("seed=0")))
+    tried: list[str] = []
+
+    def work(job: Job) -> str | None:
+        tried.append(job.folder.name)
+        return quick(job)
+
+    told: list[str] = []
+    result = run_sweep(plan, out, Here(work), warn=told.append)
+    assert (len(result.finished), result.failed) == (RUNS, [])
+    assert rows(out / "table.csv") == rows(whole / "out" / "table.csv")
+    if damaged == "recipe":  # the summary holds it, too
+        assert (tried, told) == ([], [])
+    else:
+        assert run.name in tried and len(tried) == (2 if "dense" in damaged else 1)
+        (message,) = told
+        assert str(run / "summary.json") in message and "repeated" in message
+    assert json.loads((run / "summary.json").read_text())["recipe"]
+
+
+def test_a_begun_run_with_a_damaged_recipe_is_begun_anew(whole: Path, tmp_path: Path) -> None:
+    """Its checkpoints may be those of any recipe, so they are not taken."""
+    plan, out = _copied(whole, tmp_path)
+    one, other = sorted((out / "runs").iterdir())[:2]
+    shutil.rmtree(one / "checkpoints")
+    shutil.copytree(other / "checkpoints", one / "checkpoints")
+    (one / "summary.json").unlink()
+    (one / "recipe.json").write_text('{"model": "models.toy:conv')
+    told: list[str] = []
+    result = run_sweep(plan, out, Here(), warn=told.append)
+    assert len(result.finished) == RUNS and "recipe.json is damaged" in told[0]
+    assert rows(out / "table.csv") == rows(whole / "out" / "table.csv")
+
+
+def test_half_precision_has_a_dense_phase_of_its_own(tmp_path: Path) -> None:
+    plan = load_sweep(written(tmp_path, GRID.replace("spr.lam = [12.0, 4.0]",
+                                                     'speed.amp = ["off", "bf16"]')))  # fmt: skip
+    names = {(p.recipe.speed.amp, dense_folder_name(dense_recipe(p.recipe))) for p in plan.runs}
+    assert len(names) == 4 and len({name for _, name in names}) == 4  # for each seed, too
+    threads = plan.runs[0].recipe.speed.model_copy(update={"threads": 7})
+    same = plan.runs[0].recipe.model_copy(update={"speed": threads})
+    assert dense_folder_name(dense_recipe(same)) == dense_folder_name(
+        dense_recipe(plan.runs[0].recipe)
+    )
 
 
 # --- processes ------------------------------------------------------------------------------

@@ -174,7 +174,11 @@ def evidence(single: Path, text: str) -> None:
         ('{"incumbent": {"0": 1e400}, "point": null}', 2, "1e400 is not a finite number"),
         ('{"incumbent": {"0": 1e308}, "point": null}', 1, "no finite objective"),
         ('{"incumbent": {"0": -1e308}, "point": null}', 1, "no finite objective"),
-        ('{"incumbent": {"0": 1e308, "1": -1e308}, "point": {"2": 1e308}}', 1, "no finite objective"),
+        (
+            '{"incumbent": {"0": 1e308, "1": -1e308}, "point": {"2": 1e308}}',
+            1,
+            "no finite objective",
+        ),
         ('{"incumbent": {}, "point": {"0": 1e308, "3": -1e308}}', 1, "no finite bound"),
         ('{"incumbent": {"4": 1.0}, "point": null}', 1, "names weight '4'; there are 0 to 3"),
         ('{"incumbent": {"-1": 1.0}, "point": null}', 1, "names weight '-1'"),

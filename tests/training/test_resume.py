@@ -7,7 +7,7 @@ import random
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -130,14 +130,13 @@ def test_a_full_disk_keeps_the_checkpoints_and_resumes(
     run_recipe(recipe, tmp_path / "whole")
     saved, calls = torch.save, 0
 
-    def full_after_three(state: object, path: Path) -> None:
+    def full_after_three(state: object, stream: BinaryIO) -> None:
         nonlocal calls
         calls += 1
         if calls > 6:
-            path.symlink_to("/dev/full")
-            with path.open("wb") as stream:
-                stream.write(b"0" * 100_000)
-        saved(state, path)
+            with open("/dev/full", "wb") as full:
+                saved(state, full)
+        saved(state, stream)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.torch, "save", full_after_three)

@@ -1,0 +1,376 @@
+"""What stands in a run's folder: who is at work there, what may change, what is damaged."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import no_pictures_in, stopped_at, tiny_recipe
+from typer.testing import CliRunner
+
+from spr_or.cli import app
+from spr_or.training.metrics import read_metrics, what_is_lost
+from spr_or.training.recipe import Recipe
+from spr_or.training.run_progress import RunDisplay
+from spr_or.training.runner import FolderInUse, run_recipe
+from spr_or.utils import folder_lock
+from spr_or.utils.folder_lock import alone_in
+
+TINY = tiny_recipe(data={"train_rows": 64, "eval_rows": 32})
+
+
+class Listening(RunDisplay):
+    """A display that keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.warnings: list[str] = []
+        self.lines: list[str] = []
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_pictures_in(monkeypatch)
+
+
+def begun(folder: Path, recipe: Recipe = TINY, at: tuple[str, int] = ("finetune", 0)) -> None:
+    """A run that was stopped before the checkpoint of that epoch."""
+    with pytest.raises(KeyboardInterrupt), stopped_at(*at):
+        run_recipe(recipe, folder)
+
+
+def resumed(folder: Path, recipe: Recipe = TINY) -> Listening:
+    display = Listening()
+    run_recipe(recipe, folder, resume=True, display=display)
+    return display
+
+
+# --- two at once ----------------------------------------------------------------------------
+
+
+def test_two_runs_in_one_folder_end_with_status_2_for_the_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_lock, "_GRACE", 0.1)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('model = "models.toy:convnet"\n[spr]\nlam = 7.0\nalpha = 0.3\n')
+    out = tmp_path / "out"
+    with alone_in(out, "run"):
+        for more in ([], ["--resume"]):
+            second = CliRunner().invoke(app, ["run", str(recipe), "--out", str(out), *more])
+            assert second.exit_code == 2
+            assert f"another run is at work in {out} (process {os.getpid()} on" in second.output
+        assert [path.name for path in out.iterdir()] == [".lock"]
+
+
+def test_a_run_holds_the_lock_from_before_its_first_file_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_lock, "_GRACE", 0.0)
+    seen: list[str] = []
+
+    class Intruding(Listening):
+        def epoch(self, record: dict[str, Any]) -> None:
+            with pytest.raises(FolderInUse, match=rf"at work in {tmp_path}"):
+                run_recipe(TINY, tmp_path, resume=True)
+            seen.append(record["phase"])
+
+    run_recipe(TINY, tmp_path, display=Intruding())
+    assert len(seen) == 7
+    assert not (tmp_path / ".lock").exists()
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(r["phase"], r["epoch"]) for r in records] == [
+        *(("dense", e) for e in range(2)), *(("spr", e) for e in range(3)),
+        *(("finetune", e) for e in range(2)),
+    ]  # fmt: skip
+
+
+def _start(folder: str, answers: Any) -> None:
+    torch.set_num_threads(1)
+    try:
+        run_recipe(TINY, Path(folder))
+        answers.put("done")
+    except FolderInUse as error:
+        answers.put(str(error))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="spawning would import torch again")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_of_four_started_at_once_one_runs(tmp_path: Path) -> None:
+    """The check of the folder lies behind the lock: none slips in between."""
+    context = multiprocessing.get_context("fork")
+    answers: Any = context.Queue()
+    processes = [
+        context.Process(target=_start, args=(str(tmp_path / "out"), answers)) for _ in range(4)
+    ]
+    for process in processes:
+        process.start()
+    told = sorted(answers.get(timeout=120) for _ in processes)
+    for process in processes:
+        process.join(30)
+    assert [text == "done" for text in told].count(True) == 1
+    refused = [text for text in told if text != "done"]
+    assert all("at work" in text or "already holds a run" in text for text in refused)
+    assert len(read_metrics(tmp_path / "out" / "metrics.jsonl")) == 7
+
+
+def test_a_finished_run_is_read_while_another_process_keeps_the_folder(tmp_path: Path) -> None:
+    first = run_recipe(TINY, tmp_path)
+    with alone_in(tmp_path, "run"):
+        assert run_recipe(TINY, tmp_path, resume=True) == first
+
+
+@pytest.mark.slow
+def test_torchrun_takes_the_lock_once_and_both_processes_end_when_it_is_taken(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "-m", "spr_or.cli", "run", "digits", "--out", str(out),
+        "--set", "seeds=[0]", "--set", "dense.epochs=1", "--set", "spr.epochs=1",
+        "--set", "finetune.epochs=1", "--set", "data.train_rows=128",
+    ]  # fmt: skip
+    with alone_in(out, "run"):
+        refused = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert refused.returncode != 0
+    assert f"another run is at work in {out} (process {os.getpid()}" in refused.stderr
+    assert not (out / "recipe.json").exists()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (out / "summary.json").exists() and not (out / ".lock").exists()
+
+
+# --- what may change ------------------------------------------------------------------------
+
+_OTHER: dict[str, Any] = {  # a value for every key that the tiny recipe does not have
+    "model": "models.toy:mlp", "model_kwargs": {"num_classes": 11}, "seeds": (1,),
+    "data.source": "other/set", "data.name": "x", "data.revision": "x", "data.train_split": "x",
+    "data.eval_split": "x", "data.train_rows": 65, "data.eval_rows": 33, "data.size": 9,
+    "data.crop": 2, "data.flip": True, "data.random_resized_crop": True, "data.mean": (0.5,),
+    "data.std": (0.5,), "data.batch_size": 16, "data.memory": "stream", "train.momentum": 0.5,
+    "train.weight_decay": 0.1, "train.nesterov": True, "train.label_smoothing": 0.1,
+    "dense.lr": 0.2, "dense.schedule": "cosine", "dense.milestones": (1,), "dense.gamma": 0.5,
+    "dense.warmup": 1, "dense.epochs": 3, "dense.weights": Path("x.pt"), "spr.lr": 0.2,
+    "spr.schedule": "cosine", "spr.milestones": (1,), "spr.gamma": 0.5, "spr.warmup": 1,
+    "spr.epochs": 4, "spr.method": "gradient", "spr.variant": "printed", "spr.lam": 1.0,
+    "spr.alpha": 0.1, "spr.entities": "neurons", "spr.include_norm": True, "spr.u": "uniform",
+    "spr.bounds": "entity", "spr.bounds_every": 2, "spr.lam_warmup": 1,
+    "spr.target_removed_pct": 50.0, "spr.start": "dense", "spr.zero_below": 0.1, "spr.share": 0.5,
+    "finetune.epochs": 3, "finetune.distill": 0.5, "finetune.temperature": 2.0,
+    "speed.amp": "bf16",
+}  # fmt: skip
+_MAY: dict[str, Any] = {
+    "name": "x", "note": "x", "data.cache": Path("x"), "data.workers": 1,
+    "data.eval_batch_size": 9, "speed.device": "cpu:0", "speed.threads": 2,
+    "speed.channels_last": True, "speed.compile": True, "speed.cuda_graph": True,
+}  # fmt: skip
+
+
+def changed(recipe: Recipe, key: str, value: object) -> Recipe:
+    section, _, name = key.rpartition(".")
+    if not section:
+        return recipe.model_copy(update={name: value})
+    part = getattr(recipe, section).model_copy(update={name: value})
+    return recipe.model_copy(update={section: part})
+
+
+def keys_of(recipe: Recipe) -> set[str]:
+    found = set()
+    for name, value in recipe:
+        inner = getattr(type(value), "model_fields", None)
+        found |= {name} if inner is None else {f"{name}.{key}" for key in inner}
+    return found
+
+
+@pytest.fixture(scope="module")
+def half_way(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("half")
+    begun(folder)
+    return folder
+
+
+def test_every_key_of_a_recipe_is_in_one_of_the_two_lists() -> None:
+    """A new key must be thought about: does it change what is computed?"""
+    assert _OTHER.keys() | _MAY.keys() == keys_of(TINY) and not _OTHER.keys() & _MAY.keys()
+
+
+@pytest.mark.parametrize("key", _OTHER)
+def test_what_changes_the_meaning_of_a_run_may_not_change(key: str, half_way: Path) -> None:
+    name = key.replace(".", r"\.")
+    with pytest.raises(FolderInUse, match=rf"another recipe \(.*{name}\S* was .*, now"):
+        run_recipe(changed(TINY, key, _OTHER[key]), half_way, resume=True)
+
+
+@pytest.mark.parametrize("key", [key for key in _MAY if key != "speed.cuda_graph"])
+def test_names_and_what_costs_time_may_change(
+    key: str, half_way: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PassedTheCheck(Exception):
+        pass
+
+    def load(*arguments: Any) -> None:
+        raise PassedTheCheck
+
+    monkeypatch.setattr("spr_or.training.runner.load_data", load)
+    with pytest.raises(PassedTheCheck):
+        run_recipe(changed(TINY, key, _MAY[key]), half_way, resume=True)
+
+
+# --- metrics --------------------------------------------------------------------------------
+
+
+def cut_last_line(lines: list[str]) -> str:
+    return "".join(lines[:-1]) + lines[-1][: len(lines[-1]) // 2]
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda lines: "".join(lines), None),
+        (lambda lines: "".join(lines) + '{"phase": "finetu', "line 7 is cut or damaged, its epoch"),
+        (lambda lines: "".join(lines) + "12", "line 7 is cut or damaged, its epoch is repeated"),
+        (lambda lines: "".join(lines[:5]), "no records of finetune 0; reports lack them"),
+        (cut_last_line, "line 6 is cut or damaged, no records of finetune 0; reports lack"),
+        (lambda lines: "".join(lines[:1]), "no records of dense 1, spr 0, spr 1, spr 2, finetune"),
+        (
+            lambda lines: "".join([*lines[:2], "\x00\n", *lines[3:]]),
+            "line 3 is cut or damaged, no records of spr 0, spr 1, spr 2, finetune 0;",
+        ),
+        (lambda lines: "", "no records of dense 0, dense 1, spr 0"),
+    ],
+)
+def test_lost_records_are_told(
+    damage: Callable[[list[str]], str], told: str | None, tmp_path: Path
+) -> None:
+    begun(tmp_path, at=("finetune", 1))
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)[:6]  # as the checkpoint knows them
+    assert len(lines) == 6
+    path.write_text(damage(lines))
+    warnings = resumed(tmp_path).warnings
+    if told is None:
+        assert warnings == []
+    else:
+        (warning,) = warnings
+        assert warning.startswith(f"{path}: ") and told in warning
+    assert (tmp_path / "summary.json").exists()
+
+
+def test_a_file_that_is_gone_is_told(tmp_path: Path) -> None:
+    begun(tmp_path, at=("finetune", 1))
+    (tmp_path / "metrics.jsonl").unlink()
+    (warning,) = resumed(tmp_path).warnings
+    assert "no records of dense 0, dense 1, spr 0, spr 1, spr 2, finetune 0" in warning
+
+
+def test_bytes_that_are_no_text_are_a_damaged_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"phase": "dense", "epoch": 0}\n\xff\xfe\n')
+    assert len(read_metrics(path)) == 1
+    assert what_is_lost(path, [("dense", 0)]) == (
+        f"{path}: line 2 is cut or damaged, its epoch is repeated"
+    )
+
+
+# --- damaged summaries and recipes ----------------------------------------------------------
+
+CONTENTS = ["", "{", "[1]", '{"other": 1}', "\x00", "[" * 100_000]
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+def test_a_damaged_summary_is_made_again(content: str, tmp_path: Path) -> None:
+    first = run_recipe(TINY, tmp_path)
+    (tmp_path / "summary.json").write_text(content)
+    display = resumed(tmp_path)
+    (warning,) = display.warnings
+    assert warning.startswith(str(tmp_path / "summary.json")) and "not finished" in warning
+    again = json.loads((tmp_path / "summary.json").read_text())
+    for clocked in ("epoch_seconds", "latency_ms_dense", "latency_ms_compact", "speedup"):
+        first.pop(clocked)
+        again.pop(clocked)
+    assert again == json.loads(json.dumps(first))
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+def test_a_damaged_recipe_is_named_unless_the_summary_holds_it(
+    content: str, tmp_path: Path
+) -> None:
+    begun(tmp_path)
+    (tmp_path / "recipe.json").write_text(content)
+    named = rf"{tmp_path / 'recipe.json'} is .*remove .*recipe\.json.*--out"
+    with pytest.raises(FolderInUse, match=named):
+        run_recipe(TINY, tmp_path, resume=True)
+    (tmp_path / "recipe.json").unlink()
+    run_recipe(TINY, tmp_path, resume=True)
+    (tmp_path / "recipe.json").write_text(content)
+    assert run_recipe(TINY, tmp_path, resume=True)["recipe"]["spr"]["lam"] == 7.0
+    with pytest.raises(FolderInUse, match=r"spr\.lam was 7\.0, now 1\.0"):
+        run_recipe(changed(TINY, "spr.lam", 1.0), tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(("file", "command"), [("summary", "tables"), ("recipe", "layers")])
+@pytest.mark.parametrize("content", CONTENTS)
+def test_other_commands_name_a_damaged_file_in_one_line(
+    content: str, file: str, command: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "runs" / "one"
+    run.mkdir(parents=True)
+    for name in ("metrics.jsonl", "dense.safetensors", "compact.safetensors"):
+        (run / name).write_text("")
+    (run / f"{file}.json").write_text(content)
+    more = ["--out", str(tmp_path / "tables")] if command == "tables" else []
+    place = run.parent if command == "tables" else run
+    done = CliRunner().invoke(app, [command, str(place), *more])
+    assert done.exit_code == (0 if command == "tables" else 2)
+    (line,) = [line for line in done.output.splitlines() if f"{file}.json" in line]
+    assert str(run / f"{file}.json") in line
+    assert "Traceback" not in done.output
+
+
+# --- what a run says ------------------------------------------------------------------------
+
+
+def test_a_run_says_where_its_network_came_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own_networks.py"
+    own.write_text("from models.toy import convnet\n")
+    monkeypatch.chdir(tmp_path)
+    display = Listening()
+    recipe = changed(TINY, "model", "own_networks:convnet")
+    run_recipe(recipe, tmp_path / "out", display=display)
+    assert f"network: own_networks:convnet from {own}" in display.lines
+
+
+@pytest.mark.parametrize(("command", "name"), [("run", "digits"), ("sweep", "table01")])
+def test_the_help_says_that_names_will_do(command: str, name: str) -> None:
+    text = " ".join(CliRunner().invoke(app, [command, "--help"]).output.split())
+    assert f"a TOML file, or a shipped name such as {name}" in text
+
+
+def test_what_a_killed_process_had_not_finished_writing_goes(tmp_path: Path) -> None:
+    begun(tmp_path)
+    left = [
+        tmp_path / ".metrics.123.jsonl",
+        tmp_path / "checkpoints" / ".next.123.pt",
+        tmp_path / "figures" / ".1-accuracy-and-sparsity.123.png",
+    ]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    (tmp_path / ".mine").touch()
+    resumed(tmp_path)
+    assert not any(path.exists() for path in left) and (tmp_path / ".mine").exists()
