@@ -40,6 +40,7 @@ def _linear(problem: SparseTrainingProblem, limited: dict[str, Any]) -> Iterator
     from spr_or.solvers import conic, enumeration, highs, outer_approximation, scip
     from spr_or.solvers import projected_first_order as first_order
 
+    solve: Callable[[], Certificate]
     if highs.applies(problem, relaxed=True):
         solve = partial(highs.solve, problem, relaxed=True, **limited)
         yield Route("bigm", "relaxed", "highs", solve)
