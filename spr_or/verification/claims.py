@@ -27,7 +27,7 @@ GRADIENT_TOLERANCE = 1e-5
 FORMULA_TOLERANCE = 1e-12  # between two ways to evaluate one formula in float64
 DUALS_TOLERANCE = 1e-3
 INTEGRALITY_TOLERANCE = 1e-6  # of the MIP solvers: they take a smaller indicator for zero
-_STEPS = 200  # of the search for the best indicator: to rounding
+_STEPS = 100  # of the search for the best indicator: to rounding
 
 
 def check_all(

@@ -14,7 +14,9 @@ the loss is divided by c = s^2 (squared), s (absolute) or 1, and so is the penal
 The solutions of both problems correspond one to one, and so do their relaxations.  Only lambda' and
 alpha' are rounded, in their last bit, and only if s and d differ.
 
-Networks stay as they are: a bias and a weight of one entity share their bound M, and would need two.
+A ReLU network is positively homogeneous in its data and in what its biases are multiplied with: for the
+squared and the absolute loss both are divided by s, as y is, and the weights stay.  Other losses have
+units of their own in f, and their networks stay as they are.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ class Units(NamedTuple):
 
 
 def normalised(problem: SparseTrainingProblem) -> tuple[SparseTrainingProblem, Units]:
-    """The problem in units of its own, and the units; a network comes back as it is.
+    """The problem in units of its own, and the units.
 
     >>> X, y = [[1e-4, 0.0], [0.0, 1e-4]], [3000.0, 2000.0]
     >>> p = SparseTrainingProblem.linear(X, y, [[0], [1]], lam=0.1, alpha=0.5, M=2)
@@ -54,11 +56,11 @@ def normalised(problem: SparseTrainingProblem) -> tuple[SparseTrainingProblem, U
     >>> units.objective, units.weights, float(small.y.abs().max()) < 2
     (4194304.0, 16777216.0, True)
     """
-    if not problem.convex:
-        return problem, Units()
-    d = _power_of_two(problem.X)
     s = _power_of_two(problem.y) if problem.loss in ("squared", "absolute") else 1.0
     c = s * s if problem.loss == "squared" else s
+    if not problem.convex:
+        return _in_units(problem, s, c), Units(objective=c)
+    d = _power_of_two(problem.X)
     ridge = problem.alpha * (s / d) ** 2
     total = ridge + (1 - problem.alpha)
     units = Units(c, s / d)
@@ -72,6 +74,16 @@ def normalised(problem: SparseTrainingProblem) -> tuple[SparseTrainingProblem, U
         alpha=ridge / total,
     )
     return scaled, units
+
+
+def _in_units(problem: SparseTrainingProblem, s: float, c: float) -> SparseTrainingProblem:
+    """A network with data, biases' input and targets divided by s, the objective by c."""
+    if s == 1:
+        return problem
+    return dataclasses.replace(
+        problem, X=problem.X / s, y=problem.y / s, lam=problem.lam / c,
+        bias_input=problem.bias_input / s,
+    )  # fmt: skip
 
 
 def _power_of_two(values: Tensor) -> float:

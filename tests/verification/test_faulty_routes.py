@@ -40,9 +40,12 @@ def answers(make):
     return [(route, route.solve()) for route in routes(inner, 20.0)]
 
 
+solve_with_duals = conic.solve_with_duals
+
+
 @functools.cache
 def duals(make):
-    return conic.solve_with_duals(ladder_of_bounds.normalised(make())[0])
+    return solve_with_duals(ladder_of_bounds.normalised(make())[0])
 
 
 def gives(**fields):
@@ -93,7 +96,7 @@ FAULTS = {
 
 
 def ladder_of(make, monkeypatch, faulty=None, fault=None):
-    """The ladder of stored answers (and stored multipliers), where the route ``faulty`` answers with ``fault``."""
+    """The ladder of stored answers and multipliers; route ``faulty`` answers with ``fault``."""
 
     def stored(inner, time_limit):
         for k, (route, true) in enumerate(answers(make)):
