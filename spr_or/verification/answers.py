@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 
 from spr_or.formulations import bigm, perspective
+from spr_or.formulations.certificate import Certificate
 from spr_or.formulations.problem import SparseTrainingProblem
-from spr_or.solvers.certificate import Certificate
 from spr_or.verification.ladder import NEAR_ZERO, RELATIVE, Check, Rung, Verdict
 from spr_or.verification.normalised import Units
 from spr_or.verification.routes import Route

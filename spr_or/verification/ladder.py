@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import torch
 
+from spr_or.formulations.certificate import Certificate
 from spr_or.formulations.losses import LOSSES
 from spr_or.formulations.problem import SparseTrainingProblem
-from spr_or.solvers.certificate import Certificate
 
 Verdict = Literal["holds", "refuted", "not tested"]
 

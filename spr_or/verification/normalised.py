@@ -27,8 +27,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from spr_or.formulations.certificate import Certificate
 from spr_or.formulations.problem import SparseTrainingProblem
-from spr_or.solvers.certificate import Certificate
 
 
 class Units(NamedTuple):
@@ -54,7 +54,7 @@ def normalised(problem: SparseTrainingProblem) -> tuple[SparseTrainingProblem, U
     >>> p = SparseTrainingProblem.linear(X, y, [[0], [1]], lam=0.1, alpha=0.5, M=2)
     >>> small, units = normalised(p)
     >>> units.objective, units.weights, float(small.y.abs().max()) < 2
-    (4194304.0, 16777216.0, True)
+    (4194304.0, 33554432.0, True)
     """
     s = _power_of_two(problem.y) if problem.loss in ("squared", "absolute") else 1.0
     c = s * s if problem.loss == "squared" else s

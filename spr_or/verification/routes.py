@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
+from spr_or.formulations.certificate import Certificate
 from spr_or.formulations.problem import SparseTrainingProblem
-from spr_or.solvers.certificate import Certificate
 from spr_or.verification.ladder import formulation_name
 
 MAX_ENUMERATED = 10  # entities of a linear model: 2^10 convex problems
