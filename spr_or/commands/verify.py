@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
     from spr_or.formulations.problem import SparseTrainingProblem
     from spr_or.verification.bounds_over_m import SweepPoint
-    from spr_or.verification.ladder import Ladder
+    from spr_or.verification.ladder import Check, Ladder, Verdict
+
+EXIT = {"holds": 0, "refuted": 1, "not tested": 3}
+_MARKS = {"holds": "holds", "refuted": "REFUTED", "not tested": "not tested"}
+_STYLES = {"holds": None, "refuted": "bold red", "not tested": "yellow"}
 
 
 def command(
@@ -73,7 +77,10 @@ def command(
 
     Ctrl-C shows what was found so far.
 
-    Exit status: 0 all claims hold, 1 a claim fails, 2 bad usage, 130 interrupted.
+    A claim holds, is refuted or was not tested, for instance because a time limit cut a solver short.
+
+    Exit status: 0 every claim was tested and holds, 1 a claim is refuted, 2 bad usage, 3 none is refuted
+    but some were not tested, 130 interrupted.
     """
     import torch
 
@@ -154,10 +161,17 @@ def _verify(
     except ValueError as error:
         raise terminal.failed(error, 2) from None
     interrupted = interrupted or any(ladder.interrupted for ladder in ladders)
-    ok = not interrupted and all(ladder.ok for ladder in ladders)
+    verdict = _overall(ladders, interrupted)
     _print_summary(screen, ladders, len(problems), interrupted)
-    _write(screen, ladders, ok, json_file, plot)
-    raise typer.Exit(130 if interrupted else 0 if ok else 1)
+    _write(screen, ladders, verdict, json_file, plot)
+    raise typer.Exit(130 if interrupted else EXIT[verdict])
+
+
+def _overall(ladders: Sequence[Ladder], interrupted: bool) -> Verdict:
+    verdicts = {ladder.verdict for ladder in ladders}
+    if "refuted" in verdicts:
+        return "refuted"
+    return "holds" if verdicts == {"holds"} and not interrupted else "not tested"
 
 
 def _ladder(problem: SparseTrainingProblem, title: str, time_limit: float, variant: str) -> Ladder:
@@ -187,9 +201,12 @@ def _print_ladder(screen: Console, ladder: Ladder) -> None:
     )  # fmt: skip
     terminal.show(screen, table)
     for check in ladder.checks:
-        mark = "holds" if check.holds else "FAILS"
-        style = None if check.holds else "bold red"
-        terminal.say(screen, f"  {mark} {check.claim}", style, indent=" " * 8)
+        terminal.say(
+            screen, f"  {_MARKS[check.verdict]}: {_told(check)}", _STYLES[check.verdict],
+            indent=" " * 8,
+        )  # fmt: skip
+    for note in ladder.notes:
+        terminal.say(screen, f"  note: {note}", indent=" " * 8)
     screen.print()
 
 
@@ -197,30 +214,46 @@ def _print_summary(
     screen: Console, ladders: Sequence[Ladder], count: int, interrupted: bool
 ) -> None:
     checks = [(ladder, check) for ladder in ladders for check in ladder.checks]
-    failed = [(ladder, check) for ladder, check in checks if not check.holds]
     complete = sum(not ladder.interrupted for ladder in ladders)
     if interrupted:
         message = f"interrupted: {complete} of {count} instances were verified"
         if complete < len(ladders):
             message += f"; the claims about {ladders[-1].name} were not all checked"
         terminal.say(screen, message, "yellow")
-    if failed:
-        terminal.say(screen, f"{len(failed)} of {len(checks)} claims fail", "bold red")
-        for ladder, check in failed:
-            line = f"  {ladder.name}: {check.claim} (slack {check.slack:.3g})"
-            terminal.say(screen, line, indent="    ")
-    elif complete:
+    for verdict, says in (("refuted", "are refuted"), ("not tested", "were not tested")):
+        found = [(ladder, check) for ladder, check in checks if check.verdict == verdict]
+        if found:
+            style = _STYLES[verdict]
+            terminal.say(screen, f"{len(found)} of {len(checks)} claims {says}", style)
+            for ladder, check in found:
+                terminal.say(screen, f"  {ladder.name}: {_told(check)}", indent="    ")
+    if complete and all(check.holds for _, check in checks):
         where = "1 instance" if complete == 1 else f"{complete} instances"
-        terminal.say(screen, f"all {len(checks)} claims hold on {where}", "green")
+        done = [check for ladder, check in checks if not ladder.interrupted]
+        terminal.say(screen, f"all {len(done)} claims hold on {where}", "green")
+
+
+def _told(check: Check) -> str:
+    """A claim, and why it does not hold."""
+    return f"{check.claim} ({check.reason})" if check.reason else check.claim
 
 
 def _write(
-    screen: Console, ladders: Sequence[Ladder], ok: bool, json_file: Path | None, plot: Path | None
+    screen: Console,
+    ladders: Sequence[Ladder],
+    verdict: Verdict,
+    json_file: Path | None,
+    plot: Path | None,
 ) -> None:
     from spr_or.utils.files import write_json
 
     if json_file:
-        write_json(json_file, {"ok": ok, "instances": [ladder.to_dict() for ladder in ladders]})
+        report = {
+            "ok": verdict == "holds",
+            "verdict": verdict,
+            "instances": [ladder.to_dict() for ladder in ladders],
+        }
+        write_json(json_file, report)
         screen.print(f"numbers: {json_file}")
     complete = [ladder for ladder in ladders if not ladder.interrupted]
     if plot and complete:

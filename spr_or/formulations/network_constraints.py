@@ -75,13 +75,15 @@ def predictions(model: Any, problem: SparseTrainingProblem) -> LayerValues:
         model.layer = pyo.Block([0])
         weight = torch.arange(1, problem.entities.n_parameters + 1).view(data.shape[1], -1)
         none = torch.zeros_like(weight[0])
-        return _affine(model, model.layer[0], signal, weight, none, bound)
+        return _affine(model, model.layer[0], signal, weight, none, bound, 1.0)
     model.layer = pyo.Block(range(len(problem.net)))
     wired = wirings(problem.net, signal.shape)
     for k, (layer, wiring) in enumerate(zip(problem.net, wired, strict=True)):
         block = model.layer[k]
         if wiring is not None:
-            signal = _affine(model, block, signal, wiring.weight, wiring.bias, bound)
+            signal = _affine(
+                model, block, signal, wiring.weight, wiring.bias, bound, problem.bias_input
+            )
         elif isinstance(layer, nn.ReLU):
             signal = _relu(model, block, signal)
         elif isinstance(layer, nn.Flatten):
@@ -116,16 +118,19 @@ def _fix_scale(model: Any, problem: SparseTrainingProblem) -> None:
 
 
 def _affine(
-    model: Any, block: Any, x: LayerValues, weight: Tensor, bias: Tensor, bound: Tensor
+    model: Any, block: Any, x: LayerValues, weight: Tensor, bias: Tensor, bound: Tensor, one: float
 ) -> LayerValues:
-    """z_mo = sum_i w_{k(i,o)} x_mi + b_o with |z_mo| <= sum_i B_{k(i,o)} max|x_mi| + B_{b_o}."""
+    """z_mo = sum_i w_{k(i,o)} x_mi + b_o with |z_mo| <= sum_i B_{k(i,o)} max|x_mi| + B_{b_o}.
+
+    ``one`` is what a bias is multiplied with.
+    """
     k = weight.flatten(1)
     B = torch.cat([torch.zeros_like(bound[:1]), bound])
     size = torch.maximum(x.lower.abs(), x.upper.abs())
-    share = torch.einsum("mi,ioe->moe", size, B[k]) + B[bias.flatten()]
+    share = torch.einsum("mi,ioe->moe", size, B[k]) + one * B[bias.flatten()]
     reach = share.sum(-1)
-    # A bias is the weight of an input that is always 1.
-    inputs = [[*row, 1.0] for row in x.values]
+    # A bias is the weight of an input that is always the same.
+    inputs = [[*row, one] for row in x.values]
     columns = torch.cat([k, bias.view(1, -1)]).T.tolist()
     meets = [[(i, code - 1) for i, code in enumerate(column) if code > 0] for column in columns]
     _signed_products(model, block, x, {pair for pairs in meets for pair in pairs})

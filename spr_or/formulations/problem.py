@@ -46,6 +46,8 @@ class SparseTrainingProblem:
     M_free : bound on the parameters in no entity (networks only)
     net : the network in float64, or None for a linear model
     name : shown in tables and plots
+    bias_input : what the biases of a network are multiplied with, 1 but for a network in other units:
+        ReLU networks are positively homogeneous in the data and this number together
     """
 
     X: Tensor
@@ -59,6 +61,7 @@ class SparseTrainingProblem:
     M_free: float
     net: nn.Sequential | None
     name: str
+    bias_input: float = 1.0
 
     @classmethod
     def linear(
@@ -166,7 +169,13 @@ class SparseTrainingProblem:
         X = self.X if samples is None else self.X[samples]
         if self.net is None:
             return X @ theta.reshape(*theta.shape[:-1], X.shape[1], self.n_outputs)
-        return torch.func.functional_call(self.net, self.parameters(theta), (X,))
+        parameters = self.parameters(theta)
+        if self.bias_input != 1:
+            parameters = {
+                name: value * self.bias_input if name.endswith("bias") else value
+                for name, value in parameters.items()
+            }
+        return torch.func.functional_call(self.net, parameters, (X,))
 
     def parameters(self, theta: Tensor) -> dict[str, Tensor]:
         """theta (P,) as the network's named parameters (differentiable views)."""

@@ -1,18 +1,25 @@
 """What `verify` returns: a `Ladder` of values and bounds, from the weakest relaxation to the optimum.
 
 A `Rung` is one of them, computed by one solver for one formulation; a `Check` is a claim about them.
+A claim holds, is refuted or was not tested, and what was not tested never counts as holding.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from spr_or.solvers.certificate import Certificate
+import torch
+
+from spr_or.formulations.certificate import Certificate
+from spr_or.formulations.losses import LOSSES
+from spr_or.formulations.problem import SparseTrainingProblem
+
+Verdict = Literal["holds", "refuted", "not tested"]
 
 RELATIVE = 1e-5  # two values of one optimum may differ by this much, relative to the larger
-ABSOLUTE = 1e-7  # ... and by this much near zero: what the solvers' feasibility tolerances leave
+NEAR_ZERO = 1e-7  # ... and by this share of the loss at zero weights, which no optimum exceeds
 _NAMES = {"bigm": "big-M"}
 
 
@@ -25,9 +32,30 @@ def formulation_name(formulation: str) -> str:
     return _NAMES.get(formulation, formulation)
 
 
-def tolerance(*values: float) -> float:
-    """How far values of one optimum may lie apart."""
-    return RELATIVE * max((abs(v) for v in values if math.isfinite(v)), default=0.0) + ABSOLUTE
+def scale_of(problem: SparseTrainingProblem) -> float:
+    """What a value of the problem is small against: the mean loss at zero weights.
+
+    Where that is 0, so that nothing needs to be learned, the dearest indicator takes its place.
+
+    >>> X = [[1.0], [1.0]]
+    >>> p = SparseTrainingProblem.linear(X, [2.0, 4.0], [[0]], lam=0.1, alpha=0.5, M=2)
+    >>> scale_of(p)
+    10.0
+    """
+    zero = torch.zeros((problem.n, problem.n_outputs), dtype=torch.float64)
+    loss = float(LOSSES[problem.loss].value(zero, problem.y).mean())
+    return loss if loss > 0 else problem.lam * float(problem.u.max())
+
+
+def verdict_of(slack: float) -> Verdict:
+    """What a comparison says: nan is no answer.
+
+    >>> verdict_of(0.0), verdict_of(-1e-300), verdict_of(math.nan)
+    ('holds', 'refuted', 'not tested')
+    """
+    if math.isnan(slack):
+        return "not tested"
+    return "holds" if slack >= 0 else "refuted"
 
 
 @dataclass(frozen=True)
@@ -35,7 +63,8 @@ class Rung:
     """A value and a bound: of one formulation, relaxed or integer, by one solver.
 
     ``value`` is the solution's objective, re-evaluated outside the solver; ``bound`` the proven lower
-    bound (-inf if there is none); the rest as in `spr_or.solvers.Certificate`.
+    bound (-inf if there is none).  ``fault`` says why the answer takes part in no comparison, and is
+    empty where it does; the rest as in `spr_or.solvers.certificate.Certificate`.
     """
 
     formulation: str
@@ -46,6 +75,7 @@ class Rung:
     seconds: float
     status: str
     certificate: Certificate = field(repr=False)
+    fault: str = ""
 
     @classmethod
     def of(cls, c: Certificate) -> Rung:
@@ -77,11 +107,21 @@ class Rung:
 
 @dataclass(frozen=True)
 class Check:
-    """A claim; ``slack`` is what is left before it would fail (negative: it fails)."""
+    """A claim and what became of it.
+
+    ``slack`` is what is left before it would be refuted (negative: it is), nan where nothing could be
+    compared; ``reason`` says why it was not tested, or what refutes it.
+    """
 
     claim: str
-    holds: bool
+    verdict: Verdict
     slack: float
+    reason: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether it was tested and holds."""
+        return self.verdict == "holds"
 
 
 @dataclass(frozen=True)
@@ -89,7 +129,8 @@ class Ladder:
     """Values and bounds of one problem, and the claims about them.
 
     ``printed`` is the objective with the printed closed form at the minimiser of the relaxation;
-    ``stopped`` says that the user stopped the work between two solvers.
+    ``scale`` is that of `scale_of`; ``notes`` are observations that no claim depends on; ``stopped``
+    says that the user stopped the work between two solvers.
     """
 
     name: str
@@ -99,23 +140,46 @@ class Ladder:
     checks: list[Check]
     printed: float = math.nan
     stopped: bool = False
+    scale: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> Verdict:
+        """ "refuted" if any claim is, else "not tested" if any was not, else "holds".
+
+        A ladder without claims, or one that was interrupted, was not tested.
+        """
+        verdicts = {check.verdict for check in self.checks}
+        if "refuted" in verdicts:
+            return "refuted"
+        return "holds" if verdicts == {"holds"} and not self.interrupted else "not tested"
 
     @property
     def ok(self) -> bool:
-        """Whether all solvers have run and every claim holds."""
-        return not self.interrupted and all(check.holds for check in self.checks)
+        """Whether all solvers have run and every claim was tested and holds."""
+        return self.verdict == "holds"
 
     @property
     def interrupted(self) -> bool:
         """Whether the user stopped it."""
         return self.stopped or any(rung.status == "interrupted" for rung in self.rungs)
 
+    def tolerance(self, *values: float) -> float:
+        """How far values of one optimum may lie apart.
+
+        >>> f'{Ladder("x", True, 1, [], [], scale=10.0).tolerance(2.0, -3.0, math.inf):.3g}'
+        '3.1e-05'
+        """
+        largest = max((abs(v) for v in values if math.isfinite(v)), default=0.0)
+        return RELATIVE * largest + NEAR_ZERO * self.scale
+
     def of(self, integrality: str, *formulations: str) -> list[Rung]:
-        """The rungs of these formulations (none named: of all)."""
+        """The rungs of these formulations (none named: of all) whose answers can be compared."""
         return [
             rung
             for rung in self.rungs
-            if rung.integrality == integrality
+            if not rung.fault
+            and rung.integrality == integrality
             and (not formulations or rung.formulation in formulations)
         ]
 
@@ -135,7 +199,7 @@ class Ladder:
         """
         low = self.value("relaxed", "bigm")
         gap = self.value("integer") - low
-        if not gap > tolerance(low):
+        if not gap > self.tolerance(low):
             return math.nan
         return (self.value("relaxed", "perspective") - low) / gap
 
@@ -144,6 +208,7 @@ class Ladder:
         return {
             "name": self.name,
             "ok": self.ok,
+            "verdict": self.verdict,
             "convex": self.convex,
             "n_entities": self.n_entities,
             "root_gap_closed": plain(self.root_gap_closed),
@@ -152,7 +217,10 @@ class Ladder:
                 {k: plain(v) for k, v in vars(rung).items() if k != "certificate"}
                 for rung in self.rungs
             ],
-            "checks": [{k: plain(v) for k, v in vars(c).items()} for c in self.checks],
+            "checks": [
+                {"holds": c.holds, **{k: plain(v) for k, v in vars(c).items()}} for c in self.checks
+            ],
+            "notes": self.notes,
         }
 
 

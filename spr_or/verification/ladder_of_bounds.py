@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any
+from collections.abc import Callable
 
 from spr_or.formulations import projected
 from spr_or.formulations.problem import SparseTrainingProblem
-from spr_or.solvers.certificate import Certificate
 from spr_or.verification import claims
-from spr_or.verification.ladder import Ladder, Rung, formulation_name
-
-MAX_ENUMERATED = 10  # entities of a linear model: 2^10 convex problems
-MAX_ENUMERATED_NETWORK = 3  # entities of a network: 2^3 nonconvex problems
+from spr_or.verification.answers import ask, proof_check
+from spr_or.verification.ladder import Check, Ladder, Rung, scale_of
+from spr_or.verification.normalised import normalised
+from spr_or.verification.routes import routes
 
 
 def verify(
@@ -34,14 +31,19 @@ def verify(
 
     Parameters
     ----------
-    time_limit : seconds for each solver; one that is cut short keeps an honest gap, and the claims are
-        then checked on the intervals [bound, value]
+    time_limit : seconds for each solver; one that is cut short keeps an honest gap, and what cannot be
+        decided from the interval [bound, value] was not tested
     variant : the closed form that is claimed to be the projection (`spr_or.formulations.projected.VARIANTS`);
         anything but "exact" makes claims fail, which is the point of being able to ask
     progress : called with "formulation integrality, solver" before each computation
 
-    Returns a `Ladder`; ``ladder.ok`` tells whether every claim holds.  Ctrl-C returns what was found
-    so far, with ``ladder.interrupted``.  Raises ``ValueError`` for an unknown variant.
+    Returns a `Ladder`; ``ladder.ok`` tells whether every claim was tested and holds,
+    ``ladder.verdict`` which of the three it is.  A solver that raises or returns nonsense is named in
+    a claim of its own and takes part in no other.  Ctrl-C returns what was found so far, with
+    ``ladder.interrupted``.  Raises ``ValueError`` for an unknown variant.
+
+    The solvers get the problem `normalised`, so that their absolute tolerances mean the same on every
+    problem; values, bounds and claims are about the problem as it is.
 
     >>> X, y = [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], [1.0, 0.0, 1.0]
     >>> p = SparseTrainingProblem.linear(X, y, [[0], [1]], lam=0.1, alpha=0.5, M=2)
@@ -51,15 +53,22 @@ def verify(
     if variant not in projected.VARIANTS:
         known = ", ".join(projected.VARIANTS)
         raise ValueError(f"variant must be one of {known}, got {variant!r}")
+    scale = scale_of(problem)
+    inner, units = normalised(problem)
     rungs: list[Rung] = []
+    checks: list[Check] = []
     stopped = False
     try:
-        for label, solve in solvers(problem, time_limit):
+        for route in routes(inner, time_limit):
             if progress:
-                progress(label)
-            rungs.append(Rung.of(solve()))
-            if rungs[-1].status == "interrupted":
+                progress(route.label)
+            rung, check, returned = ask(route, problem, units, scale)
+            rungs.append(rung)
+            if rung.status == "interrupted":
                 break
+            checks.append(check)
+            if route.solver == "branch_and_bound":
+                checks.append(proof_check(route, returned))
     except KeyboardInterrupt:
         stopped = True
     if variant != "exact":
@@ -73,80 +82,20 @@ def verify(
     if relaxation is not None:
         printed = float(problem.projected_objective(relaxation.certificate.weights, "printed"))
     ladder = Ladder(
-        problem.name, problem.convex, len(problem.entities), rungs, [], printed, stopped
+        problem.name, problem.convex, len(problem.entities), rungs, checks, printed, stopped, scale
     )
     if ladder.interrupted:
         return ladder
     try:
-        ladder.checks.extend(claims.check_all(problem, ladder, relaxation, variant))
+        checks.extend(claims.check_all(problem, ladder, relaxation, variant))
     except KeyboardInterrupt:  # a claim asks a solver too
         return dataclasses.replace(ladder, stopped=True)
-    return ladder
-
-
-def solvers(
-    problem: SparseTrainingProblem, time_limit: float
-) -> Iterator[tuple[str, Callable[[], Certificate]]]:
-    """(label, computation) for every formulation and solver that applies to the problem."""
-    from spr_or.solvers import (
-        conic,
-        enumeration,
-        highs,
-        network_enumeration,
-        network_sgd,
-        outer_approximation,
-        projected_first_order,
-        scip,
-    )
-
-    limited: dict[str, Any] = {"time_limit": time_limit}
-    formulations = ("bigm", "perspective")
-    if not problem.convex:
-        for relaxed in (True, False):
-            for formulation in formulations:
-                yield (
-                    f"{formulation_name(formulation)} {'relaxed' if relaxed else 'integer'}, SCIP",
-                    partial(
-                        scip.solve, problem, formulation=formulation, relaxed=relaxed, **limited
-                    ),
-                )
-        yield "projected relaxed, proximal SGD", partial(network_sgd.solve, problem)
-        if len(problem.entities) <= MAX_ENUMERATED_NETWORK:
-            yield (
-                "enumeration, SCIP on each support",
-                partial(network_enumeration.solve, problem, **limited),
-            )
-        return
-    if highs.applies(problem, relaxed=True):
-        yield "big-M relaxed, HiGHS", partial(highs.solve, problem, relaxed=True, **limited)
-    for formulation in formulations:
-        yield (
-            f"{formulation_name(formulation)} relaxed, Clarabel",
-            partial(conic.solve, problem, formulation=formulation, **limited),
-        )
-    yield (
-        "perspective relaxed, cut loop",
-        partial(outer_approximation.solve, problem, relaxed=True, **limited),
-    )
-    yield "projected relaxed, first order", partial(projected_first_order.solve, problem, **limited)
-    if highs.applies(problem, relaxed=False):
-        yield "big-M integer, HiGHS", partial(highs.solve, problem, relaxed=False, **limited)
-    for formulation in formulations:
-        yield (
-            f"{formulation_name(formulation)} integer, SCIP",
-            partial(scip.solve, problem, formulation=formulation, relaxed=False, **limited),
-        )
-    yield (
-        "perspective integer, cut loop",
-        partial(outer_approximation.solve, problem, relaxed=False, **limited),
-    )
-    if len(problem.entities) <= MAX_ENUMERATED:
-        yield "enumeration", partial(enumeration.solve, problem, **limited)
+    return dataclasses.replace(ladder, notes=list(claims.notes(problem, ladder)))
 
 
 def _restated(problem: SparseTrainingProblem, rung: Rung, variant: str) -> Rung:
     """A projected value as another variant of the closed form would have it."""
-    if rung.formulation != "projected":
+    if (rung.formulation, rung.integrality) != ("projected", "relaxed") or rung.fault:
         return rung
     value = float(problem.projected_objective(rung.certificate.weights, variant))
     return dataclasses.replace(rung, value=value)
@@ -154,4 +103,4 @@ def _restated(problem: SparseTrainingProblem, rung: Rung, variant: str) -> Rung:
 
 def _is_solved_perspective_relaxation(rung: Rung) -> bool:
     named = (rung.formulation, rung.integrality) == ("perspective", "relaxed")
-    return named and rung.closed
+    return named and rung.closed and not rung.fault

@@ -66,13 +66,17 @@ def test_a_network_is_solved_globally_and_training_stays_above():
     assert trained >= ladder.proven("relaxed", "perspective") - 1e-6
 
 
-def test_a_time_limit_gives_intervals_and_no_error():
+def test_a_time_limit_leaves_claims_untested_and_says_which():
     problem = INSTANCES["regression-8x3"]()
     ladder = verify(problem, time_limit=0.01)
     assert any(not rung.closed for rung in ladder.rungs)
     for rung in ladder.rungs:
         assert rung.bound <= rung.value + 1e-6
-    assert ladder.ok, [check for check in ladder.checks if not check.holds]
+    assert ladder.verdict == "not tested" and not ladder.ok
+    untested = [check for check in ladder.checks if check.verdict == "not tested"]
+    assert any("same MIP optimum" in check.claim for check in untested)
+    assert all(check.reason for check in untested)
+    assert not any("nan" in check.claim for check in ladder.checks)
 
 
 def rung(value, bound=None, *, formulation="bigm", integrality="integer", status="optimal"):
@@ -88,34 +92,61 @@ def rung(value, bound=None, *, formulation="bigm", integrality="integer", status
     )
 
 
+def ladder_with(*rungs, scale=0.0):
+    return Ladder("x", True, 1, list(rungs), [], scale=scale)
+
+
 def test_claims_compare_closed_values_at_the_stated_tolerance():
-    assert claims.same("x", [rung(1.0), rung(1.0 + 0.9e-5)]).holds
-    assert not claims.same("x", [rung(1.0), rung(1.0 + 1.2e-5)]).holds
+    ladder = ladder_with()
+    assert claims.same(ladder, "x", [rung(1.0), rung(1.0 + 0.9e-5)]).holds
+    assert claims.same(ladder, "x", [rung(1.0), rung(1.0 + 1.2e-5)]).verdict == "refuted"
 
 
-def test_claims_on_open_rungs_fail_only_when_refuted():
+@pytest.mark.parametrize("unit", [1e-12, 1.0, 1e12])
+def test_tolerances_follow_the_scale_of_the_problem(unit):
+    ladder = ladder_with(scale=unit)
+    near = [rung(0.5 * unit), rung(0.5 * unit * (1 + 0.9e-5))]
+    apart = [rung(0.5 * unit), rung(0.5 * unit * (1 + 1.3e-5))]
+    assert claims.same(ladder, "x", near).holds
+    assert claims.same(ladder, "x", apart).verdict == "refuted"
+
+
+def test_claims_on_open_rungs_are_refuted_or_not_tested():
     cut_short = rung(1.3, bound=0.9, status="time_limit")
-    assert claims.same("x", [rung(1.0), cut_short]).holds
-    assert not claims.same("x", [rung(0.8), cut_short]).holds
+    ladder = ladder_with()
+    assert claims.same(ladder, "x", [rung(1.0), cut_short]).verdict == "not tested"
+    assert claims.same(ladder, "x", [rung(0.8), cut_short]).verdict == "refuted"
 
 
-def test_a_bound_above_a_value_is_refuted():
-    ladder = Ladder("x", True, 1, [rung(1.0), rung(1.2, bound=1.1, status="time_limit")], [])
-    assert not all(check.holds for check in claims.bounds_below_values(ladder))
+def test_a_comparison_with_nan_or_with_nothing_is_not_tested():
+    for rungs in ([], [rung(1.0)]):
+        assert claims.same(ladder_with(), "x", rungs).verdict == "not tested"
+        assert claims.bounds_below_values(ladder_with(*rungs)).verdict == "not tested"
+    assert claims.same(ladder_with(), "x", [rung(1.0), rung(math.nan)]).verdict != "holds"
+    assert claims.at_most(ladder_with(), "x", "bigm", None).verdict == "not tested"
+    assert Ladder("x", True, 1, [], []).ok is False
 
 
-def test_an_order_that_is_violated_is_refuted():
-    ladder = Ladder(
-        "x",
-        True,
-        1,
-        [
-            rung(2.0, integrality="relaxed"),
-            rung(1.0, formulation="perspective", integrality="relaxed"),
-        ],
-        [],
-    )
-    assert not claims.at_most(ladder, "x", "bigm", "perspective").holds
+def test_a_bound_is_compared_with_the_values_of_other_rungs():
+    alone = ladder_with(rung(1.0, bound=0.5, status="time_limit"))
+    assert claims.bounds_below_values(alone).verdict == "not tested"
+    ladder = ladder_with(rung(1.0), rung(1.2, bound=1.1, status="time_limit"))
+    check = claims.bounds_below_values(ladder)
+    assert check.verdict == "refuted" and "1.1 above" in check.reason
+
+
+def relaxed(value, formulation, **settings):
+    return rung(value, formulation=formulation, integrality="relaxed", **settings)
+
+
+def test_an_order_holds_is_refuted_or_is_open():
+    def order(low, high):
+        return claims.at_most(ladder_with(low, high), "x", "bigm", "perspective").verdict
+
+    assert order(relaxed(2.0, "bigm"), relaxed(1.0, "perspective")) == "refuted"
+    assert order(relaxed(1.0, "bigm"), relaxed(2.0, "perspective")) == "holds"
+    open_rung = relaxed(2.0, "perspective", bound=0.5, status="time_limit")
+    assert order(relaxed(1.0, "bigm"), open_rung) == "not tested"
 
 
 def test_an_m_so_loose_that_indicators_vanish_is_refused():
@@ -123,14 +154,15 @@ def test_an_m_so_loose_that_indicators_vanish_is_refused():
         random_regression(2), M=torch.full_like(random_regression(2).M, 1e8)
     )
     ladder = verify(problem, time_limit=5)
-    failed = [check.claim for check in ladder.checks if not check.holds]
-    assert any("integrality tolerance" in claim for claim in failed)
+    assert not ladder.ok
+    refused = [check.claim for check in ladder.checks if not check.holds]
+    assert any("integrality tolerance" in claim for claim in refused)
 
 
 def test_an_active_m_is_said():
     ladder = verify(INSTANCES["tight-m"]())
     assert ladder.ok
-    assert any("M is active" in check.claim for check in ladder.checks)
+    assert any("M is active" in note for note in ladder.notes)
 
 
 def test_the_command_writes_the_promised_json(tmp_path):
@@ -143,9 +175,12 @@ def test_the_command_writes_the_promised_json(tmp_path):
     assert report["ok"] is True
     (instance,) = report["instances"]
     assert {"name", "convex", "n_entities", "rungs", "checks"} <= set(instance)
-    keys = {"formulation", "integrality", "solver", "value", "bound", "seconds", "status"}
+    assert report["verdict"] == instance["verdict"] == "holds"
+    keys = {"formulation", "integrality", "solver", "value", "bound", "seconds", "status", "fault"}
     assert all(set(r) == keys for r in instance["rungs"])
-    assert all(set(c) == {"claim", "holds", "slack"} for c in instance["checks"])
+    keys = {"claim", "holds", "slack", "verdict", "reason"}
+    assert all(set(c) == keys and c["holds"] is True for c in instance["checks"])
+    assert "branch_and_bound" in {r["solver"] for r in instance["rungs"]}
     assert {r["formulation"] for r in instance["rungs"]} == {
         "bigm", "perspective", "projected", "enumeration",
     }  # fmt: skip
@@ -155,7 +190,19 @@ def test_the_command_writes_the_promised_json(tmp_path):
 def test_the_command_exits_1_when_the_formula_is_broken():
     result = CliRunner().invoke(app, ["verify", "regression-8x3", "--variant", "printed"])
     assert result.exit_code == 1
-    assert "FAILS" in result.output
+    assert "REFUTED" in result.output
+
+
+def test_the_command_exits_3_when_something_was_not_tested(tmp_path):
+    target = tmp_path / "verify.json"
+    arguments = ["verify", "regression-8x3", "--time-limit", "0.01", "--json", str(target)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 3, result.output
+    assert "were not tested" in result.output and "same MIP optimum" in result.output
+    report = json.loads(target.read_text())
+    assert report["ok"] is False and report["verdict"] == "not tested"
+    (instance,) = report["instances"]
+    assert not any(c["holds"] for c in instance["checks"] if c["verdict"] != "holds")
 
 
 @pytest.mark.parametrize(
@@ -202,7 +249,7 @@ def test_ctrl_c_between_two_solvers_leaves_what_was_found():
 
     ladder = verify(random_regression(0), progress=stop_at_the_third)
     assert len(ladder.rungs) == 2 and ladder.interrupted and not ladder.ok
-    assert ladder.checks == [] and ladder.to_dict()["ok"] is False
+    assert len(ladder.checks) == 2 and ladder.to_dict()["ok"] is False
 
 
 OWN = """
@@ -255,13 +302,15 @@ def test_ctrl_c_keeps_the_instances_that_are_done(own, monkeypatch):
         calls.append(problem)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return true_verify(problem, **settings)
+        ladders.append(true_verify(problem, **settings))
+        return ladders[-1]
 
+    ladders = []
     monkeypatch.setattr(ladder_of_bounds, "verify", second_is_interrupted)
     result = CliRunner().invoke(app, ["verify", *["own_problems:tiny"] * 3])
     assert result.exit_code == 130 and len(calls) == 2
     assert "interrupted: 1 of 3 instances were verified" in result.output
-    assert "all 15 claims hold on 1 instance" in result.output
+    assert f"all {len(ladders[0].checks)} claims hold on 1 instance" in result.output
 
 
 def test_a_real_ctrl_c_ends_with_what_was_found(own):
