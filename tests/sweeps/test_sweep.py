@@ -362,6 +362,7 @@ def _wait_until_gone(process: int) -> None:
     raise AssertionError(f"worker {process} outlived its sweep")
 
 
+@pytest.mark.slow  # Ray alone takes ten seconds to start and to end
 def test_two_ray_workers_give_the_table_of_the_local_engine(whole: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="Ray is an optional extra")
     from spr_or.sweeps.pools import RayPool

@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from slow_cases import slow_unless
 from typer.testing import CliRunner
 
 from spr_or import SparseTrainingProblem
@@ -41,7 +42,7 @@ def random_regression(seed: int) -> SparseTrainingProblem:
     )
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", slow_unless(lambda seed: seed < 2, range(4)))
 def test_the_ladder_of_a_random_regression_holds(seed):
     ladder = verify(random_regression(seed))
     assert ladder.ok, [check for check in ladder.checks if not check.holds]
@@ -264,6 +265,7 @@ def test_ctrl_c_keeps_the_instances_that_are_done(own, monkeypatch):
     assert "all 15 claims hold on 1 instance" in result.output
 
 
+@pytest.mark.slow  # `spr-or solve` gets a real Ctrl-C among the quick tests
 def test_a_real_ctrl_c_ends_with_what_was_found(own):
     """SIGINT to a process that has said on stderr which problem it is at."""
     process = subprocess.Popen(
