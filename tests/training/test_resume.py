@@ -63,7 +63,9 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights(
             folder += 1
     finally:
         worker.close()
-    assert len(moments) >= min(enough - 1, 5), moments  # the kills hit training, at different epochs
+    assert len(moments) >= min(enough - 1, 5), (
+        moments
+    )  # the kills hit training, at different epochs
 
 
 def _epochs(folder: Path) -> int:

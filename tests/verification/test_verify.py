@@ -134,10 +134,10 @@ def test_an_active_m_is_said():
     assert any("M is active" in check.claim for check in ladder.checks)
 
 
-def test_the_command_writes_the_promised_json(tmp_path):
+def test_the_command_writes_the_promised_json(own, tmp_path):
     target = tmp_path / "verify.json"
     picture = tmp_path / "ladder.png"
-    arguments = ["verify", "regression-8x3", "--json", str(target), "--plot", str(picture)]
+    arguments = ["verify", "own_problems:tiny", "--json", str(target), "--plot", str(picture)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     report = json.loads(target.read_text())
@@ -153,8 +153,8 @@ def test_the_command_writes_the_promised_json(tmp_path):
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_the_command_exits_1_when_the_formula_is_broken():
-    result = CliRunner().invoke(app, ["verify", "regression-8x3", "--variant", "printed"])
+def test_the_command_exits_1_when_the_formula_is_broken(own):
+    result = CliRunner().invoke(app, ["verify", "own_problems:tiny", "--variant", "printed"])
     assert result.exit_code == 1
     assert "FAILS" in result.output
 
@@ -176,11 +176,20 @@ def test_bad_usage_exits_2_and_says_what(arguments, says):
     assert says in result.output
 
 
-def test_the_sweep_over_m_draws_and_orders_its_bounds(tmp_path):
+@pytest.mark.parametrize(
+    "factors",
+    [
+        pytest.param((0.25, 1.0, 8.0, 16.0), id="some"),
+        pytest.param(bounds_over_m.FACTORS, id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_the_sweep_over_m_draws_and_orders_its_bounds(factors, tmp_path, monkeypatch):
+    monkeypatch.setattr(bounds_over_m, "FACTORS", factors)
     target, picture = tmp_path / "sweep.json", tmp_path / "sweep.png"
     arguments = ["verify", "--sweep-m", "--json", str(target), "--plot", str(picture)]
     assert CliRunner().invoke(app, arguments).exit_code == 0
     points = json.loads(target.read_text())["sweep"]
+    assert {point["factor"] for point in points} == set(factors)
     for point in points:
         assert point["bigm"] <= point["perspective"] + 1e-6 <= point["mip"] + 2e-6
     loose = points[-1]
