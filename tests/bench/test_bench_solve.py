@@ -299,7 +299,7 @@ def agreement():
     return module
 
 
-# Of each kind one that is enumerated quickly; 6 has neither all nor nothing in its ridge.
+# Each kind has one that is enumerated quickly.
 @pytest.mark.parametrize(
     "seed", slow_unless(lambda seed: seed in range(3, 7), [0, 2, *range(3, 10)])
 )

@@ -28,7 +28,6 @@ from spr_or.proof.tree import Proof
 from spr_or.solvers import enumeration
 from spr_or.solvers.time_limit import TimeLimit
 
-
 # These take longest to enumerate and are among the slow ones.
 MANY_ENTITIES = (1, 3, 9, 12, 18, 28, 32, 33)
 
