@@ -1,15 +1,20 @@
 """Settings shared by all tests: few threads, fixed seeds, reproducible hypothesis runs."""
 
+import os
 import random
 import signal
 from typing import Any
 
-import numpy as np
-import pytest
-import torch
-from hypothesis import settings
+# Before NumPy loads its BLAS: the matrices of most tests are tiny, and `make test` runs a process
+# on each core. More threads would only wait for each other. Processes that tests start inherit it.
+for library in ("OMP", "OPENBLAS", "MKL"):
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
-# The tensors of most tests are tiny, and `make test` runs one process a core.
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
 torch.set_num_threads(1)
 
 # A shell starts background jobs with Ctrl-C ignored, and the processes that tests start inherit it.

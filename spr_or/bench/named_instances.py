@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import lfilter
 
 from spr_or.formulations.problem import SparseTrainingProblem
 
@@ -186,6 +185,8 @@ def _correlated(rng: np.random.Generator, n: int, p: int, rho: float) -> Array:
     x_0 = z_0 and x_j = rho x_{j-1} + sqrt(1 - rho^2) z_j, which is Z times the transposed Cholesky
     factor of the correlation matrix, without the matrix.
     """
+    from scipy.signal import lfilter  # half a second, which no other use of this module pays
+
     innovation = np.sqrt(1 - rho**2)
     Z = rng.normal(size=(n, p))
     Z[:, 0] /= innovation

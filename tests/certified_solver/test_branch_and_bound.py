@@ -1,6 +1,7 @@
 """The certified solver against enumeration, and its proofs against tampering."""
 
 import dataclasses
+import itertools
 import json
 import math
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from certified_problems import random_problem, tree_problem
+from slow_cases import slow_unless
 
 from spr_or.certified_solver import block_curvature, incumbents
 from spr_or.certified_solver.block_curvature import SplitEngine, uniform
@@ -26,9 +28,11 @@ from spr_or.proof.tree import Proof
 from spr_or.solvers import enumeration
 from spr_or.solvers.time_limit import TimeLimit
 
+# These take longest to enumerate and are among the slow ones.
+MANY_ENTITIES = (1, 3, 9, 12, 18, 28, 32, 33)
 
-# Problem 33 is one of the slow ones: its 14 entities take several seconds to enumerate.
-@pytest.mark.parametrize("seed", [*range(33), *range(34, 41)])
+
+@pytest.mark.parametrize("seed", [seed for seed in range(41) if seed not in MANY_ENTITIES])
 def test_agrees_with_enumeration_and_checks(seed):
     problem = random_problem(seed)
     certificate = branch_and_bound(problem, gap=1e-5)
@@ -42,7 +46,7 @@ def test_agrees_with_enumeration_and_checks(seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [33, *range(41, 200)])
+@pytest.mark.parametrize("seed", [*MANY_ENTITIES, *range(41, 200)])
 def test_agrees_with_enumeration_on_many_more(seed):
     test_agrees_with_enumeration_and_checks(seed)
 
@@ -58,7 +62,7 @@ def test_the_exact_check_confirms_the_float_one(seed):
 
 def test_the_exact_check_states_its_limits():
     with pytest.raises(ValueError, match="only the squared loss"):
-        branch_and_bound(random_problem(3)).check(exact=True)
+        branch_and_bound(random_problem(15)).check(exact=True)
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 4])
@@ -269,15 +273,22 @@ def _share_one_block(c):
     return c
 
 
+TAMPERS = [
+    _enormous_weights, _name_the_last_twice, _share_one_block, _raise_bound, _lower_objective,
+    _change_weights, _leave_the_box, _drop_leaf, _hide_branching, _fix_more,
+    _move_too_much_curvature, _change_leaf_point,
+]  # fmt: skip
+# The check in fractions finds these at its end only.
+LATE = (_name_the_last_twice, _lower_objective, _change_weights, _leave_the_box, _change_leaf_point)
+
+
 @pytest.mark.parametrize(
-    "tamper",
-    [
-        _enormous_weights, _name_the_last_twice, _share_one_block,
-        _raise_bound, _lower_objective, _change_weights, _leave_the_box, _drop_leaf,
-        _hide_branching, _fix_more, _move_too_much_curvature, _change_leaf_point,
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("exact", [False, True])
+    ("exact", "tamper"),
+    slow_unless(
+        lambda exact, tamper: not (exact and tamper in LATE),
+        itertools.product((False, True), TAMPERS),
+    ),
+)
 def test_a_tampered_certificate_fails(tree, tmp_path, tamper, exact):
     changed = tamper(reloaded(tree, tmp_path))
     assert not changed.check(exact=exact).ok

@@ -6,6 +6,7 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
+from slow_cases import slow_unless
 
 from spr_or.certified_solver import block_curvature, clusters, incumbents, solver
 from spr_or.certified_solver.bounds import forced_bounds
@@ -114,7 +115,7 @@ def costs(problem: SparseTrainingProblem) -> dict[tuple[bool, ...], float]:
 
 
 @pytest.mark.parametrize("M", [10.0, 0.4])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", slow_unless(lambda seed: seed < 3, range(6)))
 def test_bounds_of_nodes_and_of_what_they_force_hold(seed, M):
     sizes = (2, 1, 3, 2, 1)
     problem = random_problem(seed, sizes, M)
@@ -187,7 +188,7 @@ def in_clusters(certificate) -> list:
 
 
 @pytest.mark.parametrize("M", [10.0, 0.5])
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", slow_unless(lambda seed: seed < 4, range(8)))
 def test_the_tree_agrees_with_enumeration(seed, M, at_once, tmp_path):
     problem = random_problem(seed, (2, 1, 3, 2, 1, 2, 2), M)
     certificate = branch_and_bound(problem, gap=1e-6)

@@ -4,6 +4,8 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
@@ -23,6 +25,7 @@ def test_bounds_of_a_small_problem() -> None:
     assert notebooks.run(notebook) == stored
 
 
+@pytest.mark.slow
 def test_pruning_a_network() -> None:
     """Training differs between machines in the last bits, so its figures are not compared."""
     notebooks = hook("notebooks")

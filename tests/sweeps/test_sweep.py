@@ -439,6 +439,7 @@ def _wait_until_gone(process: int) -> None:
     raise AssertionError(f"worker {process} outlived its sweep")
 
 
+@pytest.mark.slow  # Ray alone takes ten seconds to start and to end
 def test_two_ray_workers_give_the_table_of_the_local_engine(whole: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="Ray is an optional extra")
     from spr_or.sweeps.pools import RayPool
@@ -488,11 +489,15 @@ def test_means_are_over_the_seeds_of_a_setting(whole: Path, tmp_path: Path) -> N
     assert (tmp_path / "pareto.png").read_bytes()[:4] == b"\x89PNG"
 
 
+# Spawned workers are those of the command; a forked one has imported torch already.
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_the_command_lists_runs_and_explains(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Processes of their own, started as the command starts them, but no pictures of each run.
-    monkeypatch.setattr(pools, "LocalPool", functools.partial(LocalPool, work=quick))
+    # No pictures of each run.
+    pool = functools.partial(LocalPool, work=quick, start_method=start)
+    monkeypatch.setattr(pools, "LocalPool", pool)
     cli = CliRunner()
     text = GRID.replace("[12.0, 4.0]", "[4.0]").replace("[0.1, 0.3]", "[0.3]")
     sweep = str(written(tmp_path, text.replace("[0, 1]", "[0]")))

@@ -1,11 +1,13 @@
 """A budget instead of lambda: the count, the controller, the final cut, and whole runs."""
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from slow_cases import slow_unless
 from tiny_runs import no_pictures_in, tiny_recipe
 from torch import nn
 
@@ -179,18 +181,22 @@ def test_what_is_given_back_went_last() -> None:
 # --- whole runs -----------------------------------------------------------------------------
 
 # Five epochs of four steps: much is left to the cut.
-RUNS: list[tuple[str, dict[str, Any], float]] = [
-    ("prox-40", {"start": "dense", "lam": 60.0, "alpha": 0.1}, 40),
-    ("prox-60", {"start": "dense", "lam": 5.0, "alpha": 0.1, "include_norm": True}, 60),
-    ("prox-80", {"start": "dense", "lam": 60.0, "alpha": 0.1, "bounds": "entity"}, 80),
-    ("prox-far-too-much", {"start": "dense", "lam": 2000.0, "alpha": 0.1}, 40),
-    ("gradient-40", {"method": "gradient", "zero_below": 1e-3, "share": 0.9}, 40),
-    ("gradient-80", {"method": "gradient", "start": "dense", "bounds_every": 2}, 80),
-    ("printed-60", {"method": "gradient", "variant": "printed", "lam": 3.0, "lam_warmup": 2}, 60),
-]
+QUICK_RUNS: dict[str, tuple[dict[str, Any], float]] = {
+    "prox-80": ({"start": "dense", "lam": 60.0, "alpha": 0.1, "bounds": "entity"}, 80),
+    "prox-far-too-much": ({"start": "dense", "lam": 2000.0, "alpha": 0.1}, 40),
+    "gradient-40": ({"method": "gradient", "zero_below": 1e-3, "share": 0.9}, 40),
+    "printed-60": ({"method": "gradient", "variant": "printed", "lam": 3.0, "lam_warmup": 2}, 60),
+}
+SLOW_RUNS: dict[str, tuple[dict[str, Any], float]] = {
+    "prox-40": ({"start": "dense", "lam": 60.0, "alpha": 0.1}, 40),
+    "prox-60": ({"start": "dense", "lam": 5.0, "alpha": 0.1, "include_norm": True}, 60),
+    "gradient-80": ({"method": "gradient", "start": "dense", "bounds_every": 2}, 80),
+}
+RUNS = [pytest.param(*run, id=name) for name, run in QUICK_RUNS.items()]
+RUNS += [pytest.param(*run, id=name, marks=pytest.mark.slow) for name, run in SLOW_RUNS.items()]
 
 
-@pytest.mark.parametrize(("spr", "target"), [r[1:] for r in RUNS], ids=[r[0] for r in RUNS])
+@pytest.mark.parametrize(("spr", "target"), RUNS)
 def test_a_run_lands_within_a_point_of_its_budget(
     spr: dict[str, Any], target: float, tmp_path: Path
 ) -> None:
@@ -282,8 +288,13 @@ def whole_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {method: folder / method for method in ("prox", "gradient")}
 
 
-@pytest.mark.parametrize("method", ["prox", "gradient"])
-@pytest.mark.parametrize("place", [("spr", 3), ("finetune", 0)])
+@pytest.mark.parametrize(
+    ("method", "place"),
+    slow_unless(
+        lambda method, place: (method == "prox") == (place[0] == "spr"),
+        itertools.product(("prox", "gradient"), (("spr", 3), ("finetune", 0))),
+    ),
+)
 def test_a_budget_resumes_to_the_last_bit(
     method: str, place: tuple[str, int], whole_runs: dict[str, Path], tmp_path: Path
 ) -> None:

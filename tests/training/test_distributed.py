@@ -1,5 +1,6 @@
 """Two processes over gloo do what one does, share files and checkpoints, and end together."""
 
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed_worker import SHARED
+from distributed_worker import SHARED, check_equal_processes
 from image_files import encoded, picture, write_split
 from tiny_runs import no_pictures_in, stopped_at, tiny_recipe
 
@@ -48,12 +49,15 @@ threads = 1
 """
 
 
-def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-               "--master-addr", "127.0.0.1", "--master-port", str(port), *arguments]  # fmt: skip
+               "--master-addr", "127.0.0.1", "--master-port", str(free_port()), *arguments]  # fmt: skip
     paths = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
@@ -84,6 +88,38 @@ def assert_same_run(one: Path, two: Path) -> None:
             assert b[key] == pytest.approx(a[key], abs=100 / 61 + 1e-6)
 
 
+def _continue_as(rank: int, port: int, folder: Path) -> None:
+    """What a process does that torchrun started with this number."""
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+    )  # fmt: skip
+    summary = run_recipe(SHARED, folder, resume=True)
+    assert bool(summary) == (rank == 0)
+    check_equal_processes()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="spawning would import torch again")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_two_processes_continue_a_run_of_one(tmp_path: Path) -> None:
+    run_recipe(SHARED, tmp_path / "whole")
+    with stopped_at("spr", 1), pytest.raises(KeyboardInterrupt):
+        run_recipe(SHARED, tmp_path / "from-one")
+    fork, port = multiprocessing.get_context("fork"), free_port()
+    both = [
+        fork.Process(target=_continue_as, args=(rank, port, tmp_path / "from-one"))
+        for rank in range(2)
+    ]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+        process.kill()  # none is left behind, whatever went wrong
+    assert [process.exitcode for process in both] == [0, 0]
+    assert_same_run(tmp_path / "whole", tmp_path / "from-one")
+
+
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of everything that two processes do (see distributed_worker.py), started once.
@@ -103,6 +139,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one_and_share_its_checkpoints(together: Path) -> None:
     # Process 1 died in the last run: torchrun fails and names it, process 0 says what happened.
     errors = (together / "stderr").read_text()
@@ -117,6 +154,7 @@ def test_two_processes_train_like_one_and_share_its_checkpoints(together: Path) 
     assert_same_run(together / "whole", together / "from-two")
 
 
+@pytest.mark.slow
 def test_the_command_under_torchrun(together: Path) -> None:
     out = together / "out"
     assert (out / "report.html").exists(), (together / "stderr").read_text()
@@ -184,6 +222,7 @@ def test_shares_of_a_streamed_batch_are_the_batch(
         assert torch.equal(torch.cat([part[1] for part in parts]), labels)
 
 
+@pytest.mark.slow  # each worker process imports torch
 def test_workers_and_processes_decode_each_image_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from slow_cases import slow_unless
 from typer.testing import CliRunner
 
 from spr_or import SparseTrainingProblem
@@ -41,7 +42,7 @@ def random_regression(seed: int) -> SparseTrainingProblem:
     )
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", slow_unless(lambda seed: seed < 2, range(4)))
 def test_the_ladder_of_a_random_regression_holds(seed):
     ladder = verify(random_regression(seed))
     assert ladder.ok, [check for check in ladder.checks if not check.holds]
@@ -165,10 +166,10 @@ def test_an_active_m_is_said():
     assert any("M is active" in note for note in ladder.notes)
 
 
-def test_the_command_writes_the_promised_json(tmp_path):
+def test_the_command_writes_the_promised_json(own, tmp_path):
     target = tmp_path / "verify.json"
     picture = tmp_path / "ladder.png"
-    arguments = ["verify", "regression-8x3", "--json", str(target), "--plot", str(picture)]
+    arguments = ["verify", "own_problems:tiny", "--json", str(target), "--plot", str(picture)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     report = json.loads(target.read_text())
@@ -187,8 +188,8 @@ def test_the_command_writes_the_promised_json(tmp_path):
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_the_command_exits_1_when_the_formula_is_broken():
-    result = CliRunner().invoke(app, ["verify", "regression-8x3", "--variant", "printed"])
+def test_the_command_exits_1_when_the_formula_is_broken(own):
+    result = CliRunner().invoke(app, ["verify", "own_problems:tiny", "--variant", "printed"])
     assert result.exit_code == 1
     assert "REFUTED" in result.output
 
@@ -222,11 +223,20 @@ def test_bad_usage_exits_2_and_says_what(arguments, says):
     assert says in result.output
 
 
-def test_the_sweep_over_m_draws_and_orders_its_bounds(tmp_path):
+@pytest.mark.parametrize(
+    "factors",
+    [
+        pytest.param((0.25, 1.0, 8.0, 16.0), id="some"),
+        pytest.param(bounds_over_m.FACTORS, id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_the_sweep_over_m_draws_and_orders_its_bounds(factors, tmp_path, monkeypatch):
+    monkeypatch.setattr(bounds_over_m, "FACTORS", factors)
     target, picture = tmp_path / "sweep.json", tmp_path / "sweep.png"
     arguments = ["verify", "--sweep-m", "--json", str(target), "--plot", str(picture)]
     assert CliRunner().invoke(app, arguments).exit_code == 0
     points = json.loads(target.read_text())["sweep"]
+    assert {point["factor"] for point in points} == set(factors)
     for point in points:
         assert point["bigm"] <= point["perspective"] + 1e-6 <= point["mip"] + 2e-6
     loose = points[-1]
@@ -313,6 +323,7 @@ def test_ctrl_c_keeps_the_instances_that_are_done(own, monkeypatch):
     assert f"all {len(ladders[0].checks)} claims hold on 1 instance" in result.output
 
 
+@pytest.mark.slow  # `spr-or solve` gets a real Ctrl-C among the quick tests
 def test_a_real_ctrl_c_ends_with_what_was_found(own):
     """SIGINT to a process that has said on stderr which problem it is at."""
     process = subprocess.Popen(

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from compaction_networks import NETWORKS, difference, draw_masks, keep_first, masked_output, network
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from slow_cases import slow_unless
 
 from models.toy import digits_resnet
 from spr_or.pruning.compaction.api import (
@@ -19,8 +20,10 @@ from spr_or.pruning.compaction.api import (
     save_compact,
 )
 
+DEEP = ("resnet56", "resnet18", "resnet50", "resnet50-cifar", "vgg16")
 
-@pytest.mark.parametrize("name", NETWORKS)
+
+@pytest.mark.parametrize("name", slow_unless(lambda name: name not in DEEP, NETWORKS))
 def test_a_saved_network_is_the_same_network(name, tmp_path):
     original, kwargs, shape = NETWORKS[name]
     small = compact(network(name), draw_masks(network(name), "layers"), torch.zeros(shape))
@@ -40,44 +43,14 @@ SUBPROCESS = """
 import sys, torch
 from safetensors.torch import load_file, save_file
 from spr_or.pruning.compaction.api import load_compact
-path, data = sys.argv[1:]
-torch.manual_seed(5)
-model = load_compact(path)
-drawn = torch.rand(3)
-torch.manual_seed(5)
-assert torch.equal(drawn, torch.rand(3)), "loading moved the random state"
-save_file({"y": model(load_file(data)["x"]).detach()}, data + ".out")
+for path in sys.argv[1:]:
+    torch.manual_seed(5)
+    model = load_compact(path)
+    drawn = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(3)), "loading moved the random state"
+    save_file({"y": model(load_file(path + ".in")["x"]).detach()}, path + ".out")
 """
-
-
-def run_elsewhere(path, x, tmp_path, extra_path):
-    data = tmp_path / "data.safetensors"
-    save_file({"x": x}, data)
-    root = Path(__file__).resolve().parents[3]
-    paths = os.pathsep.join([str(root), str(extra_path)])
-    subprocess.run(
-        [sys.executable, "-c", SUBPROCESS, str(path), str(data)],
-        check=True,
-        env={**os.environ, "PYTHONPATH": paths},
-        cwd=tmp_path,
-    )
-    from safetensors.torch import load_file
-
-    return load_file(f"{data}.out")["y"]
-
-
-def test_a_fresh_process_rebuilds_the_network(tmp_path):
-    shape = (2, 3, 32, 32)
-    model = network("resnet20").float()
-    masks = draw_masks(model, "blocks")
-    small = compact(model, masks, torch.zeros(shape))
-    save_compact(tmp_path / "r20.safetensors", small, "models.resnet_cifar:resnet20")
-    x = torch.randn(shape)
-    y = run_elsewhere(tmp_path / "r20.safetensors", x, tmp_path, tmp_path)
-    assert torch.allclose(y, small(x), atol=1e-6)
-    assert difference(masked_output(model, masks, x), y) < 1e-4
-
-
 USERS_MODULE = """
 from torch import nn
 def net(width):
@@ -85,19 +58,54 @@ def net(width):
 """
 
 
-def test_a_fresh_process_rebuilds_a_users_own(tmp_path, monkeypatch):
-    (tmp_path / "their_networks.py").write_text(USERS_MODULE)
-    monkeypatch.syspath_prepend(tmp_path)
-    import their_networks
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """A folder with two networks, their inputs, and what a fresh process made of both."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    torch.manual_seed(0)
+    own, model = folder / "own.safetensors", network("resnet20").float()
+    small = compact(model, draw_masks(model, "blocks"), torch.zeros(2, 3, 32, 32))
+    save_compact(folder / "r20.safetensors", small, "models.resnet_cifar:resnet20")
+    save_file({"x": torch.randn(2, 3, 32, 32)}, folder / "r20.safetensors.in")
+    (folder / "their_networks.py").write_text(USERS_MODULE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        import their_networks
 
-    small = compact(their_networks.net(9), {"0": keep_first(9, 4)}, torch.zeros(1, 6))
-    path = tmp_path / "own.safetensors"
-    save_compact(path, small, "their_networks:net", {"width": 9})
+        theirs = compact(their_networks.net(9), {"0": keep_first(9, 4)}, torch.zeros(1, 6))
+        save_compact(own, theirs, "their_networks:net", {"width": 9})
+    save_file({"x": torch.randn(2, 6)}, f"{own}.in")
+    root = Path(__file__).resolve().parents[3]
+    subprocess.run(
+        [sys.executable, "-c", SUBPROCESS, str(folder / "r20.safetensors"), str(own)],
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(folder)])},
+        cwd=folder,
+    )
+    return folder, small, theirs
+
+
+def assert_computes(path, small):
+    x, y = load_file(f"{path}.in")["x"], load_file(f"{path}.out")["y"]
+    assert torch.allclose(y, small(x), atol=1e-6)
+    return x, y
+
+
+def test_a_fresh_process_rebuilds_the_network(elsewhere):
+    folder, small, _ = elsewhere
+    x, y = assert_computes(folder / "r20.safetensors", small)
+    torch.manual_seed(0)
+    model = network("resnet20").float()
+    assert difference(masked_output(model, draw_masks(model, "blocks"), x), y) < 1e-4
+
+
+def test_a_fresh_process_rebuilds_a_users_own(elsewhere):
+    folder, _, theirs = elsewhere
+    path = folder / "own.safetensors"
+    assert_computes(path, theirs)
     description = read_description(path)
     assert description["original"] == "their_networks:net" and description["kwargs"] == {"width": 9}
     assert description["steps"]["_0"]["kept"] == [0, 1, 2, 3]
-    x = torch.randn(2, 6)
-    assert torch.allclose(run_elsewhere(path, x, tmp_path, tmp_path), small(x), atol=1e-6)
 
 
 @pytest.fixture

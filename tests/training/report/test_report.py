@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny_runs import tiny_recipe
+from tiny_runs import no_pictures_in, tiny_recipe
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -94,7 +94,8 @@ def test_a_run_of_two_seeds_reports_each_and_their_mean(tmp_path: Path) -> None:
     assert f"{merged['accuracy']:.2f} %" in page
 
 
-def test_percentages_are_of_all_parameters(tmp_path: Path) -> None:
+def test_percentages_are_of_all_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_pictures_in(monkeypatch)
     summary = run_recipe(tiny_recipe(), tmp_path)
     from models.toy import convnet
 
