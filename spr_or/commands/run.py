@@ -17,7 +17,7 @@ def command(
     recipe: Annotated[
         Path,
         typer.Argument(
-            metavar="RECIPE", help="A recipe in TOML, such as those in experiments/recipes."
+            metavar="RECIPE", help="A recipe in TOML, or the name of a shipped one, such as digits."
         ),
     ],
     set_: Annotated[

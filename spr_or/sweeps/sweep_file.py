@@ -2,7 +2,8 @@
 
 .. code-block:: toml
 
-    base = "../recipes/digits.toml"     # looked for beside the sweep file, then from where you are
+    base = "../recipes/digits.toml"     # beside the sweep file, or in the current folder; or the
+                                        # name of a shipped recipe: "digits"
     seeds = [0, 1, 2]                   # those of the base recipe, if left out
     [set]                               # for all runs
     dense.epochs = 20
@@ -140,9 +141,11 @@ def _base(path: Path, base: Path) -> Path:
     for candidate in (path.parent / base, base):
         if candidate.exists():
             return candidate
-    raise SweepError(
-        f"{path}: base = {str(base)!r} is neither in {path.parent} nor in {Path.cwd()}"
-    )
+    try:
+        return find_shipped(base, "recipes")
+    except FileNotFoundError as error:
+        places = f"is neither in {path.parent} nor in {Path.cwd()}"
+        raise SweepError(f"{path}: base = {str(base)!r} {places}: {error}") from None
 
 
 def _changes(path: Path, sweep: _SweepFile) -> list[dict[str, Any]]:

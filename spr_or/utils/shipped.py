@@ -49,4 +49,5 @@ def find_shipped(given: str | Path, kind: Literal["recipes", "tables"]) -> Path:
         return shipped_folder(kind) / f"{given}.toml"
     near = difflib.get_close_matches(path.stem, names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise FileNotFoundError(f"there is no file {path}; {hint}Shipped are {', '.join(names)}")
+    wrong = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
+    raise FileNotFoundError(f"{wrong}. {hint[:1].upper()}{hint[1:]}Shipped are {', '.join(names)}")
