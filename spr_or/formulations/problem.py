@@ -83,11 +83,11 @@ class SparseTrainingProblem:
             logistic; class numbers 0..q-1 for softmax
         entities : a partition of the p columns, as lists of column numbers; with q > 1 outputs a
             column stands for all q of its weights, and a pair (column, output) for a single one
-        M : a positive number, or one an entity
+        M : a positive number, or one for each entity
         u : the importances: ``"uniform"`` (1 each), ``"share"`` (k_i / sum k), a positive number, or
-            one an entity; see `spr_or.formulations.entities.importances`
+            one for each entity; see `spr_or.formulations.entities.importances`
 
-        Raises ``ValueError`` that names the argument, the place and the value.
+        Raises ``ValueError``; the message names the argument, the place and the value.
 
         >>> X = [[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]
         >>> p = SparseTrainingProblem.linear(X, [1, 0], [[0, 1], [2]], lam=0.1, alpha=0.5, M=2)
@@ -203,7 +203,7 @@ class SparseTrainingProblem:
         (``ValueError``).
         """
         if not self.convex:
-            raise ValueError("the Fenchel dual bound exists for linear models alone")
+            raise ValueError("the Fenchel dual bound exists only for linear models")
         conjugate = LOSSES[self.loss].conjugate(nu, self.y).mean(-1)
         scale = (self.n * self.lam * self.u).unsqueeze(-1)
         slope = -self.entities.rows((self.X.mT @ nu).flatten(-2)) / scale
