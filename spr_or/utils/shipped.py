@@ -1,6 +1,6 @@
 """Recipes, sweeps and published figures that come with SPR-OR, found from any folder.
 
-In a checkout they stand in ``experiments``, in a wheel in ``spr_or/shipped`` (``setup.py``).
+In a checkout they are in ``experiments``, in a wheel in ``spr_or/shipped`` (``setup.py``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Kind = Literal["recipes", "tables", "reference"]
 
 
 def shipped_folder(kind: Kind) -> Path:
-    """Where the shipped recipes, the sweeps of the paper's tables, or its figures stand.
+    """The folder of the shipped recipes, of the sweeps for the paper's tables, or of its figures.
 
     >>> (shipped_folder("reference") / "paper_results.csv").is_file()
     True
