@@ -34,7 +34,7 @@ DATASETS = {
     "imagenet1k": "ImageNet",
 }
 
-# What has a column of its own, or changes the time a run takes and not its meaning.
+# Keys that have their own column, or that change the time of a run but not its result.
 _SHOWN = ("lam", "alpha", "lr", "epochs", "method", "variant", "schedule", "milestones")
 _APART = ("seeds", "name", "note", "speed")
 
@@ -48,7 +48,7 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run: its summary and the folder that it stands in."""
+    """One finished run: its summary and its folder."""
 
     folder: Path
     summary: dict[str, Any]
@@ -57,7 +57,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Setting:
-    """Runs of one recipe that differ in their seeds alone."""
+    """Runs of one recipe that differ only in their seeds."""
 
     runs: tuple[Run, ...]
 
@@ -115,7 +115,7 @@ class Setting:
 
     @cached_property
     def data_differences(self) -> list[str]:
-        """In what the images, and how they are given, are not the paper's."""
+        """How the images and their preparation differ from the paper's."""
         data, summary, dataset = self.recipe.data, self.runs[0].summary, self.problem.dataset
         protocol = PROTOCOLS.get(dataset)
         if protocol is None:
@@ -131,7 +131,7 @@ class Setting:
 
     @cached_property
     def differences(self) -> list[str]:
-        """In what the runs are not the paper's (data, length, schedule), and their options."""
+        """How the runs differ from the paper's (data, length, schedule), and their options."""
         recipe, found = self.recipe, []
         protocol = PROTOCOLS.get(self.problem.dataset)
         if protocol is not None:
@@ -147,7 +147,7 @@ class Setting:
 
 
 def _encoding(named: str, data: DataRecipe, dataset: str) -> list[str]:
-    """Whether the images are those that the data set was published with."""
+    """Whether the images are encoded as in the published data set."""
     if re.search(r"[(,]", named):
         return [named]
     if dataset == "ImageNet":  # its images are JPEG files
@@ -200,7 +200,7 @@ def plain(value: float | None) -> str:
 def find_runs(folder: Path) -> tuple[list[Run], list[Path]]:
     """All finished runs below a folder, and the folders of runs that are not finished.
 
-    A mean over seeds is left out for the runs behind it, and so are the dense phases that a sweep
+    The folder of a mean over seeds is left out, since its runs are read; so are the dense phases that a sweep
     shares between its runs. Raises ``ValueError`` for a folder that is not there.
     """
     if not folder.is_dir():
@@ -219,7 +219,7 @@ def find_runs(folder: Path) -> tuple[list[Run], list[Path]]:
 
 
 def settings(runs: Sequence[Run]) -> list[Setting]:
-    """Runs put together by everything but their seed; a seed that was run twice counts once."""
+    """Runs grouped by everything but their seed; a seed that was run twice counts once."""
     groups: dict[str, dict[int, Run]] = {}
     for run in runs:
         recipe = run.recipe.model_dump(mode="json", exclude=set(_APART))

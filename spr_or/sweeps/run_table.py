@@ -1,8 +1,8 @@
-"""The tables of a sweep, made from what its runs have left.
+"""The tables of a sweep, made from the files of its runs.
 
 A finished run is one that has its ``summary.json``, a failed one has an ``error.txt``; both are
-written in one step. The tables repeat what stands there and are written anew, whole, after each
-run, so nothing can be torn.
+written in one step. The tables are made from these files and replaced as a whole after each run, so
+a table is never half written.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def write_tables(
 ) -> tuple[list[TableRow], list[TableRow]]:
     """Write ``table.csv``, ``times.csv`` and ``failed.csv``; the rows of the first and the last.
 
-    ``table.csv`` holds results alone, sorted by what the runs change: however a sweep was run, it
-    is the same. What a clock measured stands in ``times.csv``.
+    ``table.csv`` holds only results, sorted by what the runs change. So it does not depend on how
+    the sweep was run. Measured times are in ``times.csv``.
     """
     points = sorted(plan.runs, key=lambda point: _order(plan.keys, point))
     rows, times, failed = [], [], []
@@ -62,7 +62,7 @@ def seconds(run: Path) -> TableRow:
 
 
 def last_line(text: str) -> str:
-    """The last line of a traceback that says something: what went wrong.
+    """The last line of a traceback that is not empty: what went wrong.
 
     >>> last_line("Traceback (most recent call last):\\nValueError: no\\n")
     'ValueError: no'
