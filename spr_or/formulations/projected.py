@@ -92,9 +92,9 @@ def entity_terms(
 
     For every variant z = q a^2 / y~ + (1 - alpha) y~, with q = alpha in the exact variant
     and q = 1 in the printed one.  In NORM, y~ = c makes this the slope of the table times a.  The
-    derivative with respect to w is 2 q w / y~, and in BOUND, where y~ = ||w||_inf / M moves with the largest weight, also
-    (1 - alpha - q a^2 / y~^2) / M on that coordinate.  (In NORM the derivative through y~ = c is
-    folded into ``radial``; it vanishes for the exact variant, by optimality of c.)
+    derivative with respect to w is 2 q w / y~, and in BOUND, where y~ = ||w||_inf / M moves with the
+    largest weight, also (1 - alpha - q a^2 / y~^2) / M on that coordinate.  (In NORM the derivative
+    through y~ = c is folded into ``radial``; it vanishes for the exact variant, by optimality of c.)
 
     >>> terms = entity_terms(torch.tensor([0.5]), torch.tensor([0.5]), alpha=0.5, M=1.0)
     >>> terms.value.item(), terms.indicator.item()

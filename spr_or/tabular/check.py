@@ -13,7 +13,7 @@ from spr_or.tabular.results import Recheck, read_problem, recheck
 def check(
     what: ProofCertificate | str | Path, *, data: str | Path | None = None, exact: bool = False
 ) -> ProofCheck | Recheck:
-    """ProofCheck a certificate, or a folder that ``spr-or solve`` wrote, against the data.
+    """Check a certificate, or a folder that ``spr-or solve`` wrote, against the data.
 
     Parameters
     ----------
