@@ -17,7 +17,7 @@ def command(
     recipe: Annotated[
         Path,
         typer.Argument(
-            metavar="RECIPE", help="A recipe in TOML, or the name of a shipped one, such as digits."
+            metavar="RECIPE", help="A recipe: a TOML file, or a shipped name such as digits."
         ),
     ],
     set_: Annotated[
