@@ -171,7 +171,7 @@ class TrainRecipe(_Section):
 
 
 class SpeedRecipe(_Section):
-    """[speed]: settings that change how long a run takes, not what it computes."""
+    """[speed]: what changes the time a run takes; of these keys only `amp` changes what is computed."""
 
     device: str = "auto"  # "auto": the accelerator if there is one, else "cpu"
     threads: int | None = Field(default=None, ge=1)  # CPU threads of torch; None: torch's default
