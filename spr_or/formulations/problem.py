@@ -30,7 +30,7 @@ from spr_or.formulations.losses import LOSSES
 ENCODABLE = (nn.Linear, nn.Conv2d, nn.ReLU, nn.Flatten, nn.AvgPool2d)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SparseTrainingProblem:
     """Data, loss, entities and penalty of one problem; make it with `linear` or `network`.
 
@@ -93,6 +93,8 @@ class SparseTrainingProblem:
         >>> p = SparseTrainingProblem.linear(X, [1, 0], [[0, 1], [2]], lam=0.1, alpha=0.5, M=2)
         >>> len(p.entities), p.convex
         (2, True)
+        >>> p
+        <linear: X (2, 3), 2 entities, squared loss, lam=0.1, alpha=0.5>
         """
         data = finite_array(X, "X")
         if data.dim() != 2:
@@ -142,6 +144,12 @@ class SparseTrainingProblem:
         partition = Entities.of(entities, count)
         settings = _penalty_settings(partition, lam, alpha, M, u, M_free)
         return cls(data, target, loss, partition, *settings, private, name)
+
+    def __repr__(self) -> str:
+        """One line: the data would fill a terminal."""
+        shape, count = tuple(self.X.shape), len(self.entities)
+        penalty = f"lam={self.lam:g}, alpha={self.alpha:g}"
+        return f"<{self.name}: X {shape}, {count} entities, {self.loss} loss, {penalty}>"
 
     @property
     def n(self) -> int:
