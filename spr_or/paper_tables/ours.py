@@ -34,7 +34,7 @@ DATASETS = {
     "imagenet1k": "ImageNet",
 }
 
-# Keys that have their own column, or that change the time of a run but not its result.
+# What has a column of its own, or changes the time a run takes and not its meaning.
 _SHOWN = ("lam", "alpha", "lr", "epochs", "method", "variant", "schedule", "milestones")
 _APART = ("seeds", "name", "note", "speed")
 
@@ -200,7 +200,7 @@ def plain(value: float | None) -> str:
 def find_runs(folder: Path) -> tuple[list[Run], list[Path]]:
     """All finished runs below a folder, and the folders of runs that are not finished.
 
-    The folder of a mean over seeds is left out, since its runs are read; so are the dense phases that a sweep
+    A mean over seeds is left out for the runs behind it, and so are the dense phases that a sweep
     shares between its runs. Raises ``ValueError`` for a folder that is not there.
     """
     if not folder.is_dir():

@@ -1,8 +1,8 @@
 """The tables of a sweep, made from the files of its runs.
 
 A finished run is one that has its ``summary.json``, a failed one has an ``error.txt``; both are
-written in one step. The tables are made from these files and replaced as a whole after each run, so
-a table is never half written.
+written in one step. The tables repeat what stands there and are written anew, whole, after each
+run, so nothing can be torn.
 """
 
 from __future__ import annotations

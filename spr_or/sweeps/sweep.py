@@ -61,7 +61,7 @@ def run_sweep(
 ) -> Result:
     """Run what is not finished, and write the tables after each run.
 
-    Runs that failed before are skipped unless ``retry_failed``. Raises `SweepError` when
+    Runs that failed before are left alone unless ``retry_failed``. Raises `SweepError` when
     another sweep is at work in the folder, or when a finished run there had another recipe.
     """
     folder = folder.absolute()
@@ -102,7 +102,7 @@ def state_of(point: SweepRun, folder: Path) -> str:
     """ "finished", "failed", "begun" or "new"; raises `SweepError` for another recipe's run."""
     run = folder / "runs" / point.folder_name
     if (run / SUMMARY).exists():
-        # Reads the finished run and compares its recipe, on any device.
+        # Reads the finished run and compares its recipe, on whatever device is here.
         reading = point.recipe.model_copy(update={"speed": SpeedRecipe(device="cpu")})
         try:
             run_recipe(reading, run, resume=True)
