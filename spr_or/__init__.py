@@ -114,7 +114,8 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """The public names only: neither helpers of this file nor folders that happen to be loaded."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
 def _unknown(name: str) -> str:

@@ -83,7 +83,7 @@ def draw_masks(model, scenario):
 
 
 def norm_of(name, model):
-    """The BatchNorm of a convolution, by the naming of models/ alone; None without one."""
+    """The BatchNorm of a convolution, found only by the naming in models/; None without one."""
     head, _, last = name.rpartition(".")
     partner = f"{head}.{int(last) + 1}" if last.isdigit() else name.replace("conv", "bn")
     module = dict(model.named_modules()).get(partner.removeprefix("."))

@@ -19,7 +19,7 @@ _HEAD = """# Recipe keys
 Every key that a recipe can have, read from the models in `spr_or/training/recipe.py` when this page
 was built. An unknown key is an error that names the nearest valid one. On the command line
 `--set section.key=value` changes a key, with the value as TOML writes it. How to write a recipe is
-told in [Prune with a recipe](../how-to/prune.md); the terms are in the
+described in [Prune with a recipe](../how-to/prune.md); the terms are in the
 [glossary](../explanation/glossary.md).
 """
 

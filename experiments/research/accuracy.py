@@ -2,7 +2,7 @@
 
 Run ``python experiments/research/accuracy.py`` from the repository's root: ResNet-20 on CIFAR-10
 where there is an accelerator, else a small residual network on scikit-learn's digits (CPU, about ten
-seconds a run). Every row prunes to the same shares of the parameters (``target_removed_pct``), so
+seconds for each run). Every row prunes to the same shares of the parameters (``target_removed_pct``), so
 accuracies can be compared. Started again, it continues; finished runs are only read.
 """
 
@@ -110,7 +110,7 @@ def _options(setting: Setting) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Result:
-    """Of one row at one target: a number a seed, in percent."""
+    """Of one row at one target: a number for each seed, in percent."""
 
     row: StudyRow
     target: float
@@ -173,7 +173,7 @@ def verdict(result: Result, base: Result, image: float) -> str:
 
 
 def table(results: list[Result], image: float) -> str:
-    """Markdown: mean ± standard deviation of each row and target, and who wins or loses."""
+    """Markdown: mean ± standard deviation of each row and target, and which rows win or lose."""
     lines = []
     for target in TARGETS:
         chosen = {r.row.name: r for r in results if r.target == target}

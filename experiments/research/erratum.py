@@ -25,7 +25,7 @@ SEED = 0
 LEVELS = [0.5, 1, 1.5, 2, 3, 4, 5, 6]
 FIGURES = Path(__file__).parents[2] / "docs" / "figures"
 
-# Okabe and Ito's colours, each with its own line style: they survive grey print.
+# Okabe and Ito's colours, each with its own line style: they differ in grey print too.
 STYLES: dict[str, dict[str, Any]] = {
     "exact": {"color": BLUE, "linestyle": "-", "linewidth": 2.6},
     "printed": {"color": RED, "linestyle": "--", "linewidth": 3.4},
@@ -94,7 +94,7 @@ def counterexample(seed: int = SEED) -> Counterexample:
 def _below_printed(problem: SparseTrainingProblem) -> SparseTrainingProblem:
     r"""A relaxation of the printed form itself, to bound its objective from below everywhere.
 
-    In print z(w) = a^2 / y~ + (1 - alpha) y~ for one feasible y~, so it is at least the minimum over
+    The printed z(w) = a^2 / y~ + (1 - alpha) y~ for one feasible y~, so it is at least the minimum over
     y, and a^2 / y + (1 - alpha) y = (2 - alpha) [alpha' a^2 / y + (1 - alpha') y] with
     alpha' = 1 / (2 - alpha).  That is an exact z with lambda' = (2 - alpha) lambda.
     """
@@ -194,7 +194,7 @@ def plot_two_weights(path: Path, alpha: float = 0.2, M: float = 1.8) -> None:
             with plt.rc_context({"hatch.color": style["color"], "hatch.linewidth": 0.5}):
                 axis.contourf(side, side, above, levels=[0.5, 1.5], colors="none", hatches=["//"])
         for r in projected.Regime:
-            # One call a regime, since the authors' form jumps from one to the next.
+            # One call for each regime, since the authors' form jumps from one to the next.
             lines = axis.contour(
                 side, side, np.ma.array(z, mask=regime != r), levels=LEVELS, colors="black",
                 linewidths=0.9,

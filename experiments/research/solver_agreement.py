@@ -13,7 +13,7 @@ A problem agrees when
 * `certificate.check()` confirms ours.
 
 SCIP has a time limit; where it ends early, its objective and bound take part, not its status.  It runs
-in a process of its own: on a few problems it does not come back, and is ended without an answer.
+in a separate process, because on a few problems it does not return and has to be ended.
 Exit status: 0 all agree, 1 otherwise.
 """
 
@@ -44,7 +44,7 @@ SCIP_SECONDS = 20.0
 
 
 class OtherProcess:
-    """Calls in another process, which is replaced when one of them does not come back."""
+    """Calls in another process, which is replaced when one of them does not return."""
 
     def __init__(self) -> None:
         self.pool = _pool()
@@ -70,10 +70,10 @@ def _pool() -> Pool:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One problem: what each solver said, and what is wrong, if anything.
+    """One problem: the answer of each solver, and what is wrong, if anything.
 
-    ``apart``: the largest relative difference between two proven optima; ``solved``: who proved one;
-    ``silent``: who gave no answer at all.
+    ``apart``: the largest relative difference between two proven optima; ``solved``: the solvers that
+    proved one; ``silent``: those that gave no answer.
     """
 
     seed: int

@@ -65,14 +65,15 @@ COLUMNS = {
     "S3": ColumnSettings(500, 1000, l0=0.02),
     "S4": ColumnSettings(500, 5000, l0=0.02),
     "S5": ColumnSettings(500, 200, l0=0.02, rho=0.9, snr=1.0),
-    # Little ridge and a wide box: the perspective term alone is weak, the loss has much to lend it.
+    # Little ridge and a wide box: the perspective term by itself is weak, and the loss has much
+    # curvature to move.
     "S6": ColumnSettings(1000, 100, l0=0.02, rho=0.3, snr=1.0, l2=0.001, M=5.0),
 }
 NAMES = (*GROUPS, *COLUMNS)
 
 
 def problem(name: str, seed: int = 0) -> SparseTrainingProblem:
-    """The named instance; ``ValueError`` with the known names for another.
+    """The named instance; ``ValueError`` that lists the known names otherwise.
 
     >>> p = problem("E1")
     >>> p.n, len(p.entities), p.lam, p.alpha
@@ -163,7 +164,7 @@ def l0_terms(problem: SparseTrainingProblem) -> L0Terms:
     """
     if not applies(problem):
         raise ValueError(
-            f"{problem.name!r} is no l0 problem: it takes entities of one weight with equal M and u, "
+            f"{problem.name!r} is no l0 problem: that needs entities of one weight with equal M and u, "
             "the squared loss and one output"
         )
     weight = problem.n * problem.lam * float(problem.u[0]) / 2

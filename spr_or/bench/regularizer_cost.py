@@ -5,11 +5,11 @@ Two questions:
 1. How much longer is a training step with SPR? ResNet-20 and ResNet-56 take steps on a batch of
    random CIFAR-sized images: plain SGD, and each way of using SPR, on copies of one network.
    The ways take turns and every turn is compared with its own plain step, so that a slow moment
-   of the machine strikes both; the ratio is the median over turns.
+   of the machine affects both; the ratio is the median over turns.
 2. How close is SPR to the speed of memory? Its gradient needs one pass that reads the weights and
    one that reads weights and gradients and writes gradients. ResNet-18's 11 million weights pass
-   through `SPR.add_gradient_` and, in turns, through the two plainest kernels that move as much:
-   a sum, and an addition in place. Before each of them a large tensor is written, so that the
+   through `SPR.add_gradient_` and, in turns, through the two simplest kernels that move as much
+   memory: a sum, and an addition in place. Before each of them a large tensor is written, so that the
    weights come from memory, as they do after a backward pass.
 """
 
@@ -107,7 +107,7 @@ def set_threads(threads: int | None) -> None:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, threads, device and versions: what the figures hold for."""
+    """Processor, threads, device and versions on which the figures were measured."""
     import torch
 
     return {
@@ -176,7 +176,7 @@ def memory_rows(model: Any, name: str, device: str, seconds: float) -> list[Cost
     from spr_or.pruning.regularizer import SPR
 
     model = model.to(device)
-    # At this alpha every entity is in BOUND, the most expensive regime: its largest weight is sought.
+    # At this alpha every entity is in BOUND, the most expensive regime: it searches for the largest weight.
     spr, compiled = (SPR(model, 1.0, 0.1, SPR.bounds_from(model)) for _ in range(2))
     compiled.compile()
     values, gradients = [], []
@@ -210,7 +210,7 @@ def _step(model: Any, method: str, setting: str, images: Any, labels: Any) -> Ca
     from spr_or.training.step import captured, forward, make_step
 
     spr = SPR(model, 1.0, 0.1, SPR.bounds_from(model))
-    # A rate so small that the networks stay alike: the time of a step does not depend on it.
+    # A rate so small that the networks hardly change: the time of a step does not depend on it.
     rates: dict[str, Any] = {"lr": 1e-6, "momentum": 0.9, "weight_decay": 5e-4}
     optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), **rates)
     add_gradient = None
@@ -245,11 +245,11 @@ def _take_turns(
 ) -> list[list[float]]:
     """Seconds of each run in every turn, for about ``seconds`` in all.
 
-    The order of a turn is drawn at random: what ran before leaves its mark on caches and heap.
+    The order of a turn is drawn at random: what ran before affects caches and heap.
     """
     import torch
 
-    # On a device that works behind the program's back, several steps hide the wait at their end.
+    # A device works asynchronously; over several steps the wait at their end hardly counts.
     calls = 20 if device != "cpu" and before is None else 1
     times: list[list[float]] = [[] for _ in runs]
     draw = random.Random(0)
@@ -281,7 +281,7 @@ def _rows(
     seconds: float,
     before: Callable[[], object] | None = None,
 ) -> list[CostRow]:
-    """Measure the steps in turns; the first one is what the others are compared with.
+    """Measure the steps in turns; the others are compared with the first one.
 
     ``before`` runs before each, outside the clock.
     """
@@ -311,7 +311,7 @@ def _compiles(step: Callable[[], object]) -> bool:
     """Whether torch.compile has the compiler it needs here: only a step can tell."""
     try:
         step()
-    except Exception:  # each backend has errors of its own
+    except Exception:  # each backend has its own errors
         return False
     return True
 

@@ -1,8 +1,8 @@
 """`spr-or bench solve`: the certified solver beside SCIP, HiGHS and, where installed, el0ps and l0bnb.
 
-Every solver gets every named instance in a process of its own, one after the other, with the same
-threads, relative gap and time limit.  A small problem solved first in the same process pays for
-imports and compilation; the time counts from the call with the data in memory to the answer, and
+Every solver gets every named instance in a separate process, one after another, with the same
+threads, relative gap and time limit.  Each process first solves a small problem, so that imports and
+compilation are not timed; the time counts from the call with the data in memory to the answer, and
 includes building the solver's model.
 """
 
@@ -73,7 +73,7 @@ def command(
 ) -> None:
     """Compare solvers on the named instances.
 
-    Each solver gets each instance in a process of its own, one after the other.
+    Each solver gets each instance in a separate process, one after another.
 
     Exit status: 0 done, 1 a proof is not confirmed or two solvers contradict each other, 2 bad
     usage, 130 interrupted (finished rows are kept).

@@ -17,7 +17,7 @@ from spr_or.utils.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY
 if TYPE_CHECKING:
     from spr_or.bench.solve_rows import Row
 
-# Okabe and Ito's colours with markers of their own: told apart without colour too.
+# Okabe and Ito's colours, each with its own marker, so that they differ without colour too.
 STYLES: dict[str, tuple[str, str]] = {
     "spr-or": (BLACK, "o"),
     "spr-or-cuda": (PURPLE, "P"),
@@ -65,7 +65,7 @@ def markdown(machine: dict[str, Any], rows: Sequence[Row], wrong: Sequence[str])
     """The same as text, with the settings above and what did not run or hold below."""
     settings = sorted({(r.threads, r.time_limit, r.asked_gap) for r in rows})
     lines = [", ".join(f"{k} {v}" for k, v in machine.items() if v is not None)]
-    lines += [f"{t} threads, {s:g} s a row, relative gap {g:g}" for t, s, g in settings]
+    lines += [f"{t} threads, {s:g} s for each row, relative gap {g:g}" for t, s, g in settings]
     lines += ["", "| " + " | ".join(_COLUMNS) + " |"]
     lines.append("|" + "|".join("---" if name in _TEXT else "---:" for name in _COLUMNS) + "|")
     lines += ["| " + " | ".join(cells(row, rows)) + " |" for row in rows]
@@ -76,7 +76,7 @@ def markdown(machine: dict[str, Any], rows: Sequence[Row], wrong: Sequence[str])
 
 
 def cells(row: Row, rows: Sequence[Row]) -> list[str]:
-    """A row as text; "x ours" is its time over ours on the same instance, at least so much if > ."""
+    """A row as text; "x ours" is its time over ours on the same instance, at least that much if > ."""
     ours = next(
         (r.seconds for r in rows if r.instance == row.instance and r.solver == "spr-or"), None
     )
@@ -93,7 +93,7 @@ def cells(row: Row, rows: Sequence[Row]) -> list[str]:
 
 
 def plot_time_over_size(rows: Sequence[Row], path: Path) -> None:
-    """Seconds over the number of entities, one panel a family; hollow where the gap stayed open."""
+    """Seconds over the number of entities, one panel for each family; hollow where the gap stayed open."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -134,13 +134,13 @@ def plot_time_over_size(rows: Sequence[Row], path: Path) -> None:
     low, high = axes[0, 0].get_ylim()
     axes[0, 0].set_ylim(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)))
     _legend(figure, rows, plt)
-    figure.suptitle("Time to the gap asked for; hollow: stopped with a gap left", fontsize=11)
+    figure.suptitle("Time to the requested gap; hollow: stopped with a gap left", fontsize=11)
     write_aside(path, lambda aside: figure.savefig(aside, dpi=150))
     plt.close(figure)
 
 
 def plot_gap_over_time(rows: Sequence[Row], path: Path) -> None:
-    """Our gap over time, one panel an instance, and where the other solvers ended."""
+    """Our gap over time, one panel for each instance, and where the other solvers ended."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -191,7 +191,7 @@ def plot_gap_over_time(rows: Sequence[Row], path: Path) -> None:
 
 
 def _gaps(row: Row) -> tuple[list[float], list[float]]:
-    """Seconds and gaps of a trace; what starts without a bound counts as a gap of 1."""
+    """Seconds and gaps of a trace; a gap without a bound counts as 1."""
     seconds, gaps = [], []
     for at, objective, bound in row.trace:
         assert at is not None and objective is not None

@@ -1,9 +1,9 @@
-"""el0ps or l0bnb on one problem, as a script for an interpreter that has them and nothing of SPR-OR:
+"""el0ps or l0bnb on one problem, as a script for an interpreter that has them but not SPR-OR:
 
     PYTHON solve_rivals.py {el0ps,l0bnb} PROBLEM.npz ANSWER.json
 
 PROBLEM holds X, y, l0, l2, M (`named_instances.L0Terms`), gap and time_limit.  A small problem is
-solved first in the same process: what numba compiles is not in the time.
+solved first in the same process: so that numba's compilation is not timed.
 """
 
 # mypy: ignore-errors
@@ -21,7 +21,7 @@ import numpy as np
 
 def el0ps(X, y, l0, l2, M, gap, time_limit):
     """Weights, the objective and bound that el0ps states, and its nodes."""
-    # It asks for MPI, which it uses on several machines only, and which needs a library of its own.
+    # It asks for MPI, which it needs only on several machines, and which needs its own library.
     sys.modules["mpi4py"] = None
     import pybnb
 
@@ -39,7 +39,7 @@ def el0ps(X, y, l0, l2, M, gap, time_limit):
 
 def l0bnb(X, y, l0, l2, M, gap, time_limit):
     """Weights, the objective and bound that l0bnb states, and its nodes."""
-    np.Inf = np.inf  # l0bnb 1.0.0 writes it so, and numpy 2 has dropped the name
+    np.Inf = np.inf  # l0bnb 1.0.0 uses this name, which numpy 2 has dropped
     from l0bnb import BNBTree
 
     tree = BNBTree(X, y)

@@ -66,13 +66,13 @@ class Row:
 
     @property
     def settings(self) -> tuple[str, str, float, int, float]:
-        """What makes a row another one."""
+        """What identifies a row."""
         return self.instance, self.solver, self.time_limit, self.threads, self.asked_gap
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The same for every solver: seconds, threads, relative gap; and who has el0ps and l0bnb."""
+    """Settings of all solvers: seconds, threads, relative gap, and the interpreters of el0ps and l0bnb."""
 
     time_limit: float
     threads: int
@@ -181,7 +181,7 @@ def _child(arguments: list[str], threads: int, limit: float) -> tuple[int | None
 
 
 def _peak_mb(pid: int) -> float:
-    """The largest resident memory of a process so far, in MB; 0 where the system does not tell."""
+    """The largest resident memory of a process so far, in MB; 0 where the system does not report it."""
     try:
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

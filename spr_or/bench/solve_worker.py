@@ -1,4 +1,4 @@
-"""One solver on one named instance, in a process of its own; `spr_or.bench.solve` starts it.
+"""One solver on one named instance, in a separate process; `spr_or.bench.solve` starts it.
 
 python -m spr_or.bench.solve_worker SOLVER INSTANCE TIME_LIMIT GAP THREADS ANSWER.json
 """

@@ -1,17 +1,17 @@
 """`spr-or bench training`: how long an epoch takes.
 
-ResNet-20 at batch 128 trains on random images of CIFAR's size; how long that takes does not depend
-on what they show. Four ways take turns, in an order drawn for each turn, and each turn's times are
-compared with each other, so that a slow moment of the machine strikes all:
+ResNet-20 at batch 128 trains on random images of CIFAR's size; the time does not depend on what they
+show. Four ways take turns, in an order drawn for each turn, and the times of one turn are compared
+with each other, so that a slow moment of the machine affects all:
 
 1. the plain loop: a DataLoader whose workers crop, flip and normalise one image after another, an
    eager step in float32;
 2. the fast path without SPR: images and augmentation on the device; on a GPU also bfloat16,
-   channels_last and one captured graph a step;
+   channels_last and one captured graph for each step;
 3. the same with SPR's gradient, and 4. with ProxSGD.
 
-A CPU that other programs use too is a poor clock, so there the times of SPR are also compared in
-seconds of processor time of this process.
+On a CPU that other programs use too, wall-clock times vary. So the times of SPR are also compared in
+processor time of this process.
 
 The speed is put beside the peak of the device, which is measured too, by multiplying two large
 matrices of the fast path's number format. A multiply-accumulate counts as two operations, a
@@ -170,7 +170,7 @@ def measure(device: str, rows: int, workers: int, seconds: float, peak: float) -
 
 
 def plain_epochs(device: str, rows: int, workers: int) -> Callable[[], object]:
-    """An epoch as most write it; nothing of this project but the network."""
+    """An epoch as it is usually written; only the network comes from this project."""
     import torch
     import torch.nn.functional as F
     from torch.utils.data import DataLoader
@@ -245,7 +245,7 @@ def fast_epochs(device: str, rows: int, method: str) -> Callable[[], object]:
     model = resnet20().to(device).train()
     if gpu:
         model = model.to(memory_format=torch.channels_last)
-    # A rate so small that the networks stay alike: the time of a step does not depend on it.
+    # A rate so small that the networks hardly change: the time of a step does not depend on it.
     rates: dict[str, Any] = {"lr": 1e-6, "momentum": 0.9, "weight_decay": 5e-4}
     optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), **rates)
     spr = SPR(model, 1.0, 0.1, SPR.bounds_from(model))
@@ -260,7 +260,7 @@ def fast_epochs(device: str, rows: int, method: str) -> Callable[[], object]:
 
 
 def peak_flops(device: str) -> float:
-    """Operations a second of a large matrix product: bfloat16 on a GPU, float32 on a CPU."""
+    """Operations per second of a large matrix product: bfloat16 on a GPU, float32 on a CPU."""
     import torch
 
     side = SIDES[device]
@@ -314,7 +314,7 @@ def _images(rows: int) -> tuple[Any, Any]:
 
 def _print(screen: Console, device: str, rows: int, peak: float, found: list[EpochRow]) -> None:
     network = f"ResNet-20, batch {BATCH}, {device}"
-    terminal.say(screen, f"{network}: {rows:,} images an epoch, peak {peak:.3g} FLOP/s")
+    terminal.say(screen, f"{network}: {rows:,} images per epoch, peak {peak:.3g} FLOP/s")
     speeds, added = [], []
     for row in found:
         speedup = terminal.styled(_with_spread(row.speedup, row.speedup_spread), "")

@@ -27,7 +27,7 @@ def command(
     ] = Path("runs/tables"),
     reference: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="The published figures. Default: experiments/reference."),
+        typer.Option(metavar="DIR", help="The published figures. Default: those shipped."),
     ] = None,
 ) -> None:
     """Put own runs beside the published figures.

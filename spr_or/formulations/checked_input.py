@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def finite_array(value: Any, name: str) -> Tensor:
-    """An array-like as a float64 tensor on the CPU; ``ValueError`` where it is empty or not finite."""
+    """An array-like as a float64 tensor on the CPU; ``ValueError`` if it is empty or not finite."""
     try:
         plain = value.detach().cpu().double().numpy() if torch.is_tensor(value) else value
         array = np.array(plain, dtype=np.float64)
@@ -27,7 +27,7 @@ def finite_array(value: Any, name: str) -> Tensor:
 
 
 def finite_number(value: Any, name: str) -> float:
-    """A number as a float; ``ValueError`` where it is none or not finite."""
+    """A value as a float; ``ValueError`` if it is not a finite number."""
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -25,7 +25,7 @@ class Entities:
     ----------
     groups : tuple of tuples of int, the indices of each entity
     n_parameters : int, length of theta
-    index : int64 tensor (N, k_max), padded with ``n_parameters`` (a slot behind the end)
+    index : int64 tensor (N, k_max), padded with ``n_parameters`` (one past the last parameter)
     sizes : int64 tensor (N,), k_i
     free : int64 tensor, the parameters in no entity (never penalised)
 
@@ -131,7 +131,7 @@ def _as_indices(group: Iterable[int], i: int) -> tuple[int, ...]:
 
 
 def features(p: int) -> list[list[int]]:
-    """One entity a column of X.
+    """Each column of X as an entity.
 
     >>> features(3)
     [[0], [1], [2]]
@@ -153,7 +153,7 @@ def groups(p: int, size: int) -> list[list[int]]:
 def parameter_indices(net: nn.Module) -> dict[str, Tensor]:
     """For each named parameter, its shape filled with positions in the flat vector theta.
 
-    theta lays the parameters one behind the other in the order of ``net.named_parameters()``, as
+    theta holds the parameters one after another in the order of ``net.named_parameters()``, as
     ``torch.nn.utils.parameters_to_vector`` does.
 
     >>> parameter_indices(nn.Linear(2, 1))["bias"].tolist()
@@ -168,9 +168,9 @@ def parameter_indices(net: nn.Module) -> dict[str, Tensor]:
 
 
 def neurons(net: nn.Module) -> list[list[int]]:
-    """One entity a hidden neuron: the incoming weights and the bias of a Linear that is not the last.
+    """Each hidden neuron as an entity: the incoming weights and the bias of a Linear that is not the last.
 
-    The last layer's parameters are in no entity: its outputs are the answer, not prunable units.
+    The last layer's parameters are in no entity: its outputs are the answer and cannot be pruned.
 
     >>> len(neurons(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))))
     3
@@ -180,7 +180,7 @@ def neurons(net: nn.Module) -> list[list[int]]:
 
 
 def filters(net: nn.Module) -> list[list[int]]:
-    """One entity a filter: an output channel's weights and bias, for every Conv2d.
+    """Each filter of every Conv2d as an entity: an output channel's weights and its bias.
 
     >>> len(filters(nn.Sequential(nn.Conv2d(1, 4, 2), nn.Flatten(), nn.Linear(4, 1))))
     4

@@ -1,4 +1,4 @@
-r"""A small ``nn.Sequential`` as constraints: f(X; w) for all samples, every layer's weights variables.
+r"""A small ``nn.Sequential`` as constraints: f(X; w) for all samples, with all weights as variables.
 
 A `LayerValues` is what flows between layers: for each sample and unit a number (data) or a model variable,
 with an interval that contains it for every admissible w.  Per sample m and unit o,
@@ -41,7 +41,7 @@ from spr_or.formulations.problem import SparseTrainingProblem
 class LayerValues:
     """The values between two layers, and intervals that contain them.
 
-    values : n lists of numbers or Pyomo variables, one a unit
+    values : n lists of numbers or Pyomo variables, one entry for each unit
     lower, upper : (n, units) float64
     share : (n, units, N + 1) float64, |value| <= sum_i share_i y_i + share_N: what each entity, and
         in the last column everything else, can contribute
@@ -182,7 +182,7 @@ def _fixed(block: Any, x: LayerValues, layer: nn.Module) -> LayerValues:
 
 
 def _relu(model: Any, block: Any, x: LayerValues) -> LayerValues:
-    """a = max(0, z): numbers stay numbers, a known sign needs no binary."""
+    """a = max(0, z). Numbers stay numbers; where the sign of z is known, no binary is needed."""
     import pyomo.environ as pyo
 
     L, U = x.lower.tolist(), x.upper.tolist()

@@ -1,7 +1,7 @@
 """Which weight stands between which input and output of a layer, and what follows from it.
 
-Everything is read off the layers themselves, by running them on one-hot inputs, so that stride,
-padding and dilation are torch's and no second copy of them.
+Everything is found by running the layers themselves on one-hot inputs. So torch defines stride,
+padding and dilation, and there is no second implementation of them.
 """
 
 from __future__ import annotations

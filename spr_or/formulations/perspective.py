@@ -11,8 +11,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from spr_or.formulations.problem import SparseTrainingProblem
 
-# A solver lets a row be violated by an absolute tolerance (1e-9), and near w = 0 both sides of the
-# cone are smaller than that; scaled by this, what t can save there falls below 1e-6 of the optimum.
+# A solver may violate a row by an absolute tolerance (1e-9), and near w = 0 both sides of the cone
+# are smaller than that. With this scale, t can gain less than 1e-6 of the optimum there.
 _SCALE = 1e4
 
 

@@ -30,7 +30,7 @@ from spr_or.formulations.losses import LOSSES
 ENCODABLE = (nn.Linear, nn.Conv2d, nn.ReLU, nn.Flatten, nn.AvgPool2d)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SparseTrainingProblem:
     """Data, loss, entities and penalty of one problem; make it with `linear` or `network`.
 
@@ -86,16 +86,18 @@ class SparseTrainingProblem:
             logistic; class numbers 0..q-1 for softmax
         entities : a partition of the p columns, as lists of column numbers; with q > 1 outputs a
             column stands for all q of its weights, and a pair (column, output) for a single one
-        M : a positive number, or one an entity
+        M : a positive number, or one for each entity
         u : the importances: ``"uniform"`` (1 each), ``"share"`` (k_i / sum k), a positive number, or
-            one an entity; see `spr_or.formulations.entities.importances`
+            one for each entity; see `spr_or.formulations.entities.importances`
 
-        Raises ``ValueError`` that names the argument, the place and the value.
+        Raises ``ValueError``; the message names the argument, the place and the value.
 
         >>> X = [[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]
         >>> p = SparseTrainingProblem.linear(X, [1, 0], [[0, 1], [2]], lam=0.1, alpha=0.5, M=2)
         >>> len(p.entities), p.convex
         (2, True)
+        >>> p
+        <linear: X (2, 3), 2 entities, squared loss, lam=0.1, alpha=0.5>
         """
         data = finite_array(X, "X")
         if data.dim() != 2:
@@ -145,6 +147,12 @@ class SparseTrainingProblem:
         partition = Entities.of(entities, count)
         settings = _penalty_settings(partition, lam, alpha, M, u, M_free)
         return cls(data, target, loss, partition, *settings, private, name)
+
+    def __repr__(self) -> str:
+        """One line: the data would fill a terminal."""
+        shape, count = tuple(self.X.shape), len(self.entities)
+        penalty = f"lam={self.lam:g}, alpha={self.alpha:g}"
+        return f"<{self.name}: X {shape}, {count} entities, {self.loss} loss, {penalty}>"
 
     @property
     def n(self) -> int:
@@ -212,7 +220,7 @@ class SparseTrainingProblem:
         (``ValueError``).
         """
         if not self.convex:
-            raise ValueError("the Fenchel dual bound exists for linear models alone")
+            raise ValueError("the Fenchel dual bound exists only for linear models")
         conjugate = LOSSES[self.loss].conjugate(nu, self.y).mean(-1)
         scale = (self.n * self.lam * self.u).unsqueeze(-1)
         slope = -self.entities.rows((self.X.mT @ nu).flatten(-2)) / scale

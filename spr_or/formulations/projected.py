@@ -16,7 +16,7 @@ BOUND    c <  b <= 1 alpha M a^2 / ||w||_inf + (1 - alpha) ||w||_inf / M
 FULL     otherwise   alpha a^2 + (1 - alpha)
 =======  ==========  ================================================
 
-Three variants of the formula exist, and ``variant`` names the one that is meant:
+Three variants of the formula exist, and ``variant`` chooses one:
 
 * ``"exact"`` (default): the table above, which is min over y, hence a relaxation.
 * ``"printed"``: as in arXiv 2206.14056, eq. (5), where the quadratic term lost its alpha.  It equals
@@ -25,15 +25,15 @@ Three variants of the formula exist, and ``variant`` names the one that is meant
 
 Conventions shared by every function here:
 
-* ``w`` (also ``v``, ``u``) has shape (..., N, k): one entity a row, leading dimensions are a batch.
+* ``w`` (also ``v``, ``u``) has shape (..., N, k): each row is an entity, leading dimensions are a batch.
   Entities of unequal size are padded with zeros, which changes no result.
 * ``M`` is a positive number or a tensor that broadcasts against (..., N).
-* float64 and float32 are computed as they come; bfloat16 and float16 are computed in float32; the
-  result has the dtype of the first argument.
+* float64 and float32 inputs are computed in their own precision, bfloat16 and float16 in float32;
+  the result has the dtype of the first argument.
 * alpha = 0: z = ||w||_inf / M (no NORM regime).  alpha = 1: z = ||w||_2^2 with y~ = 1.  A zero row has
   z = 0, y~ = 0 and gradient 0.  Where several weights attain ||w||_inf, the gradient shares the
   max's slope equally among them: an element of the subdifferential.
-* ||w||_inf > M lies outside the relaxation; z is extended by FULL, so that training may pass there,
+* ||w||_inf > M lies outside the relaxation; z is extended by FULL, so that training may pass through,
   whereas ``prox`` always returns a point with ||w||_inf <= M and ``conjugate`` is that of z on the box.
 * ``lower <= y <= upper`` (numbers or tensors like M) restricts the indicator: a node of a branch and
   bound fixes y = 0 or y = 1 this way.
@@ -54,7 +54,9 @@ from torch import Tensor
 VARIANTS = ("exact", "printed", "authors2022")
 Bound = float | Tensor
 
-_NEWTON_STEPS = 16  # a cap: ten sufficed for rows of up to 4000 weights over 18 decades of scale
+_NEWTON_STEPS = (
+    16  # a cap: ten steps were enough for rows of up to 4000 weights over 18 decades of scale
+)
 
 
 class Regime(IntEnum):
@@ -88,11 +90,11 @@ def entity_terms(
     training run both reduce their entities to (a, ||w||_inf) and call it.  Nothing is checked here
     and nothing is read back from the device.
 
-    For every variant z = q a^2 / y~ + (1 - alpha) y~, with q = alpha where exact and q = 1 in print:
-    in NORM y~ = c makes this the slope of the table times a.  The derivative with respect to w is
-    2 q w / y~, and in BOUND, where y~ = ||w||_inf / M moves with the largest weight, also
-    (1 - alpha - q a^2 / y~^2) / M on that coordinate.  (In NORM the derivative through y~ = c is
-    folded into ``radial``; it vanishes for the exact variant, by optimality of c.)
+    For every variant z = q a^2 / y~ + (1 - alpha) y~, with q = alpha in the exact variant
+    and q = 1 in the printed one.  In NORM, y~ = c makes this the slope of the table times a.  The
+    derivative with respect to w is 2 q w / y~, and in BOUND, where y~ = ||w||_inf / M moves with the
+    largest weight, also (1 - alpha - q a^2 / y~^2) / M on that coordinate.  (In NORM the derivative
+    through y~ = c is folded into ``radial``; it vanishes for the exact variant, by optimality of c.)
 
     >>> terms = entity_terms(torch.tensor([0.5]), torch.tensor([0.5]), alpha=0.5, M=1.0)
     >>> terms.value.item(), terms.indicator.item()
@@ -137,7 +139,7 @@ def _norm_slope(alpha: float, variant: str) -> float:
 def closed_form(w: Tensor, alpha: float, M: Bound, variant: str = "exact") -> EntityTerms:
     """`entity_terms` of entities with the weights w (..., N, k): regime, y~, z and its derivatives.
 
-    The functions that follow give one of them; call this one where several are needed.
+    Each function below returns one of these; call this one where several are needed.
 
     >>> terms = closed_form(torch.tensor([[0.3, 0.4]]), alpha=0.5, M=1.0)
     >>> terms.value.item(), terms.indicator.item()
@@ -216,9 +218,9 @@ def prox(
     .. math::  \psi_j(s) = t\alpha\, r_j^2 + M (|v_j| - M s)_+ ,\qquad r_j = \min(|v_j| / s, M).
 
     Every psi_j is convex and decreasing, so Newton's method started left of the root climbs to it
-    without overshooting.  It starts at the root for the largest weight alone, which is the answer
-    for entities of one weight, and each step also tries the root that the unclipped weights alone
-    would have, s sqrt(T_u / (t (1 - alpha))): another lower bound, and the answer itself once nothing
+    without overshooting.  It starts at the root for the largest weight by itself, which is the
+    answer for entities of one weight, and each step also tries the root that only the unclipped
+    weights would have, s sqrt(T_u / (t (1 - alpha))): another lower bound, and the answer itself once nothing
     is clipped.  At y = 0 the derivative is
     t (1 - alpha - sum_j phi(v_j / t)): the result is exactly zero iff sum_j phi(v_j / t) <= 1 - alpha.
 
@@ -274,7 +276,7 @@ def _prox_root(
         slope = 2 * unclipped / divisor + bound * (bound * clipped.sum(-1, keepdim=True))
         newton = s + (total - price) / slope.clamp(min=tiny)
         inner = s * (unclipped / price.clamp(min=tiny)).sqrt()
-        # Never back: within rounding of the root a step could land anywhere on its left.
+        # Never to the left: close to the root, rounding could move a step there.
         following = torch.maximum(s, clamp(torch.maximum(newton, inner)))
         done = s.device.type == "cpu" and bool((following <= near * s).all())
         s = following
@@ -295,12 +297,12 @@ def slope_of(u: Tensor, alpha: float, M: Bound, *, metric: Bound = 1.0) -> Tenso
     r"""h(u) = sum_j phi(u_j) - (1 - alpha), shape (..., N): what raising y by one gains at slope u.
 
     phi(u) = u^2 / (4 a) if |u| <= 2 a M, else M |u| - a M^2, with a = alpha: the conjugate of the
-    quadratic on the box.  h decides whether an indicator wants to be 0 (h <= 0) or 1 (h >= 0), which
-    is what safe fixing and branching read.
+    quadratic on the box.  The best indicator is 0 if h <= 0 and 1 if h >= 0. Safe fixing and branching use
+    this.
 
     ``metric`` (a positive number or a tensor that broadcasts against u) weighs the quadratic term,
     alpha sum_j metric_j w_j^2 / y: a = alpha metric_j.  A branch and bound that moves curvature of
-    the loss into the perspective term has one coefficient a weight.
+    the loss into the perspective term has one coefficient for each weight.
 
     >>> slope_of(torch.tensor([[2.0, 0.0]]), alpha=0.5, M=10.0).item()
     1.5
@@ -376,4 +378,4 @@ def _check_positive(value: Bound, name: str) -> None:
 
 def _only_exact(variant: str, what: str) -> None:
     if variant != "exact":
-        raise ValueError(f"{what} exists for variant='exact' alone: {variant!r} is not convex")
+        raise ValueError(f"{what} exists only for variant='exact': {variant!r} is not convex")

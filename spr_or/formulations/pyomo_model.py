@@ -1,7 +1,7 @@
 r"""What the big-M and the perspective model share: the weights, the indicators and the loss.
 
 The mean loss (1/n) sum_m l(f_m; y_m) becomes an expression ``loss`` on the predictions f, with an
-epigraph variable ``e`` a sample (and output) where l is not quadratic:
+epigraph variable ``e`` for each sample (and output) where l is not quadratic:
 
 =========  ================================================  ==============================
 loss       rows                                              l
@@ -13,9 +13,9 @@ logistic   v_0 = -e,  v_1 = -y f - e,  exp v_0 + exp v_1 <= 1  e = log(1 + exp(-
 softmax    v_c = f_c - f_y - e,  sum_c exp v_c <= 1          e = logsumexp(f) - f_y
 =========  ================================================  ==============================
 
-The last two are convex as they stand.  Their arguments v are variables with the upper bound 0, which
-the row implies anyway: without it a solver meets exp(100) on its way, and SCIP then "proved" values
-twice as large as the optimum.
+The last two rows are convex.  Their arguments v are variables with the upper bound 0, which the row
+implies anyway: without the bound a solver may evaluate exp(100), and SCIP then "proved" values twice
+as large as the optimum.
 """
 
 from __future__ import annotations

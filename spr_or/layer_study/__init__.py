@@ -1,1 +1,1 @@
-"""The layers of a trained network as exact problems: which input channels reproduce their output best."""
+"""The layers of a trained network as exact problems: which input channels reproduce the output best."""

@@ -3,15 +3,15 @@ r"""The coordinates of each channel in which moved curvature is diagonal.
 The search bounds a node with a diagonal D of curvature moved from the loss into the perspective term
 (`certified_solver.many_outputs`), and more curvature can be moved if D may be any matrix D_i for each
 group.  Which orthonormal columns stand for a channel is free (`standard`), so the best D_i are found
-once, for the relaxation without fixings, and every channel is turned to the eigenvectors of its D_i.
+once, for the relaxation without fixings, and every channel is rotated to the eigenvectors of its D_i.
 
-In turn: y at the given D; one step in every D_i, Newton's for the barrier alone,
+In turn: y at the given D; one step in every D_i, Newton's for the barrier term,
 
 .. math::  \Delta_i = \tfrac1\mu\, B_i^{-1} \bigl[y_i (1 - y_i)\, \Omega^i \Omega^{i\prime} - \mu B_i\bigr]
            B_i^{-1}, \qquad B_i = (R^{-1})_{ii},
 
-shortened until R = Q - D stays definite and the barrier rises; then eigenvectors.  Whatever comes out is
-an orthogonal change of coordinates: it decides how good bounds are, never whether they hold.
+shortened until R = Q - D stays definite and the barrier rises; then eigenvectors.  The result is always
+an orthogonal change of coordinates: the bounds hold in any case, and only their quality depends on it.
 """
 
 from __future__ import annotations

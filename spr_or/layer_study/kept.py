@@ -21,8 +21,8 @@ class Kept(NamedTuple):
 def kept_inputs(model: nn.Module, compact: Path) -> dict[str, Kept]:
     """For every convolution of ``model``, what its compacted form in ``compact`` still reads.
 
-    SPR removes filters; an input channel of a layer is left when some filter still writes it, through
-    whatever additions and shortcuts lie between: compaction has worked that out and stored it.  Raises
+    SPR removes filters; an input channel of a layer is left when some filter still writes it, also
+    through additions and shortcuts. Compaction has computed this and stored it.  Raises
     ``ValueError`` for a file that is no compacted network.
     """
     steps = read_description(compact)["steps"]

@@ -1,4 +1,4 @@
-"""The sparse training problem of a layer: lambda for a size, M that cuts off nothing."""
+"""The sparse training problem of a layer: lambda for a given size, M that excludes no optimum."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def layer_problem(name: str, standard: Standard, size: int) -> LayerProblem:
     """The problem whose optimum has about ``size`` channels, 0 < size < N.
 
     lambda (1 - alpha), the price of a channel, comes from greedy elimination (`price_for`); M from the
-    data and the best solution on its way, so that it cuts off no optimum (`derived_m`).
+    data and the best solution found by that elimination, so that it excludes no optimum (`derived_m`).
     """
     price = price_for(elimination(standard, 1e-6).curve, size)
     path = elimination(standard, _ridge(price))

@@ -1,4 +1,4 @@
-r"""A layer as a regression: fewer rows, and one scale for every channel.
+r"""A layer as a regression: fewer rows, and the same scale for every channel.
 
 **Rows.**  With X centred, X = Q T (Q orthonormal columns, T at most P rows) gives
 (1/n) ||X (V - W)||^2 = (1/n) ||T (V - W)||^2 for every V: the layer's output Y = X W lies in the span of
@@ -81,7 +81,7 @@ def standardise(patches: Patches, channels: int) -> Standard:
 
 
 def rotated(standard: Standard, blocks: list[Tensor]) -> Standard:
-    """In the coordinates of an orthogonal matrix a group, and with a triangular U."""
+    """In the coordinates of one orthogonal matrix for each group, and with a triangular U."""
     turn = torch.block_diag(*blocks)
     Q, R = torch.linalg.qr(standard.U @ turn)
     V0 = turn.mT @ standard.V0

@@ -1,4 +1,4 @@
-"""One layer: its problem, solved to a proven gap, and what other ways of choosing channels leave."""
+"""One layer: its problem, solved to a proven gap, and the loss of other ways to choose channels."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def study_layer(
 
     The size asked for is what SPR kept of the channels that vary; where that is all or nothing it is
     the share ``keep`` of them.  Ctrl-C and the time limit as in `branch_and_bound`.  Raises
-    ``ValueError`` for a layer of which there is nothing to choose.
+    ``ValueError`` for a layer that leaves no choice.
     """
     clock = TimeLimit(time_limit)
     standard = standardise(patches, inputs)

@@ -1,4 +1,4 @@
-"""What a study shows while it works: the layer at hand, its gap, and a line for each that is done."""
+"""What a study shows while it works: the current layer, its gap, and a line for each finished one."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class StudyDisplay(BarDisplay):
     """
 
     def layer(self, name: str, number: int, count: int, seconds: float) -> None:
-        """A layer begins, with so many seconds for it."""
+        """A layer begins; ``seconds`` is the time it may take."""
         self.begin(f"{number}/{count} {name}", total=seconds)
 
     def search(self, now: SearchProgress) -> None:
-        """Where the search of that layer stands."""
+        """The progress of the search of that layer."""
         state = f"gap {100 * now.gap:.1f} %, {now.nodes} nodes, {now.open} open"
         self.bar.update(self.task, completed=now.seconds, state=state)
 

@@ -1,4 +1,4 @@
-"""Supports to compare with, and the price of a channel that makes a size worth choosing."""
+"""Supports to compare with, and the price of a channel at which a given size is the best one."""
 
 from __future__ import annotations
 

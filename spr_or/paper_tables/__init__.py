@@ -1,1 +1,1 @@
-"""The tables of the paper, with what our runs gave beside what was published."""
+"""The tables of the paper, with our results beside the published ones."""

@@ -61,7 +61,7 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run: its summary and the folder that it stands in."""
+    """One finished run: its summary and its folder."""
 
     folder: Path
     summary: dict[str, Any]
@@ -70,7 +70,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Setting:
-    """Runs of one recipe that differ in their seeds alone."""
+    """Runs of one recipe that differ only in their seeds."""
 
     runs: tuple[Run, ...]
 
@@ -128,7 +128,7 @@ class Setting:
 
     @cached_property
     def data_differences(self) -> list[str]:
-        """In what the images, and how they are given, are not the paper's."""
+        """How the images and their preparation differ from the paper's."""
         data, summary, dataset = self.recipe.data, self.runs[0].summary, self.problem.dataset
         protocol = PROTOCOLS.get(dataset)
         if protocol is None:
@@ -144,7 +144,7 @@ class Setting:
 
     @cached_property
     def differences(self) -> list[str]:
-        """In what the runs are not the paper's (data, length, schedule), and their options."""
+        """How the runs differ from the paper's (data, length, schedule), and their options."""
         recipe, found = self.recipe, []
         protocol = PROTOCOLS.get(self.problem.dataset)
         if protocol is not None:
@@ -160,7 +160,7 @@ class Setting:
 
 
 def _encoding(named: str, data: DataRecipe, dataset: str) -> list[str]:
-    """Whether the images are those that the data set was published with."""
+    """Whether the images are encoded as in the published data set."""
     if re.search(r"[(,]", named):
         return [named]
     if dataset == "ImageNet":  # its images are JPEG files
@@ -242,7 +242,7 @@ def find_runs(
 
 
 def settings(runs: Sequence[Run]) -> list[Setting]:
-    """Runs put together by everything but their seed; a seed that was run twice counts once."""
+    """Runs grouped by everything but their seed; a seed that was run twice counts once."""
     groups: dict[str, dict[int, Run]] = {}
     for run in runs:
         recipe = run.recipe.model_dump(mode="json", exclude=set(_APART))

@@ -1,4 +1,4 @@
-"""The published figures, and what they are shares of.
+"""The published figures, and the totals that their percentages refer to.
 
 ``experiments/reference/paper_results.csv`` holds Tables 1–14 and 16 of Cacciola, Frangioni, Li, Lodi
 (arXiv 2206.14056), ``epoch_times.csv`` its Table 15.
@@ -23,7 +23,7 @@ class Problem(NamedTuple):
 
 
 class Denominator(NamedTuple):
-    """What the paper's percentages are shares of."""
+    """The total that the paper's percentages refer to."""
 
     weights: int
     meaning: str

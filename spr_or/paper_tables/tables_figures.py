@@ -29,7 +29,7 @@ def figures_of(
 
     The first one shows the paper's measure, published points beside ours; two more show what our
     runs removed of parameters and multiply-accumulates. Each of our points is joined to the
-    accuracy of its own dense network.
+    accuracy of its dense network.
     """
     title = f"{problem.network} on {problem.dataset}"
     name = re.sub(r"[^a-z0-9]+", "-", f"{problem.network} {problem.dataset}".lower()).strip("-")
@@ -41,7 +41,7 @@ def figures_of(
         return one.masked_share(weights) if weights else one.spread("masked_filter_weights_pct")
 
     drawn = pareto.draw(
-        # Names of ours would hide the published ones.
+        # Labels on our points would hide the published ones.
         published_series(lines) + our_series(found, in_zero_filters, named=not lines),
         folder / "figures" / f"{name}.png",
         xlabel="weights in zero filters "
@@ -84,7 +84,7 @@ def _points(lines: Sequence[Published]) -> tuple[list[float], list[float]]:
 def our_series(
     found: Sequence[Setting], share_of: Callable[[Setting], Spread], named: bool = True
 ) -> list[pareto.Series]:
-    """Our points, one series for each form, each point with the accuracy of its own dense network."""
+    """Our points, one series for each form, each point with the accuracy of its dense network."""
     series = []
     forms = list(dict.fromkeys(one.form for one in found))
     for number, form in enumerate(forms):

@@ -49,7 +49,7 @@ def write_report(
         parts[number] = "\n\n".join([body, *figures])
         rows += [{"table": str(number), **row} for row in table]
     for number, what, table in (
-        (15, "seconds an epoch, with and without SPR", time_rows(epoch_times, settings)),
+        (15, "seconds per epoch, with and without SPR", time_rows(epoch_times, settings)),
         (17, "before and after fine-tuning", finetune_rows(settings)),
     ):
         parts[number] = f"{what}\n\n{_NOTES[what]}\n\n{markdown(table)}"
@@ -63,11 +63,11 @@ def write_report(
 
 
 _NOTES = {
-    "rivals": "Published figures of other methods, over denominators of their own. None of them is "
+    "rivals": "Published figures of other methods, over denominators of their own. None of these methods is "
     "implemented here.",
-    "seconds an epoch, with and without SPR": "Medians over the logged epochs, evaluation included: "
+    "seconds per epoch, with and without SPR": "Medians over the logged epochs, evaluation included: "
     "those of the SPR phase against those of the dense phase. Runs that share a machine slow each "
-    "other down. The paper's machine and code are others, so only the ratios compare.",
+    "other down. The paper used another machine and other code, so only the ratios can be compared.",
     "before and after fine-tuning": "Our accuracies after masking and after the last epoch of "
     "fine-tuning. The published figures of this table are not in experiments/reference.",
 }
@@ -99,7 +99,7 @@ def _dense_rows(line: Published, settings: Sequence[Setting]) -> list[Row]:
     head = {"λ": "dense", "published top-1": f"{line.top1:.2f}"}
     if line.top5 is not None:
         head["published top-5"] = f"{line.top5:.2f}"
-    # One dense network serves many settings: each is told once.
+    # One dense network serves many settings: it is listed once.
     told: dict[tuple[object, ...], Row] = {}
     for one in settings:
         r = one.recipe
@@ -244,9 +244,9 @@ def _preface(settings: Sequence[Setting], unfinished: Sequence[Path]) -> str:
         "deviation over the seeds. *zero filters %* is the paper's measure, weights in filters that "
         "are zero, over the denominator named above each table. *removed %* is what compaction takes "
         "away, of all parameters. *epochs* are dense + SPR + fine-tuning, *form* is the variant of "
-        "the closed form and the method; *differences, options* says in what a run is shorter or on "
-        "other images than the paper's, and which keys of its recipe are not at their defaults. Our "
-        "runs measure no top-5 accuracy."
+        "the closed form and the method; *differences, options* says where a run is shorter "
+        "than the paper's or uses other images, and which keys of its recipe are not at their "
+        "defaults. Our runs measure no top-5 accuracy."
     )
     if unfinished:
         text += f"\n\n{len(unfinished)} runs are not finished and left out."

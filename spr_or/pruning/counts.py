@@ -1,4 +1,4 @@
-"""What a network and its masked filters amount to: parameters, and operations of a forward pass."""
+"""Sizes of a network and its masked filters: parameters, and operations of a forward pass."""
 
 from collections.abc import Iterable
 
@@ -35,8 +35,8 @@ def count_parameters(model: nn.Module) -> int:
 def count_macs(model: nn.Module, input_shape: Iterable[int]) -> int:
     """Multiply-accumulate operations of convolutions and linear layers for one forward pass.
 
-    input_shape: (B, C, …); zeros of that shape run through the model in evaluation mode, hooks
-    count. Bias, BatchNorm, activations and pooling are not counted.
+    input_shape: (B, C, …); zeros of that shape run through the model in evaluation mode, where
+    hooks count the operations. Bias, BatchNorm, activations and pooling are not counted.
 
     >>> count_macs(nn.Conv2d(3, 8, 3, padding=1), (1, 3, 10, 10))
     21600

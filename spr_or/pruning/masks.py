@@ -1,10 +1,10 @@
-"""Masks: which filters go, how they are silenced, how they are kept silent.
+"""Masks: which filters are removed, how they are set to zero, and how they stay zero.
 
 A mask is a dict from the name of a convolution or linear layer to a bool vector over its filters
 or neurons (dimension 0 of its weight), True = keep. Layers that are not named keep everything.
 
-A zero filter is not a dead filter: the BatchNorm behind it adds its shift β. So the filter's
-bias and the γ and β of the BatchNorm that follows it go with it, and its channel is exactly zero.
+The channel of a zero filter need not be zero: the BatchNorm behind it adds its shift β. So the
+filter's bias and the γ and β of that BatchNorm are removed with it, and its channel is exactly zero.
 """
 
 import difflib
@@ -107,7 +107,7 @@ def collapsed_layers(masks: Masks) -> list[str]:
 
 
 def maskable_layer(model: nn.Module, name: str) -> Any:
-    """The convolution or linear layer of that name; ValueError, with the nearest name, for another.
+    """The convolution or linear layer of that name; ValueError, with the nearest name, if there is none.
 
     >>> maskable_layer(nn.Sequential(nn.Linear(2, 3)), "0")
     Linear(in_features=2, out_features=3, bias=True)

@@ -1,8 +1,8 @@
 """Accelerated proximal gradient steps: FISTA with restarts, for many problems at a time.
 
 The method of Beck and Teboulle (SIAM J. Imaging Sci. 2, 2009) with the adaptive restart of O'Donoghue
-and Candes (Found. Comput. Math. 15, 2015).  What a problem consists of is the caller's: it says what a
-proximal gradient step from a point gives, and when to stop.
+and Candes (Found. Comput. Math. 15, 2015).  The caller defines the problem: it passes
+the proximal gradient step and decides when to stop.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def advance(
     """One step: ``proximal_step`` maps ``ahead`` (B, ...) to the new points (B, ...).
 
     ``metric`` holds the inverse step sizes where coordinates have different ones; it broadcasts
-    against (B, ...).  A problem whose new point turns back on its path loses its momentum.
+    against (B, ...).  The momentum of a problem is reset when its new point moves back.
 
     >>> half = lambda x: x / 2  # a step towards the minimum at 0
     >>> iterate = Iterate.from_rest(torch.tensor([[1.0]]))

@@ -11,14 +11,14 @@ from spr_or.formulations import bigm, perspective
 from spr_or.formulations.certificate import Certificate
 from spr_or.formulations.problem import SparseTrainingProblem
 
-# A gap below this is what feasibility tolerances of 1e-9 to 1e-6 leave, however small the objective.
+# A gap below this is what feasibility tolerances of 1e-9 to 1e-6 leave, for any size of the objective.
 _ABSOLUTE_GAP = 5e-7
 # |w_j| within this relative distance of M_i counts as touching the bound.
 _M_TOUCH = 1e-6
 
 
 class Solved(NamedTuple):
-    """Which problem was solved by what; the first fields of a `Certificate`."""
+    """Which problem was solved, and by which solver: the first fields of a `Certificate`."""
 
     formulation: str
     integrality: str

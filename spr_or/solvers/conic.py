@@ -5,11 +5,12 @@ With f = X W the predictions,
 .. math::  \min \tfrac1n \sum_m \ell(f_m, y_m) + \lambda \sum_i u_i [\alpha t_i + (1-\alpha) y_i]
            \quad\text{s.t.}\quad |w^i_j| \le M_i y_i,\; 0 \le y_i \le 1,
 
-where the formulations differ in t_i alone: perspective has the rotated cone
+where the formulations differ only in t_i: perspective has the rotated cone
 ||w^i||^2 <= t_i y_i, written ||(2 w^i, t_i - y_i)|| <= t_i + y_i; big-M has ||w^i||^2 <= t_i.
 
-The reported bound is not the solver's word: the multipliers of f = X W, moved into the domain of the
-conjugate loss, are put into the Fenchel dual, whose value bounds the optimum whatever they are.
+The reported bound is computed here and not taken from the solver: the multipliers of f = X W are moved
+into the domain of the conjugate loss and put into the Fenchel dual, whose value is a lower bound for
+any multipliers.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from spr_or.solvers.time_limit import TimeLimit
 
 FORMULATIONS = ("bigm", "perspective")
 
-# Clarabel reaches these on most problems and says so; where it cannot, the certificate's gap tells.
+# Clarabel reaches these on most problems. Where it does not, the certificate's gap shows it.
 _TOLERANCE = 1e-10
 
 
@@ -42,7 +43,7 @@ class _Model(NamedTuple):
     theta: Any
     y: Any
     link: Any  # f = X W
-    cone: Any | None  # the rotated cones, one an entity
+    cone: Any | None  # the rotated cones, one for each entity
     above: Any  # w <= M y
     below: Any  # -w <= M y
 
@@ -74,10 +75,10 @@ def solve(
 def solve_with_duals(
     problem: SparseTrainingProblem, time_limit: float | None = None
 ) -> tuple[Certificate, Tensor]:
-    """The perspective relaxation and what its multipliers say the gradient of lambda u z is.
+    """The perspective relaxation, and the gradient of lambda u z according to its multipliers.
 
-    The second value, rows (N, k_max), comes from the multipliers of the cones and of |w| <= M y
-    alone: stationarity in w makes it minus the gradient of the loss, and, where z is
+    The second value, rows (N, k_max), comes only from the multipliers of the cones and of
+    |w| <= M y: stationarity in w makes it minus the gradient of the loss, and, where z is
     differentiable, lambda u_i z'(w^i).  nan if the solver was stopped.
     """
     certificate, model = _solve(problem, "perspective", time_limit, "CLARABEL")
@@ -101,8 +102,8 @@ def bigm_dual_bound(problem: SparseTrainingProblem, nu: Tensor) -> Tensor:
     .. math::  \max_{0 \le y \le 1} \sum_j \bigl(|s_j| r_j - \alpha r_j^2\bigr) - (1-\alpha) y,
                \qquad r_j = \min(|s_j| / 2\alpha,\, M y),
 
-    concave in y with derivative M sum_j (|s_j| - 2 alpha M y)_+ - (1 - alpha).  Its root lies among
-    those that the m largest |s_j| alone would have, and is the largest of them.
+    concave in y with derivative M sum_j (|s_j| - 2 alpha M y)_+ - (1 - alpha).  Each m gives a root
+    for the m largest |s_j|; the root searched for is the largest of these.
     """
     conjugate = LOSSES[problem.loss].conjugate(nu, problem.y).mean(-1)
     scale = (problem.n * problem.lam * problem.u).unsqueeze(-1)
@@ -133,7 +134,7 @@ def _solve(
             f"solver {solver!r} is not installed; cvxpy finds {', '.join(cp.installed_solvers())}"
         )
     clock = TimeLimit(time_limit)
-    # w = 0, y = 0 satisfies every constraint: what an early stop falls back to.
+    # w = 0, y = 0 satisfies every constraint: the answer after an early stop.
     theta = torch.zeros(problem.entities.n_parameters, dtype=torch.float64)
     y = torch.zeros(len(problem.entities), dtype=torch.float64)
     nus, model, status = [], None, "time_limit"

@@ -2,8 +2,9 @@ r"""The mixed-integer optimum by training on every support: no relaxation, no pr
 
 The supports come in the order of what their indicators cost, c(S) = lambda (1 - alpha) sum_S u_i.
 Since a smaller support never fits better, every support costs at least c(S) + F, with F a lower
-bound on the loss and ridge of the full support.  The first S whose c(S) + F reaches the incumbent
-therefore ends the enumeration, and c(S) + F of the next S is the bound when it is stopped early.
+bound on the loss and ridge of the full support.  The enumeration
+therefore ends at the first S whose c(S) + F reaches the incumbent. If it is stopped before, c(S) + F
+of the next S is the bound.
 """
 
 from __future__ import annotations

@@ -5,11 +5,11 @@ r"""The convex problem that is left once the indicators are fixed: training on a
            \qquad w^i = 0 \text{ where } y_i = 0
 
 Neither the closed form nor its proximal operator is used here, so that enumeration, which calls this
-2^N times, is a route of its own.  Smooth losses take Newton steps on the weights that are not held at
-the box (for the squared loss: ridge regressions); the absolute and the hinge loss are a quadratic
+2^N times, is an independent check of both.  Smooth losses take Newton steps on the weights that are not
+held at the box (for the squared loss: ridge regressions); the absolute and the hinge loss are a quadratic
 program for Clarabel.
 
-The bound comes from convexity alone.  For nu in the domain of the conjugate loss, with
+The bound needs only convexity.  For nu in the domain of the conjugate loss, with
 g = X' nu / n + 2 ridge w,
 
 .. math::  \text{loss} + \sum_j ridge_j v_j^2 \;\ge\; -\frac1n \sum_m \ell^*(\nu_m)
@@ -43,7 +43,7 @@ _REGULARISATION = 1e-13
 _MAX_HALVINGS = 40
 _CONIC_TOLERANCE = 1e-11
 # Values this close, relative to max(1, value), differ by rounding; steps that gain no more than that
-# are still taken while they lower the gap, which sees errors that the value no longer shows.
+# are still taken while they lower the gap, which shows errors that the value no longer shows.
 _ROUNDING = 1e-14
 
 

@@ -8,7 +8,7 @@ is solved by the proximal-point method,
 .. math::  x_{k+1} = \arg\min_x\; f(x) + \rho \lVert x - x_k\rVert^2, \qquad x = (w, y),
 
 whose fixed points are the minimisers of f itself: two or three steps end at a gap of 1e-9 or less
-(Rockafellar, SIAM J. Control Optim. 14, 1976).  The bound of a relaxation is none of HiGHS's: the
+(Rockafellar, SIAM J. Control Optim. 14, 1976).  The bound of a relaxation does not come from HiGHS: the
 loss gradient, or the multipliers, give a Fenchel bound that is evaluated here, outside the solver
 (`conic.bigm_dual_bound`), so that no tolerance of HiGHS enters it.  The bound of a MIP is HiGHS's,
 and holds to its feasibility tolerance of 1e-9.
@@ -76,7 +76,7 @@ def solve(
 ) -> Certificate:
     """The big-M relaxation (squared, absolute, hinge), or the MIP where alpha = 0 makes it linear.
 
-    Raises ``ValueError`` where HiGHS cannot take the model, with the route that can.
+    Raises ``ValueError`` where HiGHS cannot take the model; the message names a solver that can.
 
     >>> X, y = [[1.0, 0.0], [0.0, 1.0]], [1.0, 0.1]
     >>> p = SparseTrainingProblem.linear(X, y, [[0], [1]], lam=0.1, alpha=0.5, M=2)
@@ -92,7 +92,7 @@ def solve(
 
     clock = TimeLimit(time_limit)
     optimizer = SolverFactory("highs")
-    # w = 0, y = 0 is feasible and no loss is negative: what an early stop falls back to.
+    # w = 0, y = 0 is feasible and no loss is negative: the answer after an early stop.
     w = torch.zeros(problem.entities.n_parameters, dtype=torch.float64)
     y = torch.zeros(len(problem.entities), dtype=torch.float64)
     answers = [_Answer(w, y, 0.0, "interrupted")]

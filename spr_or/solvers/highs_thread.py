@@ -1,4 +1,4 @@
-"""HiGHS in a thread of its own, so that a time limit and Ctrl-C stop it at once."""
+"""HiGHS in a separate thread, so that a time limit and Ctrl-C stop it at once."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from spr_or.solvers.time_limit import TimeLimit
 def run_highs(highs: Any, clock: TimeLimit) -> str:
     """Run a HiGHS model for the time that is left; the model status in words.
 
-    The solver runs in a thread of its own, so that Ctrl-C reaches Python at once: HiGHS is told to
-    stop, awaited, and the ``KeyboardInterrupt`` passed on.
+    The solver runs in a separate thread, so that Ctrl-C reaches Python at once. HiGHS is then told to
+    stop, and the ``KeyboardInterrupt`` is raised when it has stopped.
     """
     # HiGHS counts its time over all runs of one model, hence the sum.
     if math.isfinite(clock.limit):

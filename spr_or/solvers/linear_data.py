@@ -1,4 +1,4 @@
-"""A linear problem as plain matrices, for the routes that build their own models from it.
+"""A linear problem as plain matrices, for the solvers that build their own models from it.
 
 With theta = W.flatten(), the predictions of all samples and outputs are the vector A theta,
 A = X (x) I_q, and problem (1)-(3) reads
@@ -35,7 +35,7 @@ class LinearData(NamedTuple):
 
 
 def linear_data(problem: SparseTrainingProblem, route: str) -> LinearData:
-    """The matrices of a linear problem; ``ValueError`` for a network, which ``route`` cannot solve.
+    """The matrices of a linear problem, for the solver called ``route``; ``ValueError`` for a network.
 
     >>> p = SparseTrainingProblem.linear([[1.0, 2.0]], [1], [[0], [1]], lam=1, alpha=0.25, M=3)
     >>> data = linear_data(p, "conic")
@@ -44,7 +44,7 @@ def linear_data(problem: SparseTrainingProblem, route: str) -> LinearData:
     """
     if not problem.convex:
         raise ValueError(
-            f"{route} solves linear problems alone, and {problem.name!r} is a network: "
+            f"{route} solves only linear problems, and {problem.name!r} is a network: "
             "use spr_or.solvers.scip"
         )
     owner = np.empty(problem.entities.n_parameters, dtype=np.int64)
@@ -67,7 +67,7 @@ def margin_split(problem: SparseTrainingProblem, data: LinearData) -> tuple[Arra
     .. math::  n\, loss(\theta) = \min \mathbf 1's^+ + c\, \mathbf 1's^-
                \quad\text{s.t.}\quad B\theta + s^+ - s^- = m,\; s^\pm \ge 0 .
 
-    Absolute: the residual y - f, both signs cost 1.  Hinge: 1 - y f, a negative one is free (c = 0);
+    Absolute: the residual y - f, both signs cost 1.  Hinge: 1 - y f, whose negative part is free (c = 0);
     since y = +-1 it equals y (y - f), so that B = diag(y) A and m = 1.
     """
     if problem.loss == "hinge":

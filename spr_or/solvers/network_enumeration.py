@@ -1,7 +1,7 @@
-"""The mixed-integer optimum of a network by solving every support: the indicators leave the search.
+"""The mixed-integer optimum of a network by solving every support.
 
-With y fixed only the ReLUs and the products of weights remain to be branched on, so the indicators'
-part of the formulation is not trusted here, only the encoding of the network.
+With y fixed, only the ReLUs and the products of weights remain to be branched on. So the result
+depends on the encoding of the network, but not on how the formulation treats the indicators.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ MAX_ENTITIES = 6
 def solve(problem: SparseTrainingProblem, time_limit: float | None = None) -> Certificate:
     """The optimum of (1)-(3) for a network: SCIP on each of the 2^N supports.
 
-    The bound is the smallest over the supports; one that the time limit (seconds) left out has none
-    but zero, since no loss is negative.  Raises ``ValueError`` for a linear problem, which
+    The bound is the smallest over the supports; a support that the time limit (seconds) left
+    out has the bound zero, since no loss is negative.  Raises ``ValueError`` for a linear problem, which
     `spr_or.solvers.enumeration` solves, and for more than 6 entities.
     """
     if problem.convex:

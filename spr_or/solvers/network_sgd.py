@@ -2,7 +2,7 @@
 
 Networks are not convex, so a run proves nothing: the certificate is a feasible point of the
 relaxation with bound -inf and status "heuristic".  Beside the global optimum it shows how far
-training lands from the best of the very objective it descends.
+training ends from the minimum of the objective that it minimises.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def solve(
     batch: int | None = None,
     seed: int = 0,
 ) -> Certificate:
-    """The best of ``starts`` runs of proximal SGD, all runs side by side in one batched computation.
+    """The best of ``starts`` runs of proximal SGD, all runs in one batched computation.
 
     Every run descends the mean loss of ``batch`` random samples (default: half of them; all of them
     in the last fifth of the steps, so that it settles), then applies `projected.prox` with the same

@@ -35,11 +35,11 @@ from spr_or.solvers.highs_thread import run_highs
 from spr_or.solvers.linear_data import Array, LinearData, linear_data, margin_split
 from spr_or.solvers.time_limit import TimeLimit
 
-# HiGHS takes nothing tighter than 1e-10; its default 1e-7 would show in the compared optima.
+# HiGHS accepts no tolerance below 1e-10; its default of 1e-7 would be visible in the comparisons.
 _FEASIBILITY = 1e-9
 # HiGHS ignores smaller coefficients; `_Master._row` keeps a cut valid without them.
 _TINY = 1e-9
-# Tangents whose terms together violate less than this share of the gap asked for are not added.
+# Tangents whose terms together violate less than this share of the requested gap are not added.
 _NEGLIGIBLE = 0.1
 # Rounds without a smaller gap after which the linear program counts as solved.
 _PATIENCE = 60
@@ -103,7 +103,7 @@ def solve(
 
 
 class _Progress:
-    """The incumbent and the bound, where an interrupted solve leaves them."""
+    """The incumbent and the bound; they stay readable when the solve is interrupted."""
 
     def __init__(self, problem: SparseTrainingProblem, integer: bool, gap: float) -> None:
         self._problem, self.integer, self._gap = problem, integer, gap
@@ -123,7 +123,7 @@ class _Progress:
 
     @property
     def tolerance(self) -> float:
-        """The absolute gap that is asked for."""
+        """The absolute gap that is requested."""
         return self._gap * max(0.1, abs(self.value))
 
     def closed(self, value: float) -> bool:
@@ -138,7 +138,7 @@ def _value(problem: SparseTrainingProblem, theta: Tensor, y: Tensor) -> float:
 def _relax(
     problem: SparseTrainingProblem, master: _Master, progress: _Progress, clock: TimeLimit
 ) -> tuple[str, Tensor]:
-    """Cut until the linear program's solution is worth what its bound says; a status, and y.
+    """Cut until the linear program's solution is as good as its bound; returns a status and y.
 
     When HiGHS's tolerances let neither side move any more, the certificate judges what is left.
     """
@@ -167,7 +167,7 @@ def _branch(
     clock: TimeLimit,
     relaxed_y: Tensor,
 ) -> str:
-    """Binary indicators from here on; one mixed-integer program a round; a status."""
+    """Binary indicators from here on, one mixed-integer program in each round; returns a status."""
     for y in _nested_supports(relaxed_y):
         if clock.spent:
             return "time_limit"
@@ -256,7 +256,7 @@ class _Master:
     def _columns(
         self, cost: Array, lower: float = 0.0, upper: float = math.inf
     ) -> NDArray[np.int64]:
-        """Add a column for each cost; their numbers."""
+        """Add a column for each cost; returns their numbers."""
         first, count = self.highs.getNumCol(), len(cost)
         empty = np.zeros(0, dtype=np.int32)
         self.highs.addCols(
@@ -274,8 +274,8 @@ class _Master:
     ) -> None:
         """Add lower <= coefficients . columns <= upper, without its tiny coefficients.
 
-        The columns of such coefficients lie in [-1, 1]; the sides give way by what the dropped terms
-        can amount to, so that the row cuts off nothing that satisfied it whole.
+        The columns of such coefficients lie in [-1, 1]. Both sides are relaxed by the most that the
+        dropped terms can contribute, so that the row still holds wherever the full row held.
         """
         keep = np.abs(coefficients) >= _TINY
         slack = float(np.abs(coefficients[~keep]).sum())
@@ -335,10 +335,10 @@ class _Master:
         self.highs.setOptionValue("mip_abs_gap", tolerance / 10)
 
     def cut(self, theta: Tensor, y: Tensor, tolerance: float | None = None) -> int:
-        """Add the tangents at (theta, y); how many there were.
+        """Add the tangents at (theta, y); returns their number.
 
-        With a ``tolerance``: only those that the current solution violates, as long as what they
-        miss can add up to more than a share of it.
+        With a ``tolerance``, only those that the current solution violates are added, and only while
+        their violations can add up to more than a share of it.
         """
         x = None
         negligible = -math.inf
@@ -384,7 +384,7 @@ class _Master:
 
 
 class _Pieces(NamedTuple):
-    """A smooth loss as offset + weight sum_e l_e(g_e), where g = G theta has ``width`` rows a piece.
+    """A smooth loss as offset + weight sum_e l_e(g_e), where g = G theta has ``width`` rows for each piece.
 
     ``tangent`` takes g (E, width) to the values (E,) and slopes (E, width); ``reach`` bounds |G theta|.
     """

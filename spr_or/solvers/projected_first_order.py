@@ -1,8 +1,8 @@
 r"""Formulation (5) by a first-order method: the proximal operator of z and the Fenchel dual.
 
 Each round takes accelerated proximal gradient steps (`accelerated_gradient`).  These find which entities
-are zero, which weights touch M y and which indicators are 1.  Where that holds the problem is smooth, and the
-round goes on with Newton steps there, which bad conditioning does not slow down.
+are zero, which weights touch M y and which indicators are 1.  There the problem is smooth, and the
+round goes on with Newton steps, which bad conditioning does not slow down.
 
 The absolute and the hinge loss are replaced by smooth minorants, tight at the multipliers nu' of the
 round before (the proximal method of multipliers: Rockafellar, Math. Oper. Res. 1, 1976):
@@ -10,7 +10,7 @@ round before (the proximal method of multipliers: Rockafellar, Math. Oper. Res. 
 .. math::  \ell_\mu(f) = \max_\nu\; \langle\nu, f\rangle - \ell^*(\nu)
            - \tfrac\mu2 \lVert\nu - \nu'\rVert^2 .
 
-Whatever is tried, the best value and the best dual bound of the problem itself decide when to stop.
+The best value and the best dual bound of the original problem decide when to stop.
 """
 
 from __future__ import annotations
@@ -311,8 +311,8 @@ class _Face(NamedTuple):
 def _face(task: _Task, smooth: _SmoothLoss, w: Tensor) -> _Face | None:
     r"""The face of w, or None if it is a single point.
 
-    Zero entities, weights with |w_j| = M y and indicators at a bound are kept so, unless the
-    objective falls when they leave (Bertsekas, SIAM J. Control Optim. 20, 1982).  The others are
+    Zero entities, weights with |w_j| = M y and indicators at a bound stay as they are, unless the
+    objective falls when they move (Bertsekas, SIAM J. Control Optim. 20, 1982).  The others are
     free: (w, y) = E x + e, and the objective in x is loss + lambda sum u_i penalty_i with the
     perspective penalty (4), whose minimum over y is z.  Along (dw, dy) its second derivative is
     2 alpha (dw - (w / y) dy)^2 / y.

@@ -2,8 +2,8 @@
 
 SCIP is a branch and bound for mixed-integer nonlinear programs: cones, exponentials, and the
 bilinear products of a network whose layers are all free.  Its dual bound holds to its feasibility
-tolerance, here 1e-9, not to the last bit.  SCIP would strengthen a big-M model by perspective cuts
-of its own; that is switched off, so that a formulation is measured as it stands.
+tolerance, here 1e-9, not to the last bit.  By default SCIP adds its own perspective
+cuts to a big-M model. They are switched off here, so that the given formulation is measured.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from spr_or.solvers.time_limit import TimeLimit
 
 FORMULATIONS = {"bigm": bigm.build, "perspective": perspective.build}
 
-# Every search for solutions but the one that fixes a relaxation's binaries and solves the rest.
+# All primal heuristics except the one that fixes the binaries of a relaxation and solves the rest.
 _HEURISTICS = (
     "adaptivediving", "alns", "conflictdiving", "crossover", "distributiondiving", "feaspump",
     "fracdiving", "guideddiving", "intshifting", "linesearchdiving", "mpec", "nlpdiving",
@@ -59,7 +59,8 @@ def solve(
     ----------
     formulation : "bigm" or "perspective"
     relaxed : whether y ranges over [0, 1]; a network's ReLUs stay exact
-    time_limit : seconds, None for none; reached, the certificate says "time_limit" and has the gap
+    time_limit : seconds, or None for no limit; when it is reached, the certificate has the status
+        "time_limit" and the gap that is left
     fixed : 0/1 tensor (N,) that fixes the indicators, or None
     solver : any name of a Pyomo solver that takes these models; only SCIP is installed with SPR-OR,
         and only it gets the settings of this file
@@ -77,7 +78,7 @@ def solve(
         raise ValueError(f"formulation must be one of {known}, got {formulation!r}")
     optimizer = _optimizer(solver)
     clock = TimeLimit(time_limit)
-    # w = 0 satisfies every constraint and no loss is negative: what an early stop falls back to.
+    # w = 0 satisfies every constraint and no loss is negative: the answer after an early stop.
     weights = torch.zeros(problem.entities.n_parameters, dtype=torch.float64)
     indicators = _indicators(problem, fixed)
     bound, status = 0.0, "interrupted"
@@ -128,7 +129,7 @@ def _solution(problem: SparseTrainingProblem, model: Any, relaxed: bool) -> tupl
     """Weights and indicators of a solved model."""
     weights, indicators = _values(model.w), _values(model.y)
     if problem.convex and not relaxed:
-        # What the solver's tolerances left of the weights, training on the support removes.
+        # Training on the support removes the small weights that the solver's tolerances left.
         weights = fixed_support.fit(problem, indicators.round()).weights
     return weights, indicators
 

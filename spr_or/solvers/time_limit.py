@@ -1,7 +1,7 @@
-"""Time limits: a solve that is stopped still answers with what it has proven.
+"""Time limits: a solve that is stopped still returns what it has proven.
 
-Every way of solving keeps its best point and bound where an ``except KeyboardInterrupt`` finds them,
-and asks one `TimeLimit` how long it has been at work and how long it may go on.
+Every solver keeps its best point and bound where an ``except KeyboardInterrupt`` can read them. One
+`TimeLimit` measures its running time and the time that is left.
 """
 
 from __future__ import annotations

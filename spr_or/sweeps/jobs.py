@@ -1,9 +1,9 @@
-"""What one worker does: one run, begun from a dense phase that another run has finished.
+"""What one worker does: one run, which starts from a dense phase that another run has finished.
 
 Runs that differ only in [spr] and [finetune] have the same dense phase. It runs once, as a run
-without SPR, and leaves its last checkpoint; each of the others starts from a copy of it, which is
-how any run continues that was stopped after its dense phase. Its result is therefore that of a run
-of its own, to the last bit wherever resuming is (on a CPU).
+without SPR, and each of the others starts from a copy of its last checkpoint. That is also how a run
+continues that was stopped after its dense phase. So the result is the same as without sharing, to
+the last bit where resuming is exact (on a CPU).
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def run_job(job: Job) -> str | None:
         if job.dense is not None:
             begin_after(job.dense, job.folder)
         run_recipe(job.recipe, job.folder, resume=True)
-    except Exception:  # whatever it is, the other runs go on
+    except Exception:  # for any error, the other runs go on
         return traceback.format_exc()
     return None
 
 
 def dense_recipe(recipe: Recipe) -> Recipe:
-    """The recipe of the dense phase alone, the same for all that share it."""
+    """The recipe of only the dense phase, the same for all runs that share it."""
     spr = SprRecipe(lam=0.0, alpha=0.5, epochs=0, entities=recipe.spr.entities)
     rest = FinetuneRecipe(epochs=0)
     name = f"dense phase, seed {recipe.seeds[0]}"
@@ -63,7 +63,7 @@ def dense_folder_name(dense: Recipe) -> str:
 
 
 def begin_after(dense: Path, folder: Path) -> None:
-    """Make ``folder`` that of a run stopped after its dense phase; one that is further stays."""
+    """Make ``folder`` look like a run stopped after its dense phase; a run that is further stays."""
     checkpoints = folder / "checkpoints"
     if any((checkpoints / name).exists() for name in (checkpoint.LAST, checkpoint.PREVIOUS)):
         return

@@ -1,7 +1,7 @@
 """Where jobs run: in processes of this machine, or on a Ray cluster.
 
 A pool takes jobs with ``submit`` and hands back one that ended with ``wait``. It is a context
-manager; leaving it stops what still runs, which continues from its last checkpoint another day.
+manager; leaving it stops what still runs. Such a run continues later from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Ended = tuple[Job, str | None]
 
 
 class Pool(Protocol):
-    """What `spr_or.sweeps.sweep.run_sweep` asks of a pool."""
+    """What `spr_or.sweeps.sweep.run_sweep` needs of a pool."""
 
     def __enter__(self) -> Pool: ...
     def __exit__(self, *exception: Any) -> None: ...
@@ -100,7 +100,7 @@ class LocalPool:
 def _death(exitcode: int) -> str:
     if exitcode < 0:
         name = signal.Signals(-exitcode).name
-        hint = "; often that is the system short of memory" if name == "SIGKILL" else ""
+        hint = "; often the system was short of memory" if name == "SIGKILL" else ""
         return f"WorkerDied: its process was ended by {name}{hint}\n"
     return f"WorkerDied: its process ended with exit status {exitcode}\n"
 
@@ -120,7 +120,7 @@ def _serve(connection: Connection, work: Work) -> None:
 
 
 def _end_with_parent() -> None:
-    """Two workers in one folder would be the end of it, so none may outlive the sweep."""
+    """Two workers would damage a folder that both write to, so none may outlive the sweep."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])
@@ -153,7 +153,7 @@ class RayPool:
             )
         if gpus is None:
             gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
-        # A task that fails says so itself; one that is repeated behind our back would not.
+        # A failed task is reported to the sweep; Ray must not repeat it by itself.
         self._task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_in_folder)
         self._work = work
         self._running: dict[Any, Job] = {}
@@ -186,6 +186,6 @@ class RayPool:
 
 
 def _in_folder(work: Work, job: Job, folder: Path) -> str | None:
-    """A task: the work, where the sweep was started, so that relative paths mean the same."""
+    """A task; it runs in the folder where the sweep was started, so that relative paths hold."""
     os.chdir(folder)
     return work(job)

@@ -1,4 +1,4 @@
-"""The tables of a sweep, made from what its runs have left.
+"""The tables of a sweep, made from the files of its runs.
 
 A finished run is one that has its ``summary.json``, whole; a failed one has an ``error.txt``. Both
 are written in one step. The tables repeat what stands there and are written anew, whole, after each
@@ -29,8 +29,8 @@ def write_tables(
 ) -> tuple[list[TableRow], list[TableRow]]:
     """Write ``table.csv``, ``times.csv`` and ``failed.csv``; the rows of the first and the last.
 
-    ``table.csv`` holds results alone, sorted by what the runs change: however a sweep was run, it
-    is the same. What a clock measured stands in ``times.csv``.
+    ``table.csv`` holds only results, sorted by what the runs change. So it does not depend on how
+    the sweep was run. Measured times are in ``times.csv``.
     """
     points = sorted(plan.runs, key=lambda point: _order(plan.keys, point))
     rows, times, failed = [], [], []
@@ -69,7 +69,7 @@ def seconds(run: Path) -> TableRow:
 
 
 def last_line(text: str) -> str:
-    """The last line of a traceback that says something: what went wrong.
+    """The last line of a traceback that is not empty: what went wrong.
 
     >>> last_line("Traceback (most recent call last):\\nValueError: no\\n")
     'ValueError: no'

@@ -50,7 +50,7 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
 
 
 def rich_table(title: str, keys: Sequence[str], found: Sequence[Mean]) -> Any:
-    """The means as a table for the terminal; a star marks the settings that none beats.
+    """The means as a table for the terminal; a star marks the settings that no other beats.
 
     Each accuracy and share is a mean over seeds, with the standard deviation where there are several.
     """
@@ -93,7 +93,7 @@ def figure(title: str, keys: Sequence[str], rows: Sequence[TableRow], path: Path
         for i, group in enumerate(groups)
     ]
     best = pareto.Series(
-        "beaten by none",
+        "beaten by no other",
         [m.removed for m in found],
         [m.accuracy for m in found],
         palette.GREY,

@@ -1,13 +1,13 @@
-"""The order of things in a sweep: dense phases, the runs that begin from them, the tables.
+"""The order of work in a sweep: dense phases, the runs that start from them, the tables.
 
 .. code-block:: text
 
     FOLDER/dense/SEED-HASH/   one run without SPR for all that share its dense phase
-    FOLDER/runs/NAME/         one run each, complete in itself
+    FOLDER/runs/NAME/         one folder for each run, complete in itself
     FOLDER/table.csv …        see `spr_or.sweeps.run_table`
 
-The folder is the only memory: a sweep that was killed is started again, finds what is finished,
-and continues what was begun.
+All state is in the folder: a sweep that was killed and is started again finds the finished runs and
+continues the ones that had begun.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Result(NamedTuple):
 class JobEnded(NamedTuple):
     """A job that has just ended, and how many of all runs have; ``error`` is a line or None.
 
-    A dense phase is a job too, and none of the runs that are counted.
+    A dense phase is a job too, but is not counted among the runs.
     """
 
     job: Job

@@ -2,7 +2,8 @@
 
 .. code-block:: toml
 
-    base = "../recipes/digits.toml"     # looked for beside the sweep file, then from where you are
+    base = "../recipes/digits.toml"     # beside the sweep file, or in the current folder; or the
+                                        # name of a shipped recipe: "digits"
     seeds = [0, 1, 2]                   # those of the base recipe, if left out
     [set]                               # for all runs
     dense.epochs = 20
@@ -33,7 +34,7 @@ from spr_or.utils.shipped import find_shipped
 
 
 class SweepError(ValueError):
-    """A sweep that cannot be run; the message names the file, the key and the way out."""
+    """A sweep that cannot be run; the message names the file, the key and the fix."""
 
 
 class _SweepFile(BaseModel):
@@ -61,14 +62,14 @@ class SweepRun:
 
     @property
     def name(self) -> str:
-        """What tells the run apart, such as ``spr.lam=40.0,spr.alpha=0.1,seed=0``."""
+        """What distinguishes the run, such as ``spr.lam=40.0,spr.alpha=0.1,seed=0``."""
         return ",".join(
             f"{key}={value}" for key, value in {**self.changes, "seed": self.seed}.items()
         )
 
     @property
     def folder_name(self) -> str:
-        """`name` as a file system takes it: unusual or long names end in a part of their hash."""
+        """`name` as a valid file name: unusual or long names end in a part of their hash."""
         plain = re.sub(r"[^\w.,=+-]", "-", self.name)[:150]
         if plain == self.name:
             return plain
@@ -140,9 +141,11 @@ def _base(path: Path, base: Path) -> Path:
     for candidate in (path.parent / base, base):
         if candidate.exists():
             return candidate
-    raise SweepError(
-        f"{path}: base = {str(base)!r} is neither in {path.parent} nor in {Path.cwd()}"
-    )
+    try:
+        return find_shipped(base, "recipes")
+    except FileNotFoundError as error:
+        places = f"is neither in {path.parent} nor in {Path.cwd()}"
+        raise SweepError(f"{path}: base = {str(base)!r} {places}: {error}") from None
 
 
 def _changes(path: Path, sweep: _SweepFile) -> list[dict[str, Any]]:
@@ -160,7 +163,7 @@ def _changes(path: Path, sweep: _SweepFile) -> list[dict[str, Any]]:
             dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
         ]
     if any("seeds" in part for part in (*found, sweep.set)):
-        raise SweepError(f"{path}: seeds belong to the top of a sweep file, not into its tables")
+        raise SweepError(f"{path}: seeds belong at the top of a sweep file, not in its tables")
     return found
 
 
@@ -180,7 +183,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _as_overrides(path: Path, changes: Mapping[str, Any]) -> list[str]:
-    """ "key=value" with the value as TOML writes it: for these types that is how JSON does."""
+    """ "key=value" with the value as TOML writes it, which for these types is also JSON."""
     try:
         return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
     except TypeError as error:

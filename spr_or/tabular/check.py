@@ -14,7 +14,7 @@ from spr_or.tabular.results import read_problem
 def check(
     what: ProofCertificate | str | Path, *, data: str | Path | None = None, exact: bool = False
 ) -> ProofCheck | Recheck:
-    """ProofCheck a certificate, or a folder that ``spr-or solve`` wrote, against the data.
+    """Check a certificate, or a folder that ``spr-or solve`` wrote, against the data.
 
     Parameters
     ----------

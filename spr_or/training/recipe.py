@@ -29,28 +29,30 @@ class _Section(BaseModel):
 
 
 class DataRecipe(_Section):
-    """[data]: which images, how they are changed on the way, where they live."""
+    """[data]: which images, how they are prepared, and where they are kept."""
 
     source: str = "digits"  # "digits", a folder of Parquet files, or a Hub id "owner/name"
-    name: str = ""  # how reports call the set; the source if empty
-    revision: str | None = None  # of a Hub id
+    name: str = ""  # name of the data set in reports; the source if empty
+    revision: str | None = None  # branch, tag or commit of a Hub id
     train_split: str = "train"  # name of the training split
     eval_split: str | None = None  # None: valid, validation, val or test, whichever is there first
-    # A fixed random subset of that size; of a streamed set, the first rows of its files.
+    # Use this many training images: a random subset, the same in every run; of a streamed set, the
+    # first rows of its files. None: all.
     train_rows: int | None = Field(default=None, ge=1)
     eval_rows: int | None = Field(default=None, ge=1)  # the same for the evaluation images
-    size: int | None = Field(default=None, ge=1)  # pixels; None: the images' own common size
-    crop: int = Field(default=0, ge=0)  # pad by so many pixels, crop at random
-    flip: bool = False  # mirror half of the images, at random
-    random_resized_crop: bool = False  # streamed sets: a random window, scaled to `size`
-    mean: tuple[float, ...] | None = None  # of each channel in [0, 1]; None: measured
-    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None  # as mean
-    batch_size: int = Field(default=128, ge=1)  # of all processes together
+    size: int | None = Field(default=None, ge=1)  # side in pixels; None: as the images are
+    crop: int = Field(default=0, ge=0)  # pad by so many pixels, then crop at random
+    flip: bool = False  # mirror images at random, half of them
+    random_resized_crop: bool = False  # for streamed sets: a random window, scaled to `size`
+    mean: tuple[float, ...] | None = None  # mean of each channel, in [0, 1]; None: measured
+    # Standard deviation of each channel.
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    batch_size: int = Field(default=128, ge=1)  # images in a batch, over all processes
     eval_batch_size: int = Field(default=512, ge=1)  # images scored at a time
-    # Where images live: on the device, or read while training; auto: on the device if they fit.
+    # Where images are kept: on the device, or streamed from files; auto: on the device if they fit.
     memory: Literal["auto", "device", "stream"] = "auto"
-    workers: int = Field(default=2, ge=0)  # that decode a streamed set, of each process
-    cache: Path | None = None  # decoded images; None: $SPR_OR_CACHE or ~/.cache/spr-or
+    workers: int = Field(default=2, ge=0)  # processes that decode a streamed set
+    cache: Path | None = None  # folder of decoded images; None: $SPR_OR_CACHE or ~/.cache/spr-or
 
     @model_validator(mode="after")
     def _streamed_only(self) -> DataRecipe:
@@ -71,8 +73,8 @@ class Schedule(_Section):
     lr: float = Field(default=0.1, gt=0)  # the learning rate at the start
     schedule: Literal["steps", "cosine"] = "steps"  # how the learning rate falls
     milestones: tuple[int, ...] = ()  # epochs after which the rate is multiplied by gamma
-    gamma: float = Field(default=0.1, gt=0, le=1)
-    warmup: int = Field(default=0, ge=0)  # epochs of a linear rise
+    gamma: float = Field(default=0.1, gt=0, le=1)  # factor of the rate at each milestone
+    warmup: int = Field(default=0, ge=0)  # epochs in which the rate rises linearly
 
     @model_validator(mode="after")
     def _milestones_fit(self) -> Schedule:
@@ -86,15 +88,15 @@ class Schedule(_Section):
 class DenseRecipe(Schedule):
     """[dense]: the run without SPR that gives the bounds M and the accuracy to compare with."""
 
-    epochs: int = Field(default=200, ge=0)  # 0: `weights` are taken as they are
+    epochs: int = Field(default=200, ge=0)  # number of epochs; 0: `weights` are not trained further
     weights: Path | None = None  # a state dict (.safetensors or .pt) to start from
 
 
 class SprRecipe(Schedule):
-    """[spr]: the regularised run. Its schedule runs on through [finetune]."""
+    """[spr]: the regularised phase. Its learning rate schedule continues through [finetune]."""
 
-    epochs: int = Field(default=300, ge=0)  # with SPR
-    # gradient: SPR's gradient joins that of the loss, as in the paper; prox: ProxSGD, exact zeros.
+    epochs: int = Field(default=300, ge=0)  # number of epochs
+    # gradient: SPR's gradient is added to the loss's, as in the paper; prox: ProxSGD, exact zeros.
     method: Literal["gradient", "prox"] = "gradient"
     # Which closed form: exact, as printed in the paper, or as in the authors' code of 2022.
     variant: Literal["exact", "printed", "authors2022"] = "exact"
@@ -102,23 +104,23 @@ class SprRecipe(Schedule):
     alpha: float = Field(ge=0, le=1)  # share of the penalty on squared weights
     # What is kept or removed as a whole.
     entities: Literal["filters", "neurons"] | tuple[Literal["filters", "neurons"], ...] = "filters"
-    include_norm: bool = False  # BatchNorm's scale and shift inside the entity
-    u: Literal["share", "uniform"] = "share"  # the importances: share of the parameters, or 1
-    bounds: Literal["layer", "entity"] = "layer"  # the bounds M
-    bounds_every: int = Field(default=0, ge=0)  # M read anew after so many epochs; 0: never
-    lam_warmup: int = Field(default=0, ge=0)  # epochs of a linear rise of lambda
+    include_norm: bool = False  # BatchNorm's scale and shift belong to the entity
+    # Importance of an entity: its share of the parameters, or 1.
+    u: Literal["share", "uniform"] = "share"
+    bounds: Literal["layer", "entity"] = "layer"  # whether M is that of the layer or of each entity
+    bounds_every: int = Field(default=0, ge=0)  # renew M after this many epochs; 0: never
+    lam_warmup: int = Field(default=0, ge=0)  # epochs in which lambda rises linearly
     # A budget: lam is where lambda starts, and it is moved so that this share of all parameters goes.
     target_removed_pct: float | None = Field(default=None, gt=0, lt=100)
-    start: Literal["dense", "scratch"] = "scratch"  # from the dense weights, or from new ones
-    zero_below: float = Field(default=1e-4, ge=0)  # gradient: a smaller weight counts as zero
-    share: float = Field(
-        default=0.99, ge=0, le=1
-    )  # gradient: an entity goes beyond this share of zeros
+    start: Literal["dense", "scratch"] = "scratch"  # start from the dense weights, or from new ones
+    zero_below: float = Field(default=1e-4, ge=0)  # method gradient: smaller weights count as zero
+    # Method gradient: an entity with more than this share of zeros is removed.
+    share: float = Field(default=0.99, ge=0, le=1)
 
     @model_validator(mode="before")
     @classmethod
     def _weights_is_u(cls, values: Any) -> Any:
-        """Recipes written before ``u`` had its name call it ``weights``."""
+        """Recipes from before ``u`` was renamed call it ``weights``."""
         if not isinstance(values, Mapping) or "weights" not in values:
             return values
         if "u" in values:
@@ -149,18 +151,20 @@ class SprRecipe(Schedule):
 
 
 class FinetuneRecipe(_Section):
-    """[finetune]: epochs with the masks held."""
+    """[finetune]: training in which the masked weights stay zero."""
 
-    epochs: int = Field(default=200, ge=0)  # after the mask
-    distill: float = Field(default=0.0, ge=0, le=1)  # weight of the dense network as a teacher
-    temperature: float = Field(default=4.0, gt=0)  # of the teacher's and the student's softmax
+    epochs: int = Field(default=200, ge=0)  # number of epochs
+    # Weight of the dense network as a teacher; 0: no teacher.
+    distill: float = Field(default=0.0, ge=0, le=1)
+    # Temperature of the teacher's and the student's softmax.
+    temperature: float = Field(default=4.0, gt=0)
 
 
 class TrainRecipe(_Section):
-    """[train]: what all phases share."""
+    """[train]: settings of all phases."""
 
-    momentum: float = Field(default=0.9, ge=0, lt=1)  # of SGD
-    weight_decay: float = Field(default=5e-4, ge=0)  # on all parameters, beside SPR
+    momentum: float = Field(default=0.9, ge=0, lt=1)  # momentum of SGD
+    weight_decay: float = Field(default=5e-4, ge=0)  # of all parameters, in addition to SPR
     nesterov: bool = False  # Nesterov's form of the momentum
     # Share of the target that is spread evenly over the classes.
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
@@ -170,10 +174,10 @@ class SpeedRecipe(_Section):
     """[speed]: what changes the time a run takes; of these keys only `amp` changes what is computed."""
 
     device: str = "auto"  # "auto": the accelerator if there is one, else "cpu"
-    threads: int | None = Field(default=None, ge=1)  # of torch on the CPU; None: as torch likes
-    amp: Literal["off", "bf16"] = "off"  # forward and backward in bfloat16
-    channels_last: bool = False  # the memory order that GPU convolutions prefer
-    compile: bool = False  # torch.compile
+    threads: int | None = Field(default=None, ge=1)  # CPU threads of torch; None: torch's default
+    amp: Literal["off", "bf16"] = "off"  # bf16: forward and backward pass in bfloat16
+    channels_last: bool = False  # use the memory order that GPU convolutions prefer
+    compile: bool = False  # use torch.compile
     cuda_graph: bool = False  # replay each training step as one captured graph
 
 
@@ -185,11 +189,11 @@ class Recipe(_Section):
     ('gradient', (0,))
     """
 
-    name: str = ""  # of the run, in reports; the file's name if empty
-    note: str = ""  # shown on top of the report, e.g. "smoke run"
+    name: str = ""  # name of the run in reports; the file's name if empty
+    note: str = ""  # shown at the top of the report, e.g. "smoke run"
     model: str  # import path of the function that builds the network, "package.module:function"
-    model_kwargs: dict[str, Any] = {}  # its arguments
-    seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)  # one run for each
+    model_kwargs: dict[str, Any] = {}  # arguments of that function
+    seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)  # one run for each seed
     data: DataRecipe = DataRecipe()
     train: TrainRecipe = TrainRecipe()
     dense: DenseRecipe = DenseRecipe()

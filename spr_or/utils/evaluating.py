@@ -1,4 +1,4 @@
-"""A network in evaluation mode for a while, watched by hooks, and left as it was."""
+"""A network in evaluation mode for a while, with hooks, and afterwards as it was."""
 
 from __future__ import annotations
 

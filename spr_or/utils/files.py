@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what a full disk is called.
+"""Files that appear whole or not at all, and the error for a full disk.
 
 Every file of this package is written beside its place and swapped in. `write_aside` does only that;
 `write_durably` and what builds on it also wait until the bytes are on the disk.
@@ -25,14 +25,14 @@ _FULL = (
 
 
 class DiskFull(OSError):
-    """No space left while writing; what stood there before is untouched."""
+    """No space left while writing; the file that was there before is unchanged."""
 
 
 def write_aside(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then put it in the place of `path` atomically.
+    """Let `write` fill a file beside `path`, then swap it in at `path` atomically.
 
-    If `write` raises, whatever `path` held is still there and the unfinished file is gone; a
-    killed process can leave only the unfinished file, under a hidden name of its own. Raises
+    If `write` raises, `path` keeps what it held and the unfinished file is removed; a
+    killed process can leave only the unfinished file, under a hidden name. Raises
     `DiskFull` instead of a bare OSError when the disk is full.
 
     >>> import tempfile
@@ -52,7 +52,7 @@ def write_aside(path: str | Path, write: Callable[[Path], object]) -> None:
 
 
 def write_durably(path: str | Path, write: Callable[[Path], object]) -> None:
-    """`write_aside`, with the bytes on the disk before the file takes the place of ``path``.
+    """`write_aside`, with the bytes on the disk before the file is swapped in.
 
     So a power cut leaves either the old file or the new one, whole.
     """

@@ -2,8 +2,8 @@
 
 ``models.…`` names two places. A module of that name in the current directory or among the
 installed packages is the user's own and comes first. If there is none, or it has no such name,
-the network of this project is meant, which is always loaded as ``spr_or.models.…``: a folder
-``models`` of the user's and the shipped networks then live in one process.
+the network of this project is meant, which is always loaded as ``spr_or.models.…``. So a user's
+own folder ``models`` and the shipped networks can be used in one process.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def _shipped_name(module_name: str) -> str | None:
 def _stands_on_the_path(module_name: str) -> bool:
     """Whether a module of that name is there, found without running code of its packages.
 
-    A stranger's ``models/__init__.py`` may fail or take long, and must not when a shipped network
-    is asked for that his folder does not have.
+    A user's ``models/__init__.py`` may fail or take long. It must not run when the network asked for
+    is a shipped one that the user's folder does not have.
     """
     importlib.invalidate_caches()
     places: list[str] | None = [os.getcwd(), *sys.path]
@@ -105,7 +105,7 @@ def _import_own(module_name: str, shipped: str | None) -> ModuleType:
     importlib.invalidate_caches()
     try:
         return importlib.import_module(module_name)
-    except Exception as error:  # whatever the module does while it loads
+    except Exception as error:  # anything the module raises while it loads
         reason = (
             str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         )

@@ -1,4 +1,4 @@
-"""Whether an output can be written, asked before the work begins and not after it.
+"""Checks that an output can be written, made before the work begins.
 
 Each function serves as ``callback`` of a typer option: it returns the path, or ends the command with
 a message that names the option.
@@ -47,7 +47,7 @@ def folder(path: Path | None) -> Path | None:
 
 
 def _try(folder: Path) -> None:
-    """Write a file without a name there: permissions alone do not tell of a full or read-only disk."""
+    """Write a file without a name there: permissions do not show whether a disk is full or read-only."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass

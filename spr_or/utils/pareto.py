@@ -1,4 +1,4 @@
-"""Accuracy against what was removed: which points nothing beats, and their picture.
+"""Accuracy against what was removed: the points that no other point beats, and their picture.
 
 Matplotlib is imported where a picture is drawn.
 """

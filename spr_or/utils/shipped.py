@@ -1,6 +1,6 @@
 """Recipes, sweeps and published figures that come with SPR-OR, found from any folder.
 
-In a checkout they stand in ``experiments``, in a wheel in ``spr_or/shipped`` (``setup.py``).
+In a checkout they are in ``experiments``, in a wheel in ``spr_or/shipped`` (``setup.py``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Kind = Literal["recipes", "tables", "reference"]
 
 
 def shipped_folder(kind: Kind) -> Path:
-    """Where the shipped recipes, the sweeps of the paper's tables, or its figures stand.
+    """The folder of the shipped recipes, of the sweeps for the paper's tables, or of its figures.
 
     >>> (shipped_folder("reference") / "paper_results.csv").is_file()
     True
@@ -49,4 +49,5 @@ def find_shipped(given: str | Path, kind: Literal["recipes", "tables"]) -> Path:
         return shipped_folder(kind) / f"{given}.toml"
     near = difflib.get_close_matches(path.stem, names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise FileNotFoundError(f"there is no file {path}; {hint}Shipped are {', '.join(names)}")
+    wrong = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
+    raise FileNotFoundError(f"{wrong}. {hint[:1].upper()}{hint[1:]}Shipped are {', '.join(names)}")

@@ -67,7 +67,7 @@ def test_named_instances_hold_the_known_numbers(name):
     [("E1", [3, 7, 8, 10, 27, 28], 3.748089), ("E2", [8, 42, 51, 92, 94], 3.835725)],
 )
 def test_a_support_is_worth_what_the_normal_equations_say(name, support, optimum):
-    """Known optimal values, from the support alone: a ridge regression on its columns."""
+    """Known optimal values, from only the support: a ridge regression on its columns."""
     made = named_instances.problem(name)
     g = named_instances.GROUPS[name]
     X, y = named_instances.group_regression(g.n, g.N, g.size, 0, g.rho, g.active, g.snr)

@@ -359,5 +359,5 @@ def test_multipliers_outside_the_domain_bound_nothing() -> None:
 
 
 def test_networks_have_no_fenchel_bound() -> None:
-    with pytest.raises(ValueError, match="linear models alone"):
+    with pytest.raises(ValueError, match="only for linear models"):
         network().dual_bound(torch.zeros(4, 1))

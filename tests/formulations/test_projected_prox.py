@@ -171,7 +171,7 @@ def test_prox_of_long_rows_converges(k: int) -> None:
 
 
 def test_prox_of_a_million_equal_weights_converges() -> None:
-    """The largest weight alone says little here: plain Newton steps, each 1.5 times further, would
+    """The largest weight by itself says little here: plain Newton steps, each 1.5 times further, would
     run out of their number.  The root is known: y = sqrt(sum v^2) - t for alpha = 1/2, unclipped.
     """
     v, step = torch.full((1, 1_000_000), 5e-4, dtype=torch.float64), 1e-4

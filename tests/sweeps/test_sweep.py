@@ -175,7 +175,7 @@ def test_a_list_changes_what_each_run_names(tmp_path: Path) -> None:
         (GRID.replace("[12.0, 4.0]", "[4.0, 4.0]"), SweepError, "names the run .* twice"),
         (GRID.replace("[12.0, 4.0]", "[-1.0]"), RecipeError, "spr.lam"),
         (GRID.replace("spr.lam", "spr.lamb"), RecipeError, "did you mean 'lam'"),
-        (GRID.replace("spr.lam", "seeds"), SweepError, "seeds belong to the top"),
+        (GRID.replace("spr.lam", "seeds"), SweepError, "seeds belong at the top"),
         (GRID.replace("[12.0, 4.0]", "[2020-01-01]"), SweepError, "not JSON serializable"),
         ("base = ", SweepError, "no valid TOML"),
     ],

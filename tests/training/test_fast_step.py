@@ -234,7 +234,7 @@ def test_reads_are_counted() -> None:
 
 @pytest.mark.parametrize("method", ["plain", "gradient", "masks"])
 def test_an_epoch_reads_as_often_however_many_steps_it_has(method: str) -> None:
-    """On the CPU; the proximal step looks at numbers there, where that is free, and there alone."""
+    """On the CPU; the proximal step looks at numbers there, where that is free, and only there."""
     assert epoch_reads(method, steps=2) == epoch_reads(method, steps=6)
 
 

@@ -37,14 +37,28 @@ def test_a_folder_does_not_hide_the_shipped_file(elsewhere: Path) -> None:
 
 @pytest.mark.parametrize("given", ["digit", "digits.toml", "recipes/digits.toml"])
 def test_an_unknown_name_is_told_the_nearest_and_all(given: str) -> None:
-    with pytest.raises(RecipeError, match=rf"{given}; did you mean 'digits'\?.*cifar10_resnet20,"):
+    with pytest.raises(RecipeError, match=rf"{given}. Did you mean 'digits'\?.*cifar10_resnet20,"):
         load_recipe(given)
 
 
 def test_a_name_near_to_nothing_is_told_all() -> None:
-    with pytest.raises(SweepError, match="no file qqqq; Shipped are table01, table02") as error:
+    with pytest.raises(SweepError, match="no file qqqq. Shipped are table01, table02") as error:
         load_sweep("qqqq")
     assert "did you mean" not in str(error.value)
+
+
+def test_a_folder_in_place_of_a_recipe_is_called_one(elsewhere: Path) -> None:
+    with pytest.raises(RecipeError, match="is a folder. Shipped are"):
+        load_recipe(elsewhere)
+
+
+def test_the_base_of_a_sweep_may_be_a_shipped_recipe(elsewhere: Path) -> None:
+    sweep = elsewhere / "mine.toml"
+    sweep.write_text('base = "digits"\nseeds = [0]\n[grid]\nspr.lam = [1.0, 2.0]\n')
+    assert [run.recipe.model for run in load_sweep(sweep).runs] == ["models.toy:digits_resnet"] * 2
+    sweep.write_text('base = "digit"\n[grid]\nspr.lam = [1.0]\n')
+    with pytest.raises(SweepError, match="base = 'digit'.* Did you mean 'digits'"):
+        load_sweep(sweep)
 
 
 def test_kinds_do_not_mix() -> None:

@@ -1,8 +1,8 @@
 """Physical removal: the masked network's function, in a network without the masked filters.
 
 `compact` removes, `save_compact` and `load_compact` keep the result without pickling anything.
-How it decides is told in `spr_or.pruning.compaction.channels`; what it refuses, in
-`spr_or.pruning.compaction.graph`.
+`spr_or.pruning.compaction.channels` describes how it decides, `spr_or.pruning.compaction.graph` what
+it refuses.
 """
 
 import copy
@@ -168,7 +168,9 @@ def read_description(path: str | Path) -> dict[str, Any]:
 def _rebuild(description: Mapping[str, Any]) -> fx.GraphModule:
     """The compact network of a description, with weights that mean nothing yet."""
     original, kwargs = description["original"], description["kwargs"]
-    with torch.random.fork_rng(devices=[]):  # building draws weights; the caller's dice stay
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # building draws weights; the caller's random state stays
         model = _resolve(original)(**kwargs)
     graph = trace(model.eval())
     plan: RemovalPlan = {}

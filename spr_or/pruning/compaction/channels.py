@@ -1,14 +1,14 @@
-"""Which channels a network needs: one pass forwards, one backwards, one forwards.
+"""Which channels a network needs: a forward, a backward and a second forward pass.
 
 1. Forwards, *constant*: a channel is constant when it has one value at every position of every
    sample, whatever the input. A filter whose weights on all varying inputs are zero gives one; so
-   does a BatchNorm scale of zero. Its value is read off a run of the example. A pruned filter
+   does a BatchNorm scale of zero. Its value is taken from a run of the example. A pruned filter
    with its BatchNorm's γ and β gives the constant zero.
-2. Backwards, *needed*: a reader asks its input for the channels it cannot do without. A constant
-   is not asked for where its effect is a bias (a convolution without zero padding, a linear
-   layer, an addition); a channel whose weights are all zero is not asked for.
-3. Forwards, *kept*: an operation that keeps channels apart keeps what its input keeps, which may
-   be more than it was asked for when its input has other readers.
+2. Backwards, *needed*: each operation requests the channels of its input that it needs. A constant is
+   not requested where its effect is a bias (a convolution without zero padding, a linear layer,
+   an addition); neither is a channel whose weights are all zero.
+3. Forwards, *kept*: an operation that treats channels separately keeps what its input keeps. That may
+   be more than was requested of it, when its input has other readers.
 """
 
 import torch
@@ -88,7 +88,7 @@ def _constant(
 def _needed(
     graph: fx.GraphModule, kinds: dict[fx.Node, str], constant: Channels, signals: ChannelSignals
 ) -> Channels:
-    """Pass 2: the channels of each node that its readers ask for."""
+    """Pass 2: the channels of each node that its readers request."""
     needed = {node: torch.zeros_like(constant[node]) for node in kinds}
     # Nodes of which a reader needs only the batch size and the positions: any channel will do.
     anchors: set[fx.Node] = set()
@@ -192,7 +192,7 @@ def _varying(
 ) -> Tensor:
     """Channels of the (first) input whose effect is not a constant.
 
-    They vary themselves, or are constant, not zero and meet zeros at the border.
+    They vary, or they are constant and not zero and meet zeros at the border.
     """
     source = sides(node)[0]
     if sees_zeros(graph, node, kind, len(signals[source].shape)):

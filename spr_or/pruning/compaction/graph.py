@@ -78,8 +78,8 @@ def module_of(graph: fx.GraphModule, node: fx.Node) -> Any:
 def following_norms(model: nn.Module) -> dict[str, list[str]]:
     """Name of each convolution or linear layer to the names of the BatchNorms that scale it.
 
-    A BatchNorm follows when it reads the layer directly or through operations that keep channels
-    apart (ReLU, pooling, dropout); one behind an addition belongs to no layer alone.
+    A BatchNorm follows when it reads the layer directly or through operations that treat channels
+    separately (ReLU, pooling, dropout). One behind an addition belongs to several layers, so to none.
 
     >>> from spr_or.models.resnet_cifar import resnet20
     >>> following_norms(resnet20())["layer1.0.conv2"]
@@ -108,7 +108,7 @@ def _norms_reading(graph: fx.GraphModule, node: fx.Node, channels: int) -> list[
 
 @dataclass(frozen=True)
 class ChannelSignal:
-    """What a node gave for the example: its shape, and one value of each channel, (C,)."""
+    """The result of a node for the example: its shape, and one value of each channel, (C,)."""
 
     shape: tuple[int, ...]
     value: Tensor
@@ -120,7 +120,7 @@ class ChannelSignal:
 
 
 def record(graph: fx.GraphModule, example: Tensor) -> dict[fx.Node, ChannelSignal]:
-    """Run the example (B, C, …) through the graph and note every tensor with channels.
+    """Run the example (B, C, …) through the graph and record every tensor with channels.
 
     Values are those at the first sample and the first position: where a channel is the same
     everywhere and always, that is its value.
@@ -148,7 +148,7 @@ def target_name(node: fx.Node) -> str:
 
 
 def _listed_kind(graph: fx.GraphModule, node: fx.Node) -> str | None:
-    """Kind of a node by what it calls alone."""
+    """Kind of a node, judged only by what it calls."""
     if node.op == "call_module":
         module = module_of(graph, node)
         tables: tuple[tuple[str, tuple[type, ...]], ...] = (
@@ -375,7 +375,7 @@ def _in_place(graph: fx.GraphModule, node: fx.Node) -> bool:
 def _overwrites(
     graph: fx.GraphModule, node: fx.Node, signals: dict[fx.Node, ChannelSignal]
 ) -> str | None:
-    """The node writes over its input: nobody else may read that memory."""
+    """The node writes over its input, so no other node may read that memory."""
     source = sides(node)[0]
     while True:
         readers = [user for user in source.users if user in signals or user.op == "output"]

@@ -1,4 +1,4 @@
-"""What is kept of a network: the plain data that compaction decides and a file remembers."""
+"""What is kept of a network: as plain data that compaction computes and a file stores."""
 
 from dataclasses import dataclass, field
 
@@ -12,8 +12,8 @@ class Step:
     kind: as in `graph.kind_of`; target: what it calls; channels: how many before (a "size" has
     none); kept: sorted indices. offset, around: of a "pad", the zero channels in front and the
     widths of zeros around the positions, in the order of F.pad. shift: of a convolution, linear
-    layer, addition or padding, the constant (len(kept),) owed for constant channels that left its
-    inputs; None where nothing is owed.
+    layer, addition or padding, the constant (len(kept),) that replaces constant channels removed from
+    its inputs; None where there are none.
     """
 
     kind: str

@@ -72,7 +72,7 @@ def rewrite(graph: fx.GraphModule, plan: RemovalPlan) -> fx.GraphModule:
     built: dict[fx.Node, fx.Node] = {}
     for node in graph.graph.nodes:
         step = plan[node.name]
-        if not step.kept:  # nobody needs it, or a size
+        if not step.kept:  # not needed, or a size
             continue
         if step.kind in ("conv", "linear", "norm"):
             _narrow(module_of(graph, node), step, plan[sides(node)[0].name])
@@ -138,7 +138,7 @@ def _join(
     plan: RemovalPlan,
     built: dict[fx.Node, fx.Node],
 ) -> fx.Node:
-    """An addition or channel padding as an indexed add of what its inputs still hold."""
+    """An addition or channel padding as an indexed addition of the channels its inputs still have."""
     step = plan[node.name]
     place_of = {channel: place for place, channel in enumerate(step.kept)}
     tensors, picks, places = [], [], []

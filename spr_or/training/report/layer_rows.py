@@ -23,7 +23,7 @@ def layer_label(name: str, module: nn.Module) -> str:
 
 
 def layer_rows(dense: nn.Module, smaller: nn.Module) -> list[LayerRow]:
-    """What each layer with parameters of its own has in both networks.
+    """Each layer that has parameters itself, in both networks.
 
     A row holds ``layer`` (name), ``label``, ``kind``, ``filters_before`` and ``filters_after``
     (outputs of a convolution or linear layer, else None), ``params_before``, ``params_after``. The

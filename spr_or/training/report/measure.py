@@ -1,4 +1,4 @@
-"""Times measured on the spot: a forward pass, and what SPR adds to a training step."""
+"""Times measured at the end of a run: a forward pass, and what SPR adds to a training step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def latency_ms(
 ) -> list[float]:
     """Median milliseconds of one evaluation-mode forward pass of each model on ``images``.
 
-    The models take turns, so that a slow moment of the machine strikes all of them; at most
+    The models take turns, so that a slow moment of the machine affects all of them; at most
     ``seconds`` in all, three turns at least.
     """
     with torch.no_grad():

@@ -227,7 +227,7 @@ def _layers(axis: Any, names: list[str]) -> None:
 
 
 def _legend_above(axis: Any) -> None:
-    """A legend over the whole width of the figure, which long names of layers leave to it."""
+    """A legend over the whole width of the figure, so that long names of layers do not narrow it."""
     axis.figure.legend(
         *axis.get_legend_handles_labels(), frameon=False, fontsize=9, ncols=4, columnspacing=1.2,
         handletextpad=0.5, loc="outside upper left",
