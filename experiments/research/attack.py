@@ -43,7 +43,7 @@ from spr_or.certified_solver.solver import branch_and_bound
 from spr_or.formulations.problem import SparseTrainingProblem
 
 GAP = 1e-6
-SECONDS = 5.0
+SECONDS = 0.5
 mpmath.mp.dps = 50
 
 
