@@ -35,7 +35,7 @@ class SplitEngine:
     def __call__(self, nodes: Sequence[Node], cutoff: float) -> None:
         if self.design.X.device.type != "cpu":
             return self.evaluate(nodes)
-        # Of one size, and few enough that their matrices stay in the cache; a thread a core.
+        # Of one size, and few enough that their matrices stay in the cache; one thread per core.
         ordered = sorted(nodes, key=lambda node: len(node.position))
         columns = max(1, len(ordered[-1].position)) * self.design.shape[1]
         count = max(1, min(_CACHED // columns**2, -(-len(ordered) // self.workers)))

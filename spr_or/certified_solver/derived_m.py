@@ -23,6 +23,8 @@ from spr_or.solvers.time_limit import TimeLimit
 
 # No optimum touches the M in use: what `Certificate.m_active` then shows is an M chosen by hand.
 CLEARANCE = 1e-3
+# Of the largest bound, in units of the predictions: 0 is no bound to solve with.
+_SMALLEST = 1e-3
 
 
 class AutomaticBound(NamedTuple):
@@ -43,7 +45,10 @@ def value_without_bounds(problem: SparseTrainingProblem, theta: Tensor) -> float
 def weight_bounds(
     problem: SparseTrainingProblem, incumbent: Tensor, point: Tensor | None = None
 ) -> Tensor:
-    """`spr_or.proof.weight_bounds.weight_bounds`, which the check calls as well, for tensors.
+    """`spr_or.proof.weight_bounds.weight_bounds` as an M (N,) to solve with: positive.
+
+    An entity that no optimum uses, whose bound is 0, gets a small share of what the largest bound
+    allows any entity to add to the predictions: its columns may have other units than the others.
 
     >>> p = SparseTrainingProblem.linear(
     ...     [[1.0, 0.0], [0.0, 1.0]], [2.0, 0.1], [[0], [1]], lam=0.1, alpha=0.5, M=1)
@@ -52,7 +57,14 @@ def weight_bounds(
     (True, True)
     """
     near = None if point is None else point.double().numpy()
-    return torch.from_numpy(proof_bounds.weight_bounds(problem, incumbent.double().numpy(), near))
+    bounds = torch.from_numpy(proof_bounds.weight_bounds(problem, incumbent.double().numpy(), near))
+    design = design_of(problem)
+    squares = (design.X.square().sum(0) / design.n)[design.columns] * design.real
+    size = (squares + design.ridge.unsqueeze(1)).amax(1).sqrt()
+    most = float((bounds * size).max())
+    if most == 0:
+        return torch.where(bounds > 0, bounds, 1.0)
+    return torch.maximum(bounds, torch.where(size > 0, _SMALLEST * most / size, 1.0))
 
 
 def solve_without_bounds(

@@ -13,7 +13,7 @@ from scipy import optimize
 from torch import Tensor
 
 from spr_or.certified_solver import node_fista
-from spr_or.certified_solver.block_curvature import SplitEngine, uniform
+from spr_or.certified_solver.block_curvature import SplitEngine
 from spr_or.certified_solver.bounds import Terms, penalty_of, scores
 from spr_or.certified_solver.design import Design, design_of, loss_and_gradient, theta_of
 from spr_or.certified_solver.nodes import Node
@@ -143,10 +143,14 @@ def _by_newton(design: Design, supports: list[Tensor]) -> list[Incumbent]:
     # One step of nothing: with every indicator fixed the relaxation is the problem itself.
     engine = SplitEngine(design, mu=0.0, steps=0, curvature_one=torch.inf)
     assert design.moments is not None
-    # With y = 1 it does not matter how much of Q is moved, if it is something.
-    share = 1e-6 * float(design.quadratic().diagonal().amax())
-    if share == 0:  # columns of zeros, and no ridge: all weights are as good as none
+    # With y = 1 it does not matter how much of Q is moved, if it is something, of each column's own size.
+    diagonal = design.quadratic().diagonal()
+    if not bool(
+        (diagonal > 0).any()
+    ):  # columns of zeros, no ridge: all weights are as good as none
         return _incumbents(design, design.X.new_zeros((len(supports), *design.shape)), supports)
+    diagonal = torch.where(diagonal > 0, diagonal, diagonal.amax())
+    share = torch.diag_embed(1e-6 * diagonal.view(design.real.shape))
     result = []
     supports = sorted(supports, key=lambda s: int(s.sum()))
     for start in range(0, len(supports), _BATCH):
@@ -156,7 +160,7 @@ def _by_newton(design: Design, supports: list[Tensor]) -> list[Incumbent]:
             at = support.nonzero().flatten()
             one = torch.ones(len(at), dtype=torch.bool, device=at.device)
             zero = design.X.new_zeros((len(at), design.shape[1], 1))
-            nodes.append(Node(at, one, zero, uniform(design, len(at), share)))
+            nodes.append(Node(at, one, zero, share[at]))
         engine(nodes, torch.inf)
         W = design.X.new_zeros((len(chunk), *design.shape))
         for b, node in enumerate(nodes):

@@ -37,11 +37,12 @@ class NodeAnswers(NamedTuple):
 
 class SmoothPart(NamedTuple):
     """The loss as a function of the weights of some entities: its design, the samples ``block`` (n, P)
-    of its columns where it has no moments, and a Lipschitz constant of its gradient."""
+    of its columns where it has no moments, and curvatures L_i (N,): the loss is below its tangent plus
+    sum_i L_i ||W^i - V^i||^2 / 2, so that 1 / L_i is the step of entity i."""
 
     design: Design
     block: Tensor | None
-    smoothness: float
+    smoothness: Tensor
 
 
 def smooth_part(design: Design) -> SmoothPart:
@@ -50,23 +51,28 @@ def smooth_part(design: Design) -> SmoothPart:
     return SmoothPart(design, block, _smoothness(design, block))
 
 
-def _smoothness(design: Design, block: Tensor | None) -> float:
-    """The largest eigenvalue of the loss's Hessian: curvature times that of G, by power iteration."""
+def _smoothness(design: Design, block: Tensor | None) -> Tensor:
+    """L_i (N,) of `SmoothPart`: curvature d_i lambda_max(S G S), with d_i the largest diagonal entry of G in
+    entity i and S = diag(d)^-1/2, by power iteration.  So columns of any scale take steps of their own."""
     curvature = LOSSES[design.loss].curvature
     assert curvature is not None
     if design.moments is not None:
         G = design.moments.G
-        times, size = (lambda v: G @ v), G.shape[0]
+        times, diagonal = (lambda v: G @ v), G.diagonal()
     else:
         assert block is not None
-        times, size = (lambda v: block.mT @ (block @ v) / design.n), block.shape[1]
-    v = torch.ones(size, dtype=design.X.dtype, device=design.X.device)
+        times = lambda v: block.mT @ (block @ v) / design.n  # noqa: E731
+        diagonal = block.square().sum(0) / design.n
+    d = torch.where(design.real, diagonal.view(design.real.shape), 0.0).amax(-1)
+    d = torch.where(d > 0, d, 1.0)
+    scale = d.rsqrt().repeat_interleave(design.real.shape[1])
+    v = torch.ones_like(scale)
     length = v.norm()
     for _ in range(_POWER_STEPS):
-        v = times(v / length)
+        v = scale * times(scale * v / length)
         length = v.norm().clamp(min=torch.finfo(v.dtype).tiny)
     # It approaches from below, hence the margin; a step that is too long only costs bounds.
-    return curvature * 1.1 * float(length)
+    return curvature * 1.1 * length * d
 
 
 def solve(
@@ -86,10 +92,11 @@ def solve(
     best = start or evaluate(design, W, terms, block)
     open_ = (~done(best, tolerance, cutoff)).nonzero().flatten()
     iterate, terms = Iterate.from_rest(W[open_]), _of(terms, open_)
+    metric = smooth.smoothness[:, None, None]
     for iteration in range(1, iterations + 1):
         if len(open_) == 0:
             break
-        iterate = advance(iterate, partial(_proximal_step, smooth, terms))
+        iterate = advance(iterate, partial(_proximal_step, smooth, terms), metric)
         if iteration % _CHECK_EVERY == 0:
             now = evaluate(design, iterate.at, terms, block)
             part = better(NodeAnswers(*(x[open_] for x in best)), now)
@@ -108,7 +115,7 @@ def _proximal_step(smooth: SmoothPart, terms: Terms, V: Tensor) -> Tensor:
     design, step = smooth.design, 1 / smooth.smoothness
     _, gradient = loss_and_gradient(design, V, smooth.block)
     return projected.prox(
-        (V - step * gradient).flatten(-2), step * design.weight, design.alpha, design.M,
+        (V - step[:, None, None] * gradient).flatten(-2), step * design.weight, design.alpha, design.M,
         lower=terms.one.to(V), upper=(terms.one | terms.free).to(V),
     ).view(V.shape)  # fmt: skip
 

@@ -37,8 +37,6 @@ from spr_or.proof.rounding import SAFE, UNIT, Array, gamma, lengths, positive_de
 
 # Up to here min(n, p) gives a matrix to factorise; above, bounds 1 and 3 have to do.
 LARGEST_SYSTEM = 5000
-# Entities that no optimum uses get a bound of this share of the largest, not 0, which is no bound.
-_SMALLEST = 1e-3
 _COLUMNS = 2048
 _UP = 1 + 1e-12
 
@@ -115,11 +113,10 @@ def level_of(data: Data, problem: SparseTrainingProblem, incumbent: Array) -> fl
 
 
 def _largest(bounds: Array, owner: Array) -> Array:
-    """The largest bound of each entity, (N,), positive."""
+    """The largest bound of each entity, (N,); 0 for one that no optimum uses."""
     found = np.zeros(int(owner[-1]) + 1)
     np.maximum.at(found, owner, bounds.max(axis=1))
-    most = float(found.max())
-    return np.maximum(found, _SMALLEST * most if most > 0 else 1.0)
+    return found
 
 
 def _from_point(

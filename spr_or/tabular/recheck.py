@@ -14,15 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from spr_or.certified_solver.derived_m import weight_bounds
 from spr_or.formulations.certificate import relative_gap
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.proof.certificate import ProofCertificate, load
 from spr_or.proof.check import ProofCheck
 from spr_or.proof.exact import refuse
+from spr_or.proof.weight_bounds import weight_bounds
 from spr_or.tabular.folder import differences, lambda_folders, question, question_of
 from spr_or.tabular.prepare import OwnData
 from spr_or.tabular.read import TableError
@@ -275,12 +276,13 @@ def _m_faults(result: StoredResult, data: OwnData, problem: SparseTrainingProble
     size = problem.entities.n_parameters
     incumbent = _dense(evidence.incumbent, size, "incumbent")
     point = None if evidence.point is None else _dense(evidence.point, size, "point")
-    needed = weight_bounds(problem, incumbent, point)
-    if bool((needed <= problem.M).all()):
+    near = None if point is None else point.numpy()
+    needed, M = weight_bounds(problem, incumbent.numpy(), near), problem.M.numpy()
+    if bool((needed <= M).all()):
         return []
-    i = int((~(needed <= problem.M)).nonzero()[0])
+    i = int(np.flatnonzero(~(needed <= M))[0])
     return [
-        f"M = {problem.M[i]:g} of group {list(data.groups)[i]!r} is below {needed[i]:g}, the least "
+        f"M = {M[i]:g} of group {list(data.groups)[i]!r} is below {needed[i]:g}, the least "
         "that its evidence proves"
     ]
 

@@ -12,6 +12,7 @@ from certified_problems import random_problem, tree_problem
 from scipy.optimize import lsq_linear
 
 from spr_or.certified_solver import block_curvature, clusters, solver
+from spr_or.certified_solver.derived_m import solve_without_bounds
 from spr_or.certified_solver.solver import branch_and_bound
 from spr_or.formulations.entities import groups
 from spr_or.formulations.problem import SparseTrainingProblem
@@ -157,3 +158,52 @@ def test_a_search_broken_off_anywhere_is_repaired_to_a_tree():
     proof.add(root, 0, np.arange(2), W, None)
     proof.repair()
     assert len(proof.records) == 1 and proof.records[0].branch == -1
+
+
+@pytest.mark.parametrize("kind", ["year and its square", "twins 1e-4 apart"])
+def test_nearly_collinear_columns_are_answered_and_the_check_agrees(kind):
+    """alpha = 0: "optimal" was printed once, and the check refused the proof."""
+    rng = np.random.default_rng(1)
+    if kind == "year and its square":
+        year = np.arange(1970.0, 2020.0)
+        X = np.stack([year, year**2], axis=1)
+        y = 0.02 * (year - 1990) + 0.1 * rng.normal(size=50)
+    else:
+        x = rng.normal(size=100)
+        X = np.stack([x, x + 1e-4 * rng.normal(size=100)], axis=1)
+        y = X @ np.array([1.0, -1.0]) * 1e4 + 0.3 * rng.normal(size=100)
+    problem = SparseTrainingProblem.linear(
+        X - X.mean(0), y - y.mean(), [[0], [1]], lam=0.001, alpha=0.0, M=1.0
+    )
+    certificate, bound = solve_without_bounds(problem)
+    assert certificate.status == "optimal" and certificate.check().ok
+    assert not certificate.m_active.any() and bool(torch.isfinite(bound.M).all())
+
+
+@pytest.mark.parametrize("noise", [1e-3, 1e-6, 1e-9])
+def test_optimal_means_a_gap_as_asked_however_well_the_model_fits(noise):
+    """The loss at zero is many times the objective: the allowance was relative to the former."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(40, 6))
+    y = 1e3 * (X[:, 0] - X[:, 3]) + noise * rng.normal(size=40)
+    problem = SparseTrainingProblem.linear(
+        X, y, [[j] for j in range(6)], lam=1e-6 * noise, alpha=0.0, M=2e3
+    )
+    certificate = branch_and_bound(problem, gap=1e-4)
+    found = certificate.check()
+    assert found.ok and certificate.bound <= certificate.objective
+    if certificate.status == "optimal":
+        assert found.objective - found.bound <= 1e-4 * found.objective
+    assert (certificate.gap <= 1e-4) == (certificate.status == "optimal")
+
+
+def test_columns_of_any_scale_are_answered():
+    rng = np.random.default_rng(3)
+    X = rng.normal(size=(30, 5)) * 10.0 ** np.array([-8, -3, 0, 4, 8])
+    y = 2e8 * X[:, 0] + 1e-8 * X[:, 4] + 0.1 * rng.normal(size=30)
+    problem = SparseTrainingProblem.linear(
+        X, y, [[j] for j in range(5)], lam=0.05, alpha=0.0, M=1.0
+    )
+    certificate, _ = solve_without_bounds(problem)
+    assert certificate.check().ok and certificate.status == "optimal"
+    assert certificate.indicators.tolist() == [1, 0, 0, 0, 1]
