@@ -281,7 +281,11 @@ def _sweep(
         try:
             for number, (problem, factor) in enumerate(points, 1):
                 progress.step(f"[{number}/{len(points)}] {problem.name}, {factor:g} times its M")
-                found.append(bounds_at(problem, factor, time_limit))
+                point = bounds_at(problem, factor, time_limit)
+                if point is None:
+                    interrupted = True
+                    break
+                found.append(point)
         except KeyboardInterrupt:
             interrupted = True
     screen = terminal.console()
