@@ -68,11 +68,12 @@ def command(
 
     Runs that are finished are read, not repeated: the same command goes on after a stop.
 
-    Exit status: 0 done, 1 runs have failed, 2 bad usage, sweep or recipe, or a folder in which
-    another sweep is at work, 130 interrupted.
+    Exit status: 0 done, 1 runs have failed, 2 bad usage, sweep, recipe or data, or a folder in
+    which another sweep is at work, 130 interrupted.
     """
     from spr_or.sweeps.sweep import run_sweep
     from spr_or.sweeps.sweep_file import SweepError, load_sweep
+    from spr_or.training.data.parquet import DataError
     from spr_or.training.recipe import RecipeError
     from spr_or.utils.files import DiskFull
 
@@ -90,10 +91,12 @@ def command(
             folder,
             pool,
             retry_failed=resume,
+            # The machines of a Ray cluster have folders of their own.
+            on_begin=_find_data if engine is Engine.local else lambda todo: None,
             on_end=_teller(errors, plan),
             warn=lambda message: terminal.say(errors, f"warning: {message}", "yellow"),
         )
-    except (SweepError, RecipeError) as error:
+    except (SweepError, RecipeError, DataError) as error:
         raise terminal.failed(error, 2) from None
     except DiskFull as error:
         raise terminal.failed(error, 1) from None
@@ -118,6 +121,14 @@ def _pool(engine: Engine, jobs: int, gpus: float | None) -> Any:
     from spr_or.sweeps.pools import LocalPool, RayPool
 
     return RayPool(jobs, gpus=gpus) if engine is Engine.ray else LocalPool(jobs)
+
+
+def _find_data(todo: Any) -> None:
+    """Find the data of all runs, so that data that are missing end the sweep and not every run."""
+    from spr_or.training.data.load import find_splits
+
+    for data in dict.fromkeys(point.recipe.data for point in todo):
+        find_splits(data)
 
 
 def _list(screen: Console, plan: Any, folder: Path) -> None:

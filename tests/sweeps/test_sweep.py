@@ -517,6 +517,15 @@ def test_the_command_lists_runs_and_explains(
     assert "finished" in again.output
 
 
+def test_data_that_are_missing_end_a_sweep_before_any_run(tmp_path: Path) -> None:
+    sweep = written(tmp_path, base=BASE.replace("[data]", '[data]\nsource = "not/here/at-all"'))
+    arguments = ["sweep", str(sweep), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2, result.output
+    assert result.output.count('data.source = "not/here/at-all": no folder at') == 1
+    assert "SPR_OR_DATA" in result.output and not (tmp_path / "out" / "runs").exists()
+
+
 def test_without_ray_the_engine_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
