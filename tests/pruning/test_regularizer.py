@@ -533,6 +533,10 @@ def test_shared_weights_count_once():
         (dict(entities={"conv9": "filters"}), "did you mean 'conv"),
         (dict(entities={"head": "filters"}), "need a Conv2d, but 'head' is a Linear"),
         (dict(entities=[]), "nothing to regularise"),
+        (
+            dict(entities="filters"),
+            "no layer for entities='filters': use 'neurons', .*Linear layers",
+        ),
         (dict(entities=[[0, 1], [1, 2]]), "overlap"),
         (dict(entities=entities.Entities.of([[0]], 3)), "3 parameters, but the model has"),
     ],
