@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spr_or.utils import outputs, terminal
+from spr_or.utils.counted import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,7 +85,7 @@ def command(
         if dry_run:
             _list(screen, plan, folder)
             return
-        terminal.say(errors, f"{plan.name}: {len(plan.runs)} runs in {folder}")
+        terminal.say(errors, f"{plan.name}: {counted(len(plan.runs), 'run')} in {folder}")
         pool = _pool(engine, jobs, gpus)
         result = run_sweep(
             plan,
@@ -111,7 +112,7 @@ def command(
     _show(screen, plan, folder, result)
     if result.failed:
         raise terminal.failed(
-            f"{len(result.failed)} of {len(plan.runs)} runs failed, see {folder / 'failed.csv'}; "
+            f"{len(result.failed)} of {counted(len(plan.runs), 'run')} failed, see {folder / 'failed.csv'}; "
             "--resume runs them again",
             1,
         )
@@ -146,7 +147,7 @@ def _list(screen: Console, plan: Any, folder: Path) -> None:
     columns = (*plan.keys, "seed", "state", "dense phase")
     title = f"{plan.name} in {folder}"
     terminal.show(screen, terminal.table(columns, rows, title=title, text=("state", "dense phase")))
-    screen.print(f"{len(plan.runs)} runs, {len(shared)} dense phases")
+    screen.print(f"{counted(len(plan.runs), 'run')}, {counted(len(shared), 'dense phase')}")
 
 
 def _teller(errors: Console, plan: Any) -> Any:
@@ -170,6 +171,6 @@ def _show(screen: Console, plan: Any, folder: Path, result: Any) -> None:
     terminal.show(screen, show.rich_table(plan.name, plan.keys, found))
     for note in notes:
         terminal.say(screen, note)
-    title = f"{plan.name}: {len(result.finished)} runs"
+    title = f"{plan.name}: {counted(len(result.finished), 'run')}"
     show.figure(title, plan.keys, result.finished, folder / "pareto.png")
     screen.print(f"{folder / 'table.csv'}, {folder / 'pareto.png'}")

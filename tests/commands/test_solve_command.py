@@ -429,3 +429,8 @@ def test_a_time_limit_exits_1_with_a_result_that_checks(tmp_path):
     run("solve", tmp_path / "hard.npz", "--groups", 2, "--lam", 0.2, "--alpha", 0.001, "--gap", 0,
         "--time-limit", 0.1, "--out", tmp_path / "o", code=1)  # fmt: skip
     run("check", tmp_path / "o")
+
+
+def test_a_folder_without_a_result_is_said_to_be_one(tmp_path):
+    said = run("check", tmp_path / "nodir", code=2)
+    assert f"{tmp_path / 'nodir'}: no result of spr-or solve there" in said

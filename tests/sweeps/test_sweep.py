@@ -504,7 +504,7 @@ def test_the_command_lists_runs_and_explains(
     sweep = str(written(tmp_path, text.replace("[0, 1]", "[0]")))
     out = ["--out", str(tmp_path / "out")]
     listed = cli.invoke(app, ["sweep", sweep, *out, "--dry-run"])
-    assert listed.exit_code == 0 and "1 runs, 1 dense phases" in listed.output
+    assert listed.exit_code == 0 and "1 run, 1 dense phase\n" in listed.output
     assert not (tmp_path / "out").exists()
     wrong = cli.invoke(app, ["sweep", str(tmp_path / "none.toml")])
     assert wrong.exit_code == 2 and "no sweep file" in wrong.output

@@ -399,3 +399,15 @@ def test_a_fault_in_ones_own_problem_is_said_with_its_place(own):
     assert result.exit_code == 2 and "Traceback" not in result.output
     assert "ZeroDivisionError: division by zero" in result.output
     assert "own_problems.py, line 12" in result.output
+
+
+def test_a_missing_name_is_told_without_a_place_in_this_package(own):
+    result = CliRunner().invoke(app, ["verify", "own_problems:missing"], env={"COLUMNS": "400"})
+    assert result.exit_code == 2 and "has no 'missing'" in result.output
+    assert "import_path" not in result.output
+
+
+def test_the_list_of_instances_fits_into_80_columns():
+    lines = CliRunner().invoke(app, ["verify", "--list"]).output.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert {line.split()[0] for line in lines if line[0] != " "} == set(INSTANCES)
