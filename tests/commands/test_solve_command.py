@@ -223,7 +223,7 @@ def test_missing_and_strange_files_are_errors_too(tmp_path):
     for name, says in cases.items():
         assert says in run("solve", tmp_path / name, "--target", "y", "--lam", 1, code=2)
     assert "no such file" in run("solve", tmp_path / "no.csv", "--path", 3, code=2)
-    assert "result.json" in run("check", tmp_path, code=2)
+    assert f"{tmp_path}: no result of spr-or solve there" in run("check", tmp_path, code=2)
 
 
 @pytest.fixture(scope="module")
@@ -429,8 +429,3 @@ def test_a_time_limit_exits_1_with_a_result_that_checks(tmp_path):
     run("solve", tmp_path / "hard.npz", "--groups", 2, "--lam", 0.2, "--alpha", 0.001, "--gap", 0,
         "--time-limit", 0.1, "--out", tmp_path / "o", code=1)  # fmt: skip
     run("check", tmp_path / "o")
-
-
-def test_a_folder_without_a_result_is_said_to_be_one(tmp_path):
-    said = run("check", tmp_path / "nodir", code=2)
-    assert f"{tmp_path / 'nodir'}: no result of spr-or solve there" in said

@@ -533,10 +533,7 @@ def test_shared_weights_count_once():
         (dict(entities={"conv9": "filters"}), "did you mean 'conv"),
         (dict(entities={"head": "filters"}), "need a Conv2d, but 'head' is a Linear"),
         (dict(entities=[]), "nothing to regularise"),
-        (
-            dict(entities="filters"),
-            "no layer for entities='filters': use 'neurons', .*Linear layers",
-        ),
+        (dict(entities="neurons"), "use 'filters', which takes its Conv2d layers"),
         (dict(entities=[[0, 1], [1, 2]]), "overlap"),
         (dict(entities=entities.Entities.of([[0]], 3)), "3 parameters, but the model has"),
     ],
@@ -548,7 +545,9 @@ def test_bad_arguments_are_named(arguments, message):
 
 
 def test_layers_that_cannot_be_entities_are_named():
-    with pytest.raises(ValueError, match="no layer for entities='filters'"):
+    with pytest.raises(
+        ValueError, match="entities='filters': use 'neurons', which takes its Linear"
+    ):
         SPR(mlp(4, hidden=[3], num_classes=2), 1.0, 0.5, 1.0)
     grouped = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2))
     assert SPR(grouped, 1.0, 0.5, 1.0).layers[0].count == 4
