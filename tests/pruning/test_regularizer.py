@@ -533,7 +533,6 @@ def test_shared_weights_count_once():
         (dict(entities={"conv9": "filters"}), "did you mean 'conv"),
         (dict(entities={"head": "filters"}), "need a Conv2d, but 'head' is a Linear"),
         (dict(entities=[]), "nothing to regularise"),
-        (dict(entities="neurons"), "use 'filters', which takes its Conv2d layers"),
         (dict(entities=[[0, 1], [1, 2]]), "overlap"),
         (dict(entities=entities.Entities.of([[0]], 3)), "3 parameters, but the model has"),
     ],
@@ -551,6 +550,10 @@ def test_layers_that_cannot_be_entities_are_named():
         SPR(mlp(4, hidden=[3], num_classes=2), 1.0, 0.5, 1.0)
     grouped = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2))
     assert SPR(grouped, 1.0, 0.5, 1.0).layers[0].count == 4
+    with pytest.raises(
+        ValueError, match="entities='neurons': use 'filters', which takes its Conv2d"
+    ):
+        SPR(grouped, 1.0, 0.5, 1.0, entities="neurons")
     with pytest.raises(ValueError, match="grouped convolution '0'"):
         SPR(grouped, 1.0, 0.5, 1.0, entities="input_channels")
     parametrised = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 2, 1)))
