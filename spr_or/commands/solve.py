@@ -132,16 +132,21 @@ def command(
             _describe(screen, data, bound)
             run = SolveRun(data, problem, bound, gap, time_limit, device, folder, stop, _watch)
             if path is None:
-                made = [solve_one(run)]
-                _report(screen, data, made[0], folder)
+                certificate = solve_one(run)
+                made = [] if certificate is None else [certificate]
+                if certificate is not None:
+                    _report(screen, data, certificate, folder)
             else:
                 points = solve_path(run, lams)
-                _report_path(screen, points, folder)
                 made = [point.certificate for point in points]
+                if points:
+                    _report_path(screen, points, folder)
     except (ValueError, OSError) as error:
         raise terminal.failed(error, 2) from None
     except KeyboardInterrupt:
-        raise terminal.failed("interrupted before there was a first solution", 130) from None
+        made = []
+    if not made:
+        raise terminal.failed("interrupted before there was a first solution", 130)
     if stop.asked:
         raise typer.Exit(130)
     raise typer.Exit(0 if all(c.gap <= gap for c in made) else 1)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spr_or.utils import outputs, terminal
+from spr_or.utils.counted import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,11 +69,12 @@ def command(
 
     Runs that are finished are read, not repeated: the same command goes on after a stop.
 
-    Exit status: 0 done, 1 runs have failed, 2 bad usage, sweep or recipe, or a folder in which
-    another sweep is at work, 130 interrupted.
+    Exit status: 0 done, 1 runs have failed, 2 bad usage, sweep, recipe or data, or a folder in
+    which another sweep is at work, 130 interrupted.
     """
     from spr_or.sweeps.sweep import run_sweep
     from spr_or.sweeps.sweep_file import SweepError, load_sweep
+    from spr_or.training.data.parquet import DataError
     from spr_or.training.recipe import RecipeError
     from spr_or.utils.files import DiskFull
 
@@ -83,17 +85,19 @@ def command(
         if dry_run:
             _list(screen, plan, folder)
             return
-        terminal.say(errors, f"{plan.name}: {len(plan.runs)} runs in {folder}")
+        terminal.say(errors, f"{plan.name}: {counted(len(plan.runs), 'run')} in {folder}")
         pool = _pool(engine, jobs, gpus)
         result = run_sweep(
             plan,
             folder,
             pool,
             retry_failed=resume,
+            # The machines of a Ray cluster have folders of their own.
+            on_begin=_find_data if engine is Engine.local else lambda todo: None,
             on_end=_teller(errors, plan),
             warn=lambda message: terminal.say(errors, f"warning: {message}", "yellow"),
         )
-    except (SweepError, RecipeError) as error:
+    except (SweepError, RecipeError, DataError) as error:
         raise terminal.failed(error, 2) from None
     except DiskFull as error:
         raise terminal.failed(error, 1) from None
@@ -108,7 +112,7 @@ def command(
     _show(screen, plan, folder, result)
     if result.failed:
         raise terminal.failed(
-            f"{len(result.failed)} of {len(plan.runs)} runs failed, see {folder / 'failed.csv'}; "
+            f"{len(result.failed)} of {counted(len(plan.runs), 'run')} failed, see {folder / 'failed.csv'}; "
             "--resume runs them again",
             1,
         )
@@ -118,6 +122,14 @@ def _pool(engine: Engine, jobs: int, gpus: float | None) -> Any:
     from spr_or.sweeps.pools import LocalPool, RayPool
 
     return RayPool(jobs, gpus=gpus) if engine is Engine.ray else LocalPool(jobs)
+
+
+def _find_data(todo: Any) -> None:
+    """Find the data of all runs, so that data that are missing end the sweep and not every run."""
+    from spr_or.training.data.load import find_splits
+
+    for data in dict.fromkeys(point.recipe.data for point in todo):
+        find_splits(data)
 
 
 def _list(screen: Console, plan: Any, folder: Path) -> None:
@@ -135,7 +147,7 @@ def _list(screen: Console, plan: Any, folder: Path) -> None:
     columns = (*plan.keys, "seed", "state", "dense phase")
     title = f"{plan.name} in {folder}"
     terminal.show(screen, terminal.table(columns, rows, title=title, text=("state", "dense phase")))
-    screen.print(f"{len(plan.runs)} runs, {len(shared)} dense phases")
+    screen.print(f"{counted(len(plan.runs), 'run')}, {counted(len(shared), 'dense phase')}")
 
 
 def _teller(errors: Console, plan: Any) -> Any:
@@ -159,6 +171,6 @@ def _show(screen: Console, plan: Any, folder: Path, result: Any) -> None:
     terminal.show(screen, show.rich_table(plan.name, plan.keys, found))
     for note in notes:
         terminal.say(screen, note)
-    title = f"{plan.name}: {len(result.finished)} runs"
+    title = f"{plan.name}: {counted(len(result.finished), 'run')}"
     show.figure(title, plan.keys, result.finished, folder / "pareto.png")
     screen.print(f"{folder / 'table.csv'}, {folder / 'pareto.png'}")

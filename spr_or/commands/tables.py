@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from spr_or.utils import outputs, terminal
+from spr_or.utils.counted import counted
 
 
 def command(
@@ -53,5 +54,5 @@ def command(
     except DiskFull as error:
         raise terminal.failed(error, 1) from None
     screen = terminal.console()
-    screen.print(f"{len(found)} runs read, {len(unfinished)} not finished")
+    screen.print(f"{counted(len(found), 'run')} read, {len(unfinished)} not finished")
     terminal.say(screen, f"wrote {out / 'tables.md'}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
+import textwrap
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spr_or.utils import outputs, terminal
+from spr_or.utils.counted import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -90,7 +93,8 @@ def command(
     torch.set_num_threads(1)  # the tensors are tiny: a second thread only waits for the first
     if show_list:
         for name, make in INSTANCES.items():
-            typer.echo(f"{name:22s} {(make.__doc__ or '').splitlines()[0]}")
+            about = f"{name:22s} {(make.__doc__ or '').splitlines()[0]}"
+            typer.echo(textwrap.fill(about, 80, subsequent_indent=" " * 23))
         raise typer.Exit
     if variant not in VARIANTS:
         raise typer.BadParameter(
@@ -127,8 +131,7 @@ def _own_problem(path: str) -> SparseTrainingProblem:
         make = load_object(path)
         problem = make() if callable(make) else make
     except Exception as error:  # the user's own code may raise anything
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        where = "" if last.filename.startswith("<") else f" ({last.filename}, line {last.lineno})"
+        where = _place_in_own_code(error)
         raise typer.BadParameter(f"{path}: {type(error).__name__}: {error}{where}") from None
     if not isinstance(problem, SparseTrainingProblem):
         raise typer.BadParameter(
@@ -137,6 +140,15 @@ def _own_problem(path: str) -> SparseTrainingProblem:
     constructors = (SparseTrainingProblem.linear, SparseTrainingProblem.network)
     unnamed = {inspect.signature(make).parameters["name"].default for make in constructors}
     return replace(problem, name=path.partition(":")[2]) if problem.name in unnamed else problem
+
+
+def _place_in_own_code(error: Exception) -> str:
+    """The last line outside of this package and of Python's import machinery, if there is any."""
+    package = str(Path(__file__).parents[1])
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith((package, "<", str(Path(importlib.__file__).parent))):
+            return f" ({frame.filename}, line {frame.lineno})"
+    return ""
 
 
 def _verify(
@@ -220,17 +232,25 @@ def _print_summary(
         if complete < len(ladders):
             message += f"; the claims about {ladders[-1].name} were not all checked"
         terminal.say(screen, message, "yellow")
-    for verdict, says in (("refuted", "are refuted"), ("not tested", "were not tested")):
+    for verdict, one, more in (
+        ("refuted", "is refuted", "are refuted"),
+        ("not tested", "was not tested", "were not tested"),
+    ):
         found = [(ladder, check) for ladder, check in checks if check.verdict == verdict]
         if found:
             style = _STYLES[verdict]
-            terminal.say(screen, f"{len(found)} of {len(checks)} claims {says}", style)
+            terminal.say(
+                screen,
+                f"{len(found)} of {counted(len(checks), 'claim')} {one if len(found) == 1 else more}",
+                style,
+            )
             for ladder, check in found:
                 terminal.say(screen, f"  {ladder.name}: {_told(check)}", indent="    ")
     if complete and all(check.holds for _, check in checks):
-        where = "1 instance" if complete == 1 else f"{complete} instances"
         done = [check for ladder, check in checks if not ladder.interrupted]
-        terminal.say(screen, f"all {len(done)} claims hold on {where}", "green")
+        terminal.say(
+            screen, f"all {len(done)} claims hold on {counted(complete, 'instance')}", "green"
+        )
 
 
 def _told(check: Check) -> str:
@@ -281,7 +301,11 @@ def _sweep(
         try:
             for number, (problem, factor) in enumerate(points, 1):
                 progress.step(f"[{number}/{len(points)}] {problem.name}, {factor:g} times its M")
-                found.append(bounds_at(problem, factor, time_limit))
+                point = bounds_at(problem, factor, time_limit)
+                if point is None:
+                    interrupted = True
+                    break
+                found.append(point)
         except KeyboardInterrupt:
             interrupted = True
     screen = terminal.console()

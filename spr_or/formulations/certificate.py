@@ -23,7 +23,7 @@ def relative_gap(objective: float, bound: float) -> float:
     return (objective - bound) / abs(objective) if objective else math.inf
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Certificate:
     """A solution and how far it can be from optimal.
 
@@ -58,3 +58,12 @@ class Certificate:
     def gap(self) -> float:
         """`relative_gap` of objective and bound."""
         return relative_gap(self.objective, self.bound)
+
+    def __repr__(self) -> str:
+        """One line: the tensors, and what subclasses add, would fill the screen."""
+        kept = int((self.indicators > 0).sum())
+        return (
+            f"<{type(self).__name__} by {self.solver}: {self.formulation} {self.integrality}, "
+            f"{self.status}, objective {self.objective:.6g}, bound {self.bound:.6g}, "
+            f"gap {100 * self.gap:.3g} %, {kept} of {len(self.indicators)} entities kept>"
+        )

@@ -129,7 +129,7 @@ def _affine(
     size = torch.maximum(x.lower.abs(), x.upper.abs())
     share = torch.einsum("mi,ioe->moe", size, B[k]) + one * B[bias.flatten()]
     reach = share.sum(-1)
-    # A bias is the weight of an input that is always the same.
+    # A bias is the weight of one more input, which is constant.
     inputs = [[*row, one] for row in x.values]
     columns = torch.cat([k, bias.view(1, -1)]).T.tolist()
     meets = [[(i, code - 1) for i, code in enumerate(column) if code > 0] for column in columns]

@@ -24,6 +24,7 @@ from spr_or.training.data.load import load_data
 from spr_or.training.recipe import Recipe, build_model, parse_recipe
 from spr_or.training.setup import load_weights
 from spr_or.training.stored_run import DamagedFile, read_recipe
+from spr_or.utils.counted import counted
 from spr_or.utils.files import write_aside, write_json
 from spr_or.utils.untrusted import UnreadableFile, check_regular, read_arrays, read_json
 
@@ -146,7 +147,7 @@ def _study(
     stored: dict[str, Study | None] = {}
     place.mkdir(exist_ok=True)
     try:
-        shown.say(f"sampling activations for {len(todo)} layers")
+        shown.say(f"sampling activations for {counted(len(todo), 'layer')}")
         data = load_data(source.recipe.data, torch.device("cpu"))
         patches = sample_patches(source.model, todo, data.train(_SAMPLE_SEED))
         order = sorted(todo, key=lambda name: patches[name].X.shape[1])

@@ -16,6 +16,7 @@ from spr_or.paper_tables.published import (
     problems,
 )
 from spr_or.paper_tables.tables_figures import figures_of
+from spr_or.utils.counted import counted
 from spr_or.utils.files import write_csv, write_text
 from spr_or.utils.printable import one_line
 
@@ -249,7 +250,7 @@ def _preface(settings: Sequence[Setting], unfinished: Sequence[Path]) -> str:
         "defaults. Our runs measure no top-5 accuracy."
     )
     if unfinished:
-        text += f"\n\n{len(unfinished)} runs are not finished and left out."
+        text += f"\n\n{counted(len(unfinished), 'run')} not finished, and left out."
     return text
 
 

@@ -46,7 +46,7 @@ class SearchProgress(NamedTuple):
         return relative_gap(self.objective, self.bound)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ProofCertificate(Certificate):
     """A `Certificate` that carries its proof.
 

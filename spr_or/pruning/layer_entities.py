@@ -71,7 +71,7 @@ class SliceEntities:
         return Batch(weight, self.dim, columns)
 
     def scatter(self, parts: Parts, others_stay: bool = False) -> list[Tensor | None]:
-        """The inverse of `gather`: one tensor a parameter, of its shape; None for None.
+        """The inverse of `gather`: one tensor for each parameter, of its shape; None for None.
 
         Every number of the parameters is in an entity, so there are no others.
         """
@@ -107,7 +107,7 @@ class PositionEntities:
 
     @property
     def shape_key(self) -> tuple[object, ...]:
-        """A key of its own: nothing is concatenated with it."""
+        """A key that no other object has: nothing is concatenated with it."""
         return (id(self),)
 
     def gather(self) -> Batch:
@@ -116,7 +116,7 @@ class PositionEntities:
         return Batch(self._entities(theta.device).rows(theta), 0)
 
     def scatter(self, parts: Parts, others_stay: bool = False) -> list[Tensor | None]:
-        """One tensor a parameter, of its shape.
+        """One tensor for each parameter, of its shape.
 
         Where a parameter is in no entity it holds zero, as a gradient does, or with ``others_stay``
         the parameter's own numbers, as new weights do.
@@ -147,7 +147,7 @@ LayerEntities = SliceEntities | PositionEntities
 def layer_entities(
     model: nn.Module, entities: EntitySpec = "filters", include_norm: bool = False
 ) -> tuple[LayerEntities, ...]:
-    """The entities of ``model``, a layer an element, in the order of ``model.named_modules()``.
+    """The entities of ``model``, one element for each layer, in the order of ``model.named_modules()``.
 
     Parameters
     ----------
@@ -210,15 +210,29 @@ def _chosen_layers(
     for kind in [entities] if isinstance(entities, str) else entities:
         assert isinstance(kind, str)
         _check_kind(kind)
-        names = [name for name, m in modules.items() if isinstance(m, LAYER_TYPES[kind])]
-        names = names[:-1] if kind == "neurons" else names
+        names = _layer_names(modules, kind)
         if not names:
-            raise ValueError(f"the model has no layer for entities={kind!r}: nothing to regularise")
+            raise ValueError(
+                f"the model has no layer for entities={kind!r}: {_way_out(modules, kind)}"
+            )
         for name in names:
             if name in chosen and chosen[name] != kind:
                 raise ValueError(f"entities overlap: {name!r} is in {chosen[name]!r} and {kind!r}")
             chosen[name] = kind
     return {name: chosen[name] for name in modules if name in chosen}
+
+
+def _layer_names(modules: Mapping[str, nn.Module], kind: str) -> list[str]:
+    """The layers whose entities are of that kind; the last linear one is the output and has none."""
+    names = [name for name, m in modules.items() if isinstance(m, LAYER_TYPES[kind])]
+    return names[:-1] if kind == "neurons" else names
+
+
+def _way_out(modules: Mapping[str, nn.Module], kind: str) -> str:
+    for other in LAYER_TYPES:
+        if other != kind and _layer_names(modules, other):
+            return f"use {other!r}, which takes its {LAYER_TYPES[other].__name__} layers"
+    return "nothing to regularise"
 
 
 def _slices(

@@ -56,19 +56,22 @@ def run_sweep(
     pool: Pool,
     *,
     retry_failed: bool = False,
+    on_begin: Callable[[list[SweepRun]], None] = lambda todo: None,
     on_end: Callable[[JobEnded], None] = lambda progress: None,
     warn: Callable[[str], None] = lambda message: None,
 ) -> Result:
     """Run what is not finished, and write the tables after each run.
 
     Runs that failed before are left alone unless ``retry_failed``; one whose files are damaged is
-    repeated, and ``warn`` told why. Raises `SweepError` when another sweep is at work in the folder,
+    repeated, and ``warn`` told why. ``on_begin`` gets the runs to do before the first one starts, and
+    ends the sweep if it raises. Raises `SweepError` when another sweep is at work in the folder,
     or when a finished run there had another recipe.
     """
     folder = folder.absolute()
     with _alone_in(folder), pool:
         settled = ("finished",) if retry_failed else ("finished", "failed")
         todo = [point for point in plan.runs if state_of(point, folder) not in settled]
+        on_begin(todo)
         for point in todo:
             (folder / "runs" / point.folder_name / ERROR).unlink(missing_ok=True)
         for run in sorted(folder.glob("runs/*")) + sorted(folder.glob("dense/*")):

@@ -29,8 +29,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
-from spr_or.training.recipe import Recipe, load_recipe
-from spr_or.utils.shipped import find_shipped
+from spr_or.training.recipe import Change, Recipe, load_changed
+from spr_or.utils.shipped import find_shipped, shipped_names
 
 
 class SweepError(ValueError):
@@ -96,6 +96,8 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = ()) -> SweepPlan:
     try:
         path = find_shipped(path, "tables")
     except FileNotFoundError as error:
+        if str(path) in shipped_names("recipes"):
+            raise SweepError(_is_a_recipe(path)) from None
         raise SweepError(f"no sweep file at {path}: {error}") from None
     sweep = _read(path)
     base = _base(path, sweep.base)
@@ -104,11 +106,12 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = ()) -> SweepPlan:
     given = {override.partition("=")[0].strip() for override in overrides}
     if lost := given & set(keys):
         raise SweepError(f"{path}: its runs change {', '.join(sorted(lost))}, so --set cannot")
-    shared = [*_as_overrides(path, flatten(sweep.set)), *overrides]
+    given_changes = [Change("--set ", override) for override in overrides]
+    shared = [*_as_changes(path, flatten(sweep.set)), *given_changes]
     name = sweep.name or path.stem
     runs: list[SweepRun] = []
     for change in changes:
-        recipe = load_recipe(base, [*shared, *_as_overrides(path, change)])
+        recipe = load_changed(base, [*shared, *_as_changes(path, change)])
         for seed in recipe.seeds if "seeds" in given else sweep.seeds or recipe.seeds:
             run = SweepRun(change, recipe.model_copy(update={"seeds": (seed,)}))
             titled = run.recipe.model_copy(update={"name": f"{name}: {run.name}"})
@@ -121,7 +124,10 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = ()) -> SweepPlan:
 
 def _read(path: Path) -> _SweepFile:
     try:
-        return _SweepFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        if "model" in values and "base" not in values:
+            raise SweepError(_is_a_recipe(path))
+        return _SweepFile.model_validate(values)
     except (OSError, UnicodeDecodeError) as error:
         raise SweepError(f"{path} cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
@@ -135,6 +141,10 @@ def _read(path: Path) -> _SweepFile:
             for fault in error.errors()
         ]  # fmt: skip
         raise SweepError("\n".join(faults)) from None
+
+
+def _is_a_recipe(path: str | Path) -> str:
+    return f"{path} is a recipe, not a sweep: spr-or run {path} takes it"
 
 
 def _base(path: Path, base: Path) -> Path:
@@ -182,9 +192,9 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _as_overrides(path: Path, changes: Mapping[str, Any]) -> list[str]:
-    """ "key=value" with the value as TOML writes it, which for these types is also JSON."""
+def _as_changes(path: Path, changes: Mapping[str, Any]) -> list[Change]:
+    """ "key=value" of a sweep file, with the value as TOML writes it, which for these types is also JSON."""
     try:
-        return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+        return [Change(f"{path}: ", f"{key}={json.dumps(value)}") for key, value in changes.items()]
     except TypeError as error:
         raise SweepError(f"{path}: {error}") from None

@@ -53,7 +53,7 @@ class SolveRun:
     watch: Watch
 
     def solve(self, problem: SparseTrainingProblem, start: Tensor | None) -> Answer:
-        """One lambda; raises ``KeyboardInterrupt`` where nothing was proven before Ctrl-C."""
+        """One lambda; the certificate has an empty ``trace`` where Ctrl-C came before any solution."""
         bound: AutomaticBound | None = None
         self.stop.working = True
         with self.watch(problem.lam) as show:
@@ -68,14 +68,14 @@ class SolveRun:
                     progress=show, stop=lambda: self.stop.asked,
                 )  # fmt: skip
         self.stop.working = False
-        if not certificate.trace:
-            raise KeyboardInterrupt
         return certificate, bound
 
 
-def solve_one(run: SolveRun) -> ProofCertificate:
-    """Solve, and write the results and gap.png into the folder."""
+def solve_one(run: SolveRun) -> ProofCertificate | None:
+    """Solve, and write the results and gap.png into the folder; None if stopped before any solution."""
     certificate, bound = run.solve(run.problem, None)
+    if not certificate.trace:
+        return None
     write_result(run.folder, run.data, certificate, bound, run.gap)
     gap_over_time(certificate.trace, certificate, run.folder / "gap.png")
     return certificate
@@ -85,7 +85,7 @@ def solve_path(run: SolveRun, lams: list[float]) -> list[PathPoint]:
     """Solve for each lambda, largest first, and write each result and the path so far.
 
     What the folder already holds, and a check confirms, is not solved again.  Ctrl-C ends the path
-    after the lambda at work; before there is any, ``KeyboardInterrupt`` goes on.
+    after the lambda at work, and there are no points if it came before the first solution.
     """
     places = {lam: run.folder / f"lambda-{number:02d}" for number, lam in enumerate(lams, 1)}
 
@@ -95,6 +95,8 @@ def solve_path(run: SolveRun, lams: list[float]) -> list[PathPoint]:
     points: list[PathPoint] = []
     try:
         for point in follow(run.problem, lams, run.solve, known):
+            if not point.certificate.trace:
+                break
             if not point.stored:
                 write_result(
                     places[point.lam], run.data, point.certificate, point.bound, run.gap, lams
@@ -106,7 +108,8 @@ def solve_path(run: SolveRun, lams: list[float]) -> list[PathPoint]:
     except KeyboardInterrupt:
         if not points:
             raise
-    over_lambda(points, list(run.data.groups), run.folder / "path.png")
+    if points:
+        over_lambda(points, list(run.data.groups), run.folder / "path.png")
     return points
 
 

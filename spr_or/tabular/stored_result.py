@@ -84,6 +84,8 @@ class StoredResult(_Part):
 def read_result(folder: Path) -> StoredResult:
     """The result in ``folder``; raises `TableError` where there is none, or a damaged one."""
     path = folder / "result.json"
+    if not path.exists():
+        raise TableError(f"{folder}: no result of spr-or solve there")
     try:
         content = read_json(path)
     except UnreadableFile as error:

@@ -20,6 +20,7 @@ from spr_or.training.metrics import Record
 from spr_or.training.seed_run import PHASES, RunError, SeedRun
 from spr_or.training.steering import Steering
 from spr_or.training.step import Objective, Step, captured, make_step
+from spr_or.utils.counted import counted
 
 _KEYS = {"dense": "dense.lr", "spr": "spr.lr and spr.lam", "finetune": "spr.lr"}
 
@@ -63,7 +64,7 @@ def train_phase(run: SeedRun, phase: Phase) -> float | None:
     if phase.epochs > done:
         last = run.metrics.records[-1]
         run.display.say(
-            f"seed {run.seed} {phase.name}: {phase.epochs} epochs, "
+            f"seed {run.seed} {phase.name}: {counted(phase.epochs, 'epoch')}, "
             f"accuracy {last['eval_accuracy']:.2f} %"
         )
     return best

@@ -8,10 +8,11 @@ like those in ``models``; the current directory is searched first.
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 from torch import nn
@@ -218,6 +219,26 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     >>> load_recipe("digits", ["spr.lam=40"]).spr.lam
     40.0
     """
+    return load_changed(path, [Change("--set ", override) for override in overrides])
+
+
+class Change(NamedTuple):
+    """A "section.key=value" that changes a recipe; ``origin`` stands before it in messages."""
+
+    origin: str
+    text: str
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Section and key."""
+        return tuple(self.text.partition("=")[0].strip().split("."))
+
+    def __str__(self) -> str:
+        return f"{self.origin}{self.text}"
+
+
+def load_changed(path: str | Path, changes: Sequence[Change]) -> Recipe:
+    """As `load_recipe`; a fault that a change brings in is told with the change, not with the file."""
     try:
         path = find_shipped(path, "recipes")
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -228,9 +249,9 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path} is no valid TOML: {error}") from None
     values.setdefault("name", path.stem)
-    for override in overrides:
-        _override(values, override)
-    return parse_recipe(values, where=str(path))
+    for change in changes:
+        _override(values, change)
+    return _checked(values, str(path), changes)
 
 
 def parse_recipe(values: Mapping[str, Any], where: str = "recipe") -> Recipe:
@@ -242,18 +263,41 @@ def parse_recipe(values: Mapping[str, Any], where: str = "recipe") -> Recipe:
     Traceback (most recent call last):
     spr_or.training.recipe.RecipeError: recipe: [spr] has no key 'epoch'; did you mean 'epochs'?
     """
+    return _checked(values, where)
+
+
+def _checked(values: Mapping[str, Any], where: str, changes: Sequence[Change] = ()) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        faults = [_fault(fault["type"], fault["loc"], fault) for fault in error.errors()]
-        raise RecipeError("\n".join(f"{where}: {fault}" for fault in faults)) from None
+        faults = [
+            _with_place(fault["loc"], _fault(fault["type"], fault["loc"], fault), where, changes)
+            for fault in error.errors()
+        ]
+        raise RecipeError("\n".join(faults)) from None
 
 
-def _override(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
+def _with_place(
+    location: tuple[int | str, ...], fault: str, where: str, changes: Sequence[Change]
+) -> str:
+    """A fault behind the change of its key, else the file and the changes of keys that it names."""
+    for change in reversed(changes):
+        if location[: len(change.key)] == change.key:
+            return f"{change}: {fault.removeprefix('.'.join(change.key) + ': ')}"
+    words = re.findall(r"\w+", fault)
+    named = [
+        str(change)
+        for change in changes
+        if change.key[: len(location)] == location and change.key[-1] in words
+    ]
+    return f"{where} with {', '.join(named)}: {fault}" if named else f"{where}: {fault}"
+
+
+def _override(values: dict[str, Any], override: Change) -> None:
+    key, separator, text = override.text.partition("=")
     *sections, last = key.strip().split(".")
     if not separator or not last or len(sections) > 1 and sections[0] != "model_kwargs":
-        raise RecipeError(f"--set {override!r} is not of the form section.key=value")
+        raise RecipeError(f"{override}: not of the form section.key=value")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -262,7 +306,7 @@ def _override(values: dict[str, Any], override: str) -> None:
     for section in sections:
         target = target.setdefault(section, {})
         if not isinstance(target, dict):
-            raise RecipeError(f"--set {override!r}: {section} is no section")
+            raise RecipeError(f"{override}: {section} is no section")
     target[last] = value
 
 
@@ -274,6 +318,10 @@ def _fault(kind: str, location: tuple[int | str, ...], fault: Mapping[str, Any])
         return f"{place} has no key {key!r}{_hint(sections[0] if sections else '', key)}"
     if kind == "missing":
         return f"{'.'.join(keys)} is missing"
+    if kind == "model_type":
+        return (
+            f"{keys[0]} is a section, whose keys are set one by one: {', '.join(_keys()[keys[0]])}"
+        )
     message = fault["msg"].removeprefix("Value error, ")
     got = "" if isinstance(fault["input"], dict) else f", got {fault['input']!r}"
     return f"{'.'.join(map(str, location)) or 'the recipe'}: {message}{got}"

@@ -24,12 +24,14 @@ class SweepPoint:
     m_active: int
 
 
-def bounds_at(problem: SparseTrainingProblem, factor: float, time_limit: float) -> SweepPoint:
+def bounds_at(
+    problem: SparseTrainingProblem, factor: float, time_limit: float
+) -> SweepPoint | None:
     """Relaxations and MIP optimum of a linear problem at ``factor`` times its M.
 
     ``M`` in the result is the largest of the entities' bounds, ``m_active`` counts the entities that
-    touch theirs at the optimum.  Raises ``KeyboardInterrupt`` where Ctrl-C stopped one of the solvers:
-    there is no point without all three.
+    touch theirs at the optimum.  None where Ctrl-C stopped one of the solvers: there is no point without
+    all three.
     """
     from spr_or.solvers import conic, outer_approximation
 
@@ -40,7 +42,7 @@ def bounds_at(problem: SparseTrainingProblem, factor: float, time_limit: float) 
     )
     mip = outer_approximation.solve(scaled, relaxed=False, time_limit=time_limit)
     if "interrupted" in (bigm.status, perspective.status, mip.status):
-        raise KeyboardInterrupt
+        return None
     return SweepPoint(
         problem.name,
         factor,

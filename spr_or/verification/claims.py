@@ -27,6 +27,7 @@ GRADIENT_TOLERANCE = 1e-5
 FORMULA_TOLERANCE = 1e-12  # between two ways to evaluate one formula in float64
 DUALS_TOLERANCE = 1e-3
 INTEGRALITY_TOLERANCE = 1e-6  # of the MIP solvers: they take a smaller indicator for zero
+INTERRUPTED = "interrupted by Ctrl-C"  # the reason of a claim whose solver was stopped
 _STEPS = 100  # of the search for the best indicator: to rounding
 
 
@@ -295,7 +296,8 @@ def cone_duals(problem: SparseTrainingProblem, ladder: Ladder, variant: str) -> 
         yield _untested(meet, f"{type(error).__name__}: {error}".splitlines()[0])
         return
     if certificate.status == "interrupted":
-        raise KeyboardInterrupt
+        yield _untested(meet, INTERRUPTED)
+        return
     rows = problem.entities.rows(certificate.weights * units.weights)
     slopes = slopes * (units.objective / units.weights)
     price = problem.lam * problem.u
@@ -339,7 +341,7 @@ def _best(ladder: Ladder) -> Rung | None:
 
 
 def indicators_resolved(problem: SparseTrainingProblem, ladder: Ladder) -> Iterator[Check]:
-    """An M so loose that solvers may cheat with y ~ 0 is refused; absent if nothing is chosen."""
+    """An M so loose that a solver can keep an entity at y ~ 0 is refused; absent if none is chosen."""
     claim = "no chosen entity has ||w||_inf / M inside the integrality tolerance"
     best = _best(ladder)
     if best is None or not any(rung.closed for rung in ladder.of("integer")):

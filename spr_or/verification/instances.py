@@ -23,7 +23,7 @@ def regression(M: float = 3.0, name: str = "regression-8x3") -> SparseTrainingPr
 
 
 def tight_m() -> SparseTrainingProblem:
-    """The same regression with an M that cuts into the solution: active, and said so."""
+    """The same regression with an M that cuts into the solution, which a note then says."""
     return regression(M=0.6, name="tight-m")
 
 
@@ -55,7 +55,7 @@ def two_outputs() -> SparseTrainingProblem:
 def absolute() -> SparseTrainingProblem:
     """Absolute loss with alpha = 0: everything is linear, and a MILP solver alone is exact."""
     X, y = _sparse_regression(n=50, sizes=[2] * 8, active=3, seed=7)
-    y[::9] += 4.0  # outliers, which this loss shrugs off
+    y[::9] += 4.0  # outliers, which move this loss little
     return SparseTrainingProblem.linear(
         X, y, groups(16, 2), loss="absolute", lam=0.1, alpha=0.0, M=3.0, name="absolute-linear"
     )

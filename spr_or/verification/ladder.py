@@ -124,7 +124,7 @@ class Check:
         return self.verdict == "holds"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ladder:
     """Values and bounds of one problem, and the claims about them.
 
@@ -163,6 +163,14 @@ class Ladder:
     def interrupted(self) -> bool:
         """Whether the user stopped it."""
         return self.stopped or any(rung.status == "interrupted" for rung in self.rungs)
+
+    def __repr__(self) -> str:
+        """One line; what it is made of stands in ``rungs`` and ``checks``."""
+        held = sum(check.holds for check in self.checks)
+        return (
+            f"<Ladder {self.name!r}: {self.verdict}, {held} of {len(self.checks)} claims hold, "
+            f"best objective {self.value('integer'):.6g}, bound {self.proven('integer'):.6g}>"
+        )
 
     def tolerance(self, *values: float) -> float:
         """How far values of one optimum may lie apart.

@@ -87,7 +87,10 @@ def verify(
     if ladder.interrupted:
         return ladder
     try:
-        checks.extend(claims.check_all(problem, ladder, relaxation, variant))
+        for check in claims.check_all(problem, ladder, relaxation, variant):
+            checks.append(check)
+            if check.reason == claims.INTERRUPTED:
+                return dataclasses.replace(ladder, stopped=True)
     except KeyboardInterrupt:  # a claim asks a solver too
         return dataclasses.replace(ladder, stopped=True)
     return dataclasses.replace(ladder, notes=list(claims.notes(problem, ladder)))

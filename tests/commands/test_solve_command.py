@@ -21,6 +21,7 @@ from spr_or.certified_solver.search import Search
 from spr_or.certified_solver.solver import branch_and_bound
 from spr_or.cli import app
 from spr_or.solvers import enumeration
+from spr_or.tabular import solve_run
 from spr_or.tabular.prepare import prepare
 from spr_or.tabular.read import group_labels, read_table
 
@@ -222,7 +223,7 @@ def test_missing_and_strange_files_are_errors_too(tmp_path):
     for name, says in cases.items():
         assert says in run("solve", tmp_path / name, "--target", "y", "--lam", 1, code=2)
     assert "no such file" in run("solve", tmp_path / "no.csv", "--path", 3, code=2)
-    assert "result.json" in run("check", tmp_path, code=2)
+    assert f"{tmp_path}: no result of spr-or solve there" in run("check", tmp_path, code=2)
 
 
 @pytest.fixture(scope="module")
@@ -391,6 +392,19 @@ def test_ctrl_c_gives_the_best_so_far_with_its_gap(tmp_path):
     outcome = json.loads((tmp_path / "o" / "result.json").read_text())["outcome"]
     assert outcome["status"] == "interrupted" and 0 < outcome["gap"] < 1
     run("check", tmp_path / "o")
+
+
+@pytest.mark.parametrize("asked", [("--lam", 2), ("--path", "0.5,2")])
+def test_ctrl_c_before_any_solution_leaves_none(asked, data, tmp_path, monkeypatch):
+    def stopped_at_once(*arguments, **settings):
+        return dataclasses.replace(branch_and_bound(*arguments, **settings), trace=())
+
+    monkeypatch.setattr(solve_run, "branch_and_bound", stopped_at_once)
+    said = run(
+        "solve", data, "--target", "price", *asked, "--M", 50, "--out", tmp_path / "o", code=130
+    )
+    assert "interrupted before there was a first solution" in said
+    assert not list((tmp_path / "o").rglob("*.json"))
 
 
 def test_a_search_broken_off_in_a_step_states_what_its_tree_proves(data, monkeypatch):

@@ -544,10 +544,16 @@ def test_bad_arguments_are_named(arguments, message):
 
 
 def test_layers_that_cannot_be_entities_are_named():
-    with pytest.raises(ValueError, match="no layer for entities='filters'"):
+    with pytest.raises(
+        ValueError, match="entities='filters': use 'neurons', which takes its Linear"
+    ):
         SPR(mlp(4, hidden=[3], num_classes=2), 1.0, 0.5, 1.0)
     grouped = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2))
     assert SPR(grouped, 1.0, 0.5, 1.0).layers[0].count == 4
+    with pytest.raises(
+        ValueError, match="entities='neurons': use 'filters', which takes its Conv2d"
+    ):
+        SPR(grouped, 1.0, 0.5, 1.0, entities="neurons")
     with pytest.raises(ValueError, match="grouped convolution '0'"):
         SPR(grouped, 1.0, 0.5, 1.0, entities="input_channels")
     parametrised = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 2, 1)))

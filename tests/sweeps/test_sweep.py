@@ -173,7 +173,8 @@ def test_a_list_changes_what_each_run_names(tmp_path: Path) -> None:
         (GRID.replace("seeds", "sedes"), SweepError, "sedes: no such key; a sweep file has base"),
         (GRID.replace("[12.0, 4.0]", "12.0"), SweepError, "spr.lam must be a list of values"),
         (GRID.replace("[12.0, 4.0]", "[4.0, 4.0]"), SweepError, "names the run .* twice"),
-        (GRID.replace("[12.0, 4.0]", "[-1.0]"), RecipeError, "spr.lam"),
+        (GRID.replace("[12.0, 4.0]", "[-1.0]"), RecipeError, r"sweep.toml: spr.lam=-1.0: Input"),
+        (BASE, SweepError, r"sweep.toml is a recipe, not a sweep: spr-or run .*toml takes it"),
         (GRID.replace("spr.lam", "spr.lamb"), RecipeError, "did you mean 'lam'"),
         (GRID.replace("spr.lam", "seeds"), SweepError, "seeds belong at the top"),
         (GRID.replace("[12.0, 4.0]", "[2020-01-01]"), SweepError, "not JSON serializable"),
@@ -503,7 +504,7 @@ def test_the_command_lists_runs_and_explains(
     sweep = str(written(tmp_path, text.replace("[0, 1]", "[0]")))
     out = ["--out", str(tmp_path / "out")]
     listed = cli.invoke(app, ["sweep", sweep, *out, "--dry-run"])
-    assert listed.exit_code == 0 and "1 runs, 1 dense phases" in listed.output
+    assert listed.exit_code == 0 and "1 run, 1 dense phase\n" in listed.output
     assert not (tmp_path / "out").exists()
     wrong = cli.invoke(app, ["sweep", str(tmp_path / "none.toml")])
     assert wrong.exit_code == 2 and "no sweep file" in wrong.output
@@ -514,6 +515,15 @@ def test_the_command_lists_runs_and_explains(
         assert (tmp_path / "out" / name).exists()
     again = cli.invoke(app, ["sweep", sweep, *out, "--dry-run"])
     assert "finished" in again.output
+
+
+def test_data_that_are_missing_end_a_sweep_before_any_run(tmp_path: Path) -> None:
+    sweep = written(tmp_path, base=BASE.replace("[data]", '[data]\nsource = "not/here/at-all"'))
+    arguments = ["sweep", str(sweep), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2, result.output
+    assert result.output.count('data.source = "not/here/at-all": no folder at') == 1
+    assert "SPR_OR_DATA" in result.output and not (tmp_path / "out" / "runs").exists()
 
 
 def test_without_ray_the_engine_says_what_to_install(

@@ -76,5 +76,5 @@ def test_other_things_are_refused(folder, tmp_path):
         so.check(3)
     with pytest.raises(ValueError, match="data belongs to"):
         so.check(so.load_certificate(folder), data="own.csv")
-    with pytest.raises(ValueError, match="result.json"):
+    with pytest.raises(ValueError, match="no result of spr-or solve there"):
         so.check(tmp_path)

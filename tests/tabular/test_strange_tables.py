@@ -237,5 +237,5 @@ def test_a_result_is_never_half_of_another(solved: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr("spr_or.tabular.results.write_json", full)
     with pytest.raises(OSError, match="no space"):
         write_result(tmp_path / "o", data, other, None)
-    with pytest.raises(TableError, match="result.json"):
+    with pytest.raises(TableError, match="no result of spr-or solve there"):
         recheck(tmp_path / "o")

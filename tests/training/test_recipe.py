@@ -95,7 +95,10 @@ def test_set_changes_keys_with_the_types_of_toml(tmp_path: Path) -> None:
         ("spr.lam", "section.key=value"),
         ("=3", "section.key=value"),
         ("model.a=3", "no section"),
-        ("spr.lamm=3", "did you mean 'lam'"),
+        ("spr.lamm=3", r"^--set spr\.lamm=3: \[spr\] has no key 'lamm'; did you mean 'lam'"),
+        ("spr.lam=abc", r"^--set spr\.lam=abc: Input should be a valid number"),
+        ("spr=3", r"^--set spr=3: spr is a section, whose keys are set one by one: lr, "),
+        ("spr.lam_warmup=999", r"^/.*r\.toml with --set spr\.lam_warmup=999: spr: lam_warmup = "),
     ]:
         with pytest.raises(RecipeError, match=message):
             load_recipe(path, [wrong])

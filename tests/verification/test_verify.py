@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from spr_or import SparseTrainingProblem
 from spr_or.cli import app
+from spr_or.solvers import conic
 from spr_or.verification import bounds_over_m, claims, ladder_of_bounds
 from spr_or.verification.instances import INSTANCES
 from spr_or.verification.ladder import Ladder, Rung
@@ -262,6 +263,34 @@ def test_ctrl_c_between_two_solvers_leaves_what_was_found():
     assert len(ladder.checks) == 2 and ladder.to_dict()["ok"] is False
 
 
+def test_a_claim_whose_solver_is_interrupted_ends_the_ladder(monkeypatch):
+    true_duals = conic.solve_with_duals
+
+    def stopped(problem):
+        certificate, slopes = true_duals(problem)
+        return dataclasses.replace(certificate, status="interrupted"), slopes
+
+    monkeypatch.setattr(conic, "solve_with_duals", stopped)
+    ladder = verify(random_regression(0))
+    assert ladder.interrupted and ladder.verdict == "not tested"
+    assert ladder.checks[-1].reason == claims.INTERRUPTED
+
+
+def test_a_point_of_the_sweep_whose_solver_is_interrupted_is_none(monkeypatch, tmp_path):
+    true_solve, calls = conic.solve, []
+
+    def third_is_interrupted(*arguments, **settings):
+        calls.append(settings)
+        certificate = true_solve(*arguments, **settings)
+        status = "interrupted" if len(calls) == 3 else certificate.status
+        return dataclasses.replace(certificate, status=status)
+
+    monkeypatch.setattr(conic, "solve", third_is_interrupted)
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["verify", "--sweep-m", "--json", "sweep.json"])
+    assert result.exit_code == 130 and "interrupted: 1 of 11 points" in result.output
+
+
 OWN = """
 from spr_or import SparseTrainingProblem
 
@@ -370,3 +399,15 @@ def test_a_fault_in_ones_own_problem_is_said_with_its_place(own):
     assert result.exit_code == 2 and "Traceback" not in result.output
     assert "ZeroDivisionError: division by zero" in result.output
     assert "own_problems.py, line 12" in result.output
+
+
+def test_a_missing_name_is_told_without_a_place_in_this_package(own):
+    result = CliRunner().invoke(app, ["verify", "own_problems:missing"], env={"COLUMNS": "400"})
+    assert result.exit_code == 2 and "has no 'missing'" in result.output
+    assert "import_path" not in result.output
+
+
+def test_the_list_of_instances_fits_into_80_columns():
+    lines = CliRunner().invoke(app, ["verify", "--list"]).output.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert {line.split()[0] for line in lines if line[0] != " "} == set(INSTANCES)

@@ -70,10 +70,22 @@ def load_data(recipe: DataRecipe, device: torch.device, progress: OnDecoded = _s
         return _from_parquet(recipe, device, progress)
 
 
-def _from_parquet(recipe: DataRecipe, device: torch.device, progress: OnDecoded) -> Data:
+def find_splits(recipe: DataRecipe) -> tuple[ParquetSplit, ParquetSplit] | None:
+    """The files to train on and to evaluate on; None for the digits, which have none.
+
+    A set of the Hub is downloaded. Raises `DataError` where there is none, or not such splits.
+    """
+    if recipe.source == "digits":
+        return None
     folder = parquet.find_folder(recipe.source, recipe.revision)
     train_split = parquet.open_split(folder, recipe.train_split)
-    eval_split = parquet.open_split(folder, recipe.eval_split)
+    return train_split, parquet.open_split(folder, recipe.eval_split)
+
+
+def _from_parquet(recipe: DataRecipe, device: torch.device, progress: OnDecoded) -> Data:
+    splits = find_splits(recipe)
+    assert splits is not None
+    train_split, eval_split = splits
     classes = len(train_split.classes) or len(eval_split.classes)
     if recipe.memory == "stream" or (
         recipe.memory == "auto" and not _fits((train_split, eval_split), recipe.size, device)

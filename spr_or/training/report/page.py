@@ -180,8 +180,8 @@ def _footnote(summary: dict[str, Any]) -> str:
         "“Removed” counts all parameters that are gone after physical removal; “in zero filters” is "
         "the paper's measure, which leaves out the biases, BatchNorms and following weights that go "
         f"with them. Both are shares of {summary['denominators']['removed_params_pct']}. Times: "
-        f"medians, batches of {summary['latency_batch']} images, device {summary['device']}, torch "
-        f"{summary['torch']}."
+        f"the fastest of many turns, batches of {summary['latency_batch']} images, device "
+        f"{summary['device']}, torch {summary['torch']}."
     )
 
 

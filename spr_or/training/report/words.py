@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from spr_or.utils.counted import counted
+
 _METHODS = {"gradient": "gradient steps", "prox": "proximal steps"}
 
 
@@ -12,7 +14,7 @@ def what_was_done(summary: dict[str, Any], seeds: Sequence[dict[str, Any]]) -> s
     """Network, data, method, epochs and seeds in one sentence."""
     recipe = summary["recipe"]
     dense, spr, fine = recipe["dense"], recipe["spr"], recipe["finetune"]
-    begun = f"trained for {epochs(dense['epochs'])}"
+    begun = f"trained for {counted(dense['epochs'], 'epoch')}"
     if dense.get("weights"):
         begun = f"loaded from {dense['weights']} and {begun}"
     start = "its weights" if spr.get("start") == "dense" else "new random weights"
@@ -25,19 +27,10 @@ def what_was_done(summary: dict[str, Any], seeds: Sequence[dict[str, Any]]) -> s
         f"{summary['model']} ({summary['parameters']:,} parameters) was {begun} on "
         f"{summary['dataset']} ({summary['train_images']:,} training and "
         f"{summary['eval_images']:,} evaluation images), then from {start} for "
-        f"{epochs(spr['epochs'])} with SPR ({_METHODS.get(spr['method'], spr['method'])}, "
+        f"{counted(spr['epochs'], 'epoch')} with SPR ({_METHODS.get(spr['method'], spr['method'])}, "
         f"{spr['variant']} form, {_strength(spr)}{goal}), and fine-tuned without the removed parts "
-        f"for {epochs(fine['epochs'])}; {which}."
+        f"for {counted(fine['epochs'], 'epoch')}; {which}."
     )
-
-
-def epochs(count: int) -> str:
-    """A number of epochs in words.
-
-    >>> epochs(1), epochs(30)
-    ('1 epoch', '30 epochs')
-    """
-    return f"{count} epoch{'' if count == 1 else 's'}"
 
 
 def _strength(spr: dict[str, Any]) -> str:

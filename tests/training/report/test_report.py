@@ -3,6 +3,7 @@
 import json
 import re
 import statistics
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -139,7 +140,25 @@ def test_latency_times_each_model() -> None:
 
     times = latency_ms([Counting("a"), Counting("b")], torch.zeros(1), repeats=4)
     assert len(times) == 2 and all(t > 0 for t in times)
-    assert calls == ["a", "b"] * (3 + 4)  # in turns, three of them to warm up
+    # In turns that go to and fro, three of them to warm up.
+    assert calls == [*"baab" * 3, *"ba"]
+
+
+def test_a_disturbed_machine_does_not_turn_the_comparison_round() -> None:
+    class Work(torch.nn.Module):
+        """Takes its time, and in two of three turns what another process takes, too."""
+
+        def __init__(self, seconds: float, disturbed: int) -> None:
+            super().__init__()
+            self.seconds, self.disturbed, self.turn = seconds, disturbed, 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.turn += 1
+            time.sleep(self.seconds + (0.006 if self.turn % 3 < self.disturbed else 0))
+            return x
+
+    dense, compact = latency_ms([Work(0.003, 0), Work(0.001, 2)], torch.zeros(1), repeats=9)
+    assert 1.5 < dense / compact < 4
 
 
 @pytest.fixture
