@@ -100,7 +100,7 @@ class FirstOrderEngine:
     def solve(self, W: Tensor, free: Tensor, one: Tensor, cutoff: float) -> node_fista.NodeAnswers:
         """Rounds over a growing working set."""
         terms = Terms(None, free, one)
-        # Where nothing is left to branch on, accuracy alone can close the node.
+        # Where nothing is left to branch on, only accuracy can close the node.
         iterations = _ITERATIONS if bool(free.any()) else _LAST_ITERATIONS
         best = node_fista.evaluate(self.design, W, terms, self.block)
         missing = one | (W != 0).flatten(2).any(-1) | (free & (best.score > 0))

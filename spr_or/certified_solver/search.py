@@ -81,7 +81,7 @@ class Search:
         return self.stopped or self.clock.spent
 
     def report(self) -> None:
-        """End a round: note the progress, tell who listens, and ask whether to stop."""
+        """End a round: note the progress, pass it on, and ask whether to stop."""
         self.mid_round = False
         now = self.progress
         self.trace.append(now)
@@ -212,7 +212,7 @@ class Search:
     def along(self, node: Node, path: Sequence[float], engine: Callable[[float], Engine]) -> Node:
         """``node`` solved for one weight of the barrier after the other: the best answer, or ``node``.
 
-        Each is a node of its own: a bound counts only with the point that proves it.
+        Each counts as one node: a bound counts only with the point that proves it.
         """
         best = node
         for factor in path:

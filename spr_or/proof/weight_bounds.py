@@ -53,7 +53,7 @@ def weight_bounds(
     point : weights (P,) whose loss has the slope of bound 3, such as the solution of the relaxation;
         None leaves bound 3 out
 
-    With these bounds or larger ones in the place of M the optimal value and the optimal solutions
+    With these bounds or larger ones as M the optimal value and the optimal solutions
     are those of the problem without bounds.  Raises ``ValueError`` where no finite bound exists, or weights
     are not finite.
 
@@ -82,7 +82,7 @@ def weight_bounds(
         if problem.loss == "squared" and min(data.X.shape) <= LARGEST_SYSTEM:
             D = np.empty(data.X.shape[1])
             D[order] = ridge
-            bounds = np.minimum(bounds, _ellipsoid(data, D, order, spare))
+            bounds = np.minimum(bounds, _ellipsoid_or_none(data, D, order, spare))
         elif problem.alpha == 0:
             raise ValueError(
                 f"M auto needs alpha > 0 above {LARGEST_SYSTEM} columns: take an alpha > 0 or give "
@@ -148,6 +148,16 @@ class _Inverse(NamedTuple):
     diagonal: Array
     solution: Array
     smallest: float
+
+
+def _ellipsoid_or_none(data: Data, D: Array, order: Array, spare: Array) -> Array:
+    """Bound 2, or infinity where float64 cannot factorise its matrix and bound 1 has to do."""
+    try:
+        return _ellipsoid(data, D, order, spare)
+    except np.linalg.LinAlgError:
+        if not (D > 0).all():
+            raise _dependent() from None
+        return np.full((len(order), data.Y.shape[1]), np.inf)
 
 
 def _ellipsoid(data: Data, D: Array, order: Array, spare: Array) -> Array:

@@ -210,3 +210,14 @@ def test_a_point_on_the_other_side_of_a_bound_that_is_too_small_is_seen(monkeypa
         _, theta = optimum_without_bounds(problem)
         missed += not holds(problem, weight_bounds(problem, torch.from_numpy(theta)), theta)
     assert missed > 0
+
+
+def test_a_ridge_lost_in_rounding_leaves_the_bound_of_the_ridge():
+    """More columns than samples and a ridge of 1e-16 of the columns: the matrix is singular in float64."""
+    rng = np.random.default_rng(0)
+    X = 1e8 * np.repeat(rng.normal(size=(3, 1)), 6, axis=1)
+    problem = SparseTrainingProblem.linear(
+        X, rng.normal(size=3), [[j] for j in range(6)], lam=1e-4, alpha=1e-8, M=1
+    )
+    bounds = weight_bounds(problem, torch.zeros(6, dtype=torch.float64))
+    assert bool(torch.isfinite(bounds).all()) and bool((bounds > 0).all())
