@@ -90,6 +90,7 @@ def branch_and_bound(
         start = _checked_start(problem, start)
     clock = TimeLimit(time_limit)
     design = design_of(problem, device)
+    data_of(problem)  # refuses numbers that the check would refuse
     batch = node_batch or _BATCH.get(torch.device(device).type, 256)
     # Small matrices: the threads torch would use inside an operation serve whole batches of nodes.
     workers = torch.get_num_threads()

@@ -102,7 +102,9 @@ def load(path: str | Path, problem: SparseTrainingProblem) -> ProofCertificate:
     path = Path(path)
     try:
         # A number that is not finite is none: where one is needed, that is an error below.
-        content = json.loads(read_text(path), parse_constant=_none, parse_float=_finite)
+        content = json.loads(
+            read_text(path), parse_constant=_none, parse_float=_finite, parse_int=_whole
+        )
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']!r}, not {FORMAT!r}")
         expected = fingerprint(problem)
@@ -114,6 +116,9 @@ def load(path: str | Path, problem: SparseTrainingProblem) -> ProofCertificate:
         else:
             arrays = read_arrays(path.parent / Path(content["proof_file"]).name)
         result = {name: content["result"][name] for name in _PLAIN}
+        made_by = tuple(result[name] for name in ("formulation", "integrality", "solver"))
+        if made_by != ("projected", "integer", "branch_and_bound"):
+            raise ValueError(f"made by {made_by}, not by the certified solver")
         for name in ("objective", "bound", "seconds", "nodes"):
             if isinstance(result[name], bool) or not isinstance(result[name], int | float):
                 raise ValueError(f"its {name} is no number")
@@ -145,6 +150,10 @@ def _progress(seconds: Any, objective: Any, bound: Any, nodes: Any, open_: Any) 
 
 def _none(text: str) -> None:
     return None
+
+
+def _whole(text: str) -> int | None:
+    return int(text) if len(text) <= 18 else None
 
 
 def _finite(text: str) -> float | None:

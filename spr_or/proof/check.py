@@ -15,9 +15,10 @@ one inherited from above it, holds for it.
 is enclosed (`rounding`): sums over samples and columns, the forming of X'X/n, Cholesky's method, the prices.
 A stated bound has to lie below b as it comes out, rounded down: no allowance.
 
-**Allowance.**  The stated objective may differ from the one computed here by its own rounding and by
-`ALLOWANCE` of the loss at zero: so much can the order of a sum change on another machine.  There is no
-absolute term: a problem in other units has the same verdict.
+**Allowance.**  The objective is what the weights cost at most, its rounding included; the stated one may
+differ from it by `ALLOWANCE` of the loss at zero: so much can the order of a sum change on another machine.
+There is no absolute term: a problem in other units has the same verdict.  Numbers so large or small that
+their squares leave the range of float64 are refused (`data`).
 """
 
 from __future__ import annotations
@@ -85,9 +86,12 @@ def check(problem: SparseTrainingProblem, stated: Stated, exact: bool = False) -
     data = data_of(problem)
     with np.errstate(all="ignore"):
         faults = _solution_faults(data, stated)
-        objective, error = (math.nan, 0.0) if faults else objective_of(data, problem, stated)
-        allowance = error + ALLOWANCE * data.loss_at_zero
-    if not faults and not abs(objective - stated.objective) <= allowance:
+        value, error = (math.nan, 0.0) if faults else objective_of(data, problem, stated)
+        objective = value + error  # at least what the weights cost
+        allowance = ALLOWANCE * data.loss_at_zero
+    if not faults and not (
+        math.isfinite(objective) and abs(objective - stated.objective) <= allowance
+    ):
         faults.append(f"the objective is {objective!r}, not {stated.objective!r} as stated")
     bound, wrong, idle = prove(problem, stated.records, exact)
     proven = _float_below(bound)
@@ -95,6 +99,8 @@ def check(problem: SparseTrainingProblem, stated: Stated, exact: bool = False) -
     if not wrong and not stated.bound <= bound:
         faults.append(f"the tree proves the bound {proven!r}, not {stated.bound!r} as stated")
         faults += [f"record {number}: {reason}" for number, reason in list(idle.items())[:3]]
+    if not wrong and not math.isnan(objective) and not proven <= objective:
+        faults.append(f"the bound {proven!r} lies above the objective {objective!r} of a solution")
     if not stated.bound <= stated.objective:
         faults.append(f"the bound {stated.bound!r} lies above the objective {stated.objective!r}")
     return ProofCheck(not faults, objective, min(proven, objective), faults)

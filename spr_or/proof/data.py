@@ -9,6 +9,9 @@ import numpy as np
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.proof.rounding import UNIT, Array, total
 
+LARGEST = 1e100  # of the numbers of a problem, and its inverse the smallest
+NEGLIGIBLE = 1e-250  # a ridge or a price below this is taken for 0
+
 
 class Data(NamedTuple):
     """The numbers of a problem.
@@ -64,9 +67,27 @@ def data_of(problem: SparseTrainingProblem) -> Data:
         columns = [np.array(group, dtype=np.int64) for group in groups]
         at = [own[:, None] for own in columns]
     weight = problem.lam * problem.u.numpy()
+    for name, values in (("X", X), ("y", Y), ("M", problem.M.numpy()), ("lambda u", weight)):
+        _check_size(name, values)
     down = 1 - 4 * UNIT
     return Data(
         np.ascontiguousarray(X), np.ascontiguousarray(Y), problem.n, problem.loss, columns,
-        max(map(len, columns)), problem.M.numpy(), weight * problem.alpha * down,
-        weight * (1 - problem.alpha) * down, at,
+        max(map(len, columns)), problem.M.numpy(), _rounded_down(weight * problem.alpha * down),
+        _rounded_down(weight * (1 - problem.alpha) * down), at,
     )  # fmt: skip
+
+
+def _check_size(name: str, values: Array) -> None:
+    """Float64 squares these numbers and adds the squares, without overflow or underflow."""
+    sizes = np.abs(values[values != 0])
+    if sizes.size and not (sizes.min() >= 1 / LARGEST and sizes.max() <= LARGEST):
+        wrong = sizes.max() if sizes.max() > LARGEST else sizes.min()
+        raise ValueError(
+            f"{name} holds a number of size {wrong:g}: between {1 / LARGEST:g} and {LARGEST:g} the "
+            "arithmetic of a proof is safe; choose other units"
+        )
+
+
+def _rounded_down(values: Array) -> Array:
+    """Nothing in the place of what is so small that float64 no longer rounds it by a share of itself."""
+    return np.where(values < NEGLIGIBLE, 0.0, values)

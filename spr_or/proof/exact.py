@@ -151,6 +151,8 @@ def semidefinite(R: Rational) -> bool:
     >>> semidefinite(fractions_of(np.ones((2, 2)))), semidefinite(fractions_of(-np.ones((1, 1))))
     (True, False)
     """
+    if not (R == R.T).all():
+        return False
     R = R.copy()
     for j in range(R.shape[0]):
         if R[j, j] < 0 or (R[j, j] == 0 and any(R[j, j + 1 :])):

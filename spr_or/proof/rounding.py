@@ -72,7 +72,9 @@ def total(terms: Array) -> tuple[float, float]:
 
 def lengths(A: Array) -> Array:
     """Upper bounds of the Euclidean lengths of the columns of A (n, a), (a,)."""
-    return SAFE * np.sqrt(np.square(A).sum(axis=0)) + TINY
+    largest = np.abs(A).max(axis=0, initial=0.0)
+    unit = np.where(largest > 0, largest, 1.0)  # squares of small numbers would underflow
+    return SAFE * unit * np.sqrt(np.square(A / unit).sum(axis=0)) * (largest > 0) + TINY
 
 
 def positive_definite(A: Array, least: Array) -> bool:

@@ -71,6 +71,13 @@ def unpack(packed: Arrays, data: Data) -> Proof:
     counts = [(n,) for n, has in zip(lengths, split, strict=True) if has]
     near = iter(_cut(packed["y"], counts, np.float64) if by_y else [])
     numbers = (np.asarray(packed[name]).tolist() for name in ("parent", "value", "branch"))
+    if by_y:
+        for own in (own for own, has in zip(entities, split, strict=True) if has):
+            named = np.unique(own)
+            if len(named) != len(own) or (
+                len(own) and not 0 <= own.min() <= own.max() < data.shape[0]
+            ):
+                raise ValueError("a record names an entity twice, or one that there is not")
     records = []
     for i, (parent, value, branch) in enumerate(zip(*numbers, strict=True)):
         d = next(moved) if split[i] else None

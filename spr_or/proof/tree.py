@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from spr_or.proof.rounding import UNIT, Array
 
 CONTINUES = -1  # the value of a record that is no side of a branching
+_SLOTS, _COLUMNS = 8, 64  # of a cluster, at most: a check must not be made to enumerate for ever
+_LARGEST_WEIGHT = 1e100
 
 
 @dataclass(eq=False)
@@ -231,8 +233,8 @@ def _misshapen(record: Record, shape: tuple[int, int, int]) -> str:
         return f"branches on {record.branch}, which is not one of 0 to {N - 1}"
     if record.W.shape != (n, k, q):
         return f"has weights of shape {record.W.shape}, not {(n, k, q)}"
-    if not np.isfinite(record.W).all():
-        return "has weights that are not finite"
+    if not (np.abs(record.W) <= _LARGEST_WEIGHT).all():
+        return f"has weights that are not finite, or beyond {_LARGEST_WEIGHT:g}"
     if record.d is None:
         return "" if record.clusters is None else "has clusters without curvature"
     shapes: list[tuple[int, ...]] = [(n, k), (n, k, k)] if q == 1 else [(n, k)]
@@ -240,8 +242,25 @@ def _misshapen(record: Record, shape: tuple[int, int, int]) -> str:
         c = record.clusters
         if c.ndim != 2 or (c.size and not (c.min() >= -1 and c.max() < N)):
             return "has clusters that are no lists of entities"
+        if len(c) > n or c.shape[1] > _SLOTS or c.shape[1] * k > _COLUMNS:
+            return (
+                f"has more clusters than entities, or some of more than {_SLOTS} entities or "
+                f"{_COLUMNS} columns"
+            )
         shapes = [(len(c), c.shape[1] * k, c.shape[1] * k)] if q == 1 and n else []
-    return "" if record.d.shape in shapes else f"moves a curvature of shape {record.d.shape}"
+    if record.d.shape not in shapes:
+        return f"moves a curvature of shape {record.d.shape}"
+    return _not_positive(record.d)
+
+
+def _not_positive(d: Array) -> str:
+    """What is wrong with moved curvature that must be symmetric with a positive diagonal."""
+    if not np.isfinite(d).all():
+        return "moves a curvature that is not finite"
+    if d.ndim == 3 and not (d == d.swapaxes(1, 2)).all():
+        return "moves a curvature that is not symmetric"
+    diagonal = d if d.ndim == 2 else np.diagonal(d, axis1=1, axis2=2)
+    return "" if (diagonal > 0).all() else "moves a curvature that is not positive"
 
 
 def _inadmissible(record: Record, state: State) -> str:

@@ -211,8 +211,9 @@ def _stated_faults(
     for name, value in (("gap", actual["gap"]), ("mean_loss", actual["mean_loss"])):
         if not _agree(stated[name], value, slack if name == "mean_loss" else 0.0):
             problems.append(f"result.json states {name} {stated[name]!r}, it is {value!r}")
-    asked = result.asked_gap
-    if certificate.status == "optimal" and asked is not None:
+    # Results of earlier versions do not say which gap was asked for: the default then.
+    asked = 1e-4 if result.asked_gap is None else result.asked_gap
+    if certificate.status == "optimal":
         left = found.objective - found.bound - asked * abs(found.objective)
         if not left <= slack:
             gap = relative_gap(found.objective, found.bound)
