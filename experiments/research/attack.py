@@ -345,7 +345,7 @@ def attack(seed: int, edits: int, found: Counter, say: Callable[[str], None]) ->
         outcome = certificate.check()
     except ValueError as error:
         found["told why there is no answer"] += 1
-        if "M auto" not in str(error):
+        if not any(hint in str(error) for hint in ("M auto", "choose other units")):
             found["TRACEBACKS"] += 1
             say(f"{seed}: ValueError {error}")
         return
