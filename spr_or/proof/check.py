@@ -152,4 +152,6 @@ def objective_of(data: Data, problem: SparseTrainingProblem, stated: Stated) -> 
     penalty, more = total(weight * (problem.alpha * squares + (1 - problem.alpha)))
     more += gamma(data.k * q + 8) * abs(penalty)
     value = loss / data.n + penalty
+    if data.loss == "squared" and not (data.Y.any() or stated.weights.any() or len(used)):
+        return 0.0, 0.0  # nothing to explain, and nothing used for it: no rounding either
     return value, SAFE * (error / data.n + more) + 4 * UNIT * abs(value)

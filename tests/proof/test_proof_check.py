@@ -207,3 +207,12 @@ def test_columns_of_any_scale_are_answered():
     certificate, _ = solve_without_bounds(problem)
     assert certificate.check().ok and certificate.status == "optimal"
     assert certificate.indicators.tolist() == [1, 0, 0, 0, 1]
+
+
+def test_a_target_of_zeros_costs_nothing_exactly():
+    problem = SparseTrainingProblem.linear(
+        np.eye(3), np.zeros(3), [[0], [1], [2]], lam=1, alpha=0.5, M=1
+    )
+    certificate = branch_and_bound(problem)
+    assert (certificate.status, certificate.objective, certificate.gap) == ("optimal", 0.0, 0.0)
+    assert certificate.check().ok
