@@ -15,6 +15,7 @@ from spr_or.cli import app
 from spr_or.tabular.folder import alone_in, default_folder, question
 from spr_or.tabular.prepare import prepare
 from spr_or.tabular.read import TableError
+from spr_or.utils import folder_lock
 
 
 def cli(*arguments: object, code: int = 0) -> str:
@@ -107,7 +108,8 @@ def test_another_path_never_leaves_lambdas_behind(table: Path) -> None:
     cli("check", "o")
 
 
-def test_a_folder_in_use_is_refused(table: Path) -> None:
+def test_a_folder_in_use_is_refused(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_lock, "_GRACE", 0.1)
     Path("o").mkdir()
     with Path("o/.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -117,7 +119,8 @@ def test_a_folder_in_use_is_refused(table: Path) -> None:
     cli("solve", table, "--target", "y", "--lam", 0.1, "--out", "o")
 
 
-def test_the_lock_goes_with_its_holder(tmp_path: Path) -> None:
+def test_the_lock_goes_with_its_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_lock, "_GRACE", 0.1)
     with alone_in(tmp_path):
         child = os.fork()
         if child == 0:  # another process

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from slow_cases import slow_unless
 from tiny_runs import no_pictures_in, stopped_at, tiny_recipe
 from typer.testing import CliRunner
 
@@ -322,7 +323,7 @@ def test_a_damaged_recipe_is_named_unless_the_summary_holds_it(
 
 
 @pytest.mark.parametrize(("file", "command"), [("summary", "tables"), ("recipe", "layers")])
-@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("content", slow_unless(lambda c: c in CONTENTS[:2], CONTENTS))
 def test_other_commands_name_a_damaged_file_in_one_line(
     content: str, file: str, command: str, tmp_path: Path
 ) -> None:

@@ -1,9 +1,11 @@
 """Problems in units of their own, and verdicts that do not depend on units."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
+from slow_cases import slow_unless
 
 from spr_or import SparseTrainingProblem
 from spr_or.formulations import bigm
@@ -64,9 +66,13 @@ def test_a_network_in_other_units_is_encoded_as_it_predicts():
         assert pyo.value(row.body) == pytest.approx(pyo.value(row.upper), abs=1e-12)
 
 
-@pytest.mark.parametrize("price", [True, False])
-@pytest.mark.parametrize("unit", [1e-4, 1e4])
-@pytest.mark.parametrize("name", ["regression-8x3", "absolute-linear"])
+@pytest.mark.parametrize(
+    ("name", "unit", "price"),
+    slow_unless(
+        lambda name, unit, price: price == (name == "regression-8x3"),
+        itertools.product(["regression-8x3", "absolute-linear"], [1e-4, 1e4], [True, False]),
+    ),
+)
 def test_verdicts_do_not_depend_on_the_units(name, unit, price):
     ladder = verify(in_other_units(INSTANCES[name](), unit, price=price))
     assert ladder.ok, [check for check in ladder.checks if not check.holds]
