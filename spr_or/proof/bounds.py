@@ -147,7 +147,7 @@ class Bounds:
         G = product(X, X) / data.n
         self.G = np.tril(G) + np.tril(G, -1).T
         self.C = product(X, data.Y) / data.n
-        self.lengths = SAFE * lengths(X) / np.sqrt(data.n)
+        self.lengths = SAFE * self.X_lengths[columns] / np.sqrt(data.n)
 
     def _moved(self, record: Record, state: State) -> Found:
         data, q = self.data, self.data.Y.shape[1]

@@ -53,16 +53,19 @@ def prove(problem: SparseTrainingProblem, records: list[Record], exact: bool = F
 
     ``exact``: in rational arithmetic, for the squared loss and small problems (``ValueError`` else).
     """
-    data = data_of(problem)
-    faults = list(structure(records, data.shape))
+    return _prove(data_of(problem), problem, records, exact)
+
+
+def _prove(
+    data: Data, problem: SparseTrainingProblem, records: list[Record], exact: bool
+) -> Walked:
     if exact:
         refuse(problem)
+    faults = list(structure(records, data.shape))
     if faults:
         return Walked(-math.inf, faults, {})
     with np.errstate(all="ignore"):
-        evaluate: Evaluate = Bounds(data, records)
-        if exact:
-            evaluate = ExactBounds(data, problem, records)
+        evaluate: Evaluate = ExactBounds(data, problem, records) if exact else Bounds(data, records)
         found = walk(records, data.shape, evaluate)
     # Losses and penalties are not negative: 0 is a bound of every tree that is one.
     return found if found.faults else found._replace(bound=max(found.bound, 0.0))
@@ -93,7 +96,7 @@ def check(problem: SparseTrainingProblem, stated: Stated, exact: bool = False) -
         math.isfinite(objective) and abs(objective - stated.objective) <= allowance
     ):
         faults.append(f"the objective is {objective!r}, not {stated.objective!r} as stated")
-    bound, wrong, idle = prove(problem, stated.records, exact)
+    bound, wrong, idle = _prove(data, problem, stated.records, exact)
     proven = _float_below(bound)
     faults += wrong
     if not wrong and not stated.bound <= bound:

@@ -1,25 +1,15 @@
 """What the hooks of the site make: recipe keys, formulas, docstrings, reference pages."""
 
-import importlib.util
 import re
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from docs_hooks import DOCS, hook
 
 from spr_or.training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCS = ROOT / "docs"
-
-
-def hook(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, DOCS / "hooks" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_every_recipe_key_has_a_row_with_a_meaning() -> None:

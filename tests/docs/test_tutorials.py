@@ -1,20 +1,7 @@
 """The notebooks of the tutorials run, and the stored output of the bounds is what they print."""
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
-
 import pytest
-
-DOCS = Path(__file__).resolve().parents[2] / "docs"
-
-
-def hook(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, DOCS / "hooks" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from docs_hooks import DOCS, hook
 
 
 def test_bounds_of_a_small_problem() -> None:
