@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from spr_or.pruning.compaction.graph import CONVOLUTIONS
-from spr_or.pruning.masks import Masks, maskable_layer
+from spr_or.pruning.following_norms import CONVOLUTIONS
+from spr_or.pruning.masks import Masks, filter_rows, maskable_layer
 from spr_or.utils.evaluating import evaluating
 
 
@@ -18,8 +18,7 @@ def masked_filter_weights(model: nn.Module, masks: Masks) -> int:
     """
     total = 0
     for name, keep in masks.items():
-        weight = maskable_layer(model, name).weight
-        total += int((~keep).sum()) * weight[0].numel()
+        total += int((~keep).sum()) * filter_rows(maskable_layer(model, name)).shape[1]
     return total
 
 

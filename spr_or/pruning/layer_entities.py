@@ -291,7 +291,7 @@ def _plain_parameter(model: nn.Module, name: str, key: str) -> nn.Parameter:
 
 
 def _following_norms(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    from spr_or.pruning.compaction.graph import following_norms
+    from spr_or.pruning.following_norms import following_norms
 
     return {
         layer: [p for norm in norms for p in model.get_submodule(norm).parameters(recurse=False)]

@@ -1,10 +1,15 @@
 """Masks: which filters are removed, how they are set to zero, and how they stay zero.
 
-A mask is a dict from the name of a convolution or linear layer to a bool vector over its filters
-or neurons (dimension 0 of its weight), True = keep. Layers that are not named keep everything.
+A mask is a dict from a name to a bool vector, True = keep. A name is that of
 
-The channel of a zero filter need not be zero: the BatchNorm behind it adds its shift β. So the
-filter's bias and the γ and β of that BatchNorm are removed with it, and its channel is exactly zero.
+* a convolution, linear layer or embedding: its output features, with their bias, and the scale and
+  shift of the norm that reads them channel by channel;
+* a norm: its scales and shifts;
+* a parameter, such as "attention.in_proj_weight": its slices along dimension 0.
+
+What is not named is kept whole. The channel of a zero filter need not be zero, for a norm behind it
+adds its shift; so that goes with the filter, and the channel is exactly zero (behind a norm over
+several channels, too: its other channels see a zero there).
 """
 
 import difflib
@@ -14,7 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spr_or.pruning.compaction.graph import CONVOLUTIONS, following_norms
+from spr_or.pruning.compaction.prepare import computed_weights
+from spr_or.pruning.following_norms import CONVOLUTIONS, LAYERS, NORMS, TRANSPOSED, following_norms
+from spr_or.pruning.unwrap import unwrap
 
 Masks = Mapping[str, Tensor]
 
@@ -43,12 +50,14 @@ def masks_by_threshold(
         raise ValueError(f"zero_below must be at least 0, not {zero_below}")
     if not 0 <= share <= 1:
         raise ValueError(f"share must lie in [0, 1], not {share}")
+    model = unwrap(model)
     if modules is None:
-        modules = [name for name, m in model.named_modules() if isinstance(m, CONVOLUTIONS)]
+        kinds = (*CONVOLUTIONS, *TRANSPOSED)
+        modules = [name for name, m in model.named_modules() if isinstance(m, kinds)]
     masks = {}
     for name in modules:
         layer = maskable_layer(model, name)
-        rows = layer.weight.detach().flatten(1)
+        rows = filter_rows(layer)
         if layer.bias is not None:
             rows = torch.cat([rows, layer.bias.detach().unsqueeze(1)], dim=1)
         zero = rows.abs() < zero_below if zero_below > 0 else rows == 0
@@ -56,28 +65,30 @@ def masks_by_threshold(
     return masks
 
 
-def apply_masks_(model: nn.Module, masks: Masks) -> None:
-    """Silence the masked filters in place: their output, after BatchNorm, is exactly zero.
+def apply_masks_(model: nn.Module, masks: Masks, example: Any = None) -> None:
+    """Silence the masked filters in place: their output, after the norm, is exactly zero.
 
-    Filter and bias become zero; so do γ, β and the running mean of the BatchNorm that follows,
-    found in the model's torch.fx graph, and its running variance becomes one. Raises ValueError
-    for masks that do not fit and CompactionError for a model that cannot be traced.
+    Filter and bias become zero; so do scale, shift and running mean of the norm that follows
+    (`following_norms`), and its running variance becomes one. example: inputs, for a network whose
+    norms only a run can find. Raises ValueError for masks that do not fit, and for a layer whose
+    weight a hook or a parametrisation computes anew at each call.
     """
-    norms = _masked_norms(model, masks)
+    model = unwrap(model)
+    norms = _masked_norms(model, masks, example)
     with torch.no_grad():
         for tensor, dropped in _masked_parameters(model, masks, norms):
             tensor.masked_fill_(dropped, 0)
         for norm, dropped in norms:
-            if norm.running_mean is not None:
+            if getattr(norm, "running_mean", None) is not None:
                 norm.running_mean.masked_fill_(dropped, 0)
                 norm.running_var.masked_fill_(dropped, 1)
 
 
-def hold_masks(model: nn.Module, masks: Masks) -> Callable[[], None]:
+def hold_masks(model: nn.Module, masks: Masks, example: Any = None) -> Callable[[], None]:
     """A function that silences the masked filters again; call it after each optimiser step.
 
     It writes zeros over the masked parameters in place, with no copy between host and device.
-    Make it after the model is on its device. Raises as `apply_masks_`.
+    Make it after the model is on its device. Arguments and errors as for `apply_masks_`.
 
     >>> model = nn.Sequential(nn.Linear(2, 2))
     >>> hold = hold_masks(model, {"0": torch.tensor([True, False])})
@@ -87,7 +98,8 @@ def hold_masks(model: nn.Module, masks: Masks) -> Callable[[], None]:
     >>> model[0].weight[1].tolist()
     [0.0, 0.0]
     """
-    held = _masked_parameters(model, masks, _masked_norms(model, masks))
+    model = unwrap(model)
+    held = _masked_parameters(model, masks, _masked_norms(model, masks, example))
 
     @torch.no_grad()
     def hold() -> None:
@@ -106,53 +118,116 @@ def collapsed_layers(masks: Masks) -> list[str]:
     return [name for name, keep in masks.items() if not keep.any()]
 
 
+def filter_rows(layer: Any) -> Tensor:
+    """The weights of each filter or neuron as a row, (N, k); without the bias.
+
+    >>> filter_rows(nn.ConvTranspose2d(2, 3, 4)).shape
+    torch.Size([3, 32])
+    """
+    weight = layer.weight.detach()
+    if not isinstance(layer, TRANSPOSED):
+        return weight.flatten(1)
+    # (in, out / groups, …): the filters of each group of inputs stand beside each other.
+    parts = weight.chunk(layer.groups)
+    return torch.cat([part.transpose(0, 1).flatten(1) for part in parts])
+
+
 def maskable_layer(model: nn.Module, name: str) -> Any:
     """The convolution or linear layer of that name; ValueError, with the nearest name, if there is none.
 
     >>> maskable_layer(nn.Sequential(nn.Linear(2, 3)), "0")
     Linear(in_features=2, out_features=3, bias=True)
     """
-    maskable = (*CONVOLUTIONS, nn.Linear)
-    try:
-        layer = model.get_submodule(name)
-    except AttributeError:
-        layer = None
-    if not isinstance(layer, maskable):
-        names = [n for n, module in model.named_modules() if isinstance(module, maskable)]
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name!r} is no convolution or linear layer of the model{hint}")
+    layer = _module(unwrap(model), name)
+    if not isinstance(layer, LAYERS):
+        raise _no_such(model, name, LAYERS, "no convolution or linear layer of the model")
     return layer
 
 
-def _dropped(model: nn.Module, name: str, keep: Tensor) -> Tensor:
-    weight = maskable_layer(model, name).weight
-    if keep.dtype != torch.bool or keep.shape != weight.shape[:1]:
+def _module(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+def _no_such(model: nn.Module, name: str, kinds: Any, what: str) -> ValueError:
+    names = [n for n, module in model.named_modules() if isinstance(module, kinds)]
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return ValueError(f"{name!r} is {what}{hint}")
+
+
+def _dropped(name: str, keep: Tensor, count: int, device: torch.device) -> Tensor:
+    if keep.dtype != torch.bool or keep.shape != (count,):
         raise ValueError(
-            f"the mask of {name!r} must be a bool vector of length {len(weight)}, "
+            f"the mask of {name!r} must be a bool vector of length {count}, "
             f"not {keep.dtype} of shape {tuple(keep.shape)}"
         )
-    return ~keep.to(weight.device)
+    return ~keep.to(device)
 
 
-def _masked_norms(model: nn.Module, masks: Masks) -> list[tuple[Any, Tensor]]:
-    norms = following_norms(model)
-    return [
-        (model.get_submodule(norm), _dropped(model, name, keep))
-        for name, keep in masks.items()
-        for norm in norms.get(name, [])
-    ]
+def _masked_norms(
+    model: nn.Module, masks: Masks, example: Any
+) -> list[tuple[Any, Tensor]]:
+    """Norms with those of their channels that go: named themselves, or behind a layer that is."""
+    named = {name: _module(model, name) for name in masks}
+    layers = [name for name, module in named.items() if isinstance(module, LAYERS)]
+    norms = following_norms(model, example) if layers else {}
+    found: list[tuple[Any, Tensor]] = []
+    for name, keep in masks.items():
+        behind = norms.get(name, []) if name in layers else []
+        own = [name] if isinstance(named[name], NORMS) else []
+        for norm in (model.get_submodule(n) for n in (*own, *behind)):
+            if getattr(norm, "weight", None) is None and getattr(norm, "running_mean", None) is None:
+                continue
+            tensor: Any = norm.weight if norm.weight is not None else norm.running_mean
+            found.append((norm, _dropped(name, keep, len(tensor), tensor.device)))
+    return found
 
 
 def _masked_parameters(
     model: nn.Module, masks: Masks, norms: list[tuple[Any, Tensor]]
 ) -> list[tuple[Tensor, Tensor]]:
-    """Every parameter that holds something of a masked filter, with the rows to be zeroed."""
-    pairs = []
+    """Every parameter that holds something of a masked filter, with what is to be zeroed."""
+    computed = set(computed_weights(model))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    pairs: list[tuple[Any, Tensor]] = []
     for name, keep in masks.items():
-        layer, dropped = maskable_layer(model, name), _dropped(model, name, keep)
-        column = dropped.view(-1, *[1] * (layer.weight.dim() - 1))
-        pairs += [(layer.weight, column), (layer.bias, dropped)]
+        module = _module(model, name)
+        if name in computed:
+            raise ValueError(
+                f"the weight of {name!r} is computed anew at each call (torch.nn.utils.prune, "
+                "weight_norm, spectral_norm or a parametrisation): a mask would not last. Make it a "
+                "plain parameter first: spr_or.pruning.compaction.prepare.bake_weights_(model)"
+            )
+        if isinstance(module, LAYERS):
+            pairs += _of_layer(name, module, keep)
+        elif isinstance(module, nn.Embedding):
+            dropped = _dropped(name, keep, module.embedding_dim, module.weight.device)
+            pairs.append((module.weight, dropped.unsqueeze(0)))
+        elif name in parameters:
+            tensor = parameters[name]
+            dropped = _dropped(name, keep, len(tensor), tensor.device)
+            pairs.append((tensor, dropped.view(-1, *[1] * (tensor.dim() - 1))))
+        elif not isinstance(module, NORMS):
+            kinds = (*LAYERS, nn.Embedding)
+            what = "no convolution or linear layer of the model, nor a norm, embedding or parameter"
+            raise _no_such(model, name, kinds, what)
     for norm, dropped in norms:
-        pairs += [(norm.weight, dropped), (norm.bias, dropped)]
+        pairs += [(norm.weight, dropped), (getattr(norm, "bias", None), dropped)]
     return [(tensor, rows) for tensor, rows in pairs if tensor is not None]
+
+
+def _of_layer(name: str, layer: Any, keep: Tensor) -> list[tuple[Any, Tensor]]:
+    transposed = isinstance(layer, TRANSPOSED)
+    count = layer.out_channels if transposed else len(layer.weight)
+    dropped = _dropped(name, keep, count, layer.weight.device)
+    rest = [1] * (layer.weight.dim() - 2)
+    if transposed:  # (in, out / groups, …)
+        by_group = dropped.view(layer.groups, 1, -1)
+        width = len(layer.weight) // layer.groups
+        cells = by_group.expand(-1, width, -1).reshape(len(layer.weight), -1, *rest)
+    else:
+        cells = dropped.view(-1, 1, *rest)
+    return [(layer.weight, cells), (layer.bias, dropped)]

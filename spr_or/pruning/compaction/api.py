@@ -1,78 +1,54 @@
 """Physical removal: the masked network's function, in a network without the masked filters.
 
 `compact` removes, `save_compact` and `load_compact` keep the result without pickling anything.
-`spr_or.pruning.compaction.channels` describes how it decides, `spr_or.pruning.compaction.graph` what
-it refuses.
+`spr_or.pruning.compaction.plan` describes how it decides.
 """
 
-import copy
-import json
+
+import warnings
 from collections.abc import Mapping
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
-from spr_or.pruning.compaction.channels import make_plan
-from spr_or.pruning.compaction.graph import CompactionError, target_name, trace
-from spr_or.pruning.compaction.removal_plan import RemovalPlan, Step
-from spr_or.pruning.compaction.rewrite import rewrite
+from spr_or.pruning.compaction.plan import Plan
+from spr_or.pruning.compaction.prepare import prepared
+from spr_or.pruning.compaction.rewrite import Kept, rewrite
+from spr_or.pruning.compaction.storage import load_compact, read_description, save_compact
+from spr_or.pruning.compaction.trace import CompactionError, Example, Inputs, like_model, trace
 from spr_or.pruning.masks import apply_masks_
-from spr_or.utils.files import write_aside
-from spr_or.utils.import_path import load_object
-from spr_or.utils.untrusted import check_regular, parse_json
 
-__all__ = ["CompactionError", "compact", "load_compact", "read_description", "save_compact"]
+__all__ = [
+    "CompactionError", "CompactionWarning", "compact", "load_compact", "make_plan",
+    "read_description", "save_compact",
+]  # fmt: skip
 
-FORMAT = "spr-or compact 1"
-
-
-class _StoredStep(BaseModel):
-    """A `Step` as the file has it; ``shift`` is whether there is one, its numbers are a tensor."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-    kind: str
-    target: str
-    channels: int = Field(ge=0)
-    kept: list[int]
-    offset: int
-    around: list[int]
-    shift: bool
-
-    @model_validator(mode="after")
-    def _kept_are_channels(self) -> "_StoredStep":
-        """Kept channels rise and are among those that there were."""
-        if any(b <= a for a, b in zip(self.kept, self.kept[1:], strict=False)):
-            raise ValueError("the kept channels are not in rising order")
-        if self.kept and not 0 <= self.kept[0] <= self.kept[-1] < self.channels:
-            raise ValueError(f"kept channels outside 0 to {self.channels - 1}")
-        return self
+# Relative difference of outputs that rounding explains: a narrower sum has another order.
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
-class _Description(BaseModel):
-    model_config = ConfigDict(strict=True)
-    format: str
-    original: str
-    kwargs: dict[str, Any]
-    steps: dict[str, _StoredStep]
+class CompactionWarning(UserWarning):
+    """The compact network is right, but hardly what was hoped for."""
 
 
-def compact(model: nn.Module, masks: Mapping[str, Tensor], example_input: Tensor) -> nn.Module:
+def compact(model: nn.Module, masks: Mapping[str, Tensor], example_input: Example) -> nn.Module:
     """A smaller network that computes in evaluation mode what the masked model computes.
 
-    model: any module torch.fx can trace; it is not changed. masks: name of a convolution or
-    linear layer to a bool vector over its filters or neurons, True = keep; filters that are
-    already zero go as well. example_input: (B, C, …), values do not matter, sizes do where the
-    network flattens. The result is an `fx.GraphModule` in evaluation mode with the original
-    module names; it can be trained further, exported and saved by `save_compact`.
+    model: any module that torch.export can trace; it is not changed. masks: as for
+    `spr_or.pruning.masks.apply_masks_`; filters that are already zero go as well. example_input: a
+    tensor (B, C, …), a tuple of positional or a dict of keyword inputs. Values do not matter, sizes do
+    where the network works with fixed ones. The result is an `fx.GraphModule` in evaluation mode with
+    the original parameter names; it can be trained further, compacted again, exported and saved by
+    `save_compact`. ``result.meta["kept"]`` holds what is left of each tensor, as indices into that of
+    the network that was compacted first.
 
-    Raises CompactionError (a ValueError) naming the node and the module that is not understood,
-    and ValueError for masks that do not fit.
+    Both networks are run on random inputs of the example's shapes before the smaller one is returned.
+
+    Raises CompactionError (a ValueError) where the network cannot be traced or the outputs differ, and
+    ValueError for masks that do not fit. Warns (`CompactionWarning`) where nothing was removed, or a
+    layer died altogether.
 
     >>> from spr_or.models.toy import mlp
     >>> keep = torch.arange(64) < 5
@@ -80,125 +56,116 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], example_input: Tensor
     >>> small.get_submodule("1").weight.shape, small.get_submodule("3").weight.shape
     (torch.Size([5, 64]), torch.Size([32, 5]))
     """
-    masked = copy.deepcopy(model).eval()
-    apply_masks_(masked, masks)
-    graph = trace(masked)
-    reference = next(masked.parameters())
-    plan = make_plan(graph, example_input.to(reference.device, reference.dtype))
-    smaller = rewrite(graph, plan)
-    smaller.meta["plan"] = plan
-    return smaller.eval()
+    masked = prepared(model)
+    apply_masks_(masked, masks, example_input)
+    inputs = like_model(masked, example_input)
+    graph = trace(masked, example_input)
+    trials = _trials(inputs)
+    expected = [_outputs(masked, trial) for trial in trials]
+    problem = ""
+    for constants in (True, False):
+        try:
+            smaller = rewrite(make_plan(graph, inputs, constants)).eval()
+            difference = max(
+                (_difference(want, _outputs(smaller, trial))
+                 for want, trial in zip(expected, trials, strict=True)), default=0.0,
+            )  # fmt: skip
+        except CompactionError as error:
+            problem = str(error)
+            continue
+        dtype = next((p.dtype for p in masked.parameters()), torch.float32)
+        if difference <= TOLERANCES.get(dtype, 1e-3):
+            smaller.meta["kept"] = _since_the_first(model, smaller.meta["kept"], graph)
+            _copy_format(model, smaller)
+            _say(model, masks, smaller)
+            return smaller
+        problem = f"its outputs differ by {difference:.2g} of the largest"
+    raise CompactionError(
+        f"the compact network of {type(model).__name__} is not returned: {problem}. This is a fault "
+        "of ours, please report the network"
+    )
 
 
-def save_compact(
-    path: str | Path,
-    compact_model: nn.Module,
-    original: str,
-    kwargs: Mapping[str, Any] | None = None,
-) -> None:
-    """Write a compacted network to one safetensors file, with its description as JSON inside.
-
-    compact_model: what `compact` returned, perhaps trained since. original: import path
-    "package.module:function" that, called with `kwargs` (JSON values), builds the network that
-    was compacted. The description holds both and the kept index lists. The original is built once
-    to make sure that the file can be read again; the file appears whole or not at all. Raises
-    ValueError if any of that does not fit.
-    """
-    plan = getattr(compact_model, "meta", {}).get("plan")
-    if plan is None:
-        raise ValueError(f"a {type(compact_model).__name__} does not come from compact()")
-    steps = {name: asdict(step) | {"shift": step.shift is not None} for name, step in plan.items()}
-    description = {"format": FORMAT, "original": original, "kwargs": dict(kwargs or {})}
-    description["steps"] = steps
-    state = {name: t.detach().cpu().contiguous() for name, t in compact_model.state_dict().items()}
-    _load(_rebuild(description), state, f"the network given to save_compact for {path}")
-    metadata = {"spr_or": json.dumps(description)}
-    write_aside(path, lambda aside: save_file(state, aside, metadata))
+def make_plan(graph: fx.GraphModule, inputs: Inputs, constants: bool = True) -> Plan:
+    """What stays of ``graph``, from `trace`, whose pruned weights are zeros."""
+    return Plan(graph, pytree.tree_leaves((inputs.args, inputs.kwargs)), constants)
 
 
-def load_compact(path: str | Path, original: str | None = None) -> nn.Module:
-    """Rebuild a saved network, in evaluation mode on the CPU, with the saved dtypes.
+def _trials(inputs: Inputs) -> list[Inputs]:
+    """Random inputs of the example's shapes; whole numbers, which name things, stay as they are."""
+    generator = torch.Generator().manual_seed(0)
 
-    The file names a function, which is imported and called, so load only files you trust; with
-    `original` given, a file that names another function is refused before anything is imported.
-    Raises ValueError for a damaged or foreign file and for an original that has changed.
-    """
-    description = read_description(path)
-    if original is not None and original != description["original"]:
-        raise ValueError(f"{path} was made from {description['original']!r}, not {original!r}")
-    try:
-        model = _rebuild(description)
-    except (
-        ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError,
-    ) as error:  # fmt: skip
-        raise ValueError(f"{path} does not describe a network: {error}") from error
-    try:
-        state = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
-    _load(model, state, str(path))
-    return model.eval()
+    def drawn(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return leaf
+        return torch.randn(leaf.shape, generator=generator).to(leaf)
+
+    return [Inputs(*pytree.tree_map(drawn, (inputs.args, inputs.kwargs)))]
 
 
-def read_description(path: str | Path) -> dict[str, Any]:
-    """The JSON description in a saved file: format, original, kwargs, steps (`removal_plan.Step`).
-
-    Raises ``ValueError`` naming the file where it is damaged, foreign, or states what cannot be: kept
-    channels that are not rising, or outside those of their layer.
-    """
-    path = Path(path)
-    if path.exists():
-        check_regular(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("spr_or", "{}")
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
-    description = parse_json(text, str(path))
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise ValueError(f"{path} holds no compacted network of format {FORMAT!r}")
-    try:
-        return _Description.model_validate(description).model_dump()
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{path} is damaged: {place}: {first['msg']}") from None
+def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if isinstance(model, fx.GraphModule):
+            found = model(*pytree.tree_leaves((inputs.args, inputs.kwargs)))
+        else:
+            found = model(*inputs.args, **inputs.kwargs)
+    return [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor)]
 
 
-def _rebuild(description: Mapping[str, Any]) -> fx.GraphModule:
-    """The compact network of a description, with weights that mean nothing yet."""
-    original, kwargs = description["original"], description["kwargs"]
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # building draws weights; the caller's random state stays
-        model = _resolve(original)(**kwargs)
-    graph = trace(model.eval())
-    plan: RemovalPlan = {}
-    for name, entry in description["steps"].items():
-        shift = torch.zeros(len(entry["kept"])) if entry["shift"] else None
-        plan[name] = Step(**{**entry, "shift": shift})
-    found = {node.name: target_name(node) for node in graph.graph.nodes}
-    if found != {name: step.target for name, step in plan.items()}:
-        raise ValueError(
-            f"{original} with {dict(kwargs)} does not fit: it is not, or is no longer, the network "
-            "that was compacted"
+def _difference(expected: list[Tensor], found: list[Tensor]) -> float:
+    """The largest difference of any output, relative to that output's largest number."""
+    if [t.shape for t in expected] != [t.shape for t in found]:
+        raise CompactionError("its outputs have other shapes")
+    worst = 0.0
+    for want, have in zip(expected, found, strict=True):
+        if not want.numel():
+            continue
+        if not want.is_floating_point():
+            worst = max(worst, float((want != have).any()))
+            continue
+        good = want.isfinite()
+        if not bool((good == have.isfinite()).all()):
+            return float("inf")
+        scale = float(want[good].abs().max()) if bool(good.any()) else 0.0
+        gap = float((want - have)[good].abs().max()) if bool(good.any()) else 0.0
+        worst = max(worst, gap / scale if scale > 0 else gap)
+    return worst
+
+
+def _since_the_first(model: nn.Module, kept: Kept, graph: fx.GraphModule) -> Kept:
+    """Indices into the tensors of the network that was compacted first."""
+    before: Kept = getattr(model, "meta", {}).get("kept", {}) if hasattr(model, "meta") else {}
+    joined: Kept = {}
+    for name, dims in kept.items():
+        old = before.get(name) or [None] * len(dims)
+        joined[name] = [
+            first if second is None else second if first is None else [first[i] for i in second]
+            for first, second in zip(old, dims, strict=True)
+        ]
+    return joined
+
+
+def _copy_format(model: nn.Module, smaller: nn.Module) -> None:
+    """channels_last where the model's convolutions are."""
+    weights = [p for p in model.parameters() if p.dim() == 4 and min(p.shape[1:3]) > 1]
+    last = [p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous() for p in weights]
+    if last and all(last):
+        smaller.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _say(model: nn.Module, masks: Mapping[str, Tensor], smaller: nn.Module) -> None:
+    """Results that are right and yet no success are named."""
+    dead = [name for name, keep in masks.items() if not bool(keep.any())]
+    if dead:
+        warnings.warn(
+            f"nothing is left of {', '.join(dead)}: what follows is constant unless another branch "
+            "goes around it", CompactionWarning, stacklevel=3,
+        )  # fmt: skip
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, smaller))
+    if masks and after >= before:
+        warnings.warn(
+            f"nothing was removed: {after} parameters as before", CompactionWarning, stacklevel=3
         )
-    rebuilt = rewrite(graph, plan)
-    rebuilt.meta["plan"] = plan
-    return rebuilt
 
 
-def _resolve(original: str) -> Any:
-    try:
-        return load_object(original)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f'{original!r} cannot be imported ({error}); give "package.module:function"'
-        ) from error
-
-
-def _load(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    try:
-        model.load_state_dict(state, assign=True)
-    except RuntimeError as error:
-        raise ValueError(f"{where} does not fit the original it names: {error}") from error

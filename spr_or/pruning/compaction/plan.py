@@ -1,0 +1,270 @@
+"""What of a network is needed, and what each operator runs on.
+
+1. Forwards: what is *known* of every tensor, from a run of the example (`facts`).
+2. Backwards: which elements are *needed*. A constant is not asked for where it can become a bias,
+   and one that is asked for need not be computed: it can be put back.
+3. Forwards: a *decision* for every operator: what it reads, makes and keeps (`rules`).
+"""
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import map_aggregate
+
+import spr_or.pruning.compaction.additions
+import spr_or.pruning.compaction.movement
+import spr_or.pruning.compaction.operators  # noqa: F401 - these fill the table of rules
+from spr_or.pruning.compaction.facts import (
+    Fact,
+    Facts,
+    Keep,
+    any_over,
+    counted,
+    full,
+    operands,
+    projected,
+    uniform,
+)
+from spr_or.pruning.compaction.rules import Decision, everything, rule_of
+from spr_or.pruning.compaction.weighted import WEIGHTED, layer_of, operations
+
+
+_getitem = operator.getitem
+
+
+class Plan:
+    """The analysis of one graph with its present weights, and what follows from it.
+
+    graph: from `trace`, in evaluation mode. values: the graph's inputs, one for each placeholder.
+    needed, required: for each node the elements that are asked of it, and those among them that have
+    to be computed. kept: the positions that remain. decisions: how each node runs.
+    """
+
+    def __init__(self, graph: fx.GraphModule, values: Sequence[Any], constants: bool = True) -> None:
+        self.graph = graph
+        self.facts = _facts(graph, values)
+        self.needed: dict[fx.Node, Tensor] = {}
+        self.required: dict[fx.Node, Tensor] = {}
+        self.kept: dict[fx.Node, Keep] = {}
+        self.decisions: dict[fx.Node, Decision] = {}
+        self._constants = constants
+        self._least: dict[fx.Node, Keep] = {}
+        self._backwards()
+        self._forwards()
+
+    def alive(self, node: fx.Node) -> bool:
+        """Whether anything of the node is computed."""
+        return node in self.required
+
+    def least(self, node: fx.Node) -> Keep:
+        """The positions of a node's result that have to be computed."""
+        if node not in self._least:
+            self._least[node] = projected(self.required[node], self.facts[node].variable)
+        return self._least[node]
+
+    def needed_along(self, node: fx.Node, dim: int) -> Tensor:
+        """The positions of one dimension at which anything is asked for, (n,)."""
+        return _along(self.needed.get(node), self.facts[node], dim)
+
+    def required_along(self, node: fx.Node, dim: int) -> Tensor:
+        """The positions of one dimension at which anything has to be computed, (n,)."""
+        return _along(self.required.get(node), self.facts[node], dim)
+
+    def _backwards(self) -> None:
+        for node in reversed(self.graph.graph.nodes):
+            if node.op == "output":
+                for leaf in node.all_input_nodes:
+                    self._ask(leaf, None)
+                continue
+            if node not in self.needed:
+                continue
+            fact = self.facts[node]
+            if node.op in ("placeholder", "get_attr"):
+                if fact.is_tensor:
+                    self.required[node] = self.needed[node]
+                continue
+            if not fact.is_tensor:
+                self.required[node] = self.needed[node]
+                if not isinstance(fact.value, int | float | bool):
+                    for x in operands(node, self.facts):
+                        self._ask(x, None)
+                self._ask_sizes(node)
+                continue
+            required = self.needed[node]
+            if self._constants and not fact.fixed:
+                required = required & ~insertable(fact)
+                if not bool(required.any()):
+                    required = self.needed[node] & _first_slice(fact)
+                    required = required if bool(required.any()) else self.needed[node]
+            self.required[node] = required
+            rule = rule_of(node.target)
+            if node.target is not _getitem:
+                nodes = operands(node, self.facts)
+                asked = rule.needed(node, self.facts, required)
+                for x, mask in zip(nodes, asked, strict=True):
+                    self._ask(x, mask)
+                inputs = [x for x in nodes if not self.facts[x].fixed]
+                if inputs and not any(x in self.needed for x in inputs):
+                    # A constant has the batch and the positions of something.
+                    self._ask(inputs[0], _first_slice(self.facts[inputs[0]]))
+            else:
+                self._ask(node.args[0], None)
+            self._ask_sizes(node)
+
+    def _ask(self, node: Any, mask: Tensor | None) -> None:
+        """Note that elements of a node are needed: those of the mask, or all."""
+        fact = self.facts[node]
+        if not fact.is_tensor:
+            self.needed[node] = torch.ones((), dtype=torch.bool)
+            return
+        if mask is None:
+            mask = torch.ones(fact.shape, dtype=torch.bool)
+        mask = mask.to(fact.value.device)
+        if not bool(mask.any()):
+            return
+        before = self.needed.get(node)
+        self.needed[node] = mask if before is None else before | mask
+
+    def _ask_sizes(self, node: fx.Node) -> None:
+        """Tensors whose sizes the node uses have to be there."""
+
+        def look(argument: Any) -> Any:
+            if isinstance(argument, fx.Node) and isinstance(self.facts[argument].value, int | float):
+                self.needed[argument] = torch.ones((), dtype=torch.bool)
+                self.required[argument] = self.needed[argument]
+                for source in argument.all_input_nodes:
+                    fact = self.facts[source]
+                    if fact.is_tensor and source.op != "placeholder":
+                        self._ask(source, _first_slice(fact))
+                    look(source)
+            return argument
+
+        map_aggregate((node.args, node.kwargs), look)
+
+    def _forwards(self) -> None:
+        for node in self.graph.graph.nodes:
+            fact = self.facts.get(node)
+            rank = len(fact.shape) if fact is not None and fact.is_tensor else 0
+            self.kept[node] = full(rank)
+            if node not in self.required or fact is None:
+                continue
+            if node.op == "get_attr":
+                self.kept[node] = projected(self.needed[node], frozenset())
+            elif node.op == "call_function":
+                if not fact.is_tensor or node.target is _getitem:
+                    decision = everything(self, node)
+                else:
+                    decision = rule_of(node.target).narrow(self, node)
+                self.decisions[node] = decision
+                self.kept[node] = decision.keeps
+
+    def obstacles(self) -> list[tuple[fx.Node, str]]:
+        """Operators in front of which something had to be put back, with the reason."""
+        return [(node, d.reason) for node, d in self.decisions.items() if d.reason]
+
+    def operations(self) -> int:
+        """Multiply-accumulate operations of what is left, in convolutions and linear layers."""
+        total = 0
+        for node, decision in self.decisions.items():
+            if node.target in WEIGHTED:
+                layer = layer_of(node, self.facts)
+                weight = _weight_shape(self, node, decision)
+                total += operations(
+                    layer, weight, counted(decision.makes, self.facts[node].shape)
+                ) * len(self.facts[node].value[:1]) // max(1, len(self.facts[node].value))
+        return total
+
+
+def _weight_shape(plan: Plan, node: fx.Node, decision: Decision) -> tuple[int, ...]:
+    layer = layer_of(node, plan.facts)
+    if decision.emit is not None and hasattr(decision.emit, "weight_shape"):
+        return tuple(decision.emit.weight_shape(plan.facts))
+    return counted(decision.reads[1], plan.facts[layer.weight].shape)
+
+
+def _along(mask: Tensor | None, fact: Fact, dim: int) -> Tensor:
+    if mask is None:
+        return torch.zeros(fact.shape[dim], dtype=torch.bool)
+    return any_over(mask, [d for d in range(mask.dim()) if d != dim]).cpu()
+
+
+def insertable(fact: Fact) -> Tensor:
+    """Elements that need not be computed: their slice along some dimension is one known value."""
+    found = torch.zeros(fact.shape, dtype=torch.bool, device=fact.value.device)
+    for dim, n in enumerate(fact.shape):
+        if dim in fact.variable or n == 1:
+            continue
+        held, _ = uniform(fact, dim)
+        found = found | held.view([-1 if d == dim else 1 for d in range(len(fact.shape))])
+    return found
+
+
+def _first_slice(fact: Fact) -> Tensor:
+    """One position of the first dimension that may be narrowed, everything of the others."""
+    found = torch.ones(fact.shape, dtype=torch.bool, device=fact.value.device)
+    for dim, n in enumerate(fact.shape):
+        if dim not in fact.variable and n > 1:
+            found.narrow(dim, 1, n - 1).fill_(False)
+            break
+    return found
+
+
+def _facts(graph: fx.GraphModule, values: Sequence[Any]) -> Facts:
+    """Run the graph and see what of each result is known."""
+    facts: Facts = {}
+    inputs = iter(values)
+    with torch.no_grad():
+        for node in graph.graph.nodes:
+            if node.op == "placeholder":
+                value = next(inputs)
+                known = torch.zeros(value.shape, dtype=torch.bool, device=value.device) \
+                    if isinstance(value, Tensor) else None  # fmt: skip
+                facts[node] = Fact(value, known, False, _variable(node))
+            elif node.op == "get_attr":
+                value = _attribute(graph, str(node.target))
+                known = torch.ones(value.shape, dtype=torch.bool, device=value.device)
+                facts[node] = Fact(value, known, True, frozenset())
+            elif node.op == "call_function":
+                facts[node] = _fact(node, facts)
+    return facts
+
+
+def _fact(node: fx.Node, facts: Facts) -> Fact:
+    def concrete(argument: Any) -> Any:
+        return facts[argument].value if isinstance(argument, fx.Node) else argument
+
+    args, kwargs = map_aggregate((node.args, node.kwargs), concrete)
+    value = node.target(*args, **kwargs)  # type: ignore[operator]
+    if not isinstance(value, Tensor):
+        return Fact(value, None, False, frozenset())
+    variable = _variable(node)
+    nodes = operands(node, facts)
+    fixed = all(facts[x].fixed for x in nodes) and not _random(node)
+    if fixed:
+        known = torch.ones(value.shape, dtype=torch.bool, device=value.device)
+    elif node.target is _getitem or not all(facts[x].is_tensor for x in nodes):
+        known = torch.zeros(value.shape, dtype=torch.bool, device=value.device)
+    else:
+        known = rule_of(node.target).known(node, facts, value)
+    return Fact(value, known, fixed, variable)
+
+
+def _random(node: fx.Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and "dropout" not in str(
+        node.target
+    )
+
+
+def _variable(node: fx.Node) -> frozenset[int]:
+    shape = getattr(node.meta.get("val"), "shape", ())
+    return frozenset(d for d, n in enumerate(shape) if not isinstance(n, int))
+
+
+def _attribute(graph: fx.GraphModule, name: str) -> Tensor:
+    place: Any = graph
+    for part in name.split("."):
+        place = getattr(place, part)
+    return place.detach()

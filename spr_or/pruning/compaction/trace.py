@@ -1,0 +1,415 @@
+"""A network as a graph of ATen operators on its own parameters.
+
+`torch.export` runs the forward pass once on the example, so Python that computes with shapes, takes
+dictionaries or loops over lists does not matter; sizes that may vary stay variable. The graph is
+then put into the form that the rules read: parameters and buffers are ``get_attr`` nodes under
+their own names, nothing writes over its input, and what has several results is several slices.
+"""
+
+import contextlib
+import inspect
+import operator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind
+from torch.utils import _pytree as pytree
+
+Example = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+
+aten = torch.ops.aten
+
+
+class CompactionError(ValueError):
+    """The network cannot be made smaller in a way that is known to keep its outputs."""
+
+
+class Inputs(NamedTuple):
+    """An example as a call takes it."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors in it."""
+        return [leaf for leaf in pytree.tree_leaves(self) if isinstance(leaf, Tensor)]
+
+
+def inputs_of(example: Example) -> Inputs:
+    """A tensor, a tuple of positional or a mapping of keyword arguments, as one thing.
+
+    >>> inputs_of({"x": torch.zeros(2)}).kwargs
+    {'x': tensor([0., 0.])}
+    """
+    if isinstance(example, Mapping):
+        return Inputs((), dict(example))
+    return Inputs(tuple(example) if isinstance(example, tuple | list) else (example,), {})
+
+
+def like_model(model: nn.Module, example: Example) -> Inputs:
+    """The example on the model's device, floating point inputs in its dtype, with two samples.
+
+    A batch of one would be taken for a size that never varies.
+    """
+    inputs = inputs_of(example)
+    reference = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+
+    def fitted(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        dtype = reference.dtype if leaf.is_floating_point() else leaf.dtype
+        return leaf.detach().to(reference.device, dtype)
+
+    inputs = Inputs(*pytree.tree_map(fitted, (inputs.args, inputs.kwargs)))
+    tensors = [t for t in inputs.tensors() if t.dim()]
+    if tensors and all(len(t) == 1 for t in tensors):
+        doubled = lambda t: torch.cat([t, t]) if isinstance(t, Tensor) and t.dim() else t  # noqa: E731
+        inputs = Inputs(*pytree.tree_map(doubled, (inputs.args, inputs.kwargs)))
+    return inputs
+
+
+def trace(model: nn.Module, example: Example) -> fx.GraphModule:
+    """The graph of ``model``, in the mode it is in; parameters are the model's own, not copies.
+
+    Raises CompactionError where the forward pass depends on the values of tensors, or does not
+    take the example.
+    """
+    inputs = like_model(model, example)
+    with warnings.catch_warnings(), torch.no_grad(), _attention_in_the_open():
+        warnings.simplefilter("ignore")
+        _run_once(model, inputs)
+        program = _export(model, inputs)
+        graph = _lowered(model, program)
+        if not _without_writes(graph, inputs):
+            graph = _lowered(model, program.run_decompositions({}))
+            if not _without_writes(graph, inputs):
+                raise CompactionError(
+                    f"{type(model).__name__} writes into tensors in a way that cannot be followed"
+                )
+    _several_results(graph)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    graph.meta["saved"] = set(model.state_dict())
+    return graph
+
+
+@contextlib.contextmanager
+def _attention_in_the_open() -> Iterator[None]:
+    """Without the fused encoder layers that torch uses where no gradient is wanted."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _run_once(model: nn.Module, inputs: Inputs) -> None:
+    try:
+        model(*inputs.args, **inputs.kwargs)
+    except Exception as error:
+        shapes = [tuple(t.shape) for t in inputs.tensors()]
+        raise CompactionError(
+            f"{type(model).__name__} does not take the example, inputs of shapes {shapes} (a batch "
+            f"of at least two): {error}"
+        ) from error
+
+
+def _export(model: nn.Module, inputs: Inputs) -> ExportedProgram:
+    """The program with as many variable sizes as the network allows; by torch.fx if need be."""
+    attempts: list[Callable[[], ExportedProgram]] = [
+        lambda: _exported(model, inputs, lambda t: dict.fromkeys(range(t.dim()), Dim.AUTO)),
+        lambda: _exported(model, inputs, lambda t: {0: Dim.AUTO} if t.dim() else {}),
+        lambda: _exported(fx.symbolic_trace(model), inputs, lambda t: {0: Dim.AUTO}),
+    ]
+    problems: list[Exception] = []
+    for attempt in attempts:
+        try:
+            return attempt()
+        except Exception as error:  # torch raises whatever its own or the user's code raises
+            problems.append(error)
+    raise CompactionError(
+        f"{type(model).__name__} cannot be traced by torch.export: {_first_lines(problems[1])}. "
+        f"Nor by torch.fx: {_first_lines(problems[2])}. Its forward must not depend on the values "
+        "of tensors"
+    ) from problems[1]
+
+
+def _first_lines(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:3]) or type(error).__name__
+
+
+def _exported(
+    model: nn.Module, inputs: Inputs, sizes: Callable[[Tensor], dict[int, Any]]
+) -> ExportedProgram:
+    def shape(leaf: Any) -> Any:
+        return sizes(leaf) if isinstance(leaf, Tensor) else None
+
+    names = [*_parameter_names(model, len(inputs.args)), *inputs.kwargs]
+    values = pytree.tree_map(shape, [*inputs.args, *inputs.kwargs.values()])
+    shapes = dict(zip(names, values, strict=True)) if names[: len(inputs.args)] else None
+    given: Any = shapes if inputs.kwargs else tuple(values)
+    return torch.export.export(
+        model, inputs.args, inputs.kwargs, dynamic_shapes=given, strict=False
+    )
+
+
+def _parameter_names(model: nn.Module, count: int) -> list[str]:
+    return list(inspect.signature(model.forward).parameters)[:count]
+
+
+def _lowered(model: nn.Module, program: ExportedProgram) -> fx.GraphModule:
+    """The program's graph with parameters, buffers and constants as attributes of ``model``."""
+    graph = fx.Graph()
+    root = _Tensors()
+    copies: dict[fx.Node, Any] = {}
+    specs = {
+        spec.arg.name: spec
+        for spec in program.graph_signature.input_specs
+        if not isinstance(spec.arg, ConstantArgument)
+    }
+    own = {**dict(model.named_parameters(remove_duplicate=False)),
+           **dict(model.named_buffers(remove_duplicate=False))}  # fmt: skip
+    lifted = {**program.constants, **program.state_dict}
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            spec = specs.get(node.name)
+            if spec is None or spec.kind == InputKind.USER_INPUT:
+                copies[node] = graph.placeholder(node.name)
+                copies[node].meta = dict(node.meta)
+                continue
+            name = str(spec.target)
+            tensor = own[name] if name in own else lifted[name]
+            copies[node] = root.node(graph, name, tensor)
+            copies[node].meta = dict(node.meta)
+        elif node.op == "output":
+            leaves = [copies[x] if isinstance(x, fx.Node) else x for x in node.args[0]]
+            _check_no_mutation(program)
+            graph.output(_plain(pytree.tree_unflatten(leaves, program.call_spec.out_spec)))
+        else:
+            if node.op == "get_attr":
+                raise CompactionError("the forward pass holds a subgraph (torch.cond, torch.map)")
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    module = fx.GraphModule(root, graph, class_name="Traced")
+    return module
+
+
+def _check_no_mutation(program: ExportedProgram) -> None:
+    changed = program.graph_signature.buffers_to_mutate
+    if changed:
+        raise CompactionError(
+            f"the forward pass in evaluation mode writes into buffers: {sorted(changed.values())}"
+        )
+
+
+class _Tensors(nn.Module):
+    """Holds parameters and buffers under dotted names, whatever modules those came from."""
+
+    def node(self, graph: fx.Graph, name: str, tensor: Tensor) -> fx.Node:
+        """A ``get_attr`` node for a tensor of that name."""
+        *path, last = name.split(".")
+        place: nn.Module = self
+        for part in path:
+            if part not in place._modules:
+                place.add_module(part, nn.Module())
+            place = place._modules[part]  # type: ignore[assignment]
+        if isinstance(tensor, nn.Parameter):
+            place.register_parameter(last, tensor)
+        elif isinstance(tensor, Tensor):
+            place.register_buffer(last, tensor)
+        else:
+            raise CompactionError(f"the forward pass uses an object of type {type(tensor)}")
+        return graph.get_attr(name)
+
+
+def _plain(tree: Any) -> Any:
+    """Outputs in dictionaries, lists and tuples only; other mappings become dictionaries."""
+    if isinstance(tree, Mapping):
+        return {str(key): _plain(value) for key, value in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple(_plain(value) for value in tree)
+    if isinstance(tree, list):
+        return [_plain(value) for value in tree]
+    return tree
+
+
+def _without_writes(graph: fx.GraphModule, inputs: Inputs) -> bool:
+    """Replace ``op_(a, …)`` by ``op(a, …)`` and later reads of a by it; False where views read a.
+
+    Which tensors share memory is seen on the example.
+    """
+    writers = [node for node in graph.graph.nodes if _writes(node)]
+    if not writers:
+        return True
+    memory: dict[fx.Node, int] = {}
+
+    class Watch(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            result = super().run_node(n)
+            if isinstance(result, Tensor):
+                memory[n] = result.untyped_storage().data_ptr()
+            return result
+
+    watch = Watch(graph, garbage_collect_values=False)
+    watch.run(*_flat(graph, inputs, copied=True))
+    order = {node: position for position, node in enumerate(graph.graph.nodes)}
+    for node in writers:
+        target = node.args[0]
+        later = [
+            user
+            for other, place in memory.items()
+            if place == memory.get(target) and other not in (target, node)
+            and order[other] < order[node]
+            for user in other.users
+            if order[user] > order[node]
+        ]  # fmt: skip
+        if later or target.op == "get_attr":
+            return False
+        target.replace_all_uses_with(node, lambda user, at=order[node]: order[user] > at)
+        node.target = _out_of_place(node.target)
+        if node.target is None:
+            return False
+    return True
+
+
+def _writes(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return bool(schema and schema.is_mutable)
+
+
+def _out_of_place(target: Any) -> Any:
+    """``aten.relu_.default`` to ``aten.relu.default``; None where there is no such operator."""
+    namespace, name = target._schema.name.split("::")
+    packet = getattr(getattr(torch.ops, namespace), name.removesuffix("_"), None)
+    found = getattr(packet, target._overloadname, None) if packet else None
+    return found if found and name.endswith("_") and not found._schema.is_mutable else None
+
+
+def _flat(graph: fx.GraphModule, inputs: Inputs, copied: bool = False) -> list[Any]:
+    """The example's leaves in the order of the graph's placeholders."""
+    leaves = pytree.tree_leaves((inputs.args, inputs.kwargs))
+    leaves = [leaf.clone() if copied and isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    return leaves
+
+
+flat_inputs = _flat
+
+
+def _several_results(graph: fx.GraphModule) -> None:
+    """Splits, chunks, unbind and gated units in terms of slices, products and so on."""
+    for node in list(graph.graph.nodes):
+        rewritten = _SEVERAL.get(node.target)
+        if rewritten is not None:
+            with graph.graph.inserting_after(node):
+                rewritten(graph.graph, node)
+
+
+def _shape(node: fx.Node) -> tuple[Any, ...]:
+    return tuple(node.meta["val"].shape)
+
+
+def _pieces(graph: fx.Graph, node: fx.Node) -> None:
+    """Every ``getitem`` of a split as a slice, where sizes do not vary."""
+    x = node.args[0]
+    assert isinstance(x, fx.Node)
+    dim = int(node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0))  # type: ignore[arg-type]
+    lengths = [_shape_of(value)[dim] for value in node.meta["val"]]
+    if not all(isinstance(length, int) for length in lengths):
+        return
+    starts = [sum(lengths[:k]) for k in range(len(lengths))]
+    for user in list(node.users):
+        k = user.args[1]
+        with graph.inserting_before(user):
+            piece = graph.call_function(
+                aten.slice.Tensor, (x, dim, starts[k], starts[k] + lengths[k])
+            )
+        piece.meta = dict(user.meta)
+        user.replace_all_uses_with(piece)
+        graph.erase_node(user)
+    graph.erase_node(node)
+
+
+def _shape_of(value: Any) -> tuple[Any, ...]:
+    return tuple(value.shape)
+
+
+def _unbound(graph: fx.Graph, node: fx.Node) -> None:
+    x, dim = node.args[0], node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    for user in list(node.users):
+        with graph.inserting_before(user):
+            part = graph.call_function(aten.select.int, (x, dim, user.args[1]))
+        part.meta = dict(user.meta)
+        user.replace_all_uses_with(part)
+        graph.erase_node(user)
+    graph.erase_node(node)
+
+
+def _gated(graph: fx.Graph, node: fx.Node) -> None:
+    """glu(x) = a · sigmoid(b) with x = (a, b)."""
+    x = node.args[0]
+    assert isinstance(x, fx.Node)
+    dim = int(node.args[1] if len(node.args) > 1 else -1)  # type: ignore[arg-type]
+    width = _shape(node)[dim]
+    if not isinstance(width, int):
+        return
+    with graph.inserting_before(node):
+        a = graph.call_function(aten.slice.Tensor, (x, dim, 0, width))
+        b = graph.call_function(aten.slice.Tensor, (x, dim, width, 2 * width))
+        gate = graph.call_function(aten.sigmoid.default, (b,))
+        product = graph.call_function(aten.mul.Tensor, (a, gate))
+    for new in (a, b, gate, product):
+        new.meta = dict(node.meta)
+    node.replace_all_uses_with(product)
+    graph.erase_node(node)
+
+
+def _constant_padding(graph: fx.Graph, node: fx.Node) -> None:
+    mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
+    value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value")
+    if mode == "constant":
+        node.target = aten.constant_pad_nd.default
+        node.args, node.kwargs = (*node.args[:2], 0.0 if value is None else value), {}
+
+
+def _norm_of_inference(graph: fx.Graph, node: fx.Node) -> None:
+    """What decomposition makes of a BatchNorm, as the BatchNorm that it was."""
+    x, weight, bias, mean, variance, momentum, eps = node.args
+    with graph.inserting_before(node):
+        norm = graph.call_function(
+            aten.batch_norm.default, (x, weight, bias, mean, variance, False, momentum, eps, False)
+        )
+    norm.meta = {**node.meta, "val": node.meta["val"][0]}
+    for user in list(node.users):
+        user.replace_all_uses_with(norm)
+        graph.erase_node(user)
+    graph.erase_node(node)
+
+
+_SEVERAL: dict[Any, Callable[[fx.Graph, fx.Node], None]] = {
+    aten.split_with_sizes.default: _pieces,
+    aten.split.Tensor: _pieces,
+    aten.split.sizes: _pieces,
+    aten.chunk.default: _pieces,
+    aten.unbind.int: _unbound,
+    aten.glu.default: _gated,
+    aten.pad.default: _constant_padding,
+    aten._native_batch_norm_legit_no_training.default: _norm_of_inference,
+}
+
+SIZES = (operator.add, operator.mul, operator.floordiv, operator.sub, operator.mod)
+
+
+def where_written(node: fx.Node) -> str:
+    """The line of the user's code that made a node, "file:line: code"; empty where unknown."""
+    lines = [line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines()]
+    for at in range(len(lines) - 1, -1, -1):
+        if lines[at].startswith("File ") and "/torch/" not in lines[at]:
+            place = lines[at].split('"')[1], lines[at].split("line ")[1].split(",")[0]
+            code = lines[at + 1] if at + 1 < len(lines) else ""
+            return f"{place[0]}:{place[1]}: {code}"
+    return ""
