@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from torch import nn
 
+from spr_or.pruning.compaction import format_1
 from spr_or.pruning.compaction.api import read_description
-from spr_or.pruning.compaction.graph import module_of, sides, trace
 
 
 class Kept(NamedTuple):
@@ -25,12 +25,18 @@ def kept_inputs(model: nn.Module, compact: Path) -> dict[str, Kept]:
     through additions and shortcuts. Compaction has computed this and stored it.  Raises
     ``ValueError`` for a file that is no compacted network.
     """
-    steps = read_description(compact)["steps"]
-    graph = trace(model.eval())
+    description = read_description(compact)
+    if description["format"] == format_1.FORMAT:
+        rows, columns = format_1.rows_and_columns(description, model)
+    else:
+        kept = description["kept"]
+        rows = {n.removesuffix(".weight"): dims[0] for n, dims in kept.items()}
+        columns = {n.removesuffix(".weight"): dims[1] for n, dims in kept.items() if len(dims) > 1}
     found = {}
-    for node in graph.graph.nodes:
-        if isinstance(module_of(graph, node), nn.Conv2d):
-            gone = not steps[node.name]["kept"]
-            channels = () if gone else tuple(steps[sides(node)[0].name]["kept"])
-            found[str(node.target)] = Kept(channels, gone)
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            gone = name not in rows
+            left = columns.get(name, []) if not gone else []
+            channels = range(layer.in_channels) if left is None else left
+            found[name] = Kept(tuple(channels), gone)
     return found

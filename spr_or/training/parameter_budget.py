@@ -9,7 +9,6 @@ at the end of the phase so that the count meets the target.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -17,11 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from spr_or.pruning.compaction.channels import make_plan
-from spr_or.pruning.compaction.graph import trace
-from spr_or.pruning.compaction.size import parameters_left
+from spr_or.pruning.compaction.size import Skeleton
 from spr_or.pruning.counts import count_parameters
-from spr_or.pruning.masks import apply_masks_
 
 Masks = dict[str, Tensor]
 EntityNumbers = dict[str, Tensor]
@@ -50,21 +46,12 @@ class Counter:
     """
 
     def __init__(self, model: nn.Module, example: Tensor) -> None:
+        self._skeleton = Skeleton(model, example)
         self.total = count_parameters(model)
-        self._example = example
-        self._skeleton = copy.deepcopy(model).eval()
-        with torch.no_grad():
-            for parameter in self._skeleton.parameters():
-                # One over the fan-in: nothing is zero, and no signal outgrows a float.
-                parameter.fill_(1 / math.prod(parameter.shape[1:]))
 
     def __call__(self, masks: Masks) -> float:
         """The percentage removed with ``masks`` (True = keep)."""
-        masked = copy.deepcopy(self._skeleton)
-        apply_masks_(masked, masks)
-        graph = trace(masked)
-        left = parameters_left(graph, make_plan(graph, self._example))
-        return 100 * (self.total - left) / self.total
+        return 100 * (self.total - self._skeleton.left(masks).parameters) / self.total
 
 
 def scheduled_pct(target: float, epoch: int, epochs: int) -> float:

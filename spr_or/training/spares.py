@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from spr_or.pruning.compaction.graph import following_norms
+from spr_or.pruning.following_norms import following_norms
 from spr_or.pruning.regularizer import SPR
 from spr_or.training.checkpoint import State
 

@@ -10,7 +10,7 @@ from models.resnet import resnet18
 from models.resnet_cifar import resnet20
 from models.toy import digits_resnet, mlp
 from models.vgg import vgg16
-from spr_or.pruning.compaction.graph import following_norms
+from spr_or.pruning.following_norms import following_norms
 from spr_or.pruning.masks import apply_masks_, collapsed_layers, hold_masks, masks_by_threshold
 
 

@@ -77,6 +77,19 @@ def load(description: Mapping[str, Any], tensors: Mapping[str, Tensor], where: s
     return model.eval()
 
 
+def rows_and_columns(
+    description: Mapping[str, Any], model: nn.Module
+) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """The kept filters and input channels of each convolution that is left, by name."""
+    steps, rows, columns = description["steps"], {}, {}
+    for node in fx.symbolic_trace(model.eval()).graph.nodes:
+        step = steps[node.name]
+        if step["kind"] == "conv" and step["kept"]:
+            rows[step["target"]] = step["kept"]
+            columns[step["target"]] = steps[_sides(node)[0].name]["kept"]
+    return rows, columns
+
+
 def _rebuilt(description: Mapping[str, Any]) -> fx.GraphModule:
     original, kwargs = description["original"], description["kwargs"]
     with torch.random.fork_rng(devices=[]):

@@ -182,6 +182,7 @@ def indexed_addition(axis: int, kept: Tensor | None, shift: Tensor | None) -> Em
         module = IndexedAdd(axis, len(order), picks, places, None if shift is None else shift.to(dtype))
         return builder.module(f"{node.name}_indexed", module, tensors)
 
+    emit.shift_size = 0 if shift is None else len(shift)  # type: ignore[attr-defined]
     return emit
 
 
@@ -274,6 +275,8 @@ def weighted(
         return builder.module(name, module, [given[0]], own=path is not None)
 
     emit.weight_shape = shapes  # type: ignore[attr-defined]
+    new = shift is not None and layer.bias is None
+    emit.shift_size = len(shift) if new and shift is not None else 0  # type: ignore[attr-defined]
     return emit
 
 

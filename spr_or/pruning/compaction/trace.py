@@ -122,9 +122,9 @@ def _run_once(model: nn.Module, inputs: Inputs) -> None:
 def _export(model: nn.Module, inputs: Inputs) -> ExportedProgram:
     """The program with as many variable sizes as the network allows; by torch.fx if need be."""
     attempts: list[Callable[[], ExportedProgram]] = [
-        lambda: _exported(model, inputs, lambda t: dict.fromkeys(range(t.dim()), Dim.AUTO)),
-        lambda: _exported(model, inputs, lambda t: {0: Dim.AUTO} if t.dim() else {}),
-        lambda: _exported(fx.symbolic_trace(model), inputs, lambda t: {0: Dim.AUTO}),
+        lambda: _exported(model, inputs, lambda t: {d for d, n in enumerate(t.shape) if n > 1}),
+        lambda: _exported(model, inputs, lambda t: {0}),
+        lambda: _exported(fx.symbolic_trace(model), inputs, lambda t: {0}),
     ]
     problems: list[Exception] = []
     for attempt in attempts:
@@ -145,10 +145,12 @@ def _first_lines(error: Exception) -> str:
 
 
 def _exported(
-    model: nn.Module, inputs: Inputs, sizes: Callable[[Tensor], dict[int, Any]]
+    model: nn.Module, inputs: Inputs, vary: Callable[[Tensor], set[int]]
 ) -> ExportedProgram:
     def shape(leaf: Any) -> Any:
-        return sizes(leaf) if isinstance(leaf, Tensor) else None
+        if not isinstance(leaf, Tensor):
+            return None
+        return {d: Dim.AUTO for d in vary(leaf) if d < leaf.dim() and leaf.shape[d] > 1}
 
     names = [*_parameter_names(model, len(inputs.args)), *inputs.kwargs]
     values = pytree.tree_map(shape, [*inputs.args, *inputs.kwargs.values()])
