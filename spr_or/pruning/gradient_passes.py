@@ -41,6 +41,18 @@ class Batch(NamedTuple):
     extra: Tensor | None = None
 
 
+def rows_of(batch: Batch) -> Tensor:
+    """The entities of a batch as rows (N, k).
+
+    >>> rows_of(Batch(torch.tensor([[1.0, 2.0]]), 1, torch.tensor([[3.0], [4.0]])))
+    tensor([[1., 3.],
+            [2., 4.]])
+    """
+    x, dim, extra = batch
+    rows = x.movedim(dim, 0).flatten(1)
+    return rows if extra is None else torch.cat([rows, extra], dim=1)
+
+
 class Parts(NamedTuple):
     """Numbers for the two tensors of a `Batch`, of their shapes; None where there are none."""
 

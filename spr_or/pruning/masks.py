@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from spr_or.pruning.compaction.graph import CONVOLUTIONS, following_norms
+from spr_or.pruning.entity_masks import kept
 
 Masks = Mapping[str, Tensor]
 
@@ -39,10 +40,6 @@ def masks_by_threshold(
     >>> masks_by_threshold(layer)
     {'0': tensor([ True, False])}
     """
-    if zero_below < 0:
-        raise ValueError(f"zero_below must be at least 0, not {zero_below}")
-    if not 0 <= share <= 1:
-        raise ValueError(f"share must lie in [0, 1], not {share}")
     if modules is None:
         modules = [name for name, m in model.named_modules() if isinstance(m, CONVOLUTIONS)]
     masks = {}
@@ -51,8 +48,7 @@ def masks_by_threshold(
         rows = layer.weight.detach().flatten(1)
         if layer.bias is not None:
             rows = torch.cat([rows, layer.bias.detach().unsqueeze(1)], dim=1)
-        zero = rows.abs() < zero_below if zero_below > 0 else rows == 0
-        masks[name] = (zero.double().mean(1) <= share) & ~zero.all(1)
+        masks[name] = kept(rows, rows.shape[1], zero_below, share)
     return masks
 
 

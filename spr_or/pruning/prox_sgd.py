@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spr_or.formulations import projected
-from spr_or.pruning.gradient_passes import Batch, Parts
+from spr_or.pruning.gradient_passes import Batch, Parts, rows_of
 from spr_or.pruning.group_entities import GroupEntities
 from spr_or.pruning.regularizer import SPR
 
@@ -115,7 +115,7 @@ class ProxSGD(torch.optim.SGD):
         """Replace every entity by its proximal point; ``groups`` as in `_layer_groups`."""
         spr = self.spr
         batches = spr.gather()
-        rows = [_rows(batch) for batch in batches]
+        rows = [rows_of(batch) for batch in batches]
         shrink = _in_pieces if rows[0].device.type == "cpu" else _at_once
         shrunk = shrink(rows, self._steps(groups), self._bounds(), spr.alpha)
         pairs = self._within_bounds(batches, self._new_weights(batches, shrunk))
@@ -137,7 +137,7 @@ class ProxSGD(torch.optim.SGD):
             return pairs
         bounds = [
             bound(0, len(rows)).expand_as(rows)
-            for bound, rows in zip(self._bounds(), map(_rows, batches), strict=True)
+            for bound, rows in zip(self._bounds(), map(rows_of, batches), strict=True)
         ]
         # A weight of no entity is paired with itself, so it is its own bound.
         limits = self._new_weights(batches, bounds)
@@ -222,15 +222,8 @@ def _shown(group: dict[str, Any]) -> str:
     return f"lr {float(group['lr']):g}, {rest}"
 
 
-def _rows(batch: Batch) -> Tensor:
-    """The entities of a batch as rows (N, k)."""
-    x, dim, extra = batch
-    rows = x.movedim(dim, 0).flatten(1)
-    return rows if extra is None else torch.cat([rows, extra], dim=1)
-
-
 def _unrows(batch: Batch, rows: Tensor) -> Parts:
-    """The inverse of `_rows`: rows (N, k) in the shapes of the batch."""
+    """The inverse of `rows_of`: rows (N, k) in the shapes of the batch."""
     x, dim, extra = batch
     moved = x.movedim(dim, 0).shape
     k = moved[1:].numel()
