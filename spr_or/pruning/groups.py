@@ -110,10 +110,6 @@ def check_groups(model: nn.Module, groups: Sequence[EntityGroup]) -> None:
     Traceback (most recent call last):
     ValueError: group 'a' names 'wieght', no parameter of the model; did you mean 'weight'?
     """
-    names = [group.name for group in groups]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"two groups have the name {name!r}")
     parameters = dict(model.named_parameters(remove_duplicate=False))
     cut: dict[int, tuple[int, str]] = {}
     owner: dict[tuple[int, int], tuple[str, int]] = {}
@@ -137,6 +133,10 @@ def check_groups(model: nn.Module, groups: Sequence[EntityGroup]) -> None:
                             f"{entity} of group {group.name!r}"
                         )
                     owner[key, i] = group.name, entity
+    names = [group.name for group in groups]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two groups have the name {name!r}")
 
 
 def _parameter(parameters: Mapping[str, nn.Parameter], group: str, member: Member) -> nn.Parameter:

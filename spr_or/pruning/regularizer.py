@@ -388,7 +388,11 @@ class SPR(nn.Module):
     ) -> list[tuple[nn.Parameter, Tensor]]:
         """`scatter` for groups, of which several may lie in one parameter."""
         make = torch.clone if others_stay else torch.zeros_like
-        targets = {id(p): make(p.detach()) for p in self._parameters_in_order()}
+        half = torch.bfloat16, torch.float16
+        targets = {
+            id(p): make(p.detach().float() if p.dtype in half else p.detach())
+            for p in self._parameters_in_order()
+        }
         for layer, part in zip(self.ordered_layers(), parts, strict=True):
             if part.weights is not None:
                 cast(GroupEntities, layer).write_(targets, part.weights)

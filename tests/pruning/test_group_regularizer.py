@@ -121,9 +121,7 @@ def test_gradient_against_finite_differences(alpha):
 
     for _ in range(5):
         directions = [torch.randn_like(w) * w for w in weights]
-        slope = sum(
-            (p.grad * d).sum().item() for p, d in zip(parameters, directions, strict=True)
-        )
+        slope = sum((p.grad * d).sum().item() for p, d in zip(parameters, directions, strict=True))
         difference = (value_at(1e-6) - value_at(-1e-6)) / 2e-6
         assert slope == pytest.approx(difference, rel=1e-6, abs=1e-9)
 
