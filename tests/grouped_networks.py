@@ -106,7 +106,7 @@ def written_out(weights: dict[str, Tensor], M: dict[str, float], alpha: float) -
 
 
 def penalty(net: nn.Module, groups: list[EntityGroup], bounds: dict, lam: float, alpha: float):
-    """The regulariser with importances k_i / sum k, entity after entity; ``bounds`` from `SPR.bounds_from`."""
+    """The regulariser with u_i = k_i / sum k, entity after entity; ``bounds`` as `SPR.bounds_from`'s."""
     tensors = dict(net.named_parameters())
     entities = [(g, i, entity_weights(tensors, g, i)) for g in groups for i in range(g.count)]
     total = sum(w.numel() for _, _, weights in entities for w in weights.values())
