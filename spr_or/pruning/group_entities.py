@@ -8,7 +8,8 @@ weight is moved, in whatever order the slices of an entity lie.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -26,8 +27,9 @@ class Part:
     dim: int
     index: Tensor
     column: int
+    _on_device: dict[torch.device, Tensor] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def plain(self) -> bool:
         """Whether the slices lie in the parameter in the order of the entities."""
         flat = self.index.flatten()
@@ -39,7 +41,7 @@ class Part:
         if self.plain:
             x = x.narrow(self.dim, int(self.index[0, 0]), self.index.numel())
         else:
-            x = x.index_select(self.dim, self.index.flatten().to(x.device))
+            x = x.index_select(self.dim, self._slices(x.device))
         return x.movedim(self.dim, 0).reshape(len(self.index), -1)
 
     def write_(self, target: Tensor, rows: Tensor) -> None:
@@ -49,13 +51,18 @@ class Part:
         if self.plain:
             moved.narrow(0, int(self.index[0, 0]), self.index.numel()).copy_(slices)
         else:
-            index = self.index.flatten().to(target.device)
-            moved.index_copy_(0, index, slices.to(target.dtype))
+            moved.index_copy_(0, self._slices(target.device), slices.to(target.dtype))
 
     @property
     def width(self) -> int:
         """The weights of one entity in this parameter."""
         return self.index.shape[1] * (self.parameter.numel() // self.parameter.shape[self.dim])
+
+    def _slices(self, device: torch.device) -> Tensor:
+        # Moved once: a copy to the device at each step would stall it.
+        if device not in self._on_device:
+            self._on_device[device] = self.index.flatten().to(device)
+        return self._on_device[device]
 
 
 @dataclass(frozen=True, eq=False)

@@ -104,10 +104,13 @@ def add_gradients_on_cpu_(
     Only slices that hold a weight with a slope of its own are searched for it.
     """
     parts = of_batches(batches, slopes)
-    found = []
+    found: list[tuple[Tensor, Tensor | None, Tensor]] = []
     for batch, part in zip(batches, parts, strict=True):
         x, dim = batch.weights, batch.dim
         index = part.slope.nonzero().squeeze(1)
+        if len(index) == 0:
+            found.append((index, None, torch.zeros_like(part.slope)))
+            continue
         top = x.index_select(dim, index)
         peak = part.peak.index_select(0, index).view(column(x, dim))
         attains = top.abs().eq_(peak)
@@ -116,7 +119,7 @@ def add_gradients_on_cpu_(
         found.append((index, top.mul_(attains), ties))
     ties = torch.cat([ties for _, _, ties in found])
     shared = of_batches(batches, _shared(slopes, ties, pieces))
-    for target, batch, part, (index, top, _) in zip(targets, batches, shared, found, strict=True):
+    for target, batch, part, (index, tops, _) in zip(targets, batches, shared, found, strict=True):
         if target is None:
             continue
         x, dim = batch.weights, batch.dim
@@ -124,8 +127,9 @@ def add_gradients_on_cpu_(
         same = target.dtype == x.dtype
         total = target if same else torch.zeros_like(x)
         total.addcmul_(x, part.radial.view(shape))
-        slope = part.slope.index_select(0, index).view(shape)
-        total.index_add_(dim, index, top.mul_(slope))
+        if tops is not None:
+            slope = part.slope.index_select(0, index).view(shape)
+            total.index_add_(dim, index, tops.mul_(slope))
         if not same:
             target.add_(total)
 
