@@ -194,9 +194,10 @@ def layer_entities(
         `spr_or.pruning.ignored.ignored_modules`. A group that writes to such a layer is left out; the
         layer's columns are left out of groups that it only reads.
 
-    So ``"filters"`` and ``"neurons"`` are the entities of `spr_or.formulations.entities.filters` and
-    `neurons`: a unit with a bias left is not dead. Convolutions are those of one to three dimensions,
-    transposed ones, and their subclasses. Wrappers (torch.compile, DataParallel) are looked through.
+    So ``"filters"`` of Conv2d and ``"neurons"`` are the entities of
+    `spr_or.formulations.entities.filters` and `neurons`: a unit with a bias left is not dead.
+    Convolutions are those of one to three dimensions, transposed ones, and their subclasses. Wrappers
+    (torch.compile, DataParallel) are looked through.
 
     Raises ``ValueError`` where nothing is found, a name or kind is unknown, a weight or bias is no
     plain parameter, entities overlap, input channels are asked of a grouped convolution, or
@@ -212,6 +213,8 @@ def layer_entities(
         entities = [entities]
     if entities and _all_of(entities, EntityGroup):
         return _groups(model, cast(Sequence[EntityGroup], entities), skipped)
+    if isinstance(entities, Sequence) and any(isinstance(e, EntityGroup) for e in entities):
+        raise ValueError("entities holds groups and other things: give groups only, or none")
     if isinstance(entities, Entities) or not (
         isinstance(entities, str | Mapping) or _all_of(entities, str)
     ):

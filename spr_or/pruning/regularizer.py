@@ -10,14 +10,13 @@ whatever the autocast (float64 for float64 parameters), and nothing is read back
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from spr_or.formulations import projected
-from spr_or.formulations.entities import importances
 from spr_or.pruning import gradient_passes_cpu, group_passes
 from spr_or.pruning.gradient_passes import (
     Batch,
@@ -36,8 +35,13 @@ from spr_or.pruning.layer_entities import (
     SliceEntities,
     layer_entities,
 )
-
-PerEntity = float | Tensor | Mapping[str, float | Tensor]
+from spr_or.pruning.per_entity import (
+    PerEntity,
+    check_numbers,
+    crossed,
+    importance_of,
+    per_layer,
+)
 
 # An entity that is (almost) zero in the dense network gets this share of its layer's bound: the
 # slope of z at zero is (1 - alpha) / M, so a tiny M would make any step overshoot.
@@ -128,11 +132,11 @@ class SPR(nn.Module):
         )
         self._runs = _runs(self.layers)
         dtype, device = _common(self.layers)
-        bound = _per_layer(M, self.layers, "M", [_crossed(layer) for layer in self.layers])
-        importance = _importance(u, self.layers)
+        bound = per_layer(M, self.layers, "M", [crossed(layer) for layer in self.layers])
+        importance = importance_of(u, self.layers)
         for layer in self.layers:
-            _check_numbers(bound[layer.name], "M", layer.name, positive=True)
-            _check_numbers(importance[layer.name], "u", layer.name, positive=False)
+            check_numbers(bound[layer.name], "M", layer.name, positive=True)
+            check_numbers(importance[layer.name], "u", layer.name, positive=False)
         self._compiled_with: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._lam: Tensor
         self.bound: Tensor
@@ -204,7 +208,7 @@ class SPR(nn.Module):
                     f"max|w| of layer {layer.name!r} of the dense network is {float(largest)}: "
                     "no bound M can be read from it; train the dense network first"
                 )
-            if _crossed(layer) > 1:
+            if crossed(layer) > 1:
                 of_layers = peak.amax(0, keepdim=True)
                 of_layers = of_layers.clamp(min=_ENTITY_FLOOR * float(largest))
                 floor = _ENTITY_FLOOR * of_layers
@@ -377,9 +381,9 @@ class SPR(nn.Module):
     def bounds(self) -> list[Tensor]:
         """M of the entities of each of `gather`'s batches: (n,), or (n, L) where they cross L layers."""
         layers = self._batches()
-        counts = [sum(layer.count * _crossed(layer) for layer in batch) for batch in layers]
+        counts = [sum(layer.count * crossed(layer) for layer in batch) for batch in layers]
         return [
-            bound if _crossed(batch[0]) == 1 else bound.view(-1, _crossed(batch[0]))
+            bound if crossed(batch[0]) == 1 else bound.view(-1, crossed(batch[0]))
             for bound, batch in zip(self.bound.split(counts), layers, strict=True)
         ]
 
@@ -518,77 +522,7 @@ def _runs(layers: tuple[LayerEntities, ...]) -> list[list[LayerEntities]]:
     return list(runs.values())
 
 
-def _crossed(layer: LayerEntities) -> int:
-    """L, how many layers the entities cross, each with a bound of its own."""
-    return len(layer.bounded) if isinstance(layer, GroupEntities) else 1
-
-
 def _common(layers: tuple[LayerEntities, ...]) -> tuple[torch.dtype, torch.device]:
     parameters = [p for layer in layers for p in layer.parameters]
     double = any(p.dtype == torch.float64 for p in parameters)
     return torch.float64 if double else torch.float32, parameters[0].device
-
-
-def _importance(u: str | PerEntity, layers: tuple[LayerEntities, ...]) -> dict[str, Tensor]:
-    """u of each layer's entities, (N,): the words of `importances`, or numbers that may be zero."""
-    if isinstance(u, str):
-        u = importances(u, torch.cat([layer.sizes for layer in layers]))
-    return _per_layer(u, layers, "u")
-
-
-def _per_layer(
-    values: PerEntity,
-    layers: tuple[LayerEntities, ...],
-    what: str,
-    columns: Sequence[int] | None = None,
-) -> dict[str, Tensor]:
-    """A number for each entity, (N,) for each layer, from a number, a tensor over all or a mapping.
-
-    With ``columns`` L > 1 of a layer it has L numbers, (N, L), which may be given as (1, L) too.
-    """
-    counts = [layer.count for layer in layers]
-    if isinstance(values, Mapping):
-        names = [layer.name for layer in layers]
-        missing = [name for name in names if name not in values]
-        unknown = [name for name in values if name not in names]
-        if missing or unknown:
-            raise ValueError(
-                f"{what} must name exactly the regularised layers: "
-                f"missing {missing or 'none'}, unknown {unknown or 'none'}"
-            )
-        given = [_as_tensor(values[name]) for name in names]
-    else:
-        whole = _as_tensor(values)
-        if whole.dim() > 0 and whole.shape != (sum(counts),):
-            raise ValueError(
-                f"{what} of shape {tuple(whole.shape)} does not fit the {sum(counts)} entities"
-            )
-        given = list(whole.split(counts)) if whole.dim() > 0 else [whole] * len(layers)
-    result = {}
-    for layer, value, width in zip(layers, given, columns or [1] * len(layers), strict=True):
-        shape = (layer.count,) if width == 1 else (layer.count, width)
-        if width > 1 and value.shape == (layer.count,):
-            value = value.unsqueeze(1)
-        elif value.dim() > 0 and value.shape not in (shape, (1, width) if width > 1 else shape):
-            also = f" in {width} layers" if width > 1 else ""
-            raise ValueError(
-                f"{what} of layer {layer.name!r} has shape {tuple(value.shape)}, "
-                f"but the layer has {layer.count} entities{also}"
-            )
-        result[layer.name] = value.expand(shape)
-    return result
-
-
-def _as_tensor(value: float | Tensor) -> Tensor:
-    """A tensor as it is; a number in float64, of which float32 would keep seven digits."""
-    return value.detach() if torch.is_tensor(value) else torch.as_tensor(value, dtype=torch.float64)
-
-
-def _check_numbers(values: Tensor, what: str, layer: str, positive: bool) -> None:
-    good = values.isfinite() & ((values > 0) if positive else (values >= 0))
-    if not bool(good.all()):
-        bad = values[~good][0].item()
-        raise ValueError(
-            f"{what} of layer {layer!r} holds {bad}: it must be finite and "
-            f"{'positive' if positive else 'not negative'}"
-        )

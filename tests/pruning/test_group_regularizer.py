@@ -16,6 +16,8 @@ from grouped_networks import (
     stream_group,
     streams,
 )
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from spr_or.formulations import projected
@@ -362,9 +364,52 @@ def test_an_accelerator_agrees_with_the_cpu():
 def test_heads_need_no_order():
     """The rows of q, k and v of a head in any order are the same entity."""
     net, group = streams(), head_group()
-    mixed = tuple(Member(m.parameter, m.dim, m.index.flip(1)) for m in group.members)
+    mixed = [Member(m.parameter, m.dim, m.index.flip(1)) for m in group.members]
+    apart = [Member(m.parameter, m.dim, i) for m in mixed for i in m.index.split(3, dim=1)]
+    assert len(apart) == 3 + 3 + 1
     values = [
-        SPR(net, 1.0, ALPHA, 0.5, entities)().item()
-        for entities in (group, EntityGroup("qkv", mixed, "heads"))
+        SPR(net, 1.0, ALPHA, 0.5, EntityGroup("qkv", tuple(members), "heads"))().item()
+        for members in (group.members, mixed, apart)
     ]
-    assert values[0] == pytest.approx(values[1], rel=1e-14)
+    assert values[1:] == pytest.approx(values[:1] * 2, rel=1e-14)
+
+
+@st.composite
+def random_groups(draw: st.DrawFn) -> list[EntityGroup]:
+    """Slices of some parameters, each along one dimension, dealt to the entities of some groups."""
+    shapes = {name: p.shape for name, p in streams().named_parameters()}
+    counts = draw(st.lists(st.integers(1, 2), min_size=1, max_size=3))
+    members: list[list[Member]] = [[] for _ in counts]
+    for name in draw(st.lists(st.sampled_from(sorted(shapes)), min_size=1, unique=True)):
+        dim = draw(st.integers(0, len(shapes[name]) - 1))
+        left = draw(st.permutations(range(shapes[name][dim])))
+        for group, count in zip(members, counts, strict=True):
+            each = draw(st.integers(0, 3))
+            dealt, left = left[: count * each], left[count * each :]
+            if len(dealt) == count * each > 0:
+                group.append(Member(name, dim, torch.tensor(dealt).view(count, each)))
+    groups = [EntityGroup(str(i), tuple(m)) for i, m in enumerate(members) if m]
+    assume(groups)
+    return groups
+
+
+@given(groups=random_groups(), alpha=st.sampled_from([0.02, 0.3, 0.9]))
+@settings(max_examples=100)
+def test_random_groups(groups, alpha):
+    net = streams()
+    bounds = factors(SPR.bounds_from(net, groups), 0.8)
+    spr = SPR(net, 0.7, alpha, bounds, groups)
+    wanted = penalty(net, groups, bounds, 0.7, alpha)
+    slopes = torch.autograd.grad(wanted, list(net.parameters()), materialize_grads=True)
+    assert spr().item() == pytest.approx(wanted.item(), rel=1e-12)
+    spr().backward()
+    through = [p.grad for p in net.parameters()]
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    spr.add_gradient_()
+    for parameter, found, slope in zip(net.parameters(), through, slopes, strict=True):
+        torch.testing.assert_close(parameter.grad, slope, rtol=1e-11, atol=1e-14)
+        if found is not None:
+            torch.testing.assert_close(found, slope, rtol=1e-11, atol=1e-14)
+        else:
+            assert not slope.any()

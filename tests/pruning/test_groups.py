@@ -235,3 +235,8 @@ def test_without_an_analysis_of_the_graph_the_error_says_what_to_do(monkeypatch)
     monkeypatch.setitem(sys.modules, "spr_or.pruning.network_groups", None)
     with pytest.raises(ValueError, match="'channels' cannot be found on the graph by this version"):
         layer_entities(streams(), "channels", example=torch.zeros(1, 2, 2, 2))
+
+
+def test_groups_and_words_in_one_list_are_refused():
+    with pytest.raises(ValueError, match="entities holds groups and other things"):
+        layer_entities(streams(), ["filters", head_group()])
