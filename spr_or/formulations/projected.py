@@ -211,6 +211,7 @@ def prox(
     r"""argmin over |w_j| <= M of ||w - v||^2 / 2 + step z(w), shape (..., N, k).
 
     ``step`` > 0 is a number or broadcasts against (..., N), so that step_i = t lambda u_i is one call.
+    ``M`` may also have the shape of v, one bound for each weight: an entity that crosses layers.
 
     For a given y the minimiser is w_j(y) = clip(v_j y / s, -M y, M y) with s = y + 2 step alpha, and
     the remaining function of y is convex with derivative step (1 - alpha) - sum_j psi_j(s), where
@@ -229,13 +230,17 @@ def prox(
     >>> prox(torch.tensor([[3.0, 4.0], [0.1, 0.1]]), 0.5, alpha=0.5, M=10.0).tolist()
     [[2.0, 2.6666667461395264], [0.0, 0.0]]
     """
-    _check(v, alpha, M, variant)
+    per_weight = torch.is_tensor(M) and M.shape == v.shape
+    _check(v, alpha, 1.0 if per_weight else M, variant)
+    if per_weight:
+        _check_positive(M, "M")
     _only_exact(variant, "prox")
     _check_positive(step, "step")
     x = _compute(v)
     rows = x.shape[:-1]
     t = _per_entity(step, x).expand(rows).unsqueeze(-1)
-    bound = _per_entity(M, x).expand(rows).unsqueeze(-1)
+    bound = _per_entity(M, x)
+    bound = bound if per_weight else bound.expand(rows).unsqueeze(-1)
     shift = 2 * alpha * t
     floor = shift + _per_entity(lower, x).expand(rows).unsqueeze(-1)
     ceiling = shift + _per_entity(upper, x).expand(rows).unsqueeze(-1)
@@ -243,7 +248,7 @@ def prox(
     s = _prox_root(magnitude, alpha, t, bound, floor, ceiling)
     y = s - shift
     if alpha < 1 and x.shape[-1] > 1:
-        gain = slope_of(x / t, alpha, bound.squeeze(-1)).unsqueeze(-1)
+        gain = _slope_of(x / t, alpha, bound, alpha).unsqueeze(-1)
         y = torch.where(gain > 0, y, floor - shift)
     divisor = s.clamp(min=torch.finfo(x.dtype).tiny)
     shrunk = torch.minimum(magnitude * (y / divisor), bound * y)
@@ -255,7 +260,7 @@ def _prox_root(
 ) -> Tensor:
     """s between ``floor`` and ``ceiling`` where the derivative in `prox` vanishes, (..., N, 1).
 
-    ``magnitude`` is |v| (..., N, k), the others have shape (..., N, 1).
+    ``magnitude`` is |v| (..., N, k), ``bound`` has its shape or (..., N, 1), which the others have.
     """
     price = t * (1 - alpha)
     tiny, near = torch.finfo(t.dtype).tiny, 1 + 4 * torch.finfo(t.dtype).eps
@@ -273,7 +278,11 @@ def _prox_root(
         total = (quadratic + torch.where(clipped, bound * (magnitude - bound * s), 0.0)).sum(
             -1, keepdim=True
         )
-        slope = 2 * unclipped / divisor + bound * (bound * clipped.sum(-1, keepdim=True))
+        if bound.shape[-1] == 1:
+            steep = bound * (bound * clipped.sum(-1, keepdim=True))
+        else:
+            steep = torch.where(clipped, bound * bound, 0.0).sum(-1, keepdim=True)
+        slope = 2 * unclipped / divisor + steep
         newton = s + (total - price) / slope.clamp(min=tiny)
         inner = s * (unclipped / price.clamp(min=tiny)).sqrt()
         # Never to the left: close to the root, rounding could move a step there.
@@ -286,11 +295,13 @@ def _prox_root(
 
 
 def _root_of_largest(magnitude: Tensor, alpha: float, t: Tensor, bound: Tensor) -> Tensor:
-    """The root that the largest weight of each entity would have by itself, (..., N, 1)."""
-    largest = magnitude.amax(-1, keepdim=True)
+    """The largest root that a weight of each entity would have by itself, (..., N, 1)."""
+    # Under one bound it is that of the largest weight.
+    largest = magnitude.amax(-1, keepdim=True) if bound.shape[-1] == 1 else magnitude
     clipped = largest / bound + (alpha * t - t * (1 - alpha) / bound / bound)
     on_the_line = math.sqrt(alpha) * bound <= math.sqrt(1 - alpha)
-    return torch.where(on_the_line, clipped, largest * _ratio(alpha))
+    root = torch.where(on_the_line, clipped, largest * _ratio(alpha))
+    return root.amax(-1, keepdim=True)
 
 
 def slope_of(u: Tensor, alpha: float, M: Bound, *, metric: Bound = 1.0) -> Tensor:
@@ -308,12 +319,16 @@ def slope_of(u: Tensor, alpha: float, M: Bound, *, metric: Bound = 1.0) -> Tenso
     1.5
     """
     x = _compute(u)
-    bound = _per_entity(M, x).unsqueeze(-1)
     a = alpha * _per_entity(metric, x)
-    magnitude = x.abs()
+    return _slope_of(x, alpha, _per_entity(M, x).unsqueeze(-1), a).to(u.dtype)
+
+
+def _slope_of(u: Tensor, alpha: float, bound: Tensor, a: Bound) -> Tensor:
+    """`slope_of` for bounds that broadcast against u (..., N, k)."""
+    magnitude = u.abs()
     clipped = magnitude > 2 * a * bound
     r = torch.where(clipped, bound, magnitude / (2 * a) if alpha > 0 else 0.0)
-    return ((r * magnitude - a * r * r).sum(-1) - (1 - alpha)).to(u.dtype)
+    return (r * magnitude - a * r * r).sum(-1) - (1 - alpha)
 
 
 def conjugate(

@@ -41,6 +41,18 @@ class Batch(NamedTuple):
     extra: Tensor | None = None
 
 
+def rows_of(batch: Batch) -> Tensor:
+    """The entities of a batch as rows (N, k).
+
+    >>> rows_of(Batch(torch.tensor([[1.0, 2.0]]), 1, torch.tensor([[3.0], [4.0]])))
+    tensor([[1., 3.],
+            [2., 4.]])
+    """
+    x, dim, extra = batch
+    rows = x.movedim(dim, 0).flatten(1)
+    return rows if extra is None else torch.cat([rows, extra], dim=1)
+
+
 class Parts(NamedTuple):
     """Numbers for the two tensors of a `Batch`, of their shapes; None where there are none."""
 
@@ -73,7 +85,7 @@ def norms_and_peaks(batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
     """
     norms, peaks = [], []
     for x, dim, extra in batches:
-        others = _others(x, dim)
+        others = others_of(x, dim)
         norm = torch.linalg.vector_norm(x, 2, others)
         if x.device.type == "cpu":  # there ten times as fast as the maximum norm
             peak = torch.maximum(x.amax(others), -x.amin(others)).abs()
@@ -177,9 +189,9 @@ def add_gradient_(target: Tensor, batch: Batch, slopes: Slopes) -> Parts:
 def factors(batch: Batch, slopes: Slopes) -> tuple[Tensor, Tensor | None]:
     """The gradient divided by w: r, and s / n more where |w_j| is the peak that n weights attain."""
     x, dim, extra = batch
-    shape = _column(x, dim)
+    shape = column(x, dim)
     attains = x.abs().eq_(slopes.peak.view(shape))
-    ties = attains.sum(_others(x, dim), keepdim=True)
+    ties = attains.sum(others_of(x, dim), keepdim=True)
     if extra is None:
         added = None
     else:
@@ -200,9 +212,11 @@ def of_batches(batches: Sequence[Batch], slopes: Slopes) -> list[Slopes]:
     return slopes.split(counts, [batch.weights.dtype for batch in batches])
 
 
-def _column(x: Tensor, dim: int) -> list[int]:
+def column(x: Tensor, dim: int) -> list[int]:
+    """The shape in which one number for each slice of x along ``dim`` broadcasts against x."""
     return [-1 if d == dim else 1 for d in range(x.dim())]
 
 
-def _others(x: Tensor, dim: int) -> list[int]:
+def others_of(x: Tensor, dim: int) -> list[int]:
+    """The dimensions of x besides ``dim``."""
     return [d for d in range(x.dim()) if d != dim]

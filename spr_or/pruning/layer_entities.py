@@ -3,28 +3,45 @@
 `formulations.entities` describes entities by positions in one flat vector, for any shape of entity. The
 entities of a network are far more regular: a layer's filters are the slices of one tensor along
 one dimension, so a layer is reduced by one kernel and its weights never move. A partition given
-by positions is served too (`PositionEntities`), at the price of gathering its weights.
+by positions is served too (`PositionEntities`), at the price of gathering its weights, and so are
+entities that cross layers (`spr_or.pruning.group_entities.GroupEntities`).
 """
 
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from spr_or.formulations.entities import Entities, parameter_indices
 from spr_or.pruning.gradient_passes import Batch, Parts
+from spr_or.pruning.group_entities import GroupEntities, group_entities
+from spr_or.pruning.groups import CONVOLUTIONS, TRANSPOSED, EntityGroup, Member, output_dim
+from spr_or.pruning.ignored import Ignored, ignored_modules, is_ignored
+from spr_or.pruning.unwrap import unwrap
 
-LAYER_TYPES: dict[str, type[nn.Module]] = {
-    "filters": nn.Conv2d,
-    "neurons": nn.Linear,
-    "input_channels": nn.Conv2d,
+LAYER_TYPES: dict[str, tuple[type[nn.Module], ...]] = {
+    "filters": CONVOLUTIONS,
+    "neurons": (nn.Linear,),
+    "input_channels": CONVOLUTIONS,
 }
-EntitySpec = str | Sequence[str] | Mapping[str, str] | Entities | Sequence[Sequence[int]]
+_TYPE_NAMES = {"filters": "convolution", "neurons": "Linear", "input_channels": "convolution"}
+# Found on the network's graph, as "neurons" are where an example input is given.
+GROUP_KINDS = ("channels", "heads", "blocks")
+EntitySpec = (
+    str
+    | Sequence[str]
+    | Mapping[str, str]
+    | Entities
+    | Sequence[Sequence[int]]
+    | EntityGroup
+    | Sequence[EntityGroup]
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,11 +158,16 @@ class PositionEntities:
         return self._on_device[device]
 
 
-LayerEntities = SliceEntities | PositionEntities
+LayerEntities = SliceEntities | PositionEntities | GroupEntities
 
 
 def layer_entities(
-    model: nn.Module, entities: EntitySpec = "filters", include_norm: bool = False
+    model: nn.Module,
+    entities: EntitySpec = "filters",
+    include_norm: bool = False,
+    *,
+    example: Any = None,
+    ignored: Ignored = (),
 ) -> tuple[LayerEntities, ...]:
     """The entities of ``model``, one element for each layer, in the order of ``model.named_modules()``.
 
@@ -153,98 +175,194 @@ def layer_entities(
     ----------
     entities : one of
 
-        - ``"filters"``: each output channel of every Conv2d, its weights and its bias;
+        - ``"filters"``: each output channel of every convolution, its weights and its bias;
         - ``"neurons"``: each output of every Linear but the last, whose outputs are the answer, its
-          weights and its bias;
-        - ``"input_channels"``: each input channel of every Conv2d, over all its outputs;
-        - several of these in a list;
-        - ``{layer name: one of these}`` for chosen layers;
+          weights and its bias; with an ``example`` the hidden units of the network's graph;
+        - ``"input_channels"``: each input channel of every convolution, over all its outputs;
+        - ``"channels"``, ``"heads"`` or ``"blocks"``: what the network's graph says dies together; they
+          need an ``example``;
+        - several of these in a list (kinds that the network does not have are left out);
+        - ``{layer name: one of the first three}`` for chosen layers;
+        - `spr_or.pruning.groups.EntityGroup`, or a list of them: entities that cross layers;
         - `spr_or.formulations.entities.Entities`, or lists of positions in the flat vector of the model's
           parameters (`spr_or.formulations.entities.parameter_indices` gives them), for anything else.
 
     include_norm : whether the γ and β of the BatchNorms that follow a filter or neuron belong to
-        its entity (found in the model's torch.fx graph).
+        its entity (found in the model's torch.fx graph). Groups say themselves what belongs to them.
+    example : an input of the model, for entities that are found on its graph
+    ignored : layers whose outputs all stay, by name, glob pattern (``"layer4.*"``) or module type; see
+        `spr_or.pruning.ignored.ignored_modules`. A group that writes to such a layer is left out; the
+        layer's columns are left out of groups that it only reads.
 
-    So ``"filters"`` and ``"neurons"`` are the entities of `spr_or.formulations.entities.filters` and
-    `neurons`: a unit with a bias left is not dead.
+    So ``"filters"`` of Conv2d and ``"neurons"`` are the entities of
+    `spr_or.formulations.entities.filters` and `neurons`: a unit with a bias left is not dead.
+    Convolutions are those of one to three dimensions, transposed ones, and their subclasses. Wrappers
+    (torch.compile, DataParallel) are looked through.
 
     Raises ``ValueError`` where nothing is found, a name or kind is unknown, a weight or bias is no
-    plain parameter, entities overlap, or input channels are asked of a grouped convolution.
+    plain parameter, entities overlap, input channels are asked of a grouped convolution, or
+    filters of a grouped transposed one.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4, 2))
     >>> [(layer.name, layer.count) for layer in layer_entities(net)]
     [('0', 4)]
     """
-    model = getattr(model, "_orig_mod", model)  # torch.compile wraps; its names would change
-    if isinstance(entities, Entities):
-        return (_positions(model, entities),)
-    if not isinstance(entities, str | Mapping) and not _all_strings(entities):
-        total = sum(p.numel() for p in model.parameters())
-        groups = cast(Sequence[Sequence[int]], entities)
-        return (_positions(model, Entities.of(groups, total)),)
+    model = unwrap(model)
+    skipped = ignored_modules(model, ignored)
+    if isinstance(entities, EntityGroup):
+        entities = [entities]
+    if entities and _all_of(entities, EntityGroup):
+        return _groups(model, cast(Sequence[EntityGroup], entities), skipped)
+    if isinstance(entities, Sequence) and any(isinstance(e, EntityGroup) for e in entities):
+        raise ValueError("entities holds groups and other things: give groups only, or none")
+    if isinstance(entities, Entities) or not (
+        isinstance(entities, str | Mapping) or _all_of(entities, str)
+    ):
+        if skipped:
+            raise ValueError(
+                "ignored leaves out layers, but entities are given by positions: leave the "
+                "positions of those layers out"
+            )
+        return (_positions(model, _partition(model, entities)),)
     named = cast(str | Sequence[str] | Mapping[str, str], entities)
-    found = _slices(model, _chosen_layers(model, named), include_norm)
+    if not named:
+        raise ValueError(f"entities={named!r} names no layer: nothing to regularise")
+    words, graph_kinds = _by_source(named, example is not None)
+    slices = _slices(model, _chosen_layers(model, words, skipped), include_norm)
+    found: tuple[LayerEntities, ...] = slices
+    if graph_kinds:
+        groups = [g for kind in graph_kinds for g in _network_groups(model, example, kind)]
+        as_groups = [_as_group(model, layer) for layer in slices]
+        found = _groups(model, [*as_groups, *groups], skipped)
     if not found:
-        raise ValueError(f"entities={entities!r} names no layer: nothing to regularise")
+        raise ValueError(
+            f"the model has no layer for entities={named!r}"
+            f"{' besides those ignored' if skipped else ''}: {_way_out(model, named, skipped)}"
+        )
     return found
 
 
+def _by_source(
+    entities: str | Sequence[str] | Mapping[str, str], has_example: bool
+) -> tuple[Sequence[str] | Mapping[str, str], list[str]]:
+    """The kinds that are slices of layers, and those found on the network's graph."""
+    if isinstance(entities, Mapping):
+        return entities, []
+    words = [entities] if isinstance(entities, str) else list(entities)
+    for word in words:
+        _check_kind(word, (*LAYER_TYPES, *GROUP_KINDS))
+    on_graph = [w for w in words if w in GROUP_KINDS or (w == "neurons" and has_example)]
+    return [word for word in words if word not in on_graph], on_graph
+
+
+def _network_groups(model: nn.Module, example: Any, kind: str) -> Sequence[EntityGroup]:
+    if example is None:
+        raise ValueError(
+            f"entities={kind!r} are found on the network's graph, which needs an input: pass "
+            "example=, a tensor of the shape that the model takes"
+        )
+    try:
+        analysis = importlib.import_module("spr_or.pruning.network_groups")
+    except ModuleNotFoundError as error:
+        if error.name != "spr_or.pruning.network_groups":
+            raise
+        raise ValueError(
+            f"entities={kind!r} cannot be found on the graph by this version: give a list of "
+            "spr_or.pruning.groups.EntityGroup, or 'filters' or 'neurons' without an example"
+        ) from None
+    return cast(Sequence[EntityGroup], analysis.network_groups(model, example, kind))
+
+
+def _groups(
+    model: nn.Module, groups: Sequence[EntityGroup], skipped: frozenset[str]
+) -> tuple[GroupEntities, ...]:
+    kept = [group for group in (_unignored(model, g, skipped) for g in groups) if group is not None]
+    if not kept:
+        raise ValueError(
+            "every group of entities writes to an ignored layer: nothing to regularise"
+        )
+    return group_entities(model, kept)
+
+
+def _unignored(model: nn.Module, group: EntityGroup, skipped: frozenset[str]) -> EntityGroup | None:
+    """The group without the columns of ignored layers; None where it writes to one of them."""
+    touched = [m for m in group.members if is_ignored(m.parameter, skipped)]
+    if any(not _reads(model, member) for member in touched):
+        return None
+    members = tuple(m for m in group.members if m not in touched)
+    return EntityGroup(group.name, members, group.kind) if members else None
+
+
+def _reads(model: nn.Module, member: Member) -> bool:
+    """Whether the slices are columns of a layer's weight, which read a channel."""
+    owner, _, key = member.parameter.rpartition(".")
+    module = model.get_submodule(owner)
+    layers = (*CONVOLUTIONS, nn.Linear)
+    return key == "weight" and isinstance(module, layers) and member.dim != output_dim(module)
+
+
+def _as_group(model: nn.Module, layer: SliceEntities) -> EntityGroup:
+    """A layer's slices as a group, to stand beside groups."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    index = torch.arange(layer.count).unsqueeze(1)
+    dims = [layer.dim, *[0] * (len(layer.parameters) - 1)]
+    members = [
+        Member(names[id(p)], dim, index) for p, dim in zip(layer.parameters, dims, strict=True)
+    ]
+    return EntityGroup(layer.name, tuple(members), "own")
+
+
 def _chosen_layers(
-    model: nn.Module, entities: str | Sequence[str] | Mapping[str, str]
+    model: nn.Module, entities: Sequence[str] | Mapping[str, str], skipped: frozenset[str]
 ) -> dict[str, str]:
     modules = dict(model.named_modules(remove_duplicate=False))
     if isinstance(entities, Mapping):
         for name, kind in entities.items():
-            _check_kind(kind)
+            _check_kind(kind, tuple(LAYER_TYPES))
             if name not in modules:
                 near = difflib.get_close_matches(name, modules, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ValueError(f"entities names {name!r}, no module of the model{hint}")
             if not isinstance(modules[name], LAYER_TYPES[kind]):
                 raise ValueError(
-                    f"{kind!r} need a {LAYER_TYPES[kind].__name__}, "
+                    f"{kind!r} need a {_TYPE_NAMES[kind]}, "
                     f"but {name!r} is a {type(modules[name]).__name__}"
                 )
-        return {name: entities[name] for name in modules if name in entities}
+        return {n: entities[n] for n in modules if n in entities and n not in skipped}
     chosen: dict[str, str] = {}
-    for kind in [entities] if isinstance(entities, str) else entities:
-        assert isinstance(kind, str)
-        _check_kind(kind)
-        names = _layer_names(modules, kind)
-        if not names:
-            raise ValueError(
-                f"the model has no layer for entities={kind!r}: {_way_out(modules, kind)}"
-            )
-        for name in names:
+    for kind in entities:
+        for name in _layer_names(modules, kind, skipped):
             if name in chosen and chosen[name] != kind:
                 raise ValueError(f"entities overlap: {name!r} is in {chosen[name]!r} and {kind!r}")
             chosen[name] = kind
     return {name: chosen[name] for name in modules if name in chosen}
 
 
-def _layer_names(modules: Mapping[str, nn.Module], kind: str) -> list[str]:
+def _layer_names(modules: Mapping[str, nn.Module], kind: str, skipped: frozenset[str]) -> list[str]:
     """The layers whose entities are of that kind; the last linear one is the output and has none."""
     names = [name for name, m in modules.items() if isinstance(m, LAYER_TYPES[kind])]
-    return names[:-1] if kind == "neurons" else names
+    return [n for n in (names[:-1] if kind == "neurons" else names) if n not in skipped]
 
 
-def _way_out(modules: Mapping[str, nn.Module], kind: str) -> str:
+def _way_out(model: nn.Module, entities: object, skipped: frozenset[str]) -> str:
+    modules = dict(model.named_modules(remove_duplicate=False))
     for other in LAYER_TYPES:
-        if other != kind and _layer_names(modules, other):
-            return f"use {other!r}, which takes its {LAYER_TYPES[other].__name__} layers"
+        if other != entities and _layer_names(modules, other, skipped):
+            return f"use {other!r}, which takes every {_TYPE_NAMES[other]}"
     return "nothing to regularise"
 
 
 def _slices(
     model: nn.Module, chosen: Mapping[str, str], include_norm: bool
-) -> tuple[LayerEntities, ...]:
+) -> tuple[SliceEntities, ...]:
     """The entities of chosen layers, {name: kind}; a weight of two layers counts once."""
     norms = _following_norms(model) if include_norm else {}
-    found: list[LayerEntities] = []
+    found: list[SliceEntities] = []
     owner: dict[int, tuple[str, str]] = {}
     for name, kind in chosen.items():
         weight = _plain_parameter(model, name, "weight")
-        _check_groups(model, name, kind)
+        module = model.get_submodule(name)
+        _check_convolution_groups(module, name, kind)
         if id(weight) in owner:
             if owner[id(weight)][1] != kind:
                 raise ValueError(
@@ -254,27 +372,35 @@ def _slices(
             continue  # a weight that two modules share is one set of entities
         owner[id(weight)] = name, kind
         if kind == "input_channels":
-            found.append(SliceEntities(name, (weight,), 1))
+            found.append(SliceEntities(name, (weight,), int(not isinstance(module, TRANSPOSED))))
             continue
-        has_bias = model.get_submodule(name).bias is not None
+        has_bias = module.bias is not None
         bias = [_plain_parameter(model, name, "bias")] if has_bias else []
-        found.append(SliceEntities(name, (weight, *bias, *norms.get(name, [])), 0))
+        found.append(SliceEntities(name, (weight, *bias, *norms.get(name, [])), output_dim(module)))
     return tuple(found)
 
 
-def _check_groups(model: nn.Module, name: str, kind: str) -> None:
-    if kind == "input_channels" and getattr(model.get_submodule(name), "groups", 1) > 1:
+def _check_convolution_groups(module: nn.Module, name: str, kind: str) -> None:
+    if getattr(module, "groups", 1) == 1:
+        return
+    if kind == "input_channels":
         raise ValueError(
             f"the kernels of one input channel of the grouped convolution {name!r} are no slice of "
             "its weight: use filters there, or give the entities by positions"
         )
+    if isinstance(module, TRANSPOSED) and output_dim(module) == 1:
+        raise ValueError(
+            f"the kernels of one output channel of the grouped transposed convolution {name!r} are "
+            f"no slice of its weight: leave it out by ignored=[{name!r}], or give the entities by "
+            "positions"
+        )
 
 
-def _check_kind(kind: str) -> None:
-    if kind not in LAYER_TYPES:
-        near = difflib.get_close_matches(str(kind), LAYER_TYPES, n=1)
+def _check_kind(kind: str, kinds: Sequence[str]) -> None:
+    if kind not in kinds:
+        near = difflib.get_close_matches(str(kind), kinds, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"entities must be among {', '.join(LAYER_TYPES)}, not {kind!r}{hint}")
+        raise ValueError(f"entities must be among {', '.join(kinds)}, not {kind!r}{hint}")
 
 
 def _plain_parameter(model: nn.Module, name: str, key: str) -> nn.Parameter:
@@ -299,6 +425,13 @@ def _following_norms(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     }
 
 
+def _partition(model: nn.Module, entities: object) -> Entities:
+    if isinstance(entities, Entities):
+        return entities
+    total = sum(p.numel() for p in model.parameters())
+    return Entities.of(cast(Sequence[Sequence[int]], entities), total)
+
+
 def _positions(model: nn.Module, entities: Entities) -> PositionEntities:
     total = sum(p.numel() for p in model.parameters())
     if entities.n_parameters != total:
@@ -319,5 +452,6 @@ def _positions(model: nn.Module, entities: Entities) -> PositionEntities:
     return PositionEntities("entities", tuple(parameters[n] for n in names), narrowed)
 
 
-def _all_strings(values: object) -> bool:
-    return isinstance(values, Sequence) and all(isinstance(value, str) for value in values)
+def _all_of(values: object, kind: type) -> bool:
+    """Whether the values are a list of that kind; a list of nothing is one of every kind."""
+    return isinstance(values, Sequence) and all(isinstance(value, kind) for value in values)

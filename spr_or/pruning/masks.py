@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from spr_or.pruning.compaction.prepare import computed_weights
+from spr_or.pruning.entity_masks import kept
 from spr_or.pruning.following_norms import CONVOLUTIONS, LAYERS, NORMS, TRANSPOSED, following_norms
 from spr_or.pruning.unwrap import unwrap
 
@@ -46,10 +47,6 @@ def masks_by_threshold(
     >>> masks_by_threshold(layer)
     {'0': tensor([ True, False])}
     """
-    if zero_below < 0:
-        raise ValueError(f"zero_below must be at least 0, not {zero_below}")
-    if not 0 <= share <= 1:
-        raise ValueError(f"share must lie in [0, 1], not {share}")
     model = unwrap(model)
     if modules is None:
         kinds = (*CONVOLUTIONS, *TRANSPOSED)
@@ -60,8 +57,7 @@ def masks_by_threshold(
         rows = filter_rows(layer)
         if layer.bias is not None:
             rows = torch.cat([rows, layer.bias.detach().unsqueeze(1)], dim=1)
-        zero = rows.abs() < zero_below if zero_below > 0 else rows == 0
-        masks[name] = (zero.double().mean(1) <= share) & ~zero.all(1)
+        masks[name] = kept(rows, rows.shape[1], zero_below, share)
     return masks
 
 

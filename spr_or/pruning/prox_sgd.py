@@ -15,20 +15,22 @@ Weights of no entity take the step of SGD, to the last bit.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spr_or.formulations import projected
-from spr_or.pruning.gradient_passes import Batch, Parts
+from spr_or.pruning.gradient_passes import Batch, Parts, rows_of
+from spr_or.pruning.group_entities import GroupEntities
 from spr_or.pruning.regularizer import SPR
 
 # The proximal operator is defined for positive steps; below this one it is the projection on the
 # box |w| <= M, which is what lambda = 0 asks for.
 _SMALLEST_STEP = 1e-12
 _PIECE = 2**17  # weights
+_PADDED = 4  # times the weights
 
 
 class ProxSGD(torch.optim.SGD):
@@ -113,9 +115,9 @@ class ProxSGD(torch.optim.SGD):
         """Replace every entity by its proximal point; ``groups`` as in `_layer_groups`."""
         spr = self.spr
         batches = spr.gather()
-        rows = [_rows(batch) for batch in batches]
+        rows = [rows_of(batch) for batch in batches]
         shrink = _in_pieces if rows[0].device.type == "cpu" else _at_once
-        shrunk = shrink(rows, self._steps(groups), spr.bound, spr.alpha)
+        shrunk = shrink(rows, self._steps(groups), self._bounds(), spr.alpha)
         pairs = self._within_bounds(batches, self._new_weights(batches, shrunk))
         torch._foreach_copy_([p for p, _ in pairs], [part for _, part in pairs])
 
@@ -133,10 +135,9 @@ class ProxSGD(torch.optim.SGD):
         """``pairs`` in the parameters' dtype; rounding to half precision must not pass M."""
         if not any(p.dtype in (torch.bfloat16, torch.float16) for p, _ in pairs):
             return pairs
-        columns = self.spr.bound.split([batch.weights.shape[batch.dim] for batch in batches])
         bounds = [
-            bound.unsqueeze(1).expand(-1, _rows(batch).shape[1])
-            for bound, batch in zip(columns, batches, strict=True)
+            bound(0, len(rows)).expand_as(rows)
+            for bound, rows in zip(self._bounds(), map(rows_of, batches), strict=True)
         ]
         # A weight of no entity is paired with itself, so it is its own bound.
         limits = self._new_weights(batches, bounds)
@@ -144,6 +145,14 @@ class ProxSGD(torch.optim.SGD):
             (p, _towards_zero(part.to(p.dtype), limit.abs()))
             for (p, part), (_, limit) in zip(pairs, limits, strict=True)
         ]
+
+    def _bounds(self) -> list[_Bounds]:
+        """M of the weights of each batch's rows."""
+        layers = [layer for layer in self.spr.ordered_layers() if isinstance(layer, GroupEntities)]
+        bounds = self.spr.bounds()
+        if not layers:
+            return [_Bounds(bound) for bound in bounds]
+        return [_Bounds(bound, layer) for bound, layer in zip(bounds, layers, strict=True)]
 
     def _steps(self, groups: list[dict[str, Any]]) -> Tensor:
         """t_i of every entity, (N,)."""
@@ -213,15 +222,8 @@ def _shown(group: dict[str, Any]) -> str:
     return f"lr {float(group['lr']):g}, {rest}"
 
 
-def _rows(batch: Batch) -> Tensor:
-    """The entities of a batch as rows (N, k)."""
-    x, dim, extra = batch
-    rows = x.movedim(dim, 0).flatten(1)
-    return rows if extra is None else torch.cat([rows, extra], dim=1)
-
-
 def _unrows(batch: Batch, rows: Tensor) -> Parts:
-    """The inverse of `_rows`: rows (N, k) in the shapes of the batch."""
+    """The inverse of `rows_of`: rows (N, k) in the shapes of the batch."""
     x, dim, extra = batch
     moved = x.movedim(dim, 0).shape
     k = moved[1:].numel()
@@ -233,20 +235,63 @@ def _towards_zero(w: Tensor, limit: Tensor) -> Tensor:
     return torch.where(w.abs() > limit, torch.nextafter(w, torch.zeros_like(w)), w)
 
 
-def _in_pieces(rows: list[Tensor], steps: Tensor, bounds: Tensor, alpha: float) -> list[Tensor]:
+class _Bounds(NamedTuple):
+    """M of a batch's entities, (n,), or (n, L) for the layers that the entities of ``group`` cross."""
+
+    bound: Tensor
+    group: GroupEntities | None = None
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        """M of some entities' weights, (n, 1) or (n, k)."""
+        bound = self.bound[start:stop]
+        if self.group is None or bound.dim() == 1:
+            return bound.unsqueeze(1)
+        return self.group.bounds_of_weights(bound)
+
+
+def _prox(rows: Tensor, steps: Tensor, bounds: Tensor, alpha: float) -> Tensor:
+    """Proximal points of rows (n, k) under bounds (n, 1) or (n, k)."""
+    per_entity = bounds.shape[1] == 1
+    return projected.prox(rows, steps, alpha, bounds.squeeze(1) if per_entity else bounds)
+
+
+def _in_pieces(
+    rows: list[Tensor], steps: Tensor, bounds: list[_Bounds], alpha: float
+) -> list[Tensor]:
     """The proximal points of each batch (N, k), in pieces whose temporaries a CPU's cache holds."""
-    counts = [len(x) for x in rows]
     shrunk = []
-    for x, step, bound in zip(rows, steps.split(counts), bounds.split(counts), strict=True):
+    for x, step, bound in zip(rows, steps.split([len(x) for x in rows]), bounds, strict=True):
         count = max(1, _PIECE // x.shape[1])
-        pieces = zip(x.split(count), step.split(count), bound.split(count), strict=True)
-        shrunk.append(torch.cat([projected.prox(w, t, alpha, m) for w, t, m in pieces]))
+        starts = range(0, len(x), count)
+        pieces = zip(starts, x.split(count), step.split(count), strict=True)
+        shrunk.append(torch.cat([_prox(w, t, bound(i, i + len(w)), alpha) for i, w, t in pieces]))
     return shrunk
 
 
-def _at_once(rows: list[Tensor], steps: Tensor, bounds: Tensor, alpha: float) -> list[Tensor]:
-    """The same in one call, padded to one width: an accelerator pays for each kernel."""
+def _at_once(
+    rows: list[Tensor], steps: Tensor, bounds: list[_Bounds], alpha: float
+) -> list[Tensor]:
+    """The same in one call, padded to one width: an accelerator pays for each kernel.
+
+    Rows of very different widths go in several calls, for the padding would be most of the work.
+    """
     width = max(x.shape[1] for x in rows)
-    padded = torch.cat([F.pad(x, (0, width - x.shape[1])) for x in rows])
-    shrunk = projected.prox(padded, steps, alpha, bounds).split([len(x) for x in rows])
-    return [part[:, : x.shape[1]].to(x.dtype) for part, x in zip(shrunk, rows, strict=True)]
+    split = width * sum(map(len, rows)) > _PADDED * sum(x.numel() for x in rows)
+    calls: dict[int, list[int]] = {}
+    for i, x in enumerate(rows):
+        calls.setdefault(x.shape[1].bit_length() if split else 0, []).append(i)
+    step = steps.split([len(x) for x in rows])
+    shrunk: dict[int, Tensor] = {}
+    for call in calls.values():
+        limits = [bounds[i](0, len(rows[i])) for i in call]
+        width = max(rows[i].shape[1] for i in call)
+        if any(limit.shape[1] > 1 for limit in limits):
+            limits = [
+                F.pad(limit.expand_as(rows[i]), (0, width - rows[i].shape[1]), value=1.0)
+                for i, limit in zip(call, limits, strict=True)
+            ]
+        padded = torch.cat([F.pad(rows[i], (0, width - rows[i].shape[1])) for i in call])
+        points = _prox(padded, torch.cat([step[i] for i in call]), torch.cat(limits), alpha)
+        for i, part in zip(call, points.split([len(rows[i]) for i in call]), strict=True):
+            shrunk[i] = part[:, : rows[i].shape[1]].to(rows[i].dtype)
+    return [shrunk[i] for i in range(len(rows))]

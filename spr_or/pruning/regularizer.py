@@ -10,15 +10,14 @@ whatever the autocast (float64 for float64 parameters), and nothing is read back
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from spr_or.formulations import projected
-from spr_or.formulations.entities import importances
-from spr_or.pruning import gradient_passes_cpu
+from spr_or.pruning import gradient_passes_cpu, group_passes
 from spr_or.pruning.gradient_passes import (
     Batch,
     Parts,
@@ -28,14 +27,21 @@ from spr_or.pruning.gradient_passes import (
     norms_and_peaks,
     penalties_and_slopes,
 )
+from spr_or.pruning.group_entities import GroupEntities, GroupLayout
+from spr_or.pruning.ignored import Ignored
 from spr_or.pruning.layer_entities import (
     EntitySpec,
     LayerEntities,
     SliceEntities,
     layer_entities,
 )
-
-PerEntity = float | Tensor | Mapping[str, float | Tensor]
+from spr_or.pruning.per_entity import (
+    PerEntity,
+    check_numbers,
+    crossed,
+    importance_of,
+    per_layer,
+)
 
 # An entity that is (almost) zero in the dense network gets this share of its layer's bound: the
 # slope of z at zero is (1 - alpha) / M, so a tiny M would make any step overshoot.
@@ -47,6 +53,8 @@ class EntityValues(NamedTuple):
 
     ``regime`` holds `projected.Regime` numbers, ``indicator`` is y~, ``value`` is z without
     lambda and u, ``norm`` is ||w||_2, ``peak`` ||w||_inf, ``bound`` M and ``importance`` u.
+    For entities that cross layers with bounds of their own, ``peak`` and ``bound`` are |w_j| and M_j
+    of the weight where |w_j| / M_j is largest.
     """
 
     regime: Tensor
@@ -76,8 +84,11 @@ class SPR(nn.Module):
         looking at it would stall the step.
     alpha : weight of the quadratic term against the indicator, in [0, 1].
     M : the bounds on |w_j|: a number, ``{layer name: number or (N,) tensor}``, a tensor over all
-        entities in the order of ``spr.layers``, or what `SPR.bounds_from` gives.
-    entities, include_norm : what is regularised, see `spr_or.pruning.layer_entities.layer_entities`.
+        entities in the order of ``spr.layers``, or what `SPR.bounds_from` gives. Entities that cross
+        L layers may have a bound in each: a tensor (N, L), or (1, L) for all of them, in the order
+        of the layer's ``bounded``.
+    entities, include_norm, example, ignored : what is regularised, see
+        `spr_or.pruning.layer_entities.layer_entities`.
     variant : which of the formulas of `spr_or.formulations.projected`.
     u : the importances u_i. ``"share"``: k_i / sum k, the entity's share of the parameters in
         entities; ``"uniform"``: 1; or numbers given as for M. `SparseTrainingProblem.network` takes
@@ -104,6 +115,8 @@ class SPR(nn.Module):
         u: str | PerEntity = "share",
         include_norm: bool = False,
         *,
+        example: Any = None,
+        ignored: Ignored = (),
         weights: str | PerEntity | None = None,
     ) -> None:
         super().__init__()
@@ -114,23 +127,29 @@ class SPR(nn.Module):
         projected.value(torch.zeros(1, 1), alpha, 1.0, variant)
         self.alpha = alpha
         self.variant = variant
-        self.layers = layer_entities(model, entities, include_norm)
+        self.layers = layer_entities(
+            model, entities, include_norm, example=example, ignored=ignored
+        )
         self._runs = _runs(self.layers)
         dtype, device = _common(self.layers)
-        bound = _per_layer(M, self.layers, "M")
-        importance = _importance(u, self.layers)
+        bound = per_layer(M, self.layers, "M", [crossed(layer) for layer in self.layers])
+        importance = importance_of(u, self.layers)
         for layer in self.layers:
-            _check_numbers(bound[layer.name], "M", layer.name, positive=True)
-            _check_numbers(importance[layer.name], "u", layer.name, positive=False)
+            check_numbers(bound[layer.name], "M", layer.name, positive=True)
+            check_numbers(importance[layer.name], "u", layer.name, positive=False)
         self._compiled_with: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-        self._make_passes()
         self._lam: Tensor
         self.bound: Tensor
         self.importance: Tensor
         self.register_buffer("_lam", torch.zeros((), dtype=dtype, device=device))
         for name, values in (("bound", bound), ("importance", importance)):
-            flat = torch.cat([values[layer.name].cpu().double() for layer in self.ordered_layers()])
+            columns = [values[layer.name].cpu().double() for layer in self.ordered_layers()]
+            flat = torch.cat([column.flatten() for column in columns])
             self.register_buffer(name, flat.to(device=device, dtype=dtype))
+        # A network has groups in every layer or in none, see `layer_entities`.
+        groups = [layer for layer in self.ordered_layers() if isinstance(layer, GroupEntities)]
+        self._layout = GroupLayout(groups).to(device) if groups else None
+        self._make_passes()
         self.lam = lam
 
     @property
@@ -153,6 +172,9 @@ class SPR(nn.Module):
         entities: EntitySpec = "filters",
         per: str = "layer",
         include_norm: bool = False,
+        *,
+        example: Any = None,
+        ignored: Ignored = (),
     ) -> dict[str, Tensor]:
         """M from a network trained without SPR: max|w| of each layer, or of each entity.
 
@@ -160,6 +182,10 @@ class SPR(nn.Module):
         {layer name: scalar tensor} for ``per="layer"`` (the paper's choice), and
         {layer name: (N,) tensor} for ``per="entity"``, where an entity's M is at least 1e-3 of its
         layer's. Raises ``ValueError`` for a layer that is zero or not finite, by name.
+
+        Entities that cross L > 1 layers get a bound in each of them, (1, L) or (N, L): the weights
+        of one may be twenty times those of another, and the larger M would bound nothing. A layer
+        that is almost zero there has 1e-3 of the largest.
 
         >>> net = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False))
         >>> net[0].weight.data = torch.tensor([0.5, -2.0]).view(2, 1, 1, 1)
@@ -169,23 +195,32 @@ class SPR(nn.Module):
         if per not in ("layer", "entity"):
             raise ValueError(f"per must be 'layer' or 'entity', got {per!r}")
         bounds = {}
-        for layer in layer_entities(dense_model, entities, include_norm):
-            _, peak = norms_and_peaks([layer.gather()])
+        for layer in layer_entities(
+            dense_model, entities, include_norm, example=example, ignored=ignored
+        ):
+            if isinstance(layer, GroupEntities):
+                peak = layer.peaks()
+            else:
+                _, peak = norms_and_peaks([layer.gather()])
             largest = peak.max()
             if not 0 < float(largest) < float("inf"):
                 raise ValueError(
                     f"max|w| of layer {layer.name!r} of the dense network is {float(largest)}: "
                     "no bound M can be read from it; train the dense network first"
                 )
-            bounds[layer.name] = (
-                largest if per == "layer" else peak.clamp(min=_ENTITY_FLOOR * float(largest))
-            )
+            if crossed(layer) > 1:
+                of_layers = peak.amax(0, keepdim=True)
+                of_layers = of_layers.clamp(min=_ENTITY_FLOOR * float(largest))
+                floor = _ENTITY_FLOOR * of_layers
+                bounds[layer.name] = of_layers if per == "layer" else torch.maximum(peak, floor)
+            else:
+                peak = peak.flatten().clamp(min=_ENTITY_FLOOR * float(largest))
+                bounds[layer.name] = largest if per == "layer" else peak
         return bounds
 
     def forward(self) -> Tensor:
         """lambda sum_i u_i z(w^i): a scalar to add to the loss."""
-        parameters = [p for layer in self.ordered_layers() for p in layer.parameters]
-        return _Penalty.apply(self, *parameters)
+        return _Penalty.apply(self, *self._parameters_in_order())
 
     @torch.no_grad()
     def add_gradient_(self) -> None:
@@ -194,11 +229,13 @@ class SPR(nn.Module):
         A gradient that is None is created. Call it after ``backward()`` (and, with a gradient
         scaler, after unscaling).
         """
+        for parameter in self._parameters_in_order():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if self._layout is not None:
+            self._add_group_gradients_(self._layout)
+            return
         batches = self.gather()
-        for layer in self.ordered_layers():
-            for parameter in layer.parameters:
-                if parameter.requires_grad and parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
         in_place = self._targets(batches)
         if any(target is not None for target in in_place):
             rest = self._add_in_place_(in_place, batches)
@@ -232,8 +269,11 @@ class SPR(nn.Module):
             args, kwargs = self._compiled_with
             return torch.compile(function, *args, **kwargs)
 
-        self._formula: Callable[..., tuple[Tensor, Slopes]] = made(penalties_and_slopes)
-        self._gradients: Callable[..., list[Parts]] = made(gradients)
+        groups = self._layout is not None
+        self._formula: Callable[..., tuple[Tensor, Slopes]] = made(
+            group_passes.penalties_and_slopes if groups else penalties_and_slopes
+        )
+        self._gradients: Callable[..., Any] = made(group_passes.gradients if groups else gradients)
         self._add_gradients_: Callable[..., list[Parts]] = made(add_gradients_)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -253,8 +293,16 @@ class SPR(nn.Module):
         >>> SPR(net, lam=0.1, alpha=0.5, M=1.0).entity_values()["0"].norm.shape
         torch.Size([2])
         """
-        norm, peak = norms_and_peaks(self.gather())
-        bound, importance = self.bound.to(norm), self.importance.to(norm)
+        if self._layout is not None:
+            self._follow()
+            norms = group_passes.entity_norms(
+                self._layout.batches(), self._layout.pieces(), self.bound
+            )
+            norm, peak, bound = norms
+        else:
+            norm, peak = norms_and_peaks(self.gather())
+            bound = self.bound.to(norm)
+        importance = self.importance.to(norm)
         terms = projected.entity_terms(norm, peak, self.alpha, bound, self.variant)
         columns = (terms.regime, terms.indicator, terms.value, norm, peak, bound, importance)
         counts = [layer.count for layer in self.ordered_layers()]
@@ -282,7 +330,7 @@ class SPR(nn.Module):
         An accelerator pays for each kernel, so layers of one shape are concatenated; the CPU pays
         for each byte, so every layer is read where it lies.
         """
-        if self.bound.device.type == "cpu":
+        if self.bound.device.type == "cpu" or self._layout is not None:
             return [[layer] for layer in self.ordered_layers()]
         return self._runs
 
@@ -290,7 +338,8 @@ class SPR(nn.Module):
         """The weights of all entities, batch by batch.
 
         Batches follow `ordered_layers`: one layer each on a CPU, all layers of one shape together on
-        an accelerator. Their dtype is that of the computation (float32 for half precision). On a
+        an accelerator; a group's entities are copied into rows (N, k).
+        Their dtype is that of the computation (float32 for half precision). On a
         CPU ``weights`` of a layer is the parameter's own memory: do not write to it.
 
         >>> net = nn.Sequential(nn.Conv2d(3, 2, 1))
@@ -298,9 +347,7 @@ class SPR(nn.Module):
         >>> batch.weights.shape, batch.dim, batch.extra.shape
         (torch.Size([2, 3, 1, 1]), 0, torch.Size([2, 1]))
         """
-        device = self.layers[0].parameters[0].device
-        if self.bound.device != device:  # the model moved; copying at each step would stall it
-            self.to(device)
+        self._follow()
         return [_joined([layer.gather() for layer in layers]) for layers in self._batches()]
 
     def scatter(
@@ -312,6 +359,8 @@ class SPR(nn.Module):
         `ordered_layers`. Parts that are None are left out. A weight in no entity, beside others that
         are in one, gets zero, or keeps its own value with ``others_stay``.
         """
+        if self._layout is not None:
+            return self._scatter_groups(parts, others_stay)
         pairs: list[tuple[nn.Parameter, Tensor]] = []
         for layers, part in zip(self._batches(), parts, strict=True):
             counts = [layer.count for layer in layers]
@@ -320,6 +369,7 @@ class SPR(nn.Module):
                 for tensor, dim in zip(part, (layers[0].entity_dim, 0), strict=True)
             )
             for layer, w, e in zip(layers, weights, extra, strict=True):
+                assert not isinstance(layer, GroupEntities)
                 tensors = layer.scatter(Parts(w, e), others_stay)
                 pairs += [
                     (parameter, tensor)
@@ -327,6 +377,85 @@ class SPR(nn.Module):
                     if tensor is not None
                 ]
         return pairs
+
+    def bounds(self) -> list[Tensor]:
+        """M of the entities of each of `gather`'s batches: (n,), or (n, L) where they cross L layers."""
+        layers = self._batches()
+        counts = [sum(layer.count * crossed(layer) for layer in batch) for batch in layers]
+        return [
+            bound if crossed(batch[0]) == 1 else bound.view(-1, crossed(batch[0]))
+            for bound, batch in zip(self.bound.split(counts), layers, strict=True)
+        ]
+
+    def _scatter_groups(
+        self, parts: Sequence[Parts], others_stay: bool
+    ) -> list[tuple[nn.Parameter, Tensor]]:
+        """`scatter` for groups, of which several may lie in one parameter."""
+        make = torch.clone if others_stay else torch.zeros_like
+        half = torch.bfloat16, torch.float16
+        targets = {
+            id(p): make(p.detach().float() if p.dtype in half else p.detach())
+            for p in self._parameters_in_order()
+        }
+        for layer, part in zip(self.ordered_layers(), parts, strict=True):
+            if part.weights is not None:
+                cast(GroupEntities, layer).write_(targets, part.weights)
+        return [(p, targets[id(p)]) for p in self._parameters_in_order()]
+
+    def _parameters_in_order(self) -> list[nn.Parameter]:
+        """Every parameter that holds something of an entity, once, in the order of the passes."""
+        if self._layout is not None:
+            return [window.parameter for window in self._layout.windows()]
+        return [p for layer in self.ordered_layers() for p in layer.parameters]
+
+    def _follow(self) -> None:
+        """Move to where the model is; copying at each step would stall it."""
+        device = self.layers[0].parameters[0].device
+        if self.bound.device != device:
+            self.to(device)
+
+    def _penalties(self) -> tuple[Tensor, Slopes]:
+        """The penalty of every entity, (N,), and what its gradient is made of."""
+        if self._layout is None:
+            return self._formula(self.gather(), *self._numbers())
+        self._follow()
+        return self._formula(self._layout.batches(), self._layout.pieces(), *self._numbers())
+
+    def _gradient_pairs(self, slopes: Slopes) -> list[tuple[nn.Parameter, Tensor]]:
+        """Every parameter, in order, with the gradient of the penalty."""
+        layout = self._layout
+        if layout is None:
+            return self.scatter(self._gradients(self.gather(), slopes))
+        pairs = []
+        for window, part in layout.pairs(
+            self._gradients(layout.batches(), layout.pieces(), slopes)
+        ):
+            whole = torch.zeros_like(window.parameter, dtype=part.dtype)
+            window.of(whole).copy_(part)
+            pairs.append((window.parameter, whole))
+        return pairs
+
+    def _add_group_gradients_(self, layout: GroupLayout) -> None:
+        """`add_gradient_` for groups."""
+        _, slopes = self._penalties()
+        batches, pieces = layout.batches(), layout.pieces()
+
+        def target(parameter: nn.Parameter) -> Tensor | None:
+            return parameter.grad if parameter.requires_grad else None
+
+        compiled = self._compiled_with is not None or torch.compiler.is_compiling()
+        if self.bound.device.type == "cpu" and not compiled:
+            grads = [(window, target(window.parameter)) for window in layout.windows()]
+            targets = [None if grad is None else window.of(grad) for window, grad in grads]
+            group_passes.add_gradients_on_cpu_(targets, batches, pieces, slopes)
+            return
+        pairs = [
+            (window.of(grad), part)
+            for window, part in layout.pairs(self._gradients(batches, pieces, slopes))
+            if (grad := target(window.parameter)) is not None
+        ]
+        if pairs:
+            torch._foreach_add_([grad for grad, _ in pairs], [part for _, part in pairs])
 
     def _numbers(self) -> tuple[Tensor, Tensor, Tensor, float, str]:
         """What the formula needs besides the weights."""
@@ -358,7 +487,7 @@ class _Penalty(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, spr: SPR, *parameters: Tensor) -> Tensor:
-        penalties, slopes = spr._formula(spr.gather(), *spr._numbers())
+        penalties, slopes = spr._penalties()
         ctx.spr = spr
         # The parameters are saved so that changing them before backward() is an error.
         ctx.save_for_backward(*slopes, *parameters)
@@ -369,8 +498,7 @@ class _Penalty(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         radial, slope, peak, *_ = ctx.saved_tensors
         scaled = Slopes(upstream * radial, upstream * slope, peak)
-        parts = ctx.spr.scatter(ctx.spr._gradients(ctx.spr.gather(), scaled))
-        return None, *(part.to(p.dtype) for p, part in parts)
+        return None, *(part.to(p.dtype) for p, part in ctx.spr._gradient_pairs(scaled))
 
 
 def _joined(batches: list[Batch]) -> Batch:
@@ -398,58 +526,3 @@ def _common(layers: tuple[LayerEntities, ...]) -> tuple[torch.dtype, torch.devic
     parameters = [p for layer in layers for p in layer.parameters]
     double = any(p.dtype == torch.float64 for p in parameters)
     return torch.float64 if double else torch.float32, parameters[0].device
-
-
-def _importance(u: str | PerEntity, layers: tuple[LayerEntities, ...]) -> dict[str, Tensor]:
-    """u of each layer's entities, (N,): the words of `importances`, or numbers that may be zero."""
-    if isinstance(u, str):
-        u = importances(u, torch.cat([layer.sizes for layer in layers]))
-    return _per_layer(u, layers, "u")
-
-
-def _per_layer(
-    values: PerEntity, layers: tuple[LayerEntities, ...], what: str
-) -> dict[str, Tensor]:
-    """A number per entity, (N,) a layer, from a number, a tensor over all or a mapping."""
-    counts = [layer.count for layer in layers]
-    if isinstance(values, Mapping):
-        names = [layer.name for layer in layers]
-        missing = [name for name in names if name not in values]
-        unknown = [name for name in values if name not in names]
-        if missing or unknown:
-            raise ValueError(
-                f"{what} must name exactly the regularised layers: "
-                f"missing {missing or 'none'}, unknown {unknown or 'none'}"
-            )
-        given = [_as_tensor(values[name]) for name in names]
-    else:
-        whole = _as_tensor(values)
-        if whole.dim() > 0 and whole.shape != (sum(counts),):
-            raise ValueError(
-                f"{what} of shape {tuple(whole.shape)} does not fit the {sum(counts)} entities"
-            )
-        given = list(whole.split(counts)) if whole.dim() > 0 else [whole] * len(layers)
-    result = {}
-    for layer, value in zip(layers, given, strict=True):
-        if value.dim() > 0 and value.shape != (layer.count,):
-            raise ValueError(
-                f"{what} of layer {layer.name!r} has shape {tuple(value.shape)}, "
-                f"but the layer has {layer.count} entities"
-            )
-        result[layer.name] = value.expand(layer.count)
-    return result
-
-
-def _as_tensor(value: float | Tensor) -> Tensor:
-    """A tensor as it is; a number in float64, of which float32 would keep seven digits."""
-    return value.detach() if torch.is_tensor(value) else torch.as_tensor(value, dtype=torch.float64)
-
-
-def _check_numbers(values: Tensor, what: str, layer: str, positive: bool) -> None:
-    good = values.isfinite() & ((values > 0) if positive else (values >= 0))
-    if not bool(good.all()):
-        bad = values[~good][0].item()
-        raise ValueError(
-            f"{what} of layer {layer!r} holds {bad}: it must be finite and "
-            f"{'positive' if positive else 'not negative'}"
-        )

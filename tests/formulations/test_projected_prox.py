@@ -25,7 +25,7 @@ def best_prox_value(
     """min over y of the separable problem in w, each a parabola on an interval."""
 
     def at(y: Array) -> Array:
-        box = (M * y)[:, None]
+        box = M * y[:, None] if M.ndim == 2 else (M * y)[:, None]
         pull = 2 * step * alpha
         with np.errstate(divide="ignore", invalid="ignore"):
             stationary = np.where(y[:, None] > 0, v / (1 + pull / y)[:, None], 0)
@@ -67,6 +67,36 @@ def test_prox_is_certified_by_fenchel_young(lower: float, upper: float, batch: B
     # s is a difference of numbers as large as v, and the gap multiplies its rounding by M.
     scale = 1 + z + batch.M * (s.abs() + 1e-3 * v.abs() / step.unsqueeze(-1)).sum(-1)
     holds(gap.abs() <= 1e-12 * scale, v=v, step=step, M=batch.M, p=p, gap=gap)
+
+
+@given(batches())
+@settings(max_examples=60)
+def test_prox_with_a_bound_for_each_weight(batch: Batch) -> None:
+    """As under one bound: the minimum, by a search over y, and points within the bounds."""
+    v, step = proximal_points(batch)
+    M = batch.M.numpy()[:, None] * 10 ** batch.rng.uniform(-1.5, 1.5, v.shape)
+    p = projected.prox(v, step, batch.alpha, torch.from_numpy(M)).numpy()
+    against = (np.abs(p) / M).max(-1)
+    assert (against <= 1 + 1e-12).all()
+    # The one bound under which the indicator of these weights is bounded alike.
+    one = np.where(against > 0, np.abs(p).max(-1) / np.where(against > 0, against, 1), 1.0)
+    reached = prox_objective(p, v.numpy(), step.numpy(), batch.alpha, one, 0, 1)
+    best = best_prox_value(v.numpy(), step.numpy(), batch.alpha, M, 0, 1)
+    rounding = 1e-15 * (v * v).sum(-1).numpy()
+    holds(reached <= best * (1 + 1e-9) + rounding, v=v, step=step, M=M, p=p, best=best)
+
+
+@given(batches())
+def test_equal_bounds_of_all_weights_are_one_bound(batch: Batch) -> None:
+    v, step = proximal_points(batch)
+    one = projected.prox(v, step, batch.alpha, batch.M)
+    each = projected.prox(v, step, batch.alpha, batch.M.unsqueeze(1).expand_as(v))
+    close(each, one, rtol=1e-9, atol=1e-12 * float(one.abs().max()))
+
+
+def test_a_bound_of_a_weight_that_is_not_positive_is_refused() -> None:
+    with pytest.raises(ValueError, match="M must be positive"):
+        projected.prox(torch.ones(2, 2), 1.0, 0.5, torch.tensor([[1.0, 1.0], [1.0, 0.0]]))
 
 
 # Clarabel says so where it stops short of 1e-10; the comparison below is the judge.

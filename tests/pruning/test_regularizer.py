@@ -531,7 +531,7 @@ def test_shared_weights_count_once():
         (dict(entities="filter"), "did you mean 'filters'"),
         (dict(entities=["filters", "input_channels"]), "entities overlap"),
         (dict(entities={"conv9": "filters"}), "did you mean 'conv"),
-        (dict(entities={"head": "filters"}), "need a Conv2d, but 'head' is a Linear"),
+        (dict(entities={"head": "filters"}), "need a convolution, but 'head' is a Linear"),
         (dict(entities=[]), "nothing to regularise"),
         (dict(entities=[[0, 1], [1, 2]]), "overlap"),
         (dict(entities=entities.Entities.of([[0]], 3)), "3 parameters, but the model has"),
@@ -545,13 +545,13 @@ def test_bad_arguments_are_named(arguments, message):
 
 def test_layers_that_cannot_be_entities_are_named():
     with pytest.raises(
-        ValueError, match="entities='filters': use 'neurons', which takes its Linear"
+        ValueError, match="entities='filters': use 'neurons', which takes every Linear"
     ):
         SPR(mlp(4, hidden=[3], num_classes=2), 1.0, 0.5, 1.0)
     grouped = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2))
     assert SPR(grouped, 1.0, 0.5, 1.0).layers[0].count == 4
     with pytest.raises(
-        ValueError, match="entities='neurons': use 'filters', which takes its Conv2d"
+        ValueError, match="entities='neurons': use 'filters', which takes every convolution"
     ):
         SPR(grouped, 1.0, 0.5, 1.0, entities="neurons")
     with pytest.raises(ValueError, match="grouped convolution '0'"):
