@@ -125,8 +125,8 @@ def scales(norm: nn.Module, channels: int, last: bool) -> bool:
         # A subclass that overrides the forward pass, as LayerNorm2d does, norms the channels.
         own = type(norm).forward not in (nn.LayerNorm.forward, nn.RMSNorm.forward)
         return tuple(norm.normalized_shape) == (channels,) and (last or own)
-    width = norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features  # type: ignore[union-attr]
-    return width == channels
+    width = norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features
+    return bool(width == channels)
 
 
 def _seen_in_a_run(model: nn.Module, example: Any) -> dict[str, list[str]]:

@@ -163,9 +163,7 @@ def _dropped(name: str, keep: Tensor, count: int, device: torch.device) -> Tenso
     return ~keep.to(device)
 
 
-def _masked_norms(
-    model: nn.Module, masks: Masks, example: Any
-) -> list[tuple[Any, Tensor]]:
+def _masked_norms(model: nn.Module, masks: Masks, example: Any) -> list[tuple[Any, Tensor]]:
     """Norms with those of their channels that go: named themselves, or behind a layer that is."""
     named = {name: _module(model, name) for name in masks}
     layers = [name for name, module in named.items() if isinstance(module, LAYERS)]
@@ -175,7 +173,10 @@ def _masked_norms(
         behind = norms.get(name, []) if name in layers else []
         own = [name] if isinstance(named[name], NORMS) else []
         for norm in (model.get_submodule(n) for n in (*own, *behind)):
-            if getattr(norm, "weight", None) is None and getattr(norm, "running_mean", None) is None:
+            if (
+                getattr(norm, "weight", None) is None
+                and getattr(norm, "running_mean", None) is None
+            ):
                 continue
             tensor: Any = norm.weight if norm.weight is not None else norm.running_mean
             found.append((norm, _dropped(name, keep, len(tensor), tensor.device)))

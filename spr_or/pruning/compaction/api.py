@@ -4,7 +4,6 @@
 `spr_or.pruning.compaction.plan` describes how it decides.
 """
 
-
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -149,7 +148,10 @@ def _since_the_first(model: nn.Module, kept: Kept, graph: fx.GraphModule) -> Kep
 def _copy_format(model: nn.Module, smaller: nn.Module) -> None:
     """channels_last where the model's convolutions are."""
     weights = [p for p in model.parameters() if p.dim() == 4 and min(p.shape[1:3]) > 1]
-    last = [p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous() for p in weights]
+    last = [
+        p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous()
+        for p in weights
+    ]
     if last and all(last):
         smaller.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -167,5 +169,3 @@ def _say(model: nn.Module, masks: Mapping[str, Tensor], smaller: nn.Module) -> N
         warnings.warn(
             f"nothing was removed: {after} parameters as before", CompactionWarning, stacklevel=3
         )
-
-

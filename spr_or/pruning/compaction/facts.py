@@ -72,7 +72,7 @@ def with_operands(
         return others(argument) if others else facts[argument].value
 
     given = (node.args if args is None else args, node.kwargs if kwargs is None else kwargs)
-    return map_aggregate(given, put)  # type: ignore[return-value]
+    return map_aggregate(given, put)
 
 
 def call(node: fx.Node, facts: Facts, new: Sequence[Any], args: Any = None) -> Any:

@@ -96,12 +96,15 @@ def _rebuilt(description: Mapping[str, Any]) -> fx.GraphModule:
         model = load_object(original)(**kwargs)
     graph = fx.symbolic_trace(model.eval())
     steps = {name: _Step.model_validate(step) for name, step in description["steps"].items()}
-    if {n.name: _target_name(n) for n in graph.graph.nodes} != {n: s.target for n, s in steps.items()}:
+    if {n.name: _target_name(n) for n in graph.graph.nodes} != {
+        n: s.target for n, s in steps.items()
+    }:
         raise ValueError(
             f"{original} with {dict(kwargs)} does not fit: it is not, or is no longer, the network "
             "that was compacted"
         )
-    smaller, built = fx.Graph(), {}
+    smaller = fx.Graph()
+    built: dict[fx.Node, fx.Node] = {}
     for node in graph.graph.nodes:
         step = steps[node.name]
         if not step.kept:

@@ -179,7 +179,9 @@ def indexed_addition(axis: int, kept: Tensor | None, shift: Tensor | None) -> Em
         if shift is None and picks == [None] and places == [None]:
             return tensors[0]
         dtype = builder.plan.facts[node].value.dtype
-        module = IndexedAdd(axis, len(order), picks, places, None if shift is None else shift.to(dtype))
+        module = IndexedAdd(
+            axis, len(order), picks, places, None if shift is None else shift.to(dtype)
+        )
         return builder.module(f"{node.name}_indexed", module, tensors)
 
     emit.shift_size = 0 if shift is None else len(shift)  # type: ignore[attr-defined]
@@ -220,7 +222,9 @@ def narrow_norm(width: int, gone: Tensor) -> Emit:
             for new, function in zip(given[1:], (aten.mul.Tensor, aten.add.Tensor), strict=False):
                 plain = builder.graph.call_function(function, (plain, new))
             return plain
-        return builder.module(path or f"{node.name}_narrow", module, [given[0]], own=path is not None)
+        return builder.module(
+            path or f"{node.name}_narrow", module, [given[0]], own=path is not None
+        )
 
     return emit
 
@@ -246,7 +250,9 @@ def weighted(
     """A convolution or linear layer on its rows and columns, as a module where it was one."""
 
     def shapes(facts: Any) -> tuple[int, ...]:
-        return tuple(_narrowed_weight(layer, facts[layer.weight].value, rows, columns, groups).shape)
+        return tuple(
+            _narrowed_weight(layer, facts[layer.weight].value, rows, columns, groups).shape
+        )
 
     def emit(builder: "Builder", node: fx.Node, given: list[Any]) -> fx.Node:
         path = builder.owner(node, (1, 2))
@@ -343,4 +349,3 @@ def _module(
 def _tuple(value: Any, count: int) -> tuple[int, ...]:
     values = tuple(value) if isinstance(value, list | tuple) else (value,)
     return values * count if len(values) == 1 else values
-

@@ -110,7 +110,9 @@ def _narrow(plan: "Plan", node: fx.Node) -> Decision:
         found = _attempt(plan, node, source, _closed(plan, node, source, offsets))
     if found is None:
         whole = everything(plan, node)
-        return whole._replace(reason="what is left of it is no rectangle") if whole.reason else whole
+        return (
+            whole._replace(reason="what is left of it is no rectangle") if whole.reason else whole
+        )
     return found
 
 
@@ -127,7 +129,9 @@ def _attempt(plan: "Plan", node: fx.Node, source: Tensor, held: list[Keep]) -> D
     """The node on given positions of its operands, if what comes out is a product of positions."""
     facts = plan.facts
     moved = _moved(node, facts)
-    there = [outer(k, facts[x].shape, torch.device("cpu")) for k, x in zip(held, moved, strict=True)]
+    there = [
+        outer(k, facts[x].shape, torch.device("cpu")) for k, x in zip(held, moved, strict=True)
+    ]
     flat = torch.cat([mask.flatten() for mask in there])
     put = source < 0
     present = flat[source.clamp(min=0)] & ~put
@@ -299,7 +303,6 @@ _INDICES: dict[Any, tuple[int, ...]] = {
     aten.index_copy.default: (1,),
     aten.expand_as.default: (1,),
 }
-
 
 
 def _if_fixed(ours: Any, unknown: Any) -> Any:

@@ -51,7 +51,7 @@ register([aten.mul.Tensor, aten.multiply.Tensor], passing(every_dimension, absor
 
 def _per_channel(node: fx.Node, facts: Facts) -> list[Pairs]:
     """Vectors over channels beside a tensor with channels in dimension 1."""
-    found = []
+    found: list[Pairs] = []
     for x in operands(node, facts):
         shape = facts[x].shape
         first = not found
@@ -110,7 +110,10 @@ def _always(node: fx.Node) -> bool:
 def _whole_windows(node: fx.Node) -> bool:
     """avg_pool(x, kernel, stride, padding, ceil_mode, count_include_pad, divisor_override)."""
     padding = argument(node, 3, "padding", 0)
-    ceil_mode, divisor = argument(node, 4, "ceil_mode", False), argument(node, 6, "divisor_override")
+    ceil_mode, divisor = (
+        argument(node, 4, "ceil_mode", False),
+        argument(node, 6, "divisor_override"),
+    )
     padded = any(padding) if isinstance(padding, list | tuple) else bool(padding)
     return not padded and not ceil_mode and divisor is None
 
@@ -416,7 +419,9 @@ def _product_needed(node: fx.Node, facts: Facts, wanted: Tensor) -> list[Tensor 
     a, b = nodes[-2:]
     asked: list[Tensor | None] = [wanted.expand(wanted.shape) for _ in nodes[:-2]]
     asked = [
-        _summed_to(m, facts[x].shape) for m, x in zip(asked, nodes[:-2], strict=True) if m is not None
+        _summed_to(m, facts[x].shape)
+        for m, x in zip(asked, nodes[:-2], strict=True)
+        if m is not None
     ]
     for own, other, x, y in ((0, 1, a, b), (1, 0, b, a)):
         live = _broadcast(~known_zero(facts[y]), terms[other], shapes)
@@ -554,9 +559,7 @@ def _attention_narrow(plan: "Plan", node: fx.Node) -> Decision:
         })  # fmt: skip
     plain = agreed(plan, node, pairs)
     width = _shared_width(plan, nodes[:2])
-    reads = [
-        (*plain.reads[k][:-1], width) if k < 2 else plain.reads[k] for k in range(len(nodes))
-    ]
+    reads = [(*plain.reads[k][:-1], width) if k < 2 else plain.reads[k] for k in range(len(nodes))]
     scale = argument(node, 6, "scale")
     emit = scaled_attention(shapes[0][-1] ** -0.5) if scale is None and width is not None else None
     reason = "queries share keys" if grouped and plain.reason else ""

@@ -31,7 +31,6 @@ from spr_or.pruning.compaction.facts import (
 from spr_or.pruning.compaction.rules import Decision, everything, rule_of
 from spr_or.pruning.compaction.weighted import WEIGHTED, layer_of, operations
 
-
 _getitem = operator.getitem
 
 
@@ -43,7 +42,9 @@ class Plan:
     to be computed. kept: the positions that remain. decisions: how each node runs.
     """
 
-    def __init__(self, graph: fx.GraphModule, values: Sequence[Any], constants: bool = True) -> None:
+    def __init__(
+        self, graph: fx.GraphModule, values: Sequence[Any], constants: bool = True
+    ) -> None:
         self.graph = graph
         self.facts = _facts(graph, values)
         self.needed: dict[fx.Node, Tensor] = {}
@@ -132,7 +133,9 @@ class Plan:
         """Tensors whose sizes the node uses have to be there."""
 
         def look(argument: Any) -> Any:
-            if isinstance(argument, fx.Node) and isinstance(self.facts[argument].value, int | float):
+            if isinstance(argument, fx.Node) and isinstance(
+                self.facts[argument].value, int | float
+            ):
                 self.needed[argument] = torch.ones((), dtype=torch.bool)
                 self.required[argument] = self.needed[argument]
                 for source in argument.all_input_nodes:
@@ -172,9 +175,11 @@ class Plan:
             if node.target in WEIGHTED:
                 layer = layer_of(node, self.facts)
                 weight = _weight_shape(self, node, decision)
-                total += operations(
-                    layer, weight, counted(decision.makes, self.facts[node].shape)
-                ) * len(self.facts[node].value[:1]) // max(1, len(self.facts[node].value))
+                total += (
+                    operations(layer, weight, counted(decision.makes, self.facts[node].shape))
+                    * len(self.facts[node].value[:1])
+                    // max(1, len(self.facts[node].value))
+                )
         return total
 
 
@@ -253,9 +258,9 @@ def _fact(node: fx.Node, facts: Facts) -> Fact:
 
 
 def _random(node: fx.Node) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and "dropout" not in str(
-        node.target
-    )
+    return torch.Tag.nondeterministic_seeded in getattr(
+        node.target, "tags", ()
+    ) and "dropout" not in str(node.target)
 
 
 def _variable(node: fx.Node) -> frozenset[int]:

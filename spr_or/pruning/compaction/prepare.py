@@ -2,7 +2,7 @@
 
 import copy
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +57,7 @@ def bake_weights_(model: nn.Module) -> None:
     """
     for module in list(model.modules()):
         if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[union-attr,arg-type]
+            for name in list(cast(nn.ModuleDict, module.parametrizations)):
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
         for hook_id, hook, name in list(_hooked(module)):
             # The hook may need a call to bring the weight up to date, as spectral norm does.
@@ -155,7 +155,7 @@ class WrittenAttention(nn.MultiheadAttention):
             if self._qkv_same_embed_dim:
                 weights = list(self.in_proj_weight.chunk(3))
             else:
-                weights = [self.q_proj_weight, self.k_proj_weight, self.v_proj_weight]  # type: ignore[list-item]
+                weights = [self.q_proj_weight, self.k_proj_weight, self.v_proj_weight]
             biases = [None] * 3 if self.in_proj_bias is None else list(self.in_proj_bias.chunk(3))
             inputs = (query, key, value)
             parts = [F.linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True)]

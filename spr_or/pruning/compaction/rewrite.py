@@ -40,13 +40,16 @@ class Builder:
                 self.built[node] = self.graph.node_copy(node)
             elif node.op == "output":
                 self.graph.output(map_aggregate(node.args[0], self._output))
-            elif node.op == "call_function" and self.plan.alive(node):
-                if not isinstance(self.plan.facts[node].value, int | float):
-                    self.built[node] = self._node(node)
+            elif node.op == "call_function" and self._is_built(node):
+                self.built[node] = self._node(node)
         self._remember_names()
         module = fx.GraphModule(self.root, self.graph, class_name="CompactNetwork")
         module.meta["kept"] = self.kept
         return module
+
+    def _is_built(self, node: fx.Node) -> bool:
+        """Sizes are built where they are used."""
+        return self.plan.alive(node) and not isinstance(self.plan.facts[node].value, int | float)
 
     # What emitters use.
 
@@ -117,7 +120,9 @@ class Builder:
     def _node(self, node: fx.Node) -> Any:
         decision = self.plan.decisions[node]
         nodes = self.operands(node)
-        given = [self._operand(x, keep, node) for x, keep in zip(nodes, decision.reads, strict=True)]
+        given = [
+            self._operand(x, keep, node) for x, keep in zip(nodes, decision.reads, strict=True)
+        ]
         if decision.emit is not None:
             made = decision.emit(self, node, given)
         else:
@@ -146,7 +151,9 @@ class Builder:
         if kinds and str(kinds[-1]).endswith("PathMarker"):
             module = DropPath(p)
         else:
-            module = nn.Dropout2d(p) if node.target == aten.feature_dropout.default else nn.Dropout(p)
+            module = (
+                nn.Dropout2d(p) if node.target == aten.feature_dropout.default else nn.Dropout(p)
+            )
         return self.module(names[-1] if names and names[-1] else node.name, module, [x])
 
     def _norm(self, node: fx.Node, path: str, given: list[Any]) -> Any:
@@ -208,7 +215,9 @@ class Builder:
         for dim, n in enumerate(fact.shape):
             held, value = uniform(fact, dim)
             if dim not in fact.variable and n > 1 and bool(held.all()):
-                values = value.to(fact.value.dtype).view([-1 if d == dim else 1 for d in range(rank)])
+                values = value.to(fact.value.dtype).view(
+                    [-1 if d == dim else 1 for d in range(rank)]
+                )
                 break
         name = self._free_name(f"{x.name}_constant")
         self.root.register_buffer(name, values.clone(), persistent=False)
@@ -217,9 +226,7 @@ class Builder:
             if d in fact.variable else n
             for d, n in enumerate(fact.shape)
         ]  # fmt: skip
-        full = self.graph.call_function(
-            aten.expand.default, (self.graph.get_attr(name), sizes)
-        )
+        full = self.graph.call_function(aten.expand.default, (self.graph.get_attr(name), sizes))
         return self._adapted_node(full, x, (None,) * rank, keep)
 
     def _owned_names(self, reader: fx.Node) -> set[str]:
@@ -235,7 +242,11 @@ class Builder:
         if x not in self.built:
             tensor = self.tensor(x)
             part = select(tensor.detach(), union).clone(memory_format=torch.preserve_format)
-            new = nn.Parameter(part, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else part
+            new = (
+                nn.Parameter(part, tensor.requires_grad)
+                if isinstance(tensor, nn.Parameter)
+                else part
+            )
             saved = str(x.target) in self.plan.graph.meta["saved"]
             put_tensor(self.root, str(x.target), new, saved)
             self._note(str(x.target), union)
@@ -338,9 +349,7 @@ class Builder:
         return free
 
     def _note(self, name: str, keep: Keep) -> None:
-        self.kept[name] = [
-            None if k is None else k.nonzero().flatten().tolist() for k in keep
-        ]
+        self.kept[name] = [None if k is None else k.nonzero().flatten().tolist() for k in keep]
 
     def _remember_names(self) -> None:
         """Buffers of a norm that the graph does not read, for its state dict."""
@@ -404,9 +413,7 @@ def _alike(plan: Plan, one: fx.Node, other: fx.Node) -> bool:
     rest = [node.args[:position] + node.args[position + 1 :] for node in (one, other)]
     a, b = plan.decisions[one], plan.decisions[other]
     reads = [d.reads[:position] + d.reads[position + 1 :] for d in (a, b)]
-    equal = all(
-        same(x, y) for k, m in zip(*reads, strict=True) for x, y in zip(k, m, strict=True)
-    )
+    equal = all(same(x, y) for k, m in zip(*reads, strict=True) for x, y in zip(k, m, strict=True))
     return one.target == other.target and rest[0] == rest[1] and equal
 
 
@@ -475,9 +482,8 @@ def put(root: nn.Module, path: str, module: nn.Module) -> None:
     place.add_module(last, module)
 
 
-def put_tensor(
-    root: nn.Module, path: str, tensor: Tensor, persistent: bool = True
-) -> None:
+def put_tensor(root: nn.Module, path: str, tensor: Tensor, persistent: bool = True) -> None:
+    """Add a parameter or buffer under a dotted name; persistent: as part of the state dict."""
     place, last = _place(root, path)
     if isinstance(tensor, nn.Parameter):
         place.register_parameter(last, tensor)
@@ -489,4 +495,3 @@ def put_tensor(
 def rewrite(plan: Plan) -> fx.GraphModule:
     """The smaller network that a plan describes, on tensors of its own."""
     return Builder(plan).build()
-

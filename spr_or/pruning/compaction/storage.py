@@ -345,7 +345,10 @@ def _settings(layer: Any) -> dict[str, Any]:
     if isinstance(layer, IndexedAdd):
         sides = sum(key.startswith("pick") for key in layer._buffers)
         index = [
-            [None if (b := getattr(layer, f"{key}{s}")) is None else b.tolist() for s in range(sides)]
+            [
+                None if (b := getattr(layer, f"{key}{s}")) is None else b.tolist()
+                for s in range(sides)
+            ]
             for key in ("pick", "place")
         ]
         return {"dim": layer.dim, "size": layer.size, "picks": index[0], "places": index[1],

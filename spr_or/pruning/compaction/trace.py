@@ -325,7 +325,7 @@ def _pieces(graph: fx.Graph, node: fx.Node) -> None:
         return
     starts = [sum(lengths[:k]) for k in range(len(lengths))]
     for user in list(node.users):
-        k = user.args[1]
+        k: Any = user.args[1]
         with graph.inserting_before(user):
             piece = graph.call_function(
                 aten.slice.Tensor, (x, dim, starts[k], starts[k] + lengths[k])

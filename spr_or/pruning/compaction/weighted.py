@@ -56,7 +56,7 @@ _CONVOLUTIONS = {
 _TRANSPOSED = {
     aten.conv_transpose1d.default: 1, aten.conv_transpose2d.input: 2, aten.conv_transpose3d.input: 3,
 }  # fmt: skip
-WEIGHTED = {**_CONVOLUTIONS, **_TRANSPOSED, aten.linear.default: 0}
+WEIGHTED: dict[Any, int] = {**_CONVOLUTIONS, **_TRANSPOSED, aten.linear.default: 0}
 
 
 def layer_of(node: fx.Node, facts: Facts) -> Layer:
@@ -69,8 +69,7 @@ def layer_of(node: fx.Node, facts: Facts) -> Layer:
         return Layer(x, weight, bias, rank - 1, 1, False, False)
     transposed = node.target in _TRANSPOSED
     axis = rank - 1 - WEIGHTED[node.target]
-    position, name = (6, "groups") if transposed else (6, "groups")
-    groups = int(argument(node, position, name, 1))
+    groups = int(argument(node, 6, "groups", 1))
     padding = argument(node, 4, "padding", 0)
     padded = padding != "valid" if isinstance(padding, str) else bool(torch.tensor(padding).any())
     return Layer(x, weight, bias, axis, groups, transposed, transposed or padded)
@@ -120,7 +119,9 @@ def _known(node: fx.Node, facts: Facts, value: Tensor) -> Tensor:
 def _needed(node: fx.Node, facts: Facts, wanted: Tensor) -> list[Tensor | None]:
     layer = layer_of(node, facts)
     fact = facts[layer.x]
-    rows = any_over(wanted, [d for d in range(wanted.dim()) if d != layer.axis]).to(fact.value.device)
+    rows = any_over(wanted, [d for d in range(wanted.dim()) if d != layer.axis]).to(
+        fact.value.device
+    )
     if facts[layer.weight].fixed:
         columns = reads(layer, facts)[rows].any(0)
     else:
@@ -163,7 +164,7 @@ def _narrow(plan: "Plan", node: fx.Node) -> Decision:
         columns = None if bool(columns.all()) else columns
     rows = least[layer.axis]
     if len(layer.weight.users) > 1 and layer.weight.op == "get_attr":
-        rows, columns = _shared(plan, layer, rows)
+        rows, columns = _shared(plan, layer, rows, columns)
     x = _with(held if layer.axis == len(held) - 1 else (held[0], *(None,) * (len(held) - 1)),
               layer.axis, columns)  # fmt: skip
     keeps = _with(_leading(x, layer, len(least)), layer.axis, rows)
@@ -191,7 +192,7 @@ def _asked(plan: "Plan", node: fx.Node, layer: Layer) -> Tensor:
 
 
 def _shared(
-    plan: "Plan", layer: Layer, rows: Tensor | None
+    plan: "Plan", layer: Layer, rows: Tensor | None, columns: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """One weight that several nodes read has the rows and columns that any of them needs."""
     calls = [user for user in layer.weight.users if plan.alive(user)]
@@ -228,7 +229,9 @@ def _shift(
     gone = constant & ~columns.to(constant.device) & (value != 0)
     if not bool(gone.any()):
         return None
-    summed = _blocks(layer, plan.facts, lambda w: w.double().flatten(2).sum(2) if w.dim() > 2 else w.double())
+    summed = _blocks(
+        layer, plan.facts, lambda w: w.double().flatten(2).sum(2) if w.dim() > 2 else w.double()
+    )
     summed = summed if rows is None else summed[rows.to(summed.device)]
     shift = summed[:, gone] @ value[gone].double()
     return shift if bool((shift != 0).any()) else None
@@ -270,9 +273,7 @@ def _or_none(mask: Tensor) -> Tensor | None:
     return None if bool(mask.all()) else mask
 
 
-def _even(
-    rows: Tensor, columns: Tensor, held: Tensor | None, groups: int
-) -> tuple[Tensor, Tensor]:
+def _even(rows: Tensor, columns: Tensor, held: Tensor | None, groups: int) -> tuple[Tensor, Tensor]:
     """The least rows and columns that leave every remaining group alike, with those asked for."""
     by_row, by_column = rows.view(groups, -1), columns.view(groups, -1)
     present = torch.ones_like(columns) if held is None else held.cpu()
