@@ -122,6 +122,6 @@ def mobilenetv2_small(num_classes: int = 10, in_channels: int = 1) -> MobileNetV
     Input (B, in_channels, 8, 8), output (B, num_classes) logits.
 
     >>> sum(p.numel() for p in mobilenetv2_small().parameters())
-    32846
+    26466
     """
     return MobileNetV2(_SMALL, num_classes, in_channels, stem=16, head=96, stride=1, dropout=0.0)

@@ -68,8 +68,9 @@ class Block(nn.Module):
 class VisionTransformer(nn.Module):
     """Input (B, in_channels, size, size), output (B, num_classes) logits.
 
-    The MLPs have ``mlp_ratio`` times ``width`` hidden units. Raises ValueError where ``patch`` does
-    not divide ``size``, or ``heads`` does not divide ``width``.
+    The MLPs have ``mlp_ratio`` times ``width`` hidden units; ``position_std`` is the spread of the
+    initial positions. Raises ValueError where ``patch`` does not divide ``size``, or ``heads``
+    does not divide ``width``.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class VisionTransformer(nn.Module):
         num_classes: int,
         in_channels: int = 3,
         mlp_ratio: int = 4,
+        position_std: float = 0.02,
     ) -> None:
         super().__init__()
         if size % patch or width % heads:
@@ -96,7 +98,8 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, num_classes)
-        _initial_(self)
+        nn.init.trunc_normal_(self.pos_embed, std=position_std)
+        _xavier_uniform_(self)
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.patch_embed(x)
@@ -105,9 +108,8 @@ class VisionTransformer(nn.Module):
         return self.head(self.norm(self.blocks(tokens))[:, 0])
 
 
-def _initial_(model: VisionTransformer) -> None:
-    """Xavier's uniform weights and zero biases in linear layers; positions from N(0, 0.02²)."""
-    nn.init.trunc_normal_(model.pos_embed, std=0.02)
+def _xavier_uniform_(model: nn.Module) -> None:
+    """Draw the weights of linear layers after Glorot and Bengio (2010), their biases zero."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -124,11 +126,14 @@ def vit_tiny(num_classes: int = 1000) -> VisionTransformer:
 
 
 def vit_tiny_digits(num_classes: int = 10, in_channels: int = 1) -> VisionTransformer:
-    """Four blocks of width 48 for 8x8 grey images, 16 patches of 2x2.
+    """Three blocks of width 48 for 8x8 grey images, 16 patches of 2x2.
 
-    Input (B, in_channels, 8, 8), output (B, num_classes) logits.
+    Input (B, in_channels, 8, 8), output (B, num_classes) logits. A patch of four pixels says little
+    without its place, so positions start as large as patches: from 0.02 on, SGD needs far longer.
 
     >>> sum(p.numel() for p in vit_tiny_digits().parameters())
-    77482
+    58570
     """
-    return VisionTransformer(8, 2, 48, 4, 4, num_classes, in_channels, mlp_ratio=2)
+    return VisionTransformer(
+        8, 2, 48, 3, 4, num_classes, in_channels, mlp_ratio=2, position_std=0.5
+    )
