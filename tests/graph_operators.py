@@ -261,7 +261,7 @@ def part(p: Program) -> None:
         (f"{x.name}[{before}{start - c}:]", c - start),
         (f"{x.name}[{before}::{step}]", -(c // -step)),
         (f"{x.name}[{before}[{start}, {c - 1}, {start}]]", 3),
-        (f"torch.split({x.name}, [{start + 1}, {c - start - 1}], {axis})[1]", c - start - 1),
+        (f"torch.split({x.name}, [{start + 1}, {c - start - 1}], {axis})[1] + 0.2", c - start - 1),
         (f"torch.flip({x.name}, [{axis}])", c),
         (f"torch.roll({x.name}, {step}, {axis})", c),
     )

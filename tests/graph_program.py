@@ -28,6 +28,7 @@ class Value:
     name: str
     shape: tuple[int, ...]
     owner: str | None = None
+    read: bool = False
 
     @property
     def channel_axis(self) -> int:
@@ -70,11 +71,15 @@ class Program:
     def pick(
         self, rank: int | None = None, fits: Callable[[Value], bool] = lambda v: True
     ) -> Value:
-        """A value with that number of dimensions; late ones more often."""
+        """A value with that number of dimensions; late ones, and such that nothing reads, more often."""
         found = [v for v in self.values if rank in (None, len(v.shape)) and fits(v)]
+        unread = [v for v in found if not v.read]
+        found = unread if unread and self.chance(0.6) else found
         if not found:
             raise Unfit
-        return found[max(self.draw.randrange(len(found)) for _ in range(2))]
+        value = found[max(self.draw.randrange(len(found)) for _ in range(2))]
+        value.read = True
+        return value
 
     def partner(self, value: Value) -> Value:
         """A value of the same shape, the value itself if there is no other."""
@@ -99,6 +104,7 @@ class Program:
 
     def layer(self, source: Value, constructor: str, shape: tuple[int, ...]) -> Value:
         """The output of a new layer on a value."""
+        source.read = True
         name = self.fresh("layer")
         self.layers[name] = (source, shape)
         return self.emit(f"{self.member(name, constructor)}({source.name})", shape, name)
@@ -116,6 +122,7 @@ class Program:
     def overwrite(self, line: str, target: Value) -> None:
         """A line that changes a value, and whatever shares its memory."""
         self.body.append(line)
+        target.read = False
         for value in self.values:
             if target.owner in (UNCLEAR, value.owner) and value.owner is not None:
                 value.owner = UNCLEAR

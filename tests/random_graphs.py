@@ -6,12 +6,13 @@ when they do not.
 
 import copy
 import random
+from math import prod
 from typing import Any
 
 import torch
 from graph_operators import OPERATORS, project
 from graph_program import Program, Unfit, Value, network
-from masked_definition import Masks, call, difference, maskable, masked_by_hooks, randomise
+from masked_definition import Masks, call, difference, is_head, maskable, masked_by_hooks, randomise
 from network_cases import Example
 from torch import nn
 
@@ -29,7 +30,10 @@ def drawn(seed: int) -> Program:
     for _ in range(draw.choice((1, 1, 1, 2))):
         program.inputs.append(Value(program.fresh("x"), draw.choice(SHAPES)))
     program.values += program.inputs
-    wanted = draw.randrange(4, 15)
+    for value in program.inputs:
+        if program.chance(0.8):
+            project(program, value, draw.choice((3, 4, 6, 8)))
+    wanted = draw.randrange(5, 16)
     while len(program.body) < wanted:
         attempt = copy.deepcopy(program, {id(draw): draw})  # one source of chance for all attempts
         try:
@@ -41,23 +45,22 @@ def drawn(seed: int) -> Program:
 
 
 def results(program: Program) -> list[str]:
-    """Names of the outputs: the last value behind a layer, perhaps others as they are."""
-    draw = program.draw
-    last = program.values[-1]
-    names = [v.name for v in draw.sample(program.values, min(2, len(program.values)))]
-    names = names[: draw.choice((0, 0, 1, 2))]
-    head = project(program, last, 3)
-    return [head.name, *names]
+    """Names of the outputs: a layer on all that nothing else reads, perhaps some of that as it is."""
+    ends = [value for value in program.values if not value.read] or program.values[-1:]
+    outputs = [value.name for value in ends if program.chance(0.2)]
+    flat = ", ".join(f"{value.name}.flatten(1)" for value in ends)
+    count = sum(prod(value.shape) for value in ends)
+    head = program.member("head", f"nn.Linear({count}, 3)")
+    program.body.append(f"result = {head}(torch.cat([{flat}], 1))")
+    return ["result", *outputs]
 
 
 def draw_masks(model: nn.Module, draw: random.Random) -> Masks:
     """Some layers lose nothing, some a part, some everything; the last one, an output, seldom."""
     masks = {}
-    sizes = maskable(model)
-    for name, size in sizes.items():
+    for name, size in maskable(model).items():
         share = draw.choice((0.0, 0.3, 0.5, 0.5, 0.8, 1.0))
-        last = name == list(sizes)[-1]
-        if share and (not last or draw.random() < 0.2):
+        if share and (not is_head(name) or draw.random() < 0.1):
             masks[name] = torch.tensor([draw.random() >= share for _ in range(size)])
     return masks
 
