@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
@@ -65,6 +66,30 @@ def _constant_tensors(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor
         for name, tensor in own:
             if tensor.is_floating_point() and bool((tensor == tensor.flatten()[0]).all()):
                 yield module, name, tensor
+
+
+@torch.no_grad()
+def calibrate_(masked: nn.Module, model: nn.Module, inputs: Inputs) -> None:
+    """Give BatchNorms of both networks the statistics that ``masked`` has on these inputs.
+
+    Each layer that loses half of its inputs weakens the signal by a third. Statistics of another
+    network do not make up for that, and after fifty layers outputs are constants, whose comparison
+    would show little.
+    """
+    norms = {n: m for n, m in masked.named_modules() if isinstance(m, _BatchNorm)}
+    momenta = [norm.momentum for norm in norms.values()]
+    for norm in norms.values():
+        norm.train()
+        norm.momentum = 1.0
+    call(masked, inputs)
+    for (name, norm), momentum in zip(norms.items(), momenta, strict=True):
+        norm.eval()
+        norm.momentum = momentum
+        # A constant channel would have its rounding errors divided by almost nothing.
+        norm.running_var.clamp_(min=0.1 * float(norm.running_var.mean()) + 1e-3)
+        other = model.get_submodule(name)
+        for buffer in STATISTICS:
+            getattr(other, buffer).copy_(getattr(norm, buffer))
 
 
 def output_layers(model: nn.Module, inputs: Inputs) -> list[str]:

@@ -14,6 +14,7 @@ from networks import Network
 from preparation import (
     Inputs,
     Masks,
+    calibrate_,
     call,
     cast,
     half,
@@ -56,6 +57,8 @@ def prune(
         masked = copy.deepcopy(model)
         apply_masks_(masked, masks)
         record["applied"] = True
+        calibrate_(masked, model, network.inputs(8))
+        apply_masks_(masked, masks)  # their statistics have changed
         step = "compact"
         begin = time.perf_counter()
         with warnings.catch_warnings(record=True) as caught:

@@ -19,13 +19,18 @@ from preparation import output_layers, randomise_
 from torch import nn
 
 FLOAT32_BAR, FLOAT64_BAR = 1e-4, 1e-9
+SPREAD_BAR = 1e-5  # outputs that hardly depend on inputs say little about a network
 METHODS = ("filters", "channels", "torch-pruning")
 Record = dict[str, Any]
 
 
 @dataclass
 class Subject:
-    """A network built once, and what the stages have made of it so far."""
+    """A network built once, and what the stages have made of it so far.
+
+    ``model`` itself is never called, only copies are: some networks keep tensors of their first
+    call, of that call's dtype or with its graph.
+    """
 
     network: Network
     model: nn.Module
@@ -41,7 +46,7 @@ class Subject:
         model = network.build()
         randomise_(model)
         model.eval()
-        return cls(network, model, output_layers(model, network.inputs(2)))
+        return cls(network, model, output_layers(copy.deepcopy(model), network.inputs(2)))
 
 
 def run_stage(subject: Subject, stage: str, known: Mapping[tuple[str, str], Record]) -> Record:
@@ -53,7 +58,7 @@ def run_stage(subject: Subject, stage: str, known: Mapping[tuple[str, str], Reco
         if stage == "latency":
             record |= _latency(subject, known)
         else:
-            dense = sizes(subject.model, subject.network.inputs(1))
+            dense = sizes(copy.deepcopy(subject.model), subject.network.inputs(1))
             record |= {f"dense_{key}": n for key, n in dense.items()}
             subject.made[stage], more = _method(subject, stage)
             record |= more
@@ -80,6 +85,9 @@ def _judged(record: Record) -> Record:
     if not (record["float32"] <= FLOAT32_BAR and record["float64"] <= FLOAT64_BAR):
         seen = f"{record['float32']:.1e} in float32, {record['float64']:.1e} in float64"
         return {"ok": False, "step": "outputs agree", "error": f"outputs differ: {seen}"}
+    if not record["spread"] > SPREAD_BAR:
+        seen = f"from one input to the next outputs change by {record['spread']:.1e}"
+        return {"ok": False, "step": "outputs agree", "error": f"nothing was compared: {seen}"}
     if record["attached"] is not True:
         return {"ok": False, "step": "SPR attaches", "error": record["attached"]}
     return {}
@@ -91,7 +99,7 @@ def _latency(subject: Subject, known: Mapping[tuple[str, str], Record]) -> Recor
         succeeded = known.get((subject.network.name, stage), {"ok": False})["ok"]
         if succeeded and stage not in subject.made:
             subject.made[stage], _ = _method(subject, stage)
-    networks = {"dense": subject.model, **subject.made}
+    networks = {"dense": copy.deepcopy(subject.model), **subject.made}
     batch = 1
     try:
         latencies(networks, subject.network.inputs(1), seconds=0)

@@ -27,7 +27,7 @@ def prune(
     """
     pruned = copy.deepcopy(model)
     example = network.inputs(2)
-    shapes = [t.shape for t in tensors(call(pruned, example))]
+    shapes = [t.shape for t in tensors(call(copy.deepcopy(model), example))]
     before = sum(p.numel() for p in pruned.parameters())
     heads = _heads(pruned)
     pruner = tp.pruner.BasePruner(
