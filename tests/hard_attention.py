@@ -34,7 +34,7 @@ class Mixer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a = nn.Linear(8, 10)
-        self.ln1 = nn.LayerNorm(10)
+        self.a_norm = nn.LayerNorm(10)
         self.t1 = nn.Linear(5, 7)
         self.t2 = nn.Linear(7, 5)
         self.ln2 = nn.LayerNorm(10)
@@ -44,7 +44,7 @@ class Mixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.a(x)
-        x = x + self.t2(F.gelu(self.t1(self.ln1(x).transpose(1, 2)))).transpose(1, 2)
+        x = x + self.t2(F.gelu(self.t1(self.a_norm(x).transpose(1, 2)))).transpose(1, 2)
         return self.head((x + self.c2(F.gelu(self.c1(self.ln2(x))))).mean(1))
 
 

@@ -17,7 +17,7 @@ def layer_norm() -> nn.Module:
 @case("layer norm without scale and shift", features)
 def layer_norm_plain() -> nn.Module:
     norm = nn.LayerNorm(14, elementwise_affine=False)
-    return chain(a=nn.Linear(6, 14), a_norm=norm, act=nn.ReLU(), head=nn.Linear(14, 3))
+    return chain(a=nn.Linear(6, 14), unscaled=norm, act=nn.ReLU(), head=nn.Linear(14, 3))
 
 
 @case("layer norm over channels and positions", image)

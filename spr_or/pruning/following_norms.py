@@ -5,6 +5,7 @@ channel alive. They are found in the torch.fx graph of the network, which needs 
 that torch.fx cannot read is run on one.
 """
 
+import operator
 from typing import Any
 
 import torch
@@ -53,6 +54,8 @@ def following_norms(model: nn.Module, example: Any = None) -> dict[str, list[str
     >>> following_norms(resnet20())["layer1.0.conv2"]
     ['layer1.0.bn2']
     """
+    if not any(isinstance(module, NORMS) for module in model.modules()):
+        return {name: [] for name, m in model.named_modules() if isinstance(m, LAYERS)}
     try:
         graph = _LayersAsLeaves().trace(model)
     except Exception:  # fx raises whatever the user's forward raises on a proxy
@@ -72,8 +75,19 @@ def following_norms(model: nn.Module, example: Any = None) -> dict[str, list[str
     return found
 
 
+class _Written(fx.Proxy):
+    """A proxy that may be written into; the graph is read, never run."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+
 class _LayersAsLeaves(fx.Tracer):
     """Subclasses of layers and norms are not looked into."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """A proxy that the user's code may write into."""
+        return _Written(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether the module stays one call."""

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spr_or.pruning.compaction.prepare import computed_weights
+from spr_or.pruning.compaction.prepare import bake_weights_, computed_weights
 from spr_or.pruning.entity_masks import kept
 from spr_or.pruning.following_norms import CONVOLUTIONS, LAYERS, NORMS, TRANSPOSED, following_norms
 from spr_or.pruning.unwrap import unwrap
@@ -65,11 +65,13 @@ def apply_masks_(model: nn.Module, masks: Masks, example: Any = None) -> None:
     """Silence the masked filters in place: their output, after the norm, is exactly zero.
 
     Filter and bias become zero; so do scale, shift and running mean of the norm that follows
-    (`following_norms`), and its running variance becomes one. example: inputs, for a network whose
-    norms only a run can find. Raises ValueError for masks that do not fit, and for a layer whose
-    weight a hook or a parametrisation computes anew at each call.
+    (`following_norms`), and its running variance becomes one. A masked layer whose weight a hook or a
+    parametrisation computes anew at each call (`torch.nn.utils.prune`, weight norm, spectral norm) gets
+    it as a plain parameter, for a mask would not last. example: inputs, for a network whose norms only
+    a run can find. Raises ValueError for masks that do not fit.
     """
     model = unwrap(model)
+    bake_weights_(model, masks)
     norms = _masked_norms(model, masks, example)
     with torch.no_grad():
         for tensor, dropped in _masked_parameters(model, masks, norms):
@@ -84,7 +86,8 @@ def hold_masks(model: nn.Module, masks: Masks, example: Any = None) -> Callable[
     """A function that silences the masked filters again; call it after each optimiser step.
 
     It writes zeros over the masked parameters in place, with no copy between host and device.
-    Make it after the model is on its device. Arguments and errors as for `apply_masks_`.
+    Make it after the model is on its device. Arguments and errors as for `apply_masks_`; a layer whose
+    weight is computed at each call is refused, for there is no parameter to hold.
 
     >>> model = nn.Sequential(nn.Linear(2, 2))
     >>> hold = hold_masks(model, {"0": torch.tensor([True, False])})
@@ -196,7 +199,8 @@ def _masked_parameters(
             raise ValueError(
                 f"the weight of {name!r} is computed anew at each call (torch.nn.utils.prune, "
                 "weight_norm, spectral_norm or a parametrisation): a mask would not last. Make it a "
-                "plain parameter first: spr_or.pruning.compaction.prepare.bake_weights_(model)"
+                "plain parameter first, before the optimiser: "
+                "spr_or.pruning.compaction.prepare.bake_weights_(model)"
             )
         if isinstance(module, LAYERS):
             pairs += _of_layer(name, module, keep)

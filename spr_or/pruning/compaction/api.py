@@ -58,18 +58,21 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], example_input: Exampl
     masked = prepared(model)
     apply_masks_(masked, masks, example_input)
     inputs = like_model(masked, example_input)
-    graph = trace(masked, example_input)
     trials = _trials(inputs)
     expected = [_outputs(masked, trial) for trial in trials]
-    problem = ""
-    for constants in (True, False):
+    problem, graph = "", None
+    for all_vary, constants in ((True, True), (True, False), (False, True), (False, False)):
         try:
+            if graph is None or (constants and not all_vary):
+                graph = trace(masked, example_input, all_vary)
             smaller = rewrite(make_plan(graph, inputs, constants)).eval()
             difference = max(
                 (_difference(want, _outputs(smaller, trial))
                  for want, trial in zip(expected, trials, strict=True)), default=0.0,
             )  # fmt: skip
         except CompactionError as error:
+            if graph is None:  # it cannot be traced
+                raise
             problem = str(error)
             continue
         dtype = next((p.dtype for p in masked.parameters()), torch.float32)

@@ -99,10 +99,9 @@ def uniform(fact: Fact, dim: int) -> tuple[Tensor, Tensor]:
     known, value = fact.known, fact.value.detach()
     if not others:
         return known, value
-    # In the example's dtype; what is not known must not spoil a comparison.
-    value = value.to(torch.uint8) if value.dtype == torch.bool else value
-    low, high = value.amin(others), value.amax(others)
-    return _all(known, others) & (low == high), low
+    rows = value.movedim(dim, 0).reshape(value.shape[dim], -1)
+    first = rows[:, :1]
+    return _all(known, others) & (rows == first).all(1), first[:, 0]
 
 
 def _all(mask: Tensor, dims: list[int]) -> Tensor:

@@ -185,6 +185,7 @@ def indexed_addition(axis: int, kept: Tensor | None, shift: Tensor | None) -> Em
         return builder.module(f"{node.name}_indexed", module, tensors)
 
     emit.shift_size = 0 if shift is None else len(shift)  # type: ignore[attr-defined]
+    emit.takes_gone = True  # type: ignore[attr-defined]
     return emit
 
 

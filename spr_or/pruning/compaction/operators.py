@@ -559,11 +559,39 @@ def _attention_narrow(plan: "Plan", node: fx.Node) -> Decision:
         })  # fmt: skip
     plain = agreed(plan, node, pairs)
     width = _shared_width(plan, nodes[:2])
+    if not grouped and shapes[1][-1] == shapes[2][-1]:
+        plain, width = _of_one_width(plain, width, shapes[0][-1])
     reads = [(*plain.reads[k][:-1], width) if k < 2 else plain.reads[k] for k in range(len(nodes))]
     scale = argument(node, 6, "scale")
     emit = scaled_attention(shapes[0][-1] ** -0.5) if scale is None and width is not None else None
     reason = "queries share keys" if grouped and plain.reason else ""
     return plain._replace(reads=tuple(reads), emit=emit, reason=reason)
+
+
+def _of_one_width(
+    plain: Decision, width: Tensor | None, total: int
+) -> tuple[Decision, Tensor | None]:
+    """The fused kernels want queries, keys and values of one width: the narrower are filled up."""
+    values = plain.keeps[-1]
+    if width is None or values is None:
+        return (plain, width) if values is None else (_with_values(plain, None), None)
+    count = max(int(width.sum()), int(values.sum()))
+    return _with_values(plain, _widened(values, count, total)), _widened(width, count, total)
+
+
+def _widened(kept: Tensor, count: int, total: int) -> Tensor | None:
+    """Positions with the first of the others, so that there are ``count``."""
+    others = (~kept).nonzero().flatten()[: count - int(kept.sum())]
+    wider = kept.clone()
+    wider[others] = True
+    return None if count == total else wider
+
+
+def _with_values(plain: Decision, values: Tensor | None) -> Decision:
+    reads = list(plain.reads)
+    reads[2] = (*reads[2][:-1], values)
+    keeps = (*plain.keeps[:-1], values)
+    return plain._replace(reads=tuple(reads), makes=keeps, keeps=keeps)
 
 
 def _shared_width(plan: "Plan", nodes: list[fx.Node]) -> Tensor | None:

@@ -28,7 +28,8 @@ from spr_or.pruning.compaction.facts import (
     projected,
     uniform,
 )
-from spr_or.pruning.compaction.rules import Decision, everything, rule_of
+from spr_or.pruning.compaction.rules import Decision, covers, everything, rule_of
+from spr_or.pruning.compaction.trace import CompactionError, fixed_size
 from spr_or.pruning.compaction.weighted import WEIGHTED, layer_of, operations
 
 _getitem = operator.getitem
@@ -161,6 +162,10 @@ class Plan:
                     decision = everything(self, node)
                 else:
                     decision = rule_of(node.target).narrow(self, node)
+                if fact.is_tensor and not all(map(covers, decision.keeps, self.least(node))):
+                    raise CompactionError(
+                        f"what {node.name!r} keeps is less than what is needed of it"
+                    )
                 self.decisions[node] = decision
                 self.kept[node] = decision.keeps
 
@@ -265,7 +270,8 @@ def _random(node: fx.Node) -> bool:
 
 def _variable(node: fx.Node) -> frozenset[int]:
     shape = getattr(node.meta.get("val"), "shape", ())
-    return frozenset(d for d, n in enumerate(shape) if not isinstance(n, int))
+    found = {d for d, n in enumerate(shape) if fixed_size(n) is None}
+    return frozenset(found | node.meta.get("variable", set()))
 
 
 def _attribute(graph: fx.GraphModule, name: str) -> Tensor:

@@ -2,12 +2,13 @@
 
 import copy
 import math
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, prune
+from torch.nn.utils import parametrize
 
 from spr_or.pruning.unwrap import unwrap
 
@@ -44,8 +45,10 @@ def computed_weights(model: nn.Module) -> list[str]:
     ]
 
 
-def bake_weights_(model: nn.Module) -> None:
+def bake_weights_(model: nn.Module, names: Iterable[str] | None = None) -> None:
     """Make every computed weight the plain parameter that it is at present, in place.
+
+    names: of the modules whose weights to bake, None = all.
 
     Parametrisations (`torch.nn.utils.parametrizations`), the older weight and spectral norm, and
     `torch.nn.utils.prune` are undone; the outputs stay what they are in evaluation mode.
@@ -55,14 +58,18 @@ def bake_weights_(model: nn.Module) -> None:
     >>> sorted(dict(net.named_parameters()))
     ['0.bias', '0.weight']
     """
-    for module in list(model.modules()):
+    chosen = None if names is None else set(names)
+    for path, module in list(model.named_modules()):
+        if chosen is not None and path not in chosen:
+            continue
         if parametrize.is_parametrized(module):
+            # A copied module shares the class that parametrising made; undoing changes the class.
+            kind = type(module)
+            module.__class__ = type(kind.__name__, kind.__bases__, dict(kind.__dict__))
             for name in list(cast(nn.ModuleDict, module.parametrizations)):
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
         for hook_id, hook, name in list(_hooked(module)):
-            # The hook may need a call to bring the weight up to date, as spectral norm does.
-            if not isinstance(hook, prune.BasePruningMethod):
-                hook(module, ())
+            hook(module, ())  # brings the weight up to date
             value = getattr(module, name).detach().clone()
             del module._forward_pre_hooks[hook_id]
             for key in [k for k in (*module._parameters, *module._buffers) if _belongs(k, name)]:

@@ -193,24 +193,16 @@ class Builder:
         fact = self.plan.facts[x]
         if x not in self.built:
             nothing = any(k is not None and not bool(k.any()) for k in keep)
-            emits = self.plan.decisions[reader].emit is not None
-            return None if nothing or emits else self._constant(x, keep, reader)
+            takes_gone = getattr(self.plan.decisions[reader].emit, "takes_gone", False)
+            return None if nothing or takes_gone else self._constant(x, keep)
         if not fact.is_tensor:
             return self.built[x]
         return self._adapted_node(self.built[x], x, self.plan.kept[x], keep)
 
-    def _constant(self, x: fx.Node, keep: Keep, reader: fx.Node) -> fx.Node:
-        """An operand that is gone, as the constant that it is, of the size of another operand."""
+    def _constant(self, x: fx.Node, keep: Keep) -> fx.Node:
+        """An operand that is gone, as the constant that it is."""
         fact = self.plan.facts[x]
         rank = len(fact.shape)
-        like = next(
-            (o for o in self.operands(reader)
-             if o in self.built and o.op != "get_attr" and len(self.plan.facts[o].shape) == rank
-             and all(self.plan.facts[o].shape[d] == fact.shape[d] for d in fact.variable)),
-            None,
-        )  # fmt: skip
-        if like is None:
-            raise CompactionError(f"nothing tells the size of {x.name!r}, which is constant")
         values = fact.value.new_zeros([1] * rank)
         for dim, n in enumerate(fact.shape):
             held, value = uniform(fact, dim)
@@ -222,12 +214,22 @@ class Builder:
         name = self._free_name(f"{x.name}_constant")
         self.root.register_buffer(name, values.clone(), persistent=False)
         sizes = [
-            self.graph.call_function(aten.sym_size.int, (self.built[like], d))
-            if d in fact.variable else n
-            for d, n in enumerate(fact.shape)
-        ]  # fmt: skip
+            self._variable_size(x, d) if d in fact.variable else n for d, n in enumerate(fact.shape)
+        ]
         full = self.graph.call_function(aten.expand.default, (self.graph.get_attr(name), sizes))
         return self._adapted_node(full, x, (None,) * rank, keep)
+
+    def _variable_size(self, x: fx.Node, dim: int) -> fx.Node:
+        """A size that varies, read off a tensor that is there and has the same."""
+        wanted = str(x.meta["val"].shape[dim])
+        for other, new in self.built.items():
+            fact = self.plan.facts.get(other)
+            if fact is None or not fact.is_tensor or other.op == "get_attr":
+                continue
+            for d, size in enumerate(other.meta["val"].shape):
+                if str(size) == wanted and d in fact.variable:
+                    return self.graph.call_function(aten.sym_size.int, (new, d))
+        raise CompactionError(f"nothing tells the size of {x.name!r}, which is constant")
 
     def _owned_names(self, reader: fx.Node) -> set[str]:
         path = self._owners[reader]

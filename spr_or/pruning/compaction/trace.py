@@ -72,8 +72,10 @@ def like_model(model: nn.Module, example: Example) -> Inputs:
     return inputs
 
 
-def trace(model: nn.Module, example: Example) -> fx.GraphModule:
+def trace(model: nn.Module, example: Example, all_vary: bool = True) -> fx.GraphModule:
     """The graph of ``model``, in the mode it is in; parameters are the model's own, not copies.
+
+    all_vary: leave every size variable that the network leaves, and not that of the batch only.
 
     Raises CompactionError where the forward pass depends on the values of tensors, or does not
     take the example.
@@ -82,19 +84,82 @@ def trace(model: nn.Module, example: Example) -> fx.GraphModule:
     with warnings.catch_warnings(), torch.no_grad(), _attention_in_the_open():
         warnings.simplefilter("ignore")
         _run_once(model, inputs)
-        program = _export(model, inputs)
-        graph = _lowered(model, program)
-        if not _without_writes(graph, inputs):
-            graph = _lowered(model, program.run_decompositions({}))
-            if not _without_writes(graph, inputs):
-                raise CompactionError(
-                    f"{type(model).__name__} writes into tensors in a way that cannot be followed"
-                )
+        graph = _graph(model, inputs, all_vary)
+        if _fixed_batch(graph):
+            _free_batch(model, graph, inputs)
     _several_results(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     graph.meta["saved"] = set(model.state_dict())
     return graph
+
+
+def _graph(model: nn.Module, inputs: Inputs, all_vary: bool = True) -> fx.GraphModule:
+    """The lowered graph without operators that write over their input."""
+    program = _export(model, inputs, all_vary)
+    graph = _lowered(model, program)
+    if not _without_writes(graph, inputs):
+        graph = _lowered(model, program.run_decompositions({}))
+        if not _without_writes(graph, inputs):
+            raise CompactionError(
+                f"{type(model).__name__} writes into tensors in a way that cannot be followed"
+            )
+    return graph
+
+
+def fixed_size(n: Any) -> int | None:
+    """A size as a number, None where it varies. (A variable size that turned out fixed is no int.)"""
+    return int(str(n)) if str(n).isdigit() else None
+
+
+def _fixed_batch(graph: fx.GraphModule) -> bool:
+    """Whether the forward pass made a number of the batch size, as ``len(x)`` does."""
+    vals = [n.meta.get("val") for n in graph.graph.nodes if n.op == "placeholder"]
+    tensors = [v for v in vals if isinstance(v, Tensor) and v.dim()]
+    return bool(tensors) and all(fixed_size(v.shape[0]) is not None for v in tensors)
+
+
+def _free_batch(model: nn.Module, graph: fx.GraphModule, inputs: Inputs) -> None:
+    """Replace numbers that follow the batch size by it: those that a second trace has otherwise.
+
+    Where the two traces differ in more than numbers that are multiples of the batch size, the graph
+    stays one of that batch size.
+    """
+    batch = len(next(t for t in inputs.tensors() if t.dim()))
+    more = lambda t: torch.cat([t, t[:1]]) if isinstance(t, Tensor) and t.dim() else t  # noqa: E731
+    larger = Inputs(*pytree.tree_map(more, (inputs.args, inputs.kwargs)))
+    try:
+        other = _graph(model, larger)
+    except CompactionError:
+        return
+    nodes, others = list(graph.graph.nodes), list(other.graph.nodes)
+    if [(n.op, n.target) for n in nodes] != [(n.op, n.target) for n in others]:
+        return
+    source = next(n for n in nodes if n.op == "placeholder" and isinstance(n.meta["val"], Tensor))
+    with graph.graph.inserting_after(source):
+        size = graph.graph.call_function(aten.sym_size.int, (source, 0))
+    for node, twin in zip(nodes, others, strict=True):
+        places = iter([a for a in pytree.tree_leaves(twin.args) if not isinstance(a, fx.Node)])
+
+        def freed(value: Any, places: Any = places, node: fx.Node = node) -> Any:
+            if isinstance(value, fx.Node):
+                return value
+            now = next(places)
+            whole = type(value) is int and type(now) is int and value != now
+            if not whole or value * (batch + 1) != now * batch or value % batch:
+                return value
+            with graph.graph.inserting_before(node):
+                times = value // batch
+                return (
+                    size if times == 1 else graph.graph.call_function(operator.mul, (size, times))
+                )
+
+        if node.op == "call_function":
+            node.args = pytree.tree_map(freed, node.args)
+        mine, theirs = node.meta.get("val"), twin.meta.get("val")
+        if isinstance(mine, Tensor) and isinstance(theirs, Tensor):
+            pairs = enumerate(zip(mine.shape, theirs.shape, strict=True))
+            node.meta["variable"] = {d for d, (a, b) in pairs if str(a) != str(b)}
 
 
 @contextlib.contextmanager
@@ -119,7 +184,7 @@ def _run_once(model: nn.Module, inputs: Inputs) -> None:
         ) from error
 
 
-def _export(model: nn.Module, inputs: Inputs) -> ExportedProgram:
+def _export(model: nn.Module, inputs: Inputs, all_vary: bool) -> ExportedProgram:
     """The program with as many variable sizes as the network allows; by torch.fx if need be."""
     attempts: list[Callable[[], ExportedProgram]] = [
         lambda: _exported(model, inputs, lambda t: {d for d, n in enumerate(t.shape) if n > 1}),
@@ -127,16 +192,16 @@ def _export(model: nn.Module, inputs: Inputs) -> ExportedProgram:
         lambda: _exported(fx.symbolic_trace(model), inputs, lambda t: {0}),
     ]
     problems: list[Exception] = []
-    for attempt in attempts:
+    for attempt in attempts if all_vary else attempts[1:]:
         try:
             return attempt()
         except Exception as error:  # torch raises whatever its own or the user's code raises
             problems.append(error)
     raise CompactionError(
-        f"{type(model).__name__} cannot be traced by torch.export: {_first_lines(problems[1])}. "
-        f"Nor by torch.fx: {_first_lines(problems[2])}. Its forward must not depend on the values "
+        f"{type(model).__name__} cannot be traced by torch.export: {_first_lines(problems[-2])}. "
+        f"Nor by torch.fx: {_first_lines(problems[-1])}. Its forward must not depend on the values "
         "of tensors"
-    ) from problems[1]
+    ) from problems[-2]
 
 
 def _first_lines(error: Exception) -> str:
@@ -311,17 +376,13 @@ def _several_results(graph: fx.GraphModule) -> None:
                 rewritten(graph.graph, node)
 
 
-def _shape(node: fx.Node) -> tuple[Any, ...]:
-    return tuple(node.meta["val"].shape)
-
-
 def _pieces(graph: fx.Graph, node: fx.Node) -> None:
     """Every ``getitem`` of a split as a slice, where sizes do not vary."""
     x = node.args[0]
     assert isinstance(x, fx.Node)
     dim = int(node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0))  # type: ignore[arg-type]
-    lengths = [_shape_of(value)[dim] for value in node.meta["val"]]
-    if not all(isinstance(length, int) for length in lengths):
+    lengths = [fixed_size(value.shape[dim]) for value in node.meta["val"]]
+    if None in lengths:
         return
     starts = [sum(lengths[:k]) for k in range(len(lengths))]
     for user in list(node.users):
@@ -334,10 +395,6 @@ def _pieces(graph: fx.Graph, node: fx.Node) -> None:
         user.replace_all_uses_with(piece)
         graph.erase_node(user)
     graph.erase_node(node)
-
-
-def _shape_of(value: Any) -> tuple[Any, ...]:
-    return tuple(value.shape)
 
 
 def _unbound(graph: fx.Graph, node: fx.Node) -> None:
@@ -356,8 +413,8 @@ def _gated(graph: fx.Graph, node: fx.Node) -> None:
     x = node.args[0]
     assert isinstance(x, fx.Node)
     dim = int(node.args[1] if len(node.args) > 1 else -1)  # type: ignore[arg-type]
-    width = _shape(node)[dim]
-    if not isinstance(width, int):
+    width = fixed_size(node.meta["val"].shape[dim])
+    if width is None:
         return
     with graph.inserting_before(node):
         a = graph.call_function(aten.slice.Tensor, (x, dim, 0, width))

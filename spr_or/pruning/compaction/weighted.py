@@ -20,7 +20,16 @@ from spr_or.pruning.compaction.facts import (
     uniform,
 )
 from spr_or.pruning.compaction.layers import weighted
-from spr_or.pruning.compaction.rules import Decision, Rule, agreed, everything, passing, register
+from spr_or.pruning.compaction.rules import (
+    UNKNOWN,
+    Decision,
+    Rule,
+    agreed,
+    covers,
+    everything,
+    passing,
+    register,
+)
 
 if TYPE_CHECKING:
     from spr_or.pruning.compaction.plan import Plan
@@ -165,18 +174,28 @@ def _narrow(plan: "Plan", node: fx.Node) -> Decision:
     rows = least[layer.axis]
     if len(layer.weight.users) > 1 and layer.weight.op == "get_attr":
         rows, columns = _shared(plan, layer, rows, columns)
-    x = _with(held if layer.axis == len(held) - 1 else (held[0], *(None,) * (len(held) - 1)),
-              layer.axis, columns)  # fmt: skip
-    keeps = _with(_leading(x, layer, len(least)), layer.axis, rows)
+    leading = _leading(held, layer, least)
+    x, keeps = _with(leading, layer.axis, columns), _with(leading, layer.axis, rows)
     weight: list[Tensor | None] = [None] * len(plan.facts[layer.weight].shape)
     weight[layer.row_dim], weight[1 - layer.row_dim] = rows, columns
     found = [x, tuple(weight)] + ([(rows,)] if layer.bias is not None else [])
     return Decision(tuple(found), keeps, keeps, emit=_emit(plan, node, layer, rows, columns))
 
 
-def _leading(x: Keep, layer: Layer, rank: int) -> Keep:
-    """What passes in front of the features: batch and, for a linear layer, positions."""
-    return tuple(x[d] if d < layer.axis else None for d in range(rank))
+def _leading(held: Keep, layer: Layer, least: Keep) -> Keep:
+    """What passes in front of the features: batch and, for a linear layer, positions.
+
+    Positions that are gone from the input may be needed in the result, where the bias is added.
+    """
+    found: list[Tensor | None] = []
+    for d, (kept, needed) in enumerate(zip(held, least, strict=True)):
+        if d >= layer.axis or kept is None:
+            found.append(None)
+        elif covers(kept, needed):
+            found.append(kept)
+        else:
+            found.append(None if needed is None else _or_none(kept.cpu() | needed.cpu()))
+    return tuple(found)
 
 
 def _with(keep: Keep, dim: int, kept: Tensor | None) -> Keep:
@@ -305,7 +324,19 @@ def operations(layer: Layer, weight: tuple[int, ...], result: tuple[int, ...]) -
     return count
 
 
-register(list(WEIGHTED), Rule(_known, _needed, _narrow))
+def _if_plain(ours: Any, unknown: Any) -> Any:
+    """The rule of layers, unless the number of groups is that of samples (kernels made for each)."""
+
+    def chosen(first: Any, second: Any, *rest: Any) -> Any:
+        node = second if isinstance(second, fx.Node) else first
+        plain = not isinstance(argument(node, 6, "groups", 1), fx.Node)
+        return (ours if plain else unknown)(first, second, *rest)
+
+    return chosen
+
+
+_LAYER = Rule(_known, _needed, _narrow)
+register(list(WEIGHTED), Rule(*(_if_plain(o, u) for o, u in zip(_LAYER, UNKNOWN, strict=True))))
 
 
 # Embeddings: rows are words, which stay; columns are features.

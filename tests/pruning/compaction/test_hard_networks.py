@@ -186,7 +186,7 @@ COUNTED = {
         16 + 24 * 9 + 8 * 9 + 9 * 9 + (8 * 9 + 8) + 27,
     ),
     # A gate of zero takes the value with it.
-    "gate from two projections": ({"gate": first(8, 12)}, 8 * 8 + 8 * 8 + (8 * 8 + 8) + 27),
+    "gate from two projections": ({"gate": first(8, 12)}, 8 * 8 + (8 * 8 + 8) + (8 * 8 + 8) + 27),
     # Columns for all that any call reads.
     "one layer called twice": (
         {"a": first(5, 7), "b": first(4, 7)},
