@@ -9,15 +9,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from spr_or.pruning.budget import TOLERANCE, reachable_pct
 from spr_or.pruning.masks import apply_masks_, collapsed_layers, hold_masks
 from spr_or.pruning.regularizer import SPR
+from spr_or.pruning.removed_share import Counter
+from spr_or.pruning.steering import Steering, decide_masks
 from spr_or.training import distributed
 from spr_or.training.distill import distilling
 from spr_or.training.metrics import Record
 from spr_or.training.one_phase import Phase, train_phase
-from spr_or.training.parameter_budget import TOLERANCE, Counter, reachable_pct
 from spr_or.training.pruning import (
-    decide_masks,
     describe,
     in_zero_filters_pct,
     make_optimizer,
@@ -28,7 +29,6 @@ from spr_or.training.recipe import Recipe, RecipeError
 from spr_or.training.schedule import learning_rate
 from spr_or.training.seed_run import SeedRun
 from spr_or.training.setup import fresh_model, load_weights
-from spr_or.training.steering import Steering
 from spr_or.utils.files import write_durably
 
 

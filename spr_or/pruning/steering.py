@@ -1,85 +1,122 @@
 """What changes between the epochs of the SPR phase: lambda and the bounds M.
 
-Three keys of ``[spr]`` ask for it: ``lam_warmup``, ``target_removed_pct`` and ``bounds_every``. All
-that an epoch needs of those before it is in `Steering.state`, which goes into every checkpoint.
+Recipes and `Pruner` steer by the same `Steering`. Three settings ask for it: ``lam_warmup``,
+``target_removed_pct`` and ``bounds_every``. All that an epoch needs of those before it is in
+`Steering.state`, which goes into every checkpoint.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, Protocol
+
 import torch
 from torch import Tensor, nn
 
+from spr_or.pruning.budget import Count, Limits, MaskChoice, Masks, choose, next_lam, scheduled_pct
+from spr_or.pruning.masks import masks_by_threshold
 from spr_or.pruning.regularizer import SPR
-from spr_or.training.checkpoint import State
-from spr_or.training.metrics import Record
-from spr_or.training.parameter_budget import (
-    Counter,
-    MaskChoice,
-    Masks,
-    choose,
-    next_lam,
-    scheduled_pct,
-)
-from spr_or.training.pruning import decide_masks, make_spr
-from spr_or.training.recipe import SprRecipe
-from spr_or.training.spares import Spares
+from spr_or.pruning.spares import Spares
+
+Record = dict[str, Any]
+State = dict[str, Any]
 
 # A subgradient step leaves weights trembling about zero by more than any threshold until the rate
 # has fallen. Entities on their way out have indicators below this; few end between it and twice it.
 _LEAVING = 0.1
 
 
+class ZeroRule(Protocol):
+    """When an entity counts as zero: after proximal steps (``method="prox"``) exactly zeros, after
+    the gradient the paper's threshold, see `masks_by_threshold`."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def zero_below(self) -> float: ...
+    @property
+    def share(self) -> float: ...
+
+
+class SteeringSettings(ZeroRule, Protocol):
+    """What steers: [spr] of a recipe, or a `Pruner`'s settings. ``target_removed_pct`` may be None."""
+
+    @property
+    def lam(self) -> float: ...
+    @property
+    def lam_warmup(self) -> int: ...
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def target_removed_pct(self) -> float | None: ...
+    @property
+    def bounds(self) -> str: ...
+    @property
+    def bounds_every(self) -> int: ...
+    @property
+    def include_norm(self) -> bool: ...
+
+
 class Steering:
     """Sets ``spr.lam`` and ``spr.bound`` before each epoch, and measures after it.
 
-    ``count`` is needed where the recipe has a budget, and None elsewhere.
+    ``count`` (masks to the percentage removed) and ``limits`` of the layers are needed where the
+    settings have a target.
     """
 
     def __init__(
-        self, recipe: SprRecipe, model: nn.Module, spr: SPR, count: Counter | None = None
+        self,
+        settings: SteeringSettings,
+        model: nn.Module,
+        spr: SPR,
+        count: Count | None = None,
+        limits: Mapping[str, Limits] | None = None,
     ) -> None:
-        self.recipe = recipe
+        self.settings = settings
         self.model = model
         self.spr = spr
         self.count = count
-        self.lam = recipe.lam  # without the warm-up
+        self.limits = limits
+        self.lam = settings.lam  # without the warm-up
         self.shares: list[float] = []
-        wanted = count is not None and recipe.method == "prox"
+        wanted = count is not None and settings.method == "prox"
         self.spares = Spares(model, spr) if wanted else None
 
     def begin(self, epoch: int) -> None:
         """Before an epoch, counted from 0: lambda of the warm-up, and new bounds when it is time."""
-        every = self.recipe.bounds_every
+        every = self.settings.bounds_every
         if every and epoch and epoch % every == 0:
-            renew_bounds_(self.spr, self.model, self.recipe)
-        self.spr.lam = warm_lam(self.lam, epoch, self.recipe.lam_warmup)
+            renew_bounds_(self.spr, self.model, self.settings)
+        self.spr.lam = warm_lam(self.lam, epoch, self.settings.lam_warmup)
 
     def end(self, epoch: int) -> Record:
         """After an epoch: lambda of it, what could go now, and lambda of the next one."""
         record: Record = {"lam": float(self.spr.lam)}
-        target = self.recipe.target_removed_pct
+        target = self.settings.target_removed_pct
         if target is None or self.count is None:
             return record
         if self.spares is not None:
             self.spares.keep(epoch)
-        self.shares.append(self.count(leaving(self.model, self.spr, self.recipe)))
-        epochs = self.recipe.epochs
+        self.shares.append(self.count(leaving(self.model, self.spr, self.settings)))
+        epochs = self.settings.epochs
         record["removable_pct"] = self.shares[-1]
         record["scheduled_pct"] = scheduled_pct(target, epoch, epochs)
-        if epoch + 1 >= self.recipe.lam_warmup:
-            self.lam = next_lam(self.lam, self.recipe.lam, self.shares, target, epochs)
+        if epoch + 1 >= self.settings.lam_warmup:
+            self.lam = next_lam(self.lam, self.settings.lam, self.shares, target, epochs)
         return record
 
     def cut(self) -> MaskChoice:
-        """The masks that meet the budget, see `budget.choose`; what they give back gets its weights.
+        """The masks that meet the budget, see `choose`; what they give back gets its weights.
 
         Entities that are zero alike come back in the order last out, first in.
         """
-        assert self.count is not None and self.recipe.target_removed_pct is not None
+        assert self.count is not None and self.settings.target_removed_pct is not None
         indicators = {n: value.indicator for n, value in self.spr.entity_values().items()}
-        gone = decide_masks(self.model, self.spr, self.recipe)
+        gone = decide_masks(self.model, self.spr, self.settings)
         ages = indicators if self.spares is None else self.spares.age
-        choice = choose(self.count, gone, indicators, ages, self.recipe.target_removed_pct)
+        choice = choose(
+            self.count, gone, indicators, ages, self.settings.target_removed_pct, self.limits
+        )
         if self.spares is not None:
             self.spares.give_back_(choice.masks)
         return choice
@@ -114,17 +151,25 @@ def warm_lam(lam: float, epoch: int, warmup: int) -> float:
     return lam * min(1.0, (epoch + 1) / (warmup + 1))
 
 
-def leaving(model: nn.Module, spr: SPR, recipe: SprRecipe) -> Masks:
+def decide_masks(model: nn.Module, spr: SPR, rule: ZeroRule) -> Masks:
+    """True = keep, for each regularised layer: the paper's threshold, or exact zeros."""
+    names = [layer.name for layer in spr.layers]
+    if rule.method == "prox":
+        return masks_by_threshold(model, names, zero_below=0.0, share=1.0)
+    return masks_by_threshold(model, names, rule.zero_below, rule.share)
+
+
+def leaving(model: nn.Module, spr: SPR, rule: ZeroRule) -> Masks:
     """False for what would go if the phase ended now, for the gradient also what is about to."""
-    masks = decide_masks(model, spr, recipe)
-    if recipe.method == "gradient":
+    masks = decide_masks(model, spr, rule)
+    if rule.method == "gradient":
         for name, value in spr.entity_values().items():
             masks[name] &= value.indicator > _LEAVING
     return masks
 
 
 @torch.no_grad()
-def renew_bounds_(spr: SPR, model: nn.Module, recipe: SprRecipe) -> None:
+def renew_bounds_(spr: SPR, model: nn.Module, settings: SteeringSettings) -> None:
     """Make M the max|w| of today, by layer or entity; a layer or entity that is zero keeps its own.
 
     A bound read off these weights holds for them, not for the minimiser of the problem that the old
@@ -139,9 +184,11 @@ def renew_bounds_(spr: SPR, model: nn.Module, recipe: SprRecipe) -> None:
     }
     if not live:
         return
-    now = SPR.bounds_from(model, entities=live, per=recipe.bounds, include_norm=recipe.include_norm)
+    now = SPR.bounds_from(
+        model, entities=live, per=settings.bounds, include_norm=settings.include_norm
+    )
     bounds: dict[str, Tensor] = {name: value.bound for name, value in values.items()}
     for name, bound in now.items():
-        keeps = (values[name].peak == 0) & (recipe.bounds == "entity")
+        keeps = (values[name].peak == 0) & (settings.bounds == "entity")
         bounds[name] = torch.where(keeps, bounds[name], bound)
-    spr.bound.copy_(make_spr(recipe, model, bounds).bound)
+    spr.bound.copy_(torch.cat([bounds[layer.name] for layer in spr.ordered_layers()]))

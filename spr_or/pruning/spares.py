@@ -6,13 +6,15 @@ compaction would take it away whatever its mask says. One that is given back nee
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from spr_or.pruning.following_norms import following_norms
 from spr_or.pruning.regularizer import SPR
-from spr_or.training.checkpoint import State
 
+State = dict[str, Any]
 _ROWS = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -26,23 +28,35 @@ class Spares:
     def __init__(self, model: nn.Module, spr: SPR) -> None:
         self.spr = spr
         norms = following_norms(model)
-        self.rows: dict[str, list[Tensor]] = {}
+        # Buffers are replaced when a model moves to another device, so they are looked up by name.
+        self.places: dict[str, list[tuple[nn.Module, str]]] = {}
         for layer in spr.layers:
             modules = [model.get_submodule(name) for name in (layer.name, *norms[layer.name])]
-            found = [getattr(module, key, None) for module in modules for key in _ROWS]
-            self.rows[layer.name] = [tensor for tensor in found if tensor is not None]
-        self.copies = {n: [t.detach().clone() for t in rows] for n, rows in self.rows.items()}
+            self.places[layer.name] = [
+                (module, key)
+                for module in modules
+                for key in _ROWS
+                if getattr(module, key, None) is not None
+            ]
+        self.copies = {name: [t.clone() for t in self._rows(name)] for name in self.places}
         self.age = {
             layer.name: torch.full((layer.count,), -1.0, dtype=torch.float64)
             for layer in spr.layers
         }
+
+    def _rows(self, name: str) -> list[Tensor]:
+        return [getattr(module, key).detach() for module, key in self.places[name]]
 
     @torch.no_grad()
     def keep(self, epoch: int) -> None:
         """After an epoch: copy the rows of the entities that are not zero."""
         for name, value in self.spr.entity_values().items():
             alive = value.peak > 0
-            for tensor, copy in zip(self.rows[name], self.copies[name], strict=True):
+            rows = self._rows(name)
+            self.copies[name] = [
+                copy.to(tensor.device) for tensor, copy in zip(rows, self.copies[name], strict=True)
+            ]
+            for tensor, copy in zip(rows, self.copies[name], strict=True):
                 copy[alive] = tensor[alive]
             age = (epoch + value.indicator / 2).to(self.age[name])
             self.age[name] = torch.where(alive.cpu(), age, self.age[name])
@@ -52,7 +66,7 @@ class Spares:
         """Write the copies into the zero entities that ``masks`` (True = keep) keep."""
         for name, value in self.spr.entity_values().items():
             back = masks[name] & (value.peak == 0)
-            for tensor, copy in zip(self.rows[name], self.copies[name], strict=True):
+            for tensor, copy in zip(self._rows(name), self.copies[name], strict=True):
                 tensor[back] = copy[back]
 
     def state(self) -> State:
