@@ -27,11 +27,6 @@ Arrays = tuple[np.ndarray, np.ndarray]
 _FORMAT = 1
 
 
-def default_folder() -> Path:
-    """$SPR_OR_CACHE, or ~/.cache/spr-or."""
-    return Path(os.environ.get("SPR_OR_CACHE") or "~/.cache/spr-or").expanduser()
-
-
 def cached(folder: Path, key: str, source: dict[str, Any], decode: Callable[[], Arrays]) -> Arrays:
     """``decode()``, or what it returned the last time for this key and source.
 
