@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from spr_or.pruning.budget import Count, Limits, MaskChoice, Masks, choose, next_lam, scheduled_pct
+from spr_or.pruning.group_entities import GroupEntities
 from spr_or.pruning.masks import masks_by_threshold
 from spr_or.pruning.regularizer import SPR
 from spr_or.pruning.spares import Spares
@@ -152,7 +153,13 @@ def warm_lam(lam: float, epoch: int, warmup: int) -> float:
 
 
 def decide_masks(model: nn.Module, spr: SPR, rule: ZeroRule) -> Masks:
-    """True = keep, for each regularised layer: the paper's threshold, or exact zeros."""
+    """True = keep, for each regularised layer: the paper's threshold, or exact zeros.
+
+    Of entities that cross layers one goes where all its weights are (as good as) zero.
+    """
+    if any(isinstance(layer, GroupEntities) for layer in spr.layers):
+        least = 0.0 if rule.method == "prox" else rule.zero_below
+        return {name: value.peak > least for name, value in spr.entity_values().items()}
     names = [layer.name for layer in spr.layers]
     if rule.method == "prox":
         return masks_by_threshold(model, names, zero_below=0.0, share=1.0)

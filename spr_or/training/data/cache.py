@@ -7,7 +7,6 @@ each time it is reused. It is written aside and put in place by one rename.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import tempfile
