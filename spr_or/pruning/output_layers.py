@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from spr_or.pruning.counts import Example, forward
-from spr_or.pruning.group_entities import GroupEntities
-from spr_or.pruning.layer_entities import LayerEntities
 from spr_or.utils.evaluating import evaluating
 
 
@@ -49,16 +47,3 @@ def output_layers(model: nn.Module, example: Example) -> set[str]:
         seen |= following
         waiting += following
     return found
-
-
-def layers_that_write(
-    model: nn.Module, layers: tuple[LayerEntities, ...], outputs: set[str]
-) -> set[str]:
-    """The names of those ``layers`` that hold entities of a module among ``outputs``."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {
-        layer.name
-        for layer in layers
-        for parameter in layer.parameters
-        if names[id(parameter)].rpartition(".")[0] in outputs
-    }

@@ -22,7 +22,7 @@ _STATISTICS = ("running_mean", "running_var")
 
 
 class _Place(NamedTuple):
-    """A tensor in which entity i has the slices ``index[i]`` along ``dim``.
+    """A tensor in which entity i has the slices ``slices[i]`` along ``dim``.
 
     Buffers are replaced when a model moves to another device, so the tensor is looked up by name.
     """
@@ -30,7 +30,7 @@ class _Place(NamedTuple):
     module: nn.Module
     key: str
     dim: int
-    index: Tensor
+    slices: Tensor
 
     def tensor(self) -> Tensor:
         found: Tensor = getattr(self.module, self.key)
@@ -38,7 +38,7 @@ class _Place(NamedTuple):
 
     def copy_(self, target: Tensor, source: Tensor, chosen: Tensor) -> None:
         """Copy the slices of the ``chosen`` entities (bool (N,)), also between devices."""
-        slices = self.index[chosen.to(self.index.device)].flatten()
+        slices = self.slices[chosen.to(self.slices.device)].flatten()
         part = source.index_select(self.dim, slices.to(source.device))
         target.index_copy_(self.dim, slices.to(target.device), part.to(target.device))
 

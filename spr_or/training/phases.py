@@ -21,6 +21,7 @@ from spr_or.training.one_phase import Phase, train_phase
 from spr_or.training.pruning import (
     describe,
     in_zero_filters_pct,
+    make_limits,
     make_optimizer,
     make_sgd,
     make_spr,
@@ -57,7 +58,11 @@ def train(run: SeedRun) -> Trained:
     dense_accuracy = run.evaluate(dense).accuracy
     recipe = run.recipe.spr
     bounds = SPR.bounds_from(
-        dense, entities=recipe.entities, per=recipe.bounds, include_norm=recipe.include_norm
+        dense,
+        entities=recipe.entities,
+        per=recipe.bounds,
+        include_norm=recipe.include_norm,
+        ignored=recipe.ignored,
     )
     run.fixed = {"bounds": {name: bound.cpu() for name, bound in bounds.items()}}
     if state := run.resumed("finetune"):
@@ -83,12 +88,13 @@ def make_counter(run: SeedRun) -> Counter | None:
         return None
     model = fresh_model(run.recipe, run.seed, run.device)
     counter = Counter(model, torch.zeros(2, *run.data.shape, device=run.device))
-    sizes = {layer.name: layer.count for layer in make_spr(recipe, model, 1.0).layers}
-    reachable = reachable_pct(counter, sizes)
+    spr = make_spr(recipe, model, 1.0)
+    sizes = {layer.name: layer.count for layer in spr.layers}
+    reachable = reachable_pct(counter, sizes, make_limits(recipe, spr))
     if recipe.target_removed_pct > reachable + TOLERANCE:
         raise RecipeError(
-            f"spr.target_removed_pct = {recipe.target_removed_pct:g} cannot be reached: with one "
-            f"entity left in each regularised layer, {reachable:.1f} % of the parameters of "
+            f"spr.target_removed_pct = {recipe.target_removed_pct:g} cannot be reached: with "
+            f"as few entities as allowed in each regularised layer, {reachable:.1f} % of the parameters of "
             f"{run.recipe.model} are removed. Ask for no more than that, or regularise more layers "
             f"(spr.entities is {recipe.entities!r})"
         )
@@ -133,7 +139,7 @@ def spr_phase(
     spr = make_spr(recipe, model, bounds)
     if run.recipe.speed.compile:
         spr.compile()
-    steering = Steering(recipe, model, spr, counter)
+    steering = Steering(recipe, model, spr, counter, make_limits(recipe, spr))
     phase = Phase(
         name="spr",
         model=model,

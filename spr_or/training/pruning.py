@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from spr_or.formulations.projected import Regime
+from spr_or.pruning.budget import Limits, layer_limits
 from spr_or.pruning.counts import count_parameters, masked_filter_weights
 from spr_or.pruning.prox_sgd import ProxSGD
 from spr_or.pruning.regularizer import SPR
@@ -25,7 +26,14 @@ def make_spr(recipe: SprRecipe, model: nn.Module, bounds: dict[str, Tensor] | fl
         variant=recipe.variant,
         u=recipe.u,
         include_norm=recipe.include_norm,
+        ignored=recipe.ignored,
     )
+
+
+def make_limits(recipe: SprRecipe, spr: SPR) -> dict[str, Limits]:
+    """What each layer keeps at least, and of what its number is a multiple."""
+    sizes = {layer.name: layer.count for layer in spr.layers}
+    return layer_limits(sizes, recipe.min_keep, round_to=recipe.round_to)
 
 
 def make_optimizer(recipe: Recipe, model: nn.Module, spr: SPR) -> torch.optim.Optimizer:
