@@ -177,11 +177,14 @@ class Pruner:
         """
         if self.choice is not None:
             return {}
+        first = self._steering is None
         if self._steering is None:
             if not self._steps:
                 raise ValueError("epoch_end() before any step of pruner.optimizer")
             self._steering = self._steered(starting_lam(self.optimizer, self._steps * self.epochs))
         record = self._steering.end(self.epoch)
+        if first:  # an epoch without SPR says nothing about where lambda should go
+            self._steering.lam = self._steering.settings.lam
         self.epoch += 1
         if self.epoch == self.epochs:
             self.cut()

@@ -20,7 +20,7 @@ def starting_lam(optimizer: ProxSGD, steps: int) -> float:
     """Lambda at which a tenth of the phase would make half of the entities zero, without a loss.
 
     ``steps`` are those of the whole phase, at the present learning rate. Entities that are zero
-    already do not count. Raises ``ValueError`` where no lambda makes half of them zero (alpha = 1).
+    already do not count. Raises ``ValueError`` where no lambda makes half of them zero.
 
     >>> from torch import nn
     >>> from spr_or.pruning.regularizer import SPR
@@ -30,8 +30,11 @@ def starting_lam(optimizer: ProxSGD, steps: int) -> float:
     >>> round(starting_lam(ProxSGD(net, spr, lr=0.1), steps=100), 1)
     0.5
     """
-    before = optimizer.zero_after_shrinking(0.0)
-    living = ~before
+    if optimizer.spr.alpha == 1:
+        raise ValueError(
+            "alpha = 1 puts no price on entities, so no lambda removes one: lower alpha"
+        )
+    living = ~optimizer.zero_after_shrinking(0.0)
 
     def enough(lam: float) -> bool:
         return 2 * int((optimizer.zero_after_shrinking(lam) & living).sum()) >= int(living.sum())
@@ -43,8 +46,8 @@ def starting_lam(optimizer: ProxSGD, steps: int) -> float:
         high /= _FACTOR
     if not bool(living.any()) or high >= _HIGHEST:
         raise ValueError(
-            "no lambda makes half of the entities zero: alpha must be below 1, and the network "
-            "must have weights that are not zero"
+            "no lambda makes half of the entities zero: the network must have weights that are not "
+            "zero, and entities a price u > 0"
         )
     low = high / _FACTOR
     for _ in range(_HALVINGS):

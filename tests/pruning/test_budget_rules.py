@@ -1,12 +1,13 @@
 """The controller of lambda, the limits of layers, and the final cut."""
 
+import itertools
 import math
 from typing import Any
 
 import pytest
 import torch
 
-from spr_or.pruning.budget import choose, next_lam, scheduled_pct
+from spr_or.pruning.budget import Limits, choose, layer_limits, next_lam, scheduled_pct
 
 # --- the controller -------------------------------------------------------------------------
 
@@ -111,3 +112,81 @@ def test_what_is_given_back_went_last() -> None:
     choice = choose(lambda m: 25.0 * int((~m["a"]).sum()), gone, indicators, age, 50.0)
     assert choice.masks["a"].tolist() == [False, True, False, True]
     assert (choice.cut, choice.threshold) == (-1, 0.0)
+
+
+def brute_force(
+    gone: Any, indicators: Any, age: Any, limits: dict[str, Limits], count: Any, target: float
+) -> float:
+    """The nearest share among all masks that fit the limits and drop a layer's lowest entities."""
+    choices = []
+    for name, keep in gone.items():
+        rows = sorted(
+            zip(keep.tolist(), indicators[name].tolist(), age[name].tolist(), range(len(keep)), strict=True)
+        )  # fmt: skip
+        layer = []
+        for kept in limits[name].allowed(len(keep)):
+            if kept <= (limits[name].most or len(keep)):
+                mask = torch.ones_like(keep)
+                mask[[row[3] for row in rows[: len(rows) - kept]]] = False
+                layer.append((name, mask))
+        choices.append(layer)
+    return min(abs(count(dict(masks)) - target) for masks in itertools.product(*choices))
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("round_to", [1, 2, 4])
+@pytest.mark.parametrize("target", [30.0, 60.0])
+def test_the_cut_keeps_the_limits_and_the_largest_indicators(
+    seed: int, round_to: int, target: float
+) -> None:
+    torch.manual_seed(seed)
+    sizes = {"a": 12, "b": 7, "c": 16}
+    weight = {"a": 1.0, "b": 3.0, "c": 0.5}
+    total = sum(weight[n] * sizes[n] for n in sizes)
+
+    def count(masks: dict[str, torch.Tensor]) -> float:
+        return 100 * sum(weight[n] * int((~masks[n]).sum()) for n in masks) / total
+
+    indicators = {n: torch.rand(k) for n, k in sizes.items()}
+    gone = {n: value > 0.3 for n, value in indicators.items()}
+    limits = layer_limits(sizes, {"a": 0.25, "b": 2}, {"c": 0.75}, round_to)
+    choice = choose(count, gone, indicators, indicators, target, limits)
+    assert choice.removed_pct == pytest.approx(count(choice.masks))
+    for name, keep in choice.masks.items():
+        kept = int(keep.sum())
+        assert kept % round_to == 0 or kept == sizes[name]
+        assert kept >= {"a": 3, "b": 2, "c": 1}[name]
+        assert name != "c" or kept <= 12
+        if not keep.all():
+            assert indicators[name][keep].min() >= indicators[name][~keep].max()
+    best = brute_force(gone, indicators, indicators, limits, count, target)
+    # One entity of the costliest layer, or one step of it, is as near as the order can miss.
+    assert abs(choice.removed_pct - target) <= best + 100 * 3.0 * round_to / total
+
+
+def test_a_multiple_takes_zero_entities_back_rather_than_good_ones() -> None:
+    gone = {"a": torch.arange(16) >= 9}  # nine are zero: eight go, the one that went last returns
+    indicators = {"a": torch.where(gone["a"], 1.0, 0.0)}
+    age = {"a": torch.arange(16.0)}
+    limits = {"a": Limits(step=8)}
+    choice = choose(lambda m: 100 * float((~m["a"]).sum()) / 16, gone, indicators, age, 60, limits)
+    assert choice.masks["a"].tolist() == [False] * 8 + [True] * 8
+    assert (choice.cut, choice.removed_pct) == (-1, 50.0)
+
+
+def test_a_layer_goes_only_where_it_is_zero_and_may() -> None:
+    for zero, least, left in ((True, 0, 0), (True, 1, 1), (False, 0, 1)):
+        gone = {"a": torch.full((3,), not zero)}
+        numbers = {"a": torch.arange(3.0)}
+        limits = {"a": Limits(least=least)}
+        choice = choose(lambda m: 30.0 * int((~m["a"]).sum()), gone, numbers, numbers, 95, limits)
+        assert int(choice.masks["a"].sum()) == left
+
+
+def test_limits_by_pattern_the_first_that_fits() -> None:
+    sizes = {"block1.conv": 10, "block2.conv": 10, "fc": 4}
+    limits = layer_limits(sizes, {"block2.*": 5, "*.conv": 0.3}, {"fc": 2}, 1)
+    assert {n: limit[:2] for n, limit in limits.items()} == {
+        "block1.conv": (3, 10), "block2.conv": (5, 10), "fc": (1, 2),
+    }  # fmt: skip
+    assert Limits(step=8).allowed(6) == [6] and Limits(least=0, step=8).allowed(16) == [16, 8, 0]

@@ -72,6 +72,17 @@ def test_a_budget_counts_neurons_too(tmp_path: Path) -> None:
     assert summary["removed_params_pct"] == pytest.approx(50, abs=1.0)
 
 
+def test_a_budget_rounds_and_leaves_out_what_is_ignored(tmp_path: Path) -> None:
+    spr = {"target_removed_pct": 50, "round_to": 4, "min_keep": 0.25, "ignored": ["layer1.*"]}
+    recipe = tiny_recipe(model="models.toy:digits_resnet", data={"train_rows": 64}, spr=spr)
+    summary = run_recipe(recipe, tmp_path)
+    assert summary["removed_params_pct"] == pytest.approx(50, abs=3)
+    masks = checkpoint.load(tmp_path / "checkpoints" / "last.pt")["masks"]
+    assert masks and not any(name.startswith("layer1") for name in masks)
+    for keep in masks.values():
+        assert int(keep.sum()) % 4 == 0 and 4 * int(keep.sum()) >= len(keep)
+
+
 def test_a_budget_out_of_reach_says_what_can_be_reached(tmp_path: Path) -> None:
     # Filters alone: with one left in each layer, most of this chain is linear layers.
     model = convnet()
@@ -105,6 +116,8 @@ def test_a_budget_between_what_whole_entities_give_warns(
     [
         ({"target_removed_pct": 100}, "spr.target_removed_pct: .*less than 100"),
         ({"target_removed_pct": 50, "lam": 0}, "starts from lam, which must then be positive"),
+        ({"round_to": 8}, "round_to and min_keep belong to a budget: set target_removed_pct"),
+        ({"target_removed_pct": 50, "min_keep": -1}, "min_keep"),
         ({"lam_warmup": 3}, "lam_warmup = 3 must be shorter than epochs = 3"),
     ],
 )
