@@ -22,7 +22,7 @@ def lightning_callback(pruner: Pruner) -> Any:
     except ImportError:
         from pytorch_lightning import Callback
 
-    class PruningCallback(Callback):  # type: ignore[misc]
+    class PruningCallback(Callback):
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
             record = pruner.epoch_end()
             pl_module.log_dict({f"pruning/{key}": float(value) for key, value in record.items()})
@@ -44,7 +44,7 @@ def trainer_callback(pruner: Pruner) -> Any:
     """
     from transformers import TrainerCallback
 
-    class PruningCallback(TrainerCallback):  # type: ignore[misc]
+    class PruningCallback(TrainerCallback):
         def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             record = pruner.epoch_end()
             if record:
