@@ -20,20 +20,18 @@ from spr_or.pruning.budget import (
 from spr_or.pruning.compaction.api import compact
 from spr_or.pruning.counts import Example
 from spr_or.pruning.ignored import Ignored
-from spr_or.pruning.latency import LatencyCounter
 from spr_or.pruning.layer_entities import GROUP_KINDS, EntitySpec
 from spr_or.pruning.masks import apply_masks_, hold_masks
+from spr_or.pruning.measures import MEASURES, counter_of
 from spr_or.pruning.module_masks import module_masks
 from spr_or.pruning.output_layers import output_layers
 from spr_or.pruning.prox_sgd import ProxSGD
 from spr_or.pruning.pruning_report import PruningReport, pruning_report
 from spr_or.pruning.regularizer import SPR, PerEntity
-from spr_or.pruning.removed_share import Counter
 from spr_or.pruning.starting_lam import starting_lam
 from spr_or.pruning.steering import Steering, decide_masks
 from spr_or.pruning.unwrap import unwrap
 
-MEASURES = ("params", "macs", "latency")
 Record = dict[str, Any]
 Masks = dict[str, Tensor]
 
@@ -65,8 +63,8 @@ class Pruner:
 
     Parameters
     ----------
-    model : changed in place, as training does. Wrappers (torch.compile, DataParallel) are looked
-        through.
+    model : changed in place, as training does; on the device whose time counts, for ``"latency"``.
+        Wrappers (torch.compile, DataParallel) are looked through.
     example : an input: a tensor, a tuple of positional or a dict of keyword inputs. Its values do not
         matter, its sizes do for ``"macs"`` and ``"latency"``.
     target : ``{"params": share}``, ``{"macs": share}`` or ``{"latency": share}`` to remove, between 0
@@ -237,8 +235,8 @@ class Pruner:
             )
         elif abs(self.choice.removed_pct - target) > TOLERANCE:
             report["notes"].append(
-                f"the target of {target:g} % of {self.measure} is missed: the nearest that whole "
-                f"entities give is {self.choice.removed_pct:.1f} %"
+                f"the target of {target:g} % of the {MEASURES[self.measure]} is missed: the nearest "
+                f"that whole entities give is {self.choice.removed_pct:.1f} %"
             )
         return report
 
@@ -286,12 +284,7 @@ class Pruner:
         return Steering(settings, self.model, self.spr, self._count, self.limits)
 
     def _counter(self) -> Count:
-        example = _on_device(self.example, self.model)
-        count: Count = (
-            LatencyCounter(self.model, example)
-            if self.measure == "latency"
-            else Counter(self.model, example, of=self.measure)
-        )
+        count = counter_of(self.measure, self.model, _on_device(self.example, self.model))
         return lambda masks: count(module_masks(self.model, self.spr.layers, masks))
 
     def _refuse_out_of_reach(self) -> None:
@@ -301,13 +294,13 @@ class Pruner:
         if target > reachable + TOLERANCE:
             raise ValueError(
                 f"target={{{self.measure!r}: {target / 100:g}}} cannot be reached: with as little "
-                f"left in each of {len(sizes)} layers as the limits allow, {reachable:.1f} % are "
-                "removed. Ask for no more than that, ignore fewer layers or regularise more "
-                "(entities), or change min_keep or round_to"
+                f"left in each of {len(sizes)} layers as the limits allow, {reachable:.1f} % of "
+                f"the {MEASURES[self.measure]} are removed. Ask for no more than that, ignore fewer "
+                "layers, regularise more (entities), or change min_keep or round_to"
             )
 
 
-def _checked_target(target: Mapping[str, float]) -> tuple[Any, float]:
+def _checked_target(target: Mapping[str, float]) -> tuple[str, float]:
     """The measure and the share of a target."""
     if not isinstance(target, Mapping) or len(target) != 1 or not set(target) <= set(MEASURES):
         raise ValueError(

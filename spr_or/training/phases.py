@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from spr_or.pruning.budget import TOLERANCE, reachable_pct
+from spr_or.pruning.budget import TOLERANCE, Count, reachable_pct
 from spr_or.pruning.masks import apply_masks_, collapsed_layers, hold_masks
+from spr_or.pruning.measures import MEASURES, counter_of
 from spr_or.pruning.regularizer import SPR
-from spr_or.pruning.removed_share import Counter
 from spr_or.pruning.steering import Steering, decide_masks
 from spr_or.training import distributed
 from spr_or.training.distill import distilling
@@ -81,22 +81,30 @@ def train(run: SeedRun) -> Trained:
     return Trained(dense, model, masks, bounds, dense_accuracy, before, accuracy, best, budget)
 
 
-def make_counter(run: SeedRun) -> Counter | None:
+def make_counter(run: SeedRun) -> Count | None:
     """What counts for a budget, None without one; raises `RecipeError` for one out of reach."""
     recipe = run.recipe.spr
     if recipe.target_removed_pct is None:
         return None
+    if recipe.target_of == "latency" and distributed.launched().size > 1:
+        raise RecipeError(
+            'spr.target_of = "latency" is measured, and several processes would each measure '
+            'something else: use "macs", or one process'
+        )
     model = fresh_model(run.recipe, run.seed, run.device)
-    counter = Counter(model, torch.zeros(2, *run.data.shape, device=run.device))
+    # Time is that of a batch; what is counted does not depend on it.
+    rows = run.recipe.data.batch_size if recipe.target_of == "latency" else 2
+    example = torch.zeros(rows, *run.data.shape, device=run.device)
+    counter = counter_of(recipe.target_of, model, example)
     spr = make_spr(recipe, model, 1.0)
     sizes = {layer.name: layer.count for layer in spr.layers}
     reachable = reachable_pct(counter, sizes, make_limits(recipe, spr))
     if recipe.target_removed_pct > reachable + TOLERANCE:
         raise RecipeError(
             f"spr.target_removed_pct = {recipe.target_removed_pct:g} cannot be reached: with "
-            f"as few entities as allowed in each regularised layer, {reachable:.1f} % of the parameters of "
-            f"{run.recipe.model} are removed. Ask for no more than that, or regularise more layers "
-            f"(spr.entities is {recipe.entities!r})"
+            f"as few entities as allowed in each regularised layer, {reachable:.1f} % of the "
+            f"{MEASURES[recipe.target_of]} of {run.recipe.model} are removed. Ask for no more than "
+            f"that, or regularise more layers (spr.entities is {recipe.entities!r})"
         )
     return counter
 
@@ -126,7 +134,7 @@ def dense_phase(run: SeedRun) -> nn.Module:
 
 
 def spr_phase(
-    run: SeedRun, dense: nn.Module, bounds: dict[str, Tensor], counter: Counter | None
+    run: SeedRun, dense: nn.Module, bounds: dict[str, Tensor], counter: Count | None
 ) -> tuple[nn.Module, dict[str, Tensor], Record | None]:
     """The network trained with SPR, by its gradient or its proximal operator; what is to go.
 
@@ -162,15 +170,16 @@ def meet_budget(
 ) -> tuple[dict[str, Tensor], Record]:
     """The masks that meet the budget, and the cut by rank that this took.
 
-    The record holds the target, the share removed ``before`` the cut and after it (in percent of all
-    parameters), how many entities the cut took (or gave back, if negative), the largest indicator
-    among the entities that go, and the last lambda.
+    The record holds the target, the share removed ``before`` the cut and after it (in percent of
+    what ``target_of`` names), how many entities the cut took (or gave back, if negative), the largest
+    indicator among the entities that go, and the last lambda.
     """
     choice = steering.cut()
     target = run.recipe.spr.target_removed_pct
     assert target is not None
     run.display.say(
-        f"seed {run.seed} budget: {before:.1f} % of the parameters in zero entities, cut by rank "
+        f"seed {run.seed} budget: {before:.1f} % of the "
+        f"{MEASURES[run.recipe.spr.target_of]} in zero entities, cut by rank "
         f"({choice.cut:+d} entities) to {choice.removed_pct:.1f} %"
     )
     if abs(choice.removed_pct - target) > TOLERANCE:

@@ -111,8 +111,10 @@ class SprRecipe(Schedule):
     bounds: Literal["layer", "entity"] = "layer"  # whether M is that of the layer or of each entity
     bounds_every: int = Field(default=0, ge=0)  # renew M after this many epochs; 0: never
     lam_warmup: int = Field(default=0, ge=0)  # epochs in which lambda rises linearly
-    # A budget: lam is where lambda starts, and it is moved so that this share of all parameters goes.
+    # A budget: lam is where lambda starts, and it is moved so that this share goes, of all parameters.
     target_removed_pct: float | None = Field(default=None, gt=0, lt=100)
+    # What the budget is a share of: parameters, multiplications, or the measured time of the layers.
+    target_of: Literal["params", "macs", "latency"] = "params"
     # With a budget: the number of entities that a layer keeps is a multiple of this, or all of them.
     round_to: int = Field(default=1, ge=1)
     # With a budget: what a layer keeps at least, a number of entities or a share like 0.25; 0: a layer
@@ -150,8 +152,11 @@ class SprRecipe(Schedule):
 
     @model_validator(mode="after")
     def _rounding_has_a_budget(self) -> SprRecipe:
-        if self.target_removed_pct is None and (self.round_to > 1 or self.min_keep != 1):
-            raise ValueError("round_to and min_keep belong to a budget: set target_removed_pct")
+        given = (self.round_to, self.min_keep, self.target_of)
+        if self.target_removed_pct is None and given != (1, 1, "params"):
+            raise ValueError(
+                "round_to, min_keep and target_of belong to a budget: set target_removed_pct"
+            )
         return self
 
     @model_validator(mode="after")

@@ -77,7 +77,7 @@ def test_a_wider_layer_takes_longer_on_this_machine() -> None:
 
 def test_a_pruner_takes_a_target_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPR_OR_CACHE", str(tmp_path))
-    model = mlp(hidden=(256, 128))
+    model = mlp(hidden=(1024, 512))
     pruner = Pruner(model, torch.zeros(64, 64), {"latency": 0.5}, 1, entities="neurons")
     choice = pruner.cut()
     assert choice.removed_pct == pytest.approx(50, abs=1.5)

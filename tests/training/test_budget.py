@@ -1,6 +1,7 @@
 """A budget instead of lambda in recipes: whole runs."""
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from slow_cases import slow_unless
 from tiny_runs import no_pictures_in, tiny_recipe
 
 from models.toy import convnet
+from spr_or.pruning import latency
 from spr_or.pruning.budget import reachable_pct, scheduled_pct
 from spr_or.pruning.compaction.api import compact
+from spr_or.pruning.counts import LayerCall
 from spr_or.pruning.counts import count_parameters as size
-from spr_or.pruning.removed_share import Counter
+from spr_or.pruning.removed_share import Counter, Widths
 from spr_or.training import checkpoint
 from spr_or.training.metrics import read_metrics
 from spr_or.training.recipe import Recipe, RecipeError
@@ -83,6 +86,28 @@ def test_a_budget_rounds_and_leaves_out_what_is_ignored(tmp_path: Path) -> None:
         assert int(keep.sum()) % 4 == 0 and 4 * int(keep.sum()) >= len(keep)
 
 
+@pytest.mark.parametrize("measure", ["macs", "latency"])
+def test_a_budget_of_multiplications_or_time(
+    measure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def times(call: LayerCall, widths: Sequence[Widths], device: torch.device) -> list[float]:
+        # Layers this small take as long at any width; these take a time for each output.
+        assert call.inputs[0] == 32
+        return [1e-6 * outputs for _, outputs in widths]
+
+    monkeypatch.setattr(latency, "measured", times)
+    monkeypatch.setenv("SPR_OR_CACHE", str(tmp_path / "cache"))
+    spr = {"target_removed_pct": 40, "target_of": measure}
+    recipe = tiny_recipe(model="models.toy:digits_resnet", data={"train_rows": 64}, spr=spr)
+    summary = run_recipe(recipe, tmp_path)
+    assert summary["budget"]["after_cut_pct"] == pytest.approx(40, abs=2)
+    if measure == "macs":
+        removed = 100 * (1 - summary["macs_compact"] / summary["macs_dense"])
+        assert removed == pytest.approx(summary["budget"]["after_cut_pct"], abs=0.1)
+    words = {"macs": "multiplications", "latency": "measured time"}[measure]
+    assert f"40 % of the {words} go" in (tmp_path / "report.html").read_text()
+
+
 def test_a_budget_out_of_reach_says_what_can_be_reached(tmp_path: Path) -> None:
     # Filters alone: with one left in each layer, most of this chain is linear layers.
     model = convnet()
@@ -116,7 +141,7 @@ def test_a_budget_between_what_whole_entities_give_warns(
     [
         ({"target_removed_pct": 100}, "spr.target_removed_pct: .*less than 100"),
         ({"target_removed_pct": 50, "lam": 0}, "starts from lam, which must then be positive"),
-        ({"round_to": 8}, "round_to and min_keep belong to a budget: set target_removed_pct"),
+        ({"round_to": 8}, "round_to, min_keep and target_of belong to a budget: set targ"),
         ({"target_removed_pct": 50, "min_keep": -1}, "min_keep"),
         ({"lam_warmup": 3}, "lam_warmup = 3 must be shorter than epochs = 3"),
     ],
