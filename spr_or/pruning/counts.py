@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from spr_or.pruning.following_norms import CONVOLUTIONS
 from spr_or.pruning.masks import Masks, filter_rows, maskable_layer
@@ -92,7 +93,12 @@ def layer_calls(model: nn.Module, example: Example) -> list[LayerCall]:
 
 
 def forward(model: nn.Module, example: Example) -> Any:
-    """What the model returns for a tensor, a tuple of positional or a dict of keyword inputs."""
+    """What the model returns for a tensor, a tuple of positional or a dict of keyword inputs.
+
+    A network from `compact` takes all of them by position.
+    """
+    if isinstance(model, fx.GraphModule):
+        return model(*tree_leaves(example))
     if isinstance(example, Mapping):
         return model(**example)
     return model(*example) if isinstance(example, tuple) else model(example)

@@ -14,15 +14,15 @@ import platform
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
 from spr_or.pruning.budget import Masks
-from spr_or.pruning.counts import Example, LayerCall
-from spr_or.pruning.removed_share import Counter, Widths
+from spr_or.pruning.counts import Example, LayerCall, layer_calls
+from spr_or.pruning.removed_share import Counter
 from spr_or.utils.files import cache_folder, write_json
 from spr_or.utils.timing import fastest
 from spr_or.utils.untrusted import UnreadableFile, read_json
@@ -33,7 +33,14 @@ _REPEATS, _SECONDS = 30, 0.5  # of one layer
 Grid = tuple[
     list[int], list[int], list[list[float]]
 ]  # inputs, outputs, seconds by input and output
-Measure = Callable[[LayerCall, Sequence[Widths]], list[float]]
+Measure = Callable[[LayerCall, "Sequence[Widths]"], list[float]]
+
+
+class Widths(NamedTuple):
+    """Inputs (of one group) and outputs of a convolution or linear layer."""
+
+    inputs: int
+    outputs: int
 
 
 class LatencyCounter:
@@ -56,10 +63,11 @@ class LatencyCounter:
         measure: Measure | None = None,
     ) -> None:
         self._counter = Counter(model, example)
+        self._calls = layer_calls(model, example)
         device = next(model.parameters()).device
         place = (folder or cache_folder()) / "latency" / f"{_hash(machine(device))}.json"
         self._grids = _tables(
-            place, self._counter.calls, machine(device), measure or partial(measured, device=device)
+            place, self._calls, machine(device), measure or partial(measured, device=device)
         )
         self.total = self.seconds({})
 
@@ -69,9 +77,12 @@ class LatencyCounter:
 
     def seconds(self, masks: Masks) -> float:
         """What the layers take together with ``masks``."""
-        widths = self._counter.widths(masks)
+        weights = self._counter.weights(masks)
+        nothing = Widths(0, 0)  # a layer that is gone
+        widths = {name: Widths(shape[1], shape[0]) for name, shape in weights.items()}
         return sum(
-            interpolated(self._grids[_key(call)], widths[call.name]) for call in self._counter.calls
+            interpolated(self._grids[_key(call)], widths.get(call.name, nothing))
+            for call in self._calls
         )
 
 
@@ -108,9 +119,9 @@ def measured(call: LayerCall, widths: Sequence[Widths], device: torch.device) ->
     """Seconds of the layer at each of the widths, in evaluation mode, the fastest of a few turns."""
     runs = []
     for inputs, outputs in widths:
-        layer = _at(call.module, inputs, outputs).to(device, call.module.weight.dtype).eval()
+        layer: Any = _at(call.module, inputs, outputs).to(device, call.module.weight.dtype).eval()
         shape = list(call.inputs)
-        shape[_channel_dim(call)] = inputs
+        shape[_channel_dim(call)] = inputs * getattr(layer, "groups", 1)
         runs.append(
             partial(layer, torch.randn(shape, device=device, dtype=call.module.weight.dtype))
         )
@@ -172,9 +183,12 @@ def _at(layer: Any, inputs: int, outputs: int) -> nn.Module:
     if isinstance(layer, nn.Linear):
         return nn.Linear(inputs, outputs, bias)
     kind = next(k for k in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(layer, k))
+    depthwise = layer.groups == layer.out_channels
+    groups = outputs if depthwise else layer.groups
+    outputs = max(1, outputs // groups) * groups
     return kind(
-        inputs, outputs, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
-        bias=bias, padding_mode=layer.padding_mode,
+        inputs * groups, outputs, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
+        groups, bias, layer.padding_mode,
     )  # fmt: skip
 
 

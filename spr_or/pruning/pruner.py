@@ -274,14 +274,14 @@ class Pruner:
     def _keep_only(self, choice: MaskChoice) -> None:
         self.choice = choice
         self.optimizer.proximal = False
-        apply_masks_(self.model, self.masks)
-        self._hold = hold_masks(self.model, self.masks)
+        apply_masks_(self.model, self.masks, self.example)
+        self._hold = hold_masks(self.model, self.masks, self.example)
 
     def _steered(self, lam: float) -> Steering:
         settings = _Settings(
             lam, self.epochs, self._settings.target_removed_pct, self._settings.include_norm
         )
-        return Steering(settings, self.model, self.spr, self._count, self.limits)
+        return Steering(settings, self.model, self.spr, self._count, self.limits, self.example)
 
     def _counter(self) -> Count:
         count = counter_of(self.measure, self.model, _on_device(self.example, self.model))

@@ -46,19 +46,21 @@ class _Place(NamedTuple):
 class Spares:
     """Copies of every entity's weights and BatchNorm statistics, from when it last had any.
 
+    ``example``: an input, for networks in which only a run shows the norm behind a layer.
+
     ``age``: {layer: (N,) float64}, the epoch in which an entity was last not zero plus half its
     indicator then; -1 before the first epoch. The larger, the later it went.
     """
 
-    def __init__(self, model: nn.Module, spr: SPR) -> None:
+    def __init__(self, model: nn.Module, spr: SPR, example: Any = None) -> None:
         self.spr = spr
         grouped = any(isinstance(layer, GroupEntities) for layer in spr.layers)
-        norms = {} if grouped else following_norms(model)
+        norms = {} if grouped else following_norms(model, example)
         self.places = {
             layer.name: (
                 _of_group(model, layer)
                 if isinstance(layer, GroupEntities)
-                else _of_layer(model, layer, norms[layer.name])
+                else _of_layer(model, layer, norms.get(layer.name, []))
             )
             for layer in spr.layers
         }

@@ -62,7 +62,7 @@ class Steering:
     """Sets ``spr.lam`` and ``spr.bound`` before each epoch, and measures after it.
 
     ``count`` (masks to the percentage removed) and ``limits`` of the layers are needed where the
-    settings have a target.
+    settings have a target; ``example`` is that of `Spares`.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class Steering:
         spr: SPR,
         count: Count | None = None,
         limits: Mapping[str, Limits] | None = None,
+        example: Any = None,
     ) -> None:
         self.settings = settings
         self.model = model
@@ -81,7 +82,7 @@ class Steering:
         self.lam = settings.lam  # without the warm-up
         self.shares: list[float] = []
         wanted = count is not None and settings.method == "prox"
-        self.spares = Spares(model, spr) if wanted else None
+        self.spares = Spares(model, spr, example) if wanted else None
 
     def begin(self, epoch: int) -> None:
         """Before an epoch, counted from 0: lambda of the warm-up, and new bounds when it is time."""

@@ -9,9 +9,9 @@ from torch import nn
 
 from models.toy import convnet, mlp
 from spr_or.pruning.counts import LayerCall
-from spr_or.pruning.latency import LatencyCounter, interpolated, measured
+from spr_or.pruning.latency import LatencyCounter, Widths, interpolated, measured
 from spr_or.pruning.pruner import Pruner
-from spr_or.pruning.removed_share import Counter, Widths
+from spr_or.pruning.removed_share import Counter
 
 IMAGE = torch.zeros(2, 1, 8, 8)
 

@@ -16,7 +16,8 @@ from spr_or.pruning.budget import reachable_pct, scheduled_pct
 from spr_or.pruning.compaction.api import compact
 from spr_or.pruning.counts import LayerCall
 from spr_or.pruning.counts import count_parameters as size
-from spr_or.pruning.removed_share import Counter, Widths
+from spr_or.pruning.latency import Widths
+from spr_or.pruning.removed_share import Counter
 from spr_or.training import checkpoint
 from spr_or.training.metrics import read_metrics
 from spr_or.training.recipe import Recipe, RecipeError
