@@ -212,13 +212,20 @@ def choose(
     def removed(steps: Sequence[_Going]) -> float:
         return count(masks_without(steps))
 
-    # The longest prefix within the target lies in [low, high].
+    # The longest prefix within the target lies in [low, high]. A count is a pass over the network, so
+    # the search guesses by a straight line, every second time it halves, and is content when close.
     low, high = sum(not step.key[0] for step in order), len(order)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if removed(order[:middle]) <= target else (low, middle - 1)
+    nearest, beyond, halve = removed(order[:low]), 100.0, False
+    while low < high and nearest <= target - TOLERANCE / 10:
+        part = 0.5 if halve else (target - nearest) / (beyond - nearest)
+        middle = low + min(max(1, round(part * (high - low))), high - low)
+        share = removed(order[:middle])
+        if share <= target:
+            low, nearest = middle, share
+        else:
+            high, beyond = middle - 1, share
+        halve = not halve
     best = order[:low]
-    nearest = removed(best)
     stays: set[str] = set()  # layers of which a step was left out: what follows it rests on it
     for step in order[low : low + _TRIES]:
         if nearest > target - TOLERANCE / 10:

@@ -190,3 +190,23 @@ def test_limits_by_pattern_the_first_that_fits() -> None:
         "block1.conv": (3, 10), "block2.conv": (5, 10), "fc": (1, 2),
     }  # fmt: skip
     assert Limits(step=8).allowed(6) == [6] and Limits(least=0, step=8).allowed(16) == [16, 8, 0]
+
+
+@pytest.mark.parametrize("target", [20.0, 55.5, 90.0])
+def test_a_large_network_is_counted_a_few_times(target: float) -> None:
+    calls = 0
+    sizes = {f"layer{i}": 256 for i in range(16)}
+    cost = {name: float(i + 1) for i, name in enumerate(sizes)}
+    total = sum(256 * c for c in cost.values())
+
+    def count(masks: dict[str, torch.Tensor]) -> float:
+        nonlocal calls
+        calls += 1
+        left = sum(cost[n] * int(keep.sum()) for n, keep in masks.items()) / total
+        return 100 * (1 - left**2)  # both sides of a weight shrink
+
+    indicators = {n: torch.rand(k) for n, k in sizes.items()}
+    keep = {n: torch.ones(k, dtype=torch.bool) for n, k in sizes.items()}
+    choice = choose(count, keep, indicators, indicators, target)
+    assert choice.removed_pct == pytest.approx(target, abs=0.1)
+    assert calls <= 12
