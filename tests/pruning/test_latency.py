@@ -83,3 +83,12 @@ def test_a_pruner_takes_a_target_in_time(tmp_path: Path, monkeypatch: pytest.Mon
     assert choice.removed_pct == pytest.approx(50, abs=1.5)
     assert pruner.report()["removed"]["latency"] == pytest.approx(choice.removed_pct / 100)
     assert list((tmp_path / "latency").glob("*.json"))
+
+
+def test_depthwise_and_grouped_layers_are_measured_too(tmp_path: Path) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 12, 3, groups=4)
+    )
+    latency = LatencyCounter(model, torch.zeros(1, 3, 8, 8), tmp_path)
+    assert latency.total > 0 and latency({}) == 0
+    assert latency({"0": torch.arange(8) < 4}) <= 100
