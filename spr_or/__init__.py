@@ -25,6 +25,7 @@ _HOMES = {
     "SPR": "spr_or.pruning.regularizer:SPR",
     "Certificate": "spr_or.formulations.certificate:Certificate",
     "ProxSGD": "spr_or.pruning.prox_sgd:ProxSGD",
+    "Pruner": "spr_or.pruning.pruner:Pruner",
     "SparseTrainingProblem": "spr_or.formulations.problem:SparseTrainingProblem",
     "apply_masks_": "spr_or.pruning.masks:apply_masks_",
     "bigm": "spr_or.formulations.bigm",
@@ -38,6 +39,7 @@ _HOMES = {
     "filters": "spr_or.formulations.entities:filters",
     "groups": "spr_or.formulations.entities:groups",
     "hold_masks": "spr_or.pruning.masks:hold_masks",
+    "lightning_callback": "spr_or.pruning.adapters:lightning_callback",
     "load_certificate": "spr_or.tabular.check:load_certificate",
     "load_compact": "spr_or.pruning.compaction.api:load_compact",
     "load_recipe": "spr_or.training.recipe:load_recipe",
@@ -48,6 +50,7 @@ _HOMES = {
     "run_recipe": "spr_or.training.runner:run_recipe",
     "save_compact": "spr_or.pruning.compaction.api:save_compact",
     "solve": "spr_or.certified_solver.solver:branch_and_bound",
+    "trainer_callback": "spr_or.pruning.adapters:trainer_callback",
     "verify": "spr_or.verification.ladder_of_bounds:verify",
 }
 
@@ -58,11 +61,13 @@ if TYPE_CHECKING:
     from spr_or.formulations.certificate import Certificate
     from spr_or.formulations.entities import features, filters, groups, neurons
     from spr_or.formulations.problem import SparseTrainingProblem
+    from spr_or.pruning.adapters import lightning_callback, trainer_callback
     from spr_or.pruning.compaction.api import compact, load_compact, save_compact
     from spr_or.pruning.counts import count_macs, count_parameters
     from spr_or.pruning.export import export_onnx
     from spr_or.pruning.masks import apply_masks_, hold_masks, masks_by_threshold
     from spr_or.pruning.prox_sgd import ProxSGD
+    from spr_or.pruning.pruner import Pruner
     from spr_or.pruning.regularizer import SPR
     from spr_or.tabular.check import check, load_certificate
     from spr_or.training.recipe import load_recipe
@@ -73,6 +78,7 @@ __all__ = [
     "SPR",
     "Certificate",
     "ProxSGD",
+    "Pruner",
     "SparseTrainingProblem",
     "__version__",
     "apply_masks_",
@@ -87,6 +93,7 @@ __all__ = [
     "filters",
     "groups",
     "hold_masks",
+    "lightning_callback",
     "load_certificate",
     "load_compact",
     "load_recipe",
@@ -97,6 +104,7 @@ __all__ = [
     "run_recipe",
     "save_compact",
     "solve",
+    "trainer_callback",
     "verify",
 ]
 

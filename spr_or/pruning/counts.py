@@ -1,13 +1,19 @@
 """Sizes of a network and its masked filters: parameters, and operations of a forward pass."""
 
-from collections.abc import Iterable
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from spr_or.pruning.following_norms import CONVOLUTIONS
 from spr_or.pruning.masks import Masks, filter_rows, maskable_layer
 from spr_or.utils.evaluating import evaluating
+
+Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
 
 def masked_filter_weights(model: nn.Module, masks: Masks) -> int:
@@ -40,16 +46,59 @@ def count_macs(model: nn.Module, input_shape: Iterable[int]) -> int:
     >>> count_macs(nn.Conv2d(3, 8, 3, padding=1), (1, 3, 10, 10))
     21600
     """
-    total = 0
+    parameter = next(model.parameters())
+    zeros = torch.zeros(*input_shape, device=parameter.device, dtype=parameter.dtype)
+    return sum(macs_by_layer(model, zeros).values())
+
+
+def macs_by_layer(model: nn.Module, example: Example) -> dict[str, int]:
+    """The operations of `count_macs` for each layer, over all its calls.
+
+    >>> macs_by_layer(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1)), torch.zeros(1, 3))
+    {'0': 6, '1': 2}
+    """
+    macs: dict[str, int] = {}
+    for call in layer_calls(model, example):
+        macs[call.name] = macs.get(call.name, 0) + (
+            call.outputs.numel() * call.module.weight[0].numel()
+        )
+    return macs
+
+
+class LayerCall(NamedTuple):
+    """One call of a convolution or linear layer, with the shapes of its input and output."""
+
+    name: str
+    module: Any
+    inputs: torch.Size
+    outputs: torch.Size
+
+
+def layer_calls(model: nn.Module, example: Example) -> list[LayerCall]:
+    """The calls of convolutions and linear layers in one forward pass, in their order."""
+    calls: list[LayerCall] = []
+    names: dict[nn.Module, str] = {
+        module: name
+        for name, module in model.named_modules()
+        if isinstance(module, (*CONVOLUTIONS, nn.Linear))
+    }
 
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal total
-        assert isinstance(module, (*CONVOLUTIONS, nn.Linear))
-        total += output.numel() * module.weight[0].numel()
+        calls.append(LayerCall(names[module], module, inputs[0].shape, output.shape))
 
-    layers = [m for m in model.modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear))]
-    hooks = [layer.register_forward_hook(add) for layer in layers]
-    parameter = next(model.parameters())
+    hooks = [layer.register_forward_hook(add) for layer in names]
     with evaluating(model, hooks), torch.no_grad():
-        model(torch.zeros(*input_shape, device=parameter.device, dtype=parameter.dtype))
-    return total
+        forward(model, example)
+    return calls
+
+
+def forward(model: nn.Module, example: Example) -> Any:
+    """What the model returns for a tensor, a tuple of positional or a dict of keyword inputs.
+
+    A network from `compact` takes all of them by position.
+    """
+    if isinstance(model, fx.GraphModule):
+        return model(*tree_leaves(example))
+    if isinstance(example, Mapping):
+        return model(**example)
+    return model(*example) if isinstance(example, tuple) else model(example)

@@ -44,6 +44,8 @@ class ProxSGD(torch.optim.SGD):
     lr, momentum, weight_decay, nesterov, dampening : as in `torch.optim.SGD`.
     scale : s in the module's docstring; None for (1 - dampening) / (1 - momentum).
 
+    Set the attribute ``proximal`` to False for steps of plain SGD, as in fine-tuning.
+
     The momentum of a zero entity is kept, not cleared: it is the average of the loss's gradients
     there, which decides when the entity returns. Cleared, an entity would need a gradient
     1 / (1 - momentum) times as large to come back. State, state dict and schedulers are those of
@@ -97,14 +99,21 @@ class ProxSGD(torch.optim.SGD):
         )
         self.spr = spr
         self.scale = scale
+        self.proximal = True
         self._layer_groups()
 
     def __getstate__(self) -> dict[str, Any]:
         # The base class keeps what torch's own optimisers have, and nothing else.
-        return super().__getstate__() | {"spr": self.spr, "scale": self.scale}
+        return super().__getstate__() | {
+            "spr": self.spr,
+            "scale": self.scale,
+            "proximal": self.proximal,
+        }
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step of SGD, then one of the proximal operator; returns what ``closure`` returns."""
+        if not self.proximal:
+            return super().step(closure)
         groups = self._layer_groups()  # an error comes before anything has moved
         loss = super().step(closure)
         self._shrink(groups)
@@ -113,13 +122,33 @@ class ProxSGD(torch.optim.SGD):
     @torch.no_grad()
     def _shrink(self, groups: list[dict[str, Any]]) -> None:
         """Replace every entity by its proximal point; ``groups`` as in `_layer_groups`."""
-        spr = self.spr
-        batches = spr.gather()
-        rows = [rows_of(batch) for batch in batches]
-        shrink = _in_pieces if rows[0].device.type == "cpu" else _at_once
-        shrunk = shrink(rows, self._steps(groups), self._bounds(), spr.alpha)
+        batches = self.spr.gather()
+        shrunk = self._points(batches, self._steps(groups, self.spr.lam))
         pairs = self._within_bounds(batches, self._new_weights(batches, shrunk))
         torch._foreach_copy_([p for p, _ in pairs], [part for _, part in pairs])
+
+    def _points(self, batches: list[Batch], steps: Tensor) -> list[Tensor]:
+        """The proximal points of each batch's entities, as rows (N, k)."""
+        rows = [rows_of(batch) for batch in batches]
+        shrink = _in_pieces if rows[0].device.type == "cpu" else _at_once
+        return shrink(rows, steps, self._bounds(), self.spr.alpha)
+
+    @torch.no_grad()
+    def zero_after_shrinking(self, lam: float) -> Tensor:
+        """Which entities are zero after one proximal step from the present weights: bool (N,).
+
+        In the order of ``spr.ordered_layers()``; nothing is changed.
+
+        >>> net = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 1))
+        >>> _ = nn.init.constant_(net[0].weight, 0.5)
+        >>> spr = SPR(net, lam=0.0, alpha=0.0, M=0.5, entities="neurons")
+        >>> optimizer = ProxSGD(net, spr, lr=0.1)  # t = 0.1 lambda / 2, and t / M against 0.5
+        >>> optimizer.zero_after_shrinking(4.9).any(), optimizer.zero_after_shrinking(5.1).all()
+        (tensor(False), tensor(True))
+        """
+        price = torch.full_like(self.spr.lam, lam)
+        points = self._points(self.spr.gather(), self._steps(self._layer_groups(), price))
+        return torch.cat([(rows == 0).all(1) for rows in points])
 
     def _new_weights(
         self, batches: list[Batch], rows: list[Tensor]
@@ -154,9 +183,9 @@ class ProxSGD(torch.optim.SGD):
             return [_Bounds(bound) for bound in bounds]
         return [_Bounds(bound, layer) for bound, layer in zip(bounds, layers, strict=True)]
 
-    def _steps(self, groups: list[dict[str, Any]]) -> Tensor:
+    def _steps(self, groups: list[dict[str, Any]], lam: Tensor) -> Tensor:
         """t_i of every entity, (N,)."""
-        price = self.spr.lam * self.spr.importance
+        price = lam * self.spr.importance
         if all(group is groups[0] for group in groups):
             steps = price * self._rate(groups[0])
         else:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from spr_or.pruning.steering import Steering
 from spr_or.training import checkpoint
 from spr_or.training.loop import NonFiniteLoss, train_epoch
 from spr_or.training.metrics import Record
 from spr_or.training.seed_run import PHASES, RunError, SeedRun
-from spr_or.training.steering import Steering
 from spr_or.training.step import Objective, Step, captured, make_step
 from spr_or.utils.counted import counted
 

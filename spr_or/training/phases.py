@@ -9,17 +9,19 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from spr_or.pruning.budget import TOLERANCE, Count, reachable_pct
 from spr_or.pruning.masks import apply_masks_, collapsed_layers, hold_masks
+from spr_or.pruning.measures import MEASURES, counter_of
 from spr_or.pruning.regularizer import SPR
+from spr_or.pruning.steering import Steering, decide_masks
 from spr_or.training import distributed
 from spr_or.training.distill import distilling
 from spr_or.training.metrics import Record
 from spr_or.training.one_phase import Phase, train_phase
-from spr_or.training.parameter_budget import TOLERANCE, Counter, reachable_pct
 from spr_or.training.pruning import (
-    decide_masks,
     describe,
     in_zero_filters_pct,
+    make_limits,
     make_optimizer,
     make_sgd,
     make_spr,
@@ -28,7 +30,6 @@ from spr_or.training.recipe import Recipe, RecipeError
 from spr_or.training.schedule import learning_rate
 from spr_or.training.seed_run import SeedRun
 from spr_or.training.setup import fresh_model, load_weights
-from spr_or.training.steering import Steering
 from spr_or.utils.files import write_durably
 
 
@@ -57,7 +58,11 @@ def train(run: SeedRun) -> Trained:
     dense_accuracy = run.evaluate(dense).accuracy
     recipe = run.recipe.spr
     bounds = SPR.bounds_from(
-        dense, entities=recipe.entities, per=recipe.bounds, include_norm=recipe.include_norm
+        dense,
+        entities=recipe.entities,
+        per=recipe.bounds,
+        include_norm=recipe.include_norm,
+        ignored=recipe.ignored,
     )
     run.fixed = {"bounds": {name: bound.cpu() for name, bound in bounds.items()}}
     if state := run.resumed("finetune"):
@@ -76,21 +81,30 @@ def train(run: SeedRun) -> Trained:
     return Trained(dense, model, masks, bounds, dense_accuracy, before, accuracy, best, budget)
 
 
-def make_counter(run: SeedRun) -> Counter | None:
+def make_counter(run: SeedRun) -> Count | None:
     """What counts for a budget, None without one; raises `RecipeError` for one out of reach."""
     recipe = run.recipe.spr
     if recipe.target_removed_pct is None:
         return None
+    if recipe.target_of == "latency" and distributed.launched().size > 1:
+        raise RecipeError(
+            'spr.target_of = "latency" is measured, and several processes would each measure '
+            'something else: use "macs", or one process'
+        )
     model = fresh_model(run.recipe, run.seed, run.device)
-    counter = Counter(model, torch.zeros(2, *run.data.shape, device=run.device))
-    sizes = {layer.name: layer.count for layer in make_spr(recipe, model, 1.0).layers}
-    reachable = reachable_pct(counter, sizes)
+    # Time is that of a batch; what is counted does not depend on it.
+    rows = run.recipe.data.batch_size if recipe.target_of == "latency" else 2
+    example = torch.zeros(rows, *run.data.shape, device=run.device)
+    counter = counter_of(recipe.target_of, model, example)
+    spr = make_spr(recipe, model, 1.0)
+    sizes = {layer.name: layer.count for layer in spr.layers}
+    reachable = reachable_pct(counter, sizes, make_limits(recipe, spr))
     if recipe.target_removed_pct > reachable + TOLERANCE:
         raise RecipeError(
-            f"spr.target_removed_pct = {recipe.target_removed_pct:g} cannot be reached: with one "
-            f"entity left in each regularised layer, {reachable:.1f} % of the parameters of "
-            f"{run.recipe.model} are removed. Ask for no more than that, or regularise more layers "
-            f"(spr.entities is {recipe.entities!r})"
+            f"spr.target_removed_pct = {recipe.target_removed_pct:g} cannot be reached: with "
+            f"as few entities as allowed in each regularised layer, {reachable:.1f} % of the "
+            f"{MEASURES[recipe.target_of]} of {run.recipe.model} are removed. Ask for no more than "
+            f"that, or regularise more layers (spr.entities is {recipe.entities!r})"
         )
     return counter
 
@@ -120,7 +134,7 @@ def dense_phase(run: SeedRun) -> nn.Module:
 
 
 def spr_phase(
-    run: SeedRun, dense: nn.Module, bounds: dict[str, Tensor], counter: Counter | None
+    run: SeedRun, dense: nn.Module, bounds: dict[str, Tensor], counter: Count | None
 ) -> tuple[nn.Module, dict[str, Tensor], Record | None]:
     """The network trained with SPR, by its gradient or its proximal operator; what is to go.
 
@@ -133,7 +147,7 @@ def spr_phase(
     spr = make_spr(recipe, model, bounds)
     if run.recipe.speed.compile:
         spr.compile()
-    steering = Steering(recipe, model, spr, counter)
+    steering = Steering(recipe, model, spr, counter, make_limits(recipe, spr))
     phase = Phase(
         name="spr",
         model=model,
@@ -156,15 +170,16 @@ def meet_budget(
 ) -> tuple[dict[str, Tensor], Record]:
     """The masks that meet the budget, and the cut by rank that this took.
 
-    The record holds the target, the share removed ``before`` the cut and after it (in percent of all
-    parameters), how many entities the cut took (or gave back, if negative), the largest indicator
-    among the entities that go, and the last lambda.
+    The record holds the target, the share removed ``before`` the cut and after it (in percent of
+    what ``target_of`` names), how many entities the cut took (or gave back, if negative), the largest
+    indicator among the entities that go, and the last lambda.
     """
     choice = steering.cut()
     target = run.recipe.spr.target_removed_pct
     assert target is not None
     run.display.say(
-        f"seed {run.seed} budget: {before:.1f} % of the parameters in zero entities, cut by rank "
+        f"seed {run.seed} budget: {before:.1f} % of the "
+        f"{MEASURES[run.recipe.spr.target_of]} in zero entities, cut by rank "
         f"({choice.cut:+d} entities) to {choice.removed_pct:.1f} %"
     )
     if abs(choice.removed_pct - target) > TOLERANCE:

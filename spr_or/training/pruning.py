@@ -1,4 +1,4 @@
-"""What a recipe's [spr] section makes of a network: regularizer, optimiser, masks."""
+"""What a recipe's [spr] section makes of a network: regularizer, optimiser, records."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from spr_or.formulations.projected import Regime
+from spr_or.pruning.budget import Limits, layer_limits
 from spr_or.pruning.counts import count_parameters, masked_filter_weights
-from spr_or.pruning.masks import masks_by_threshold
 from spr_or.pruning.prox_sgd import ProxSGD
 from spr_or.pruning.regularizer import SPR
+from spr_or.pruning.steering import decide_masks
 from spr_or.training.metrics import Record
 from spr_or.training.recipe import Recipe, SprRecipe
 
@@ -25,7 +26,14 @@ def make_spr(recipe: SprRecipe, model: nn.Module, bounds: dict[str, Tensor] | fl
         variant=recipe.variant,
         u=recipe.u,
         include_norm=recipe.include_norm,
+        ignored=recipe.ignored,
     )
+
+
+def make_limits(recipe: SprRecipe, spr: SPR) -> dict[str, Limits]:
+    """What each layer keeps at least, and of what its number is a multiple."""
+    sizes = {layer.name: layer.count for layer in spr.layers}
+    return layer_limits(sizes, recipe.min_keep, round_to=recipe.round_to)
 
 
 def make_optimizer(recipe: Recipe, model: nn.Module, spr: SPR) -> torch.optim.Optimizer:
@@ -41,14 +49,6 @@ def make_optimizer(recipe: Recipe, model: nn.Module, spr: SPR) -> torch.optim.Op
         weight_decay=shared.weight_decay,
         nesterov=shared.nesterov,
     )
-
-
-def decide_masks(model: nn.Module, spr: SPR, recipe: SprRecipe) -> dict[str, Tensor]:
-    """True = keep, for each regularised layer: the paper's threshold, or exact zeros."""
-    names = [layer.name for layer in spr.layers]
-    if recipe.method == "prox":
-        return masks_by_threshold(model, names, zero_below=0.0, share=1.0)
-    return masks_by_threshold(model, names, recipe.zero_below, recipe.share)
 
 
 def describe(model: nn.Module, spr: SPR, recipe: SprRecipe) -> Record:

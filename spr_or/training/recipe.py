@@ -111,8 +111,18 @@ class SprRecipe(Schedule):
     bounds: Literal["layer", "entity"] = "layer"  # whether M is that of the layer or of each entity
     bounds_every: int = Field(default=0, ge=0)  # renew M after this many epochs; 0: never
     lam_warmup: int = Field(default=0, ge=0)  # epochs in which lambda rises linearly
-    # A budget: lam is where lambda starts, and it is moved so that this share of all parameters goes.
+    # A budget: lam is where lambda starts, and it is moved so that this share goes, of all parameters.
     target_removed_pct: float | None = Field(default=None, gt=0, lt=100)
+    # What the budget is a share of: parameters, multiplications, or the measured time of the layers.
+    target_of: Literal["params", "macs", "latency"] = "params"
+    # With a budget: the number of entities that a layer keeps is a multiple of this, or all of them.
+    round_to: int = Field(default=1, ge=1)
+    # With a budget: what a layer keeps at least, a number of entities or a share like 0.25; 0: a layer
+    # that SPR has emptied may go.
+    min_keep: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, le=1)] = 1
+    ignored: tuple[
+        str, ...
+    ] = ()  # layers that keep everything, by name or pattern such as "layer4.*"
     start: Literal["dense", "scratch"] = "scratch"  # start from the dense weights, or from new ones
     zero_below: float = Field(default=1e-4, ge=0)  # method gradient: smaller weights count as zero
     # Method gradient: an entity with more than this share of zeros is removed.
@@ -138,6 +148,15 @@ class SprRecipe(Schedule):
     def _prox_is_exact(self) -> SprRecipe:
         if self.method == "prox" and self.variant != "exact":
             raise ValueError(f'method = "prox" needs variant = "exact", got {self.variant!r}')
+        return self
+
+    @model_validator(mode="after")
+    def _rounding_has_a_budget(self) -> SprRecipe:
+        given = (self.round_to, self.min_keep, self.target_of)
+        if self.target_removed_pct is None and given != (1, 1, "params"):
+            raise ValueError(
+                "round_to, min_keep and target_of belong to a budget: set target_removed_pct"
+            )
         return self
 
     @model_validator(mode="after")

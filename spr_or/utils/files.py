@@ -24,6 +24,11 @@ _FULL = (
 )
 
 
+def cache_folder() -> Path:
+    """$SPR_OR_CACHE, or ~/.cache/spr-or."""
+    return Path(os.environ.get("SPR_OR_CACHE") or "~/.cache/spr-or").expanduser()
+
+
 class DiskFull(OSError):
     """No space left while writing; the file that was there before is unchanged."""
 

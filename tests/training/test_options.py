@@ -12,13 +12,13 @@ from torch import Tensor
 
 from models.toy import convnet
 from spr_or.pruning.regularizer import SPR
+from spr_or.pruning.steering import Steering, renew_bounds_
 from spr_or.training import checkpoint
 from spr_or.training.distill import distillation_loss, distilling
 from spr_or.training.metrics import read_metrics
 from spr_or.training.pruning import make_spr
 from spr_or.training.report import summary as report
 from spr_or.training.runner import run_recipe
-from spr_or.training.steering import Steering, renew_bounds_
 from spr_or.training.step import make_step
 
 

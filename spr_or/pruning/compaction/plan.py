@@ -179,7 +179,7 @@ class Plan:
         for node, decision in self.decisions.items():
             if node.target in WEIGHTED:
                 layer = layer_of(node, self.facts)
-                weight = _weight_shape(self, node, decision)
+                weight = weight_shape(self, node, decision)
                 total += (
                     operations(layer, weight, counted(decision.makes, self.facts[node].shape))
                     * len(self.facts[node].value[:1])
@@ -188,7 +188,8 @@ class Plan:
         return total
 
 
-def _weight_shape(plan: Plan, node: fx.Node, decision: Decision) -> tuple[int, ...]:
+def weight_shape(plan: Plan, node: fx.Node, decision: Decision) -> tuple[int, ...]:
+    """The shape that is left of a layer's weight."""
     layer = layer_of(node, plan.facts)
     if decision.emit is not None and hasattr(decision.emit, "weight_shape"):
         return tuple(decision.emit.weight_shape(plan.facts))

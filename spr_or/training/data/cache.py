@@ -7,7 +7,6 @@ each time it is reused. It is written aside and put in place by one rename.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -25,11 +24,6 @@ from spr_or.utils.untrusted import check_regular, read_json
 
 Arrays = tuple[np.ndarray, np.ndarray]
 _FORMAT = 1
-
-
-def default_folder() -> Path:
-    """$SPR_OR_CACHE, or ~/.cache/spr-or."""
-    return Path(os.environ.get("SPR_OR_CACHE") or "~/.cache/spr-or").expanduser()
 
 
 def cached(folder: Path, key: str, source: dict[str, Any], decode: Callable[[], Arrays]) -> Arrays:

@@ -17,10 +17,11 @@ from torch import Tensor
 from spr_or.training import distributed
 from spr_or.training.data import parquet
 from spr_or.training.data.augment import crop_and_flip, draw, normalise
-from spr_or.training.data.cache import Arrays, cached, default_folder
+from spr_or.training.data.cache import Arrays, cached
 from spr_or.training.data.parquet import DataError, ParquetSplit
 from spr_or.training.data.stream import StreamReader
 from spr_or.training.recipe import DataRecipe
+from spr_or.utils.files import cache_folder
 
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 OnDecoded = Callable[[str, int, int], None]  # what, how many are done, of how many
@@ -251,7 +252,7 @@ def statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 def _decoded(recipe: DataRecipe, split: ParquetSplit, progress: OnDecoded) -> Arrays:
     key = f"{recipe.source}-{split.name}" + (f"-{recipe.size}" if recipe.size else "")
     source = {"files": split.fingerprint(), "size": recipe.size}
-    folder = recipe.cache or default_folder()
+    folder = recipe.cache or cache_folder()
     return cached(folder, key, source, lambda: decode_split(split, recipe.size, progress))
 
 

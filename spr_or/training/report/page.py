@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spr_or.training.report.layer_rows import LayerRow
+from spr_or.pruning.layer_rows import LayerRow
 from spr_or.training.report.rows import BUDGET_ROWS, PAGE_ROWS, shown
 from spr_or.training.report.style import STYLE
 from spr_or.training.report.words import noise, warnings, what_was_done

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from spr_or.pruning.compaction.api import compact, save_compact
 from spr_or.pruning.counts import count_macs, count_parameters, masked_filter_weights
+from spr_or.pruning.layer_rows import layer_label, layer_rows
 from spr_or.pruning.masks import collapsed_layers
 from spr_or.training.metrics import Record, read_metrics
 from spr_or.training.phases import Trained
 from spr_or.training.pruning import make_spr
 from spr_or.training.recipe import Recipe
-from spr_or.training.report.layer_rows import layer_label, layer_rows
 from spr_or.training.report.magnitude import magnitude_accuracy
 from spr_or.training.report.measure import latency_ms, spr_step_overhead
 from spr_or.training.report.page import Section, write_page

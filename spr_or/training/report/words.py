@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from spr_or.pruning.measures import MEASURES
 from spr_or.utils.counted import counted
 
 _METHODS = {"gradient": "gradient steps", "prox": "proximal steps"}
@@ -20,7 +21,8 @@ def what_was_done(summary: dict[str, Any], seeds: Sequence[dict[str, Any]]) -> s
     start = "its weights" if spr.get("start") == "dense" else "new random weights"
     goal = ""
     if spr.get("target_removed_pct") is not None:
-        goal = f", λ moved so that {spr['target_removed_pct']:g} % of the parameters go"
+        measure = MEASURES[spr.get("target_of", "params")]
+        goal = f", λ moved so that {spr['target_removed_pct']:g} % of the {measure} go"
     numbers = [str(one["seed"]) for one in seeds]
     which = f"seeds {', '.join(numbers)}" if len(numbers) > 1 else f"seed {numbers[0]}"
     return (

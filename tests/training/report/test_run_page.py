@@ -16,8 +16,8 @@ import spr_or
 from models.toy import convnet
 from spr_or.pruning.compaction.api import compact, load_compact, save_compact
 from spr_or.pruning.counts import count_parameters
+from spr_or.pruning.layer_rows import layer_label, layer_rows
 from spr_or.training.report import page, run_figures
-from spr_or.training.report.layer_rows import layer_label, layer_rows
 from spr_or.training.report.page import Section, write_page
 from spr_or.training.report.rows import ROWS, ratios
 from spr_or.training.report.summary import MEASURES, mean_summary

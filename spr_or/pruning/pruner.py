@@ -1,0 +1,327 @@
+"""Pruning to a target in a training loop of one's own: `Pruner`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map
+
+from spr_or.pruning.budget import (
+    TOLERANCE,
+    Amount,
+    Count,
+    MaskChoice,
+    layer_limits,
+    reachable_pct,
+)
+from spr_or.pruning.compaction.api import CompactionWarning, compact
+from spr_or.pruning.counts import Example
+from spr_or.pruning.ignored import Ignored
+from spr_or.pruning.layer_entities import GROUP_KINDS, EntitySpec
+from spr_or.pruning.masks import apply_masks_, hold_masks
+from spr_or.pruning.measures import MEASURES, counter_of
+from spr_or.pruning.module_masks import module_masks
+from spr_or.pruning.output_layers import output_layers
+from spr_or.pruning.prox_sgd import ProxSGD
+from spr_or.pruning.pruning_report import PruningReport, pruning_report
+from spr_or.pruning.regularizer import SPR, PerEntity
+from spr_or.pruning.starting_lam import starting_lam
+from spr_or.pruning.steering import Steering, decide_masks
+from spr_or.pruning.unwrap import unwrap
+
+Record = dict[str, Any]
+Masks = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What `Steering` asks of a `Pruner`."""
+
+    lam: float
+    epochs: int
+    target_removed_pct: float
+    include_norm: bool
+    method: str = "prox"
+    lam_warmup: int = 0
+    bounds: str = "layer"
+    bounds_every: int = 0
+    zero_below: float = 0.0
+    share: float = 1.0
+
+
+class Pruner:
+    """Prunes a model to a target while you train it.
+
+    It makes an `SPR` with the bounds M of the model as it is given (train it first) and a `ProxSGD`.
+    Train with ``pruner.optimizer`` and call `epoch_end` after each epoch, which steers λ as recipes
+    do. After ``epochs`` epochs it cuts to the target: masks are chosen and applied. From then on
+    the optimiser is plain SGD that holds the masks, so fine-tuning is the same loop. `compact`
+    builds the small network at any time.
+
+    Parameters
+    ----------
+    model : changed in place, as training does; on the device whose time counts, for ``"latency"``.
+        Wrappers (torch.compile, DataParallel) are looked through.
+    example : an input: a tensor, a tuple of positional or a dict of keyword inputs. Its values do not
+        matter, its sizes do for ``"macs"`` and ``"latency"``.
+    target : ``{"params": share}``, ``{"macs": share}`` or ``{"latency": share}`` to remove, between 0
+        and 1. Operations are those of convolutions and linear layers, and so is the time, which is
+        measured once for each machine, see `spr_or.pruning.latency`.
+    epochs : number of epochs before the cut
+    entities, include_norm : what is kept or removed as a whole, as for `SPR`
+    ignored : layers that keep everything, by name, glob pattern or type. Layers that write the
+        network's outputs always do.
+    min_keep, max_keep : what a layer keeps at least and at most: an int is a number of entities, a
+        float a share; or ``{name or glob pattern: either}``. A layer is never emptied unless
+        ``min_keep=0``.
+    round_to : the number that a layer keeps is a multiple of it (or everything), for hardware. Those
+        with the largest indicators stay.
+    lam : where λ starts; None: from the weights and the number of steps, see
+        `spr_or.pruning.starting_lam`. The first epoch then trains without SPR and counts its steps.
+    alpha, u : as for `SPR`
+    lr, momentum, weight_decay, nesterov : of the optimiser. A scheduler works as on any other.
+
+    Attributes
+    ----------
+    optimizer : the `ProxSGD`
+    spr : the `SPR`; ``spr.lam`` is λ of this epoch
+    choice : after the cut, the masks with the share removed, see `MaskChoice`; before it None
+
+    Raises ``ValueError`` for a target, limits or layers that make no sense, and for a target that the
+    entities cannot reach, with what they can.
+
+    >>> model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+    >>> pruner = Pruner(model, torch.zeros(1, 4), {"params": 0.5}, epochs=2, entities="neurons")
+    >>> for epoch in range(2):
+    ...     pruner.optimizer.zero_grad()
+    ...     model(torch.randn(8, 4)).square().mean().backward()
+    ...     pruner.step()
+    ...     _ = pruner.epoch_end()
+    >>> pruner.compact().get_submodule("0").weight.shape
+    torch.Size([8, 4])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Example,
+        target: Mapping[str, float],
+        epochs: int = 30,
+        *,
+        entities: EntitySpec = "filters",
+        include_norm: bool = False,
+        ignored: Ignored = (),
+        min_keep: Amount | Mapping[str, Amount] = 1,
+        max_keep: Amount | Mapping[str, Amount] = 1.0,
+        round_to: int = 1,
+        lam: float | None = None,
+        alpha: float = 0.1,
+        u: str | PerEntity = "share",
+        lr: float = 0.01,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        nesterov: bool = False,
+    ) -> None:
+        self.measure, share = _checked_target(target)
+        if epochs < 1:
+            raise ValueError(f"epochs must be at least 1, got {epochs}")
+        if lam is not None and lam <= 0:
+            raise ValueError(f"lam must be positive, for it is moved by factors, got {lam}")
+        self.model = unwrap(model)
+        self.example = example
+        self.epochs = epochs
+        self.epoch = 0  # the number of finished ones
+        self.choice: MaskChoice | None = None
+        outputs = output_layers(self.model, _on_device(example, self.model))
+        which: dict[str, Any] = {
+            "entities": entities,
+            "include_norm": include_norm,
+            "ignored": [*ignored, *sorted(outputs - {""})],
+            "example": example if _on_graph(entities) else None,
+        }
+        bounds = SPR.bounds_from(self.model, **which)
+        self.spr = SPR(self.model, lam or 0.0, alpha, bounds, u=u, **which)
+        self.limits = layer_limits(
+            {layer.name: layer.count for layer in self.spr.layers}, min_keep, max_keep, round_to
+        )
+        self.optimizer = ProxSGD(
+            self.model,
+            self.spr,
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+        )
+        self.optimizer.register_step_post_hook(self._after_step)
+        self._settings = _Settings(lam or 0.0, epochs, 100 * share, include_norm)
+        self._count = self._counter()
+        self._refuse_out_of_reach()
+        self._steps = 0
+        self._hold: Callable[[], None] | None = None
+        self._steering = None if lam is None else self._steered(lam)
+
+    def step(self) -> None:
+        """One step of the optimiser; ``pruner.optimizer.step()`` is the same."""
+        self.optimizer.step()
+
+    def epoch_end(self) -> Record:
+        """After an epoch: set λ of the next one; after the last one: `cut`. After that: nothing.
+
+        Returns what was measured, as in the records of recipes: λ of the epoch (``lam``), the share
+        that could go now (``removable_pct``) and the one that should (``scheduled_pct``).
+        """
+        if self.choice is not None:
+            return {}
+        first = self._steering is None
+        if self._steering is None:
+            if not self._steps:
+                raise ValueError("epoch_end() before any step of pruner.optimizer")
+            self._steering = self._steered(starting_lam(self.optimizer, self._steps * self.epochs))
+        record = self._steering.end(self.epoch)
+        if first:  # an epoch without SPR says nothing about where lambda should go
+            self._steering.lam = self._steering.settings.lam
+        self.epoch += 1
+        if self.epoch == self.epochs:
+            self.cut()
+        else:
+            self._steering.begin(self.epoch)
+        return record
+
+    def cut(self) -> MaskChoice:
+        """Choose the masks that meet the target, apply them, and hold them from now on.
+
+        `epoch_end` calls it when it is time; call it to stop earlier.
+        """
+        if self.choice is None:
+            steering = self._steering or self._steered(self._settings.lam)
+            choice = steering.cut()
+            self._keep_only(choice)
+        assert self.choice is not None
+        return self.choice
+
+    @property
+    def masks(self) -> Masks:
+        """True = keep, by module or parameter: those of the cut, before it what is not zero now."""
+        return module_masks(self.model, self.spr.layers, self._entity_masks())
+
+    def hold(self) -> None:
+        """Silence the masked entities again; needed only after a step of another optimiser."""
+        if self._hold is not None:
+            self._hold()
+
+    def compact(self) -> fx.GraphModule:
+        """The small network, in evaluation mode, see `spr_or.pruning.compaction.api.compact`."""
+        small = compact(self.model, self.masks, _on_device(self.example, self.model))
+        assert isinstance(small, fx.GraphModule)
+        return small
+
+    def report(self) -> PruningReport:
+        """What was removed, layer by layer: a dict that prints as a table."""
+        masks = self._entity_masks()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CompactionWarning)  # the notes say the same
+            small = self.compact()
+        report = pruning_report(self.model, small, _on_device(self.example, self.model), masks)
+        target = self._settings.target_removed_pct
+        report["target"] = {self.measure: target / 100}
+        if self.measure == "latency":
+            report["removed"]["latency"] = self._count(masks) / 100
+        if self.choice is None:
+            report["notes"].append(
+                f"the cut comes after {self.epochs} epochs, {self.epoch} are finished: this is what "
+                "is zero now"
+            )
+        elif abs(self.choice.removed_pct - target) > TOLERANCE:
+            report["notes"].append(
+                f"the target of {target:g} % of the {MEASURES[self.measure]} is missed: the nearest "
+                f"that whole entities give is {self.choice.removed_pct:.1f} %"
+            )
+        return report
+
+    def state_dict(self) -> Record:
+        """What `load_state_dict` takes, beside the state dicts of model and optimiser."""
+        return {
+            "epoch": self.epoch,
+            "steps": self._steps,
+            "lam": float(self.spr.lam),
+            "start": None if self._steering is None else self._steering.settings.lam,
+            "steering": None if self._steering is None else self._steering.state(),
+            "choice": None if self.choice is None else self.choice._asdict(),
+        }
+
+    def load_state_dict(self, state: Record) -> None:
+        """Continue from `state_dict`; load those of model and optimiser first."""
+        self.epoch, self._steps = state["epoch"], state["steps"]
+        self.spr.lam = state["lam"]
+        if state["steering"] is not None:
+            self._steering = self._steered(state["start"])
+            self._steering.load(state["steering"])
+            self.spr.lam = state["lam"]
+        if state["choice"] is not None:
+            self._keep_only(MaskChoice(**state["choice"]))
+
+    def _entity_masks(self) -> Masks:
+        if self.choice is not None:
+            return self.choice.masks
+        return decide_masks(self.model, self.spr, self._settings)
+
+    def _after_step(self, *_: Any) -> None:
+        self._steps += self.choice is None and self.epoch == 0
+        self.hold()
+
+    def _keep_only(self, choice: MaskChoice) -> None:
+        self.choice = choice
+        self.optimizer.proximal = False
+        apply_masks_(self.model, self.masks, self.example)
+        self._hold = hold_masks(self.model, self.masks, self.example)
+
+    def _steered(self, lam: float) -> Steering:
+        settings = _Settings(
+            lam, self.epochs, self._settings.target_removed_pct, self._settings.include_norm
+        )
+        return Steering(settings, self.model, self.spr, self._count, self.limits, self.example)
+
+    def _counter(self) -> Count:
+        count = counter_of(self.measure, self.model, _on_device(self.example, self.model))
+        return lambda masks: count(module_masks(self.model, self.spr.layers, masks))
+
+    def _refuse_out_of_reach(self) -> None:
+        sizes = {layer.name: layer.count for layer in self.spr.layers}
+        reachable = reachable_pct(self._count, sizes, self.limits)
+        target = self._settings.target_removed_pct
+        if target > reachable + TOLERANCE:
+            raise ValueError(
+                f"target={{{self.measure!r}: {target / 100:g}}} cannot be reached: with as little "
+                f"left in each of {len(sizes)} layers as the limits allow, {reachable:.1f} % of "
+                f"the {MEASURES[self.measure]} are removed. Ask for no more than that, ignore fewer "
+                "layers, regularise more (entities), or change min_keep or round_to"
+            )
+
+
+def _checked_target(target: Mapping[str, float]) -> tuple[str, float]:
+    """The measure and the share of a target."""
+    if not isinstance(target, Mapping) or len(target) != 1 or not set(target) <= set(MEASURES):
+        raise ValueError(
+            f'target must name one of {", ".join(MEASURES)}, as in {{"params": 0.6}}, got {target!r}'
+        )
+    ((measure, share),) = target.items()
+    if not 0 < share < 1:
+        raise ValueError(f"target: the share of {measure} must lie between 0 and 1, got {share}")
+    return measure, share
+
+
+def _on_graph(entities: EntitySpec) -> bool:
+    """Whether entities are found on the network's graph, which needs an example."""
+    words = (
+        [entities] if not isinstance(entities, Sequence) or isinstance(entities, str) else entities
+    )
+    return any(isinstance(word, str) and word in GROUP_KINDS for word in words)
+
+
+def _on_device(example: Example, model: nn.Module) -> Any:
+    device = next(model.parameters()).device
+    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, example)

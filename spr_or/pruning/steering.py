@@ -1,0 +1,202 @@
+"""What changes between the epochs of the SPR phase: lambda and the bounds M.
+
+Recipes and `Pruner` steer by the same `Steering`. Three settings ask for it: ``lam_warmup``,
+``target_removed_pct`` and ``bounds_every``. All that an epoch needs of those before it is in
+`Steering.state`, which goes into every checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from spr_or.pruning.budget import Count, Limits, MaskChoice, Masks, choose, next_lam, scheduled_pct
+from spr_or.pruning.group_entities import GroupEntities
+from spr_or.pruning.masks import masks_by_threshold
+from spr_or.pruning.regularizer import SPR
+from spr_or.pruning.spares import Spares
+
+Record = dict[str, Any]
+State = dict[str, Any]
+
+# A subgradient step leaves weights trembling about zero by more than any threshold until the rate
+# has fallen. Entities on their way out have indicators below this; few end between it and twice it.
+_LEAVING = 0.1
+
+
+class ZeroRule(Protocol):
+    """When an entity counts as zero: after proximal steps (``method="prox"``) exactly zeros, after
+    the gradient the paper's threshold, see `masks_by_threshold`."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def zero_below(self) -> float: ...
+    @property
+    def share(self) -> float: ...
+
+
+class SteeringSettings(ZeroRule, Protocol):
+    """What steers: [spr] of a recipe, or a `Pruner`'s settings. ``target_removed_pct`` may be None."""
+
+    @property
+    def lam(self) -> float: ...
+    @property
+    def lam_warmup(self) -> int: ...
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def target_removed_pct(self) -> float | None: ...
+    @property
+    def bounds(self) -> str: ...
+    @property
+    def bounds_every(self) -> int: ...
+    @property
+    def include_norm(self) -> bool: ...
+
+
+class Steering:
+    """Sets ``spr.lam`` and ``spr.bound`` before each epoch, and measures after it.
+
+    ``count`` (masks to the percentage removed) and ``limits`` of the layers are needed where the
+    settings have a target; ``example`` is that of `Spares`.
+    """
+
+    def __init__(
+        self,
+        settings: SteeringSettings,
+        model: nn.Module,
+        spr: SPR,
+        count: Count | None = None,
+        limits: Mapping[str, Limits] | None = None,
+        example: Any = None,
+    ) -> None:
+        self.settings = settings
+        self.model = model
+        self.spr = spr
+        self.count = count
+        self.limits = limits
+        self.lam = settings.lam  # without the warm-up
+        self.shares: list[float] = []
+        wanted = count is not None and settings.method == "prox"
+        self.spares = Spares(model, spr, example) if wanted else None
+
+    def begin(self, epoch: int) -> None:
+        """Before an epoch, counted from 0: lambda of the warm-up, and new bounds when it is time."""
+        every = self.settings.bounds_every
+        if every and epoch and epoch % every == 0:
+            renew_bounds_(self.spr, self.model, self.settings)
+        self.spr.lam = warm_lam(self.lam, epoch, self.settings.lam_warmup)
+
+    def end(self, epoch: int) -> Record:
+        """After an epoch: lambda of it, what could go now, and lambda of the next one."""
+        record: Record = {"lam": float(self.spr.lam)}
+        target = self.settings.target_removed_pct
+        if target is None or self.count is None:
+            return record
+        if self.spares is not None:
+            self.spares.keep(epoch)
+        self.shares.append(self.count(leaving(self.model, self.spr, self.settings)))
+        epochs = self.settings.epochs
+        record["removable_pct"] = self.shares[-1]
+        record["scheduled_pct"] = scheduled_pct(target, epoch, epochs)
+        if epoch + 1 >= self.settings.lam_warmup:
+            self.lam = next_lam(self.lam, self.settings.lam, self.shares, target, epochs)
+        return record
+
+    def cut(self) -> MaskChoice:
+        """The masks that meet the budget, see `choose`; what they give back gets its weights.
+
+        Entities that are zero alike come back in the order last out, first in.
+        """
+        assert self.count is not None and self.settings.target_removed_pct is not None
+        indicators = {n: value.indicator for n, value in self.spr.entity_values().items()}
+        gone = decide_masks(self.model, self.spr, self.settings)
+        ages = indicators if self.spares is None else self.spares.age
+        choice = choose(
+            self.count, gone, indicators, ages, self.settings.target_removed_pct, self.limits
+        )
+        if self.spares is not None:
+            self.spares.give_back_(choice.masks)
+        return choice
+
+    def state(self) -> State:
+        """What `load` takes: for a checkpoint."""
+        state: State = {
+            "lam": self.lam,
+            "last_lam": float(self.spr.lam),  # of the last epoch, warm-up and all
+            "shares": list(self.shares),
+            "bound": self.spr.bound.cpu(),
+        }
+        if self.spares is not None:
+            state["spares"] = self.spares.state()
+        return state
+
+    def load(self, state: State) -> None:
+        """Continue from `state`."""
+        self.lam, self.shares = state["lam"], list(state["shares"])
+        self.spr.lam = state["last_lam"]
+        self.spr.bound.copy_(state["bound"])
+        if self.spares is not None:
+            self.spares.load(state["spares"])
+
+
+def warm_lam(lam: float, epoch: int, warmup: int) -> float:
+    """lambda · (epoch + 1) / (warmup + 1) in the first ``warmup`` epochs, then lambda.
+
+    >>> [warm_lam(8.0, epoch, warmup=3) for epoch in range(5)]
+    [2.0, 4.0, 6.0, 8.0, 8.0]
+    """
+    return lam * min(1.0, (epoch + 1) / (warmup + 1))
+
+
+def decide_masks(model: nn.Module, spr: SPR, rule: ZeroRule) -> Masks:
+    """True = keep, for each regularised layer: the paper's threshold, or exact zeros.
+
+    Of entities that cross layers one goes where all its weights are (as good as) zero.
+    """
+    if any(isinstance(layer, GroupEntities) for layer in spr.layers):
+        least = 0.0 if rule.method == "prox" else rule.zero_below
+        return {name: value.peak > least for name, value in spr.entity_values().items()}
+    names = [layer.name for layer in spr.layers]
+    if rule.method == "prox":
+        return masks_by_threshold(model, names, zero_below=0.0, share=1.0)
+    return masks_by_threshold(model, names, rule.zero_below, rule.share)
+
+
+def leaving(model: nn.Module, spr: SPR, rule: ZeroRule) -> Masks:
+    """False for what would go if the phase ended now, for the gradient also what is about to."""
+    masks = decide_masks(model, spr, rule)
+    if rule.method == "gradient":
+        for name, value in spr.entity_values().items():
+            masks[name] &= value.indicator > _LEAVING
+    return masks
+
+
+@torch.no_grad()
+def renew_bounds_(spr: SPR, model: nn.Module, settings: SteeringSettings) -> None:
+    """Make M the max|w| of today, by layer or entity; a layer or entity that is zero keeps its own.
+
+    A bound read off these weights holds for them, not for the minimiser of the problem that the old
+    bounds posed: from here on another problem is solved, with a steeper price (1 - alpha) / M where
+    weights have shrunk. After a proximal step |w| <= M, so M can then only fall.
+    """
+    values = spr.entity_values()
+    live = {
+        name: "neurons" if isinstance(model.get_submodule(name), nn.Linear) else "filters"
+        for name, value in values.items()
+        if value.peak.any()
+    }
+    if not live:
+        return
+    now = SPR.bounds_from(
+        model, entities=live, per=settings.bounds, include_norm=settings.include_norm
+    )
+    bounds: dict[str, Tensor] = {name: value.bound for name, value in values.items()}
+    for name, bound in now.items():
+        keeps = (values[name].peak == 0) & (settings.bounds == "entity")
+        bounds[name] = torch.where(keeps, bounds[name], bound)
+    spr.bound.copy_(torch.cat([bounds[layer.name] for layer in spr.ordered_layers()]))

@@ -1,0 +1,283 @@
+"""Pruner: a training loop of one's own that ends at its target."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.toy import convnet, digits_resnet, mlp
+from spr_or.pruning.budget import next_lam
+from spr_or.pruning.counts import count_macs, count_parameters
+from spr_or.pruning.groups import EntityGroup, Member
+from spr_or.pruning.pruner import Pruner
+from spr_or.pruning.regularizer import SPR
+from spr_or.pruning.spares import Spares
+
+
+def batches(
+    shape: tuple[int, ...], count: int = 4, classes: int = 10
+) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    labels = [torch.randint(classes, (32,), generator=generator) for _ in range(count)]
+    means = torch.randn(classes, *shape, generator=generator)
+    return [(means[y] + torch.randn(32, *shape, generator=generator), y) for y in labels]
+
+
+def train(pruner: Pruner, model: nn.Module, data: Any, epochs: int) -> list[dict[str, Any]]:
+    records = []
+    model.train()
+    for _ in range(epochs):
+        for x, y in data:
+            pruner.optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            pruner.step()
+        records.append(pruner.epoch_end())
+    return records
+
+
+IMAGE = (1, 8, 8)
+CASES = {
+    "filters": (digits_resnet, IMAGE, {"entities": "filters"}),
+    "both": (convnet, IMAGE, {"entities": ["filters", "neurons"], "include_norm": True}),
+    "neurons": (mlp, (64,), {"entities": "neurons", "lam": 1.0}),
+}
+
+
+@pytest.mark.parametrize("measure", ["params", "macs"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_loop_of_ones_own_lands_at_its_target(case: str, measure: str) -> None:
+    build, shape, options = CASES[case]
+    model, example = build(), torch.zeros(2, *shape)
+    dense = count_parameters(model), count_macs(model, example.shape)
+    pruner = Pruner(model, example, {measure: 0.5}, epochs=4, lr=0.05, **options)
+    records = train(pruner, model, batches(shape), 6)
+    assert [bool(record) for record in records] == [True] * 4 + [False] * 2
+    small = pruner.compact()
+    left = count_parameters(small), count_macs(small, example.shape)
+    removed = {"params": 1 - left[0] / dense[0], "macs": 1 - left[1] / dense[1]}
+    assert removed[measure] == pytest.approx(0.5, abs=0.02)
+    report = pruner.report()
+    assert report["removed"] == pytest.approx(removed)
+    assert report["parameters"] == (dense[0], left[0]) and report["macs"] == (dense[1], left[1])
+    x = torch.randn(3, *shape)
+    torch.testing.assert_close(small(x), model.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+def test_lambda_is_steered_as_in_recipes() -> None:
+    model = mlp()
+    pruner = Pruner(
+        model, torch.zeros(1, 64), {"params": 0.6}, 5, entities="neurons", lam=2.0, lr=0.05
+    )
+    records = train(pruner, model, batches((64,)), 5)
+    lam, shares = 2.0, []
+    for record in records:
+        assert record["lam"] == pytest.approx(lam)
+        shares.append(record["removable_pct"])
+        lam = next_lam(lam, 2.0, shares, 60.0, 5)
+
+
+def test_the_first_epoch_without_lam_is_plain_training() -> None:
+    model = mlp()
+    twin = copy.deepcopy(model)
+    pruner = Pruner(model, torch.zeros(1, 64), {"params": 0.5}, 3, entities="neurons", lr=0.01)
+    records = train(pruner, model, batches((64,)), 1)
+    assert records[0]["lam"] == 0.0 and float(pruner.spr.lam) > 0
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    bound = float(SPR.bounds_from(twin, "neurons")["1"])
+    for x, y in batches((64,)):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(twin(x), y).backward()
+        optimizer.step()
+    # lambda = 0 leaves the projection on |w| <= M, which few weights feel.
+    inside = twin.get_parameter("1.weight").abs() < 0.9 * bound
+    assert inside.double().mean() > 0.8
+    torch.testing.assert_close(
+        model.get_parameter("1.weight")[inside], twin.get_parameter("1.weight")[inside],
+        rtol=0.05, atol=2e-3,
+    )  # fmt: skip
+
+
+def test_after_the_cut_the_optimiser_is_sgd_that_holds_the_masks() -> None:
+    model = mlp()
+    pruner = Pruner(model, torch.zeros(1, 64), {"params": 0.5}, 2, entities="neurons", lr=0.05)
+    data = batches((64,))
+    train(pruner, model, data, 2)
+    masks = pruner.masks
+    twin = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    optimizer.load_state_dict(copy.deepcopy(pruner.optimizer.state_dict()))
+    train(pruner, model, data, 1)
+    for x, y in data:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(twin(x), y).backward()
+        optimizer.step()
+        with torch.no_grad():
+            for name, keep in masks.items():
+                for key in ("weight", "bias"):
+                    twin.get_parameter(f"{name}.{key}")[~keep] = 0
+    for (name, one), other in zip(model.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("round_to", [4, 8])
+def test_what_stays_is_a_multiple_and_is_compacted_exactly(round_to: int) -> None:
+    model = digits_resnet()
+    pruner = Pruner(model, torch.zeros(2, *IMAGE), {"params": 0.6}, 3, round_to=round_to, lr=0.05)
+    train(pruner, model, batches(IMAGE), 4)
+    assert pruner.choice is not None
+    kept = {name: int(keep.sum()) for name, keep in pruner.choice.masks.items()}
+    assert all(n % round_to == 0 and n > 0 for n in kept.values())
+    assert any(n < len(pruner.choice.masks[name]) for name, n in kept.items())
+    small = pruner.compact()
+    # Inside a block only one layer writes, so its width is what the mask keeps.
+    for stage in (1, 2, 3):
+        name = f"layer{stage}.0.conv1"
+        assert small.get_submodule(name).weight.shape[0] == kept[name]  # type: ignore[union-attr,index]
+
+
+def test_ignored_layers_limits_and_outputs_are_kept() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(16, 10, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    )  # fmt: skip
+    pruner = Pruner(
+        model, torch.zeros(2, *IMAGE), {"params": 0.4}, 2,
+        ignored=["0"], min_keep={"2": 6}, max_keep={"4": 0.5}, lr=0.05,
+    )  # fmt: skip
+    assert [layer.name for layer in pruner.spr.layers] == ["2", "4"]
+    train(pruner, model, batches(IMAGE), 2)
+    assert int(pruner.masks["2"].sum()) >= 6 and 1 <= int(pruner.masks["4"].sum()) <= 8
+
+
+def test_a_layer_is_not_emptied_unless_asked() -> None:
+    for least, expected in ((1, 1), (0, 0)):
+        torch.manual_seed(0)
+        model = mlp(hidden=(16, 16))
+        pruner = Pruner(
+            model, torch.zeros(1, 64), {"params": 0.7}, 2,
+            entities="neurons", min_keep=least, lam=1.0,
+        )  # fmt: skip
+        with torch.no_grad():  # as a lambda that is far too large would leave it
+            for key in ("3.weight", "3.bias"):
+                model.get_parameter(key).zero_()
+        choice = pruner.cut()
+        assert int(choice.masks["3"].any()) == expected
+        notes = " ".join(pruner.report()["notes"])
+        assert ("layer 3 died: none of its 16 entities is left" in notes) == (expected == 0)
+
+
+def grouped() -> tuple[nn.Module, EntityGroup]:
+    """Two layers that add up to one stream: its channels are entities."""
+
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(64, 16), nn.Linear(64, 16)
+            self.c = nn.Linear(16, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(nn.functional.relu(self.a(x) + self.b(x)))
+
+    rows = torch.arange(16).view(16, 1)
+    keys = ("a.weight", "a.bias", "b.weight", "b.bias")
+    return Sum(), EntityGroup("a", tuple(Member(key, 0, rows) for key in keys), "channels")
+
+
+def test_entities_that_cross_layers_go_together() -> None:
+    model, group = grouped()
+    pruner = Pruner(model, torch.zeros(2, 64), {"params": 0.5}, 3, entities=[group], round_to=4)
+    train(pruner, model, batches((64,)), 4)
+    assert torch.equal(pruner.masks["a"], pruner.masks["b"])
+    assert int(pruner.masks["a"].sum()) == 8
+    assert pruner.compact().get_submodule("c").weight.shape == (10, 8)
+
+
+def test_spares_of_a_group_come_back_with_their_weights() -> None:
+    model, group = grouped()
+    pruner = Pruner(model, torch.zeros(2, 64), {"params": 0.5}, 3, entities=[group], lam=1.0)
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not name.startswith("c"):
+                parameter.zero_()
+    choice = pruner.cut()
+    keep = choice.masks["a"]
+    assert choice.cut < 0 and 0 < int(keep.sum()) < 16
+    for key in ("a.weight", "a.bias", "b.weight", "b.bias"):
+        assert torch.equal(model.get_parameter(key)[keep], before[key][keep])
+        assert not model.get_parameter(key)[~keep].any()
+
+
+def test_spares_hold_the_statistics_of_norms_too() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+    model(torch.randn(8, *IMAGE))  # statistics that are not those of the start
+    index = torch.arange(4).view(4, 1)
+    keys = ("0.weight", "0.bias", "1.weight", "1.bias")
+    group = EntityGroup("0", tuple(Member(key, 0, index) for key in keys), "channels")
+    spr = SPR(model, 1.0, 0.1, 5.0, entities=[group])
+    spares = Spares(model, spr)
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        for key in (*keys, "1.running_mean", "1.running_var"):
+            model.state_dict()[key][1:3] = 0
+    spares.keep(0)  # what is zero now keeps its older copy
+    spares.give_back_({"0": torch.tensor([True, True, False, True])})
+    for key in (*keys, "1.running_mean", "1.running_var"):
+        now = model.state_dict()[key]
+        assert torch.equal(now[[0, 1, 3]], before[key][[0, 1, 3]]) and not now[2].any()
+    assert spares.age["0"][1] == -1 and spares.age["0"][0] > 0
+
+
+def test_it_continues_from_its_state() -> None:
+    torch.manual_seed(3)
+    whole = mlp()
+    models = [copy.deepcopy(whole) for _ in range(3)]
+    pruners = [
+        Pruner(m, torch.zeros(1, 64), {"params": 0.5}, 4, entities="neurons") for m in models
+    ]
+    data = batches((64,))
+    train(pruners[0], models[0], data, 5)
+    train(pruners[1], models[1], data, 2)
+    models[2].load_state_dict(models[1].state_dict())
+    pruners[2].optimizer.load_state_dict(pruners[1].optimizer.state_dict())
+    pruners[2].load_state_dict(pruners[1].state_dict())
+    train(pruners[2], models[2], data, 3)
+    for one, other in zip(models[0].parameters(), models[2].parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_report_before_the_cut_says_so_and_that_nothing_was_removed() -> None:
+    pruner = Pruner(mlp(), torch.zeros(1, 64), {"params": 0.5}, 3, entities="neurons")
+    shown = str(pruner.report())
+    assert (
+        "nothing was removed" in shown and "the cut comes after 3 epochs, 0 are finished" in shown
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": {"params": 1.2}}, "must lie between 0 and 1, got 1.2"),
+        ({"target": {"weights": 0.5}}, "one of params, macs, latency"),
+        ({"target": {"params": 0.5, "macs": 0.5}}, "one of params, macs, latency"),
+        (
+            {"target": {"params": 0.9}, "min_keep": 0.5},
+            "cannot be reached: .* [0-9.]+ % of the parameters are rem",
+        ),
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"lam": 0.0}, "lam must be positive"),
+        ({"round_to": 0}, "round_to must be a whole number"),
+        ({"min_keep": {"9*": 2}}, "min_keep names '9\\*', which fits no regularised layer: 1, 3"),
+        ({"min_keep": 1.5}, "a float from 0 to 1"),
+        ({"min_keep": 8, "max_keep": 4}, "at least 8 and at most 4 of its"),
+        ({"ignored": ["1", "3"]}, "besides those ignored"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"target": {"params": 0.5}, "entities": "neurons", **options}
+    with pytest.raises(ValueError, match=message):
+        Pruner(mlp(), torch.zeros(1, 64), **arguments)
