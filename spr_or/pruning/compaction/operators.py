@@ -574,7 +574,7 @@ def _of_one_width(
     """The fused kernels want queries, keys and values of one width: the narrower are filled up."""
     values = plain.keeps[-1]
     if width is None or values is None:
-        return (plain, width) if values is None else (_with_values(plain, None), None)
+        return _with_values(plain, None), None
     count = max(int(width.sum()), int(values.sum()))
     return _with_values(plain, _widened(values, count, total)), _widened(width, count, total)
 
