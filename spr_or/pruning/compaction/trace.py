@@ -381,7 +381,7 @@ def _pieces(graph: fx.Graph, node: fx.Node) -> None:
     x = node.args[0]
     assert isinstance(x, fx.Node)
     dim = int(node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0))  # type: ignore[arg-type]
-    lengths = [fixed_size(value.shape[dim]) for value in node.meta["val"]]
+    lengths: list[Any] = [fixed_size(value.shape[dim]) for value in node.meta["val"]]
     if None in lengths:
         return
     starts = [sum(lengths[:k]) for k in range(len(lengths))]
