@@ -505,8 +505,8 @@ _PRODUCT = Rule(_product_known, _product_needed, _product_narrow)
 register(
     [aten.matmul.default, aten.mm.default, aten.bmm.default, aten.einsum.default,
      aten.baddbmm.default, aten.addmm.default, aten.dot.default, aten.mv.default],
-    Rule(*(_if_product(o, u) for o, u in zip(_PRODUCT, passing(lambda n, f: [
-        {} for _ in operands(n, f)]), strict=True))),
+    Rule(*(_if_product(o, u) for o, u in zip(_PRODUCT[:3], passing(lambda n, f: [
+        {} for _ in operands(n, f)])[:3], strict=True))),
 )  # fmt: skip
 
 

@@ -4,7 +4,8 @@ A rule is three small functions of a node:
 
 * ``known(node, facts, value)``: which elements of the result are known, given the operands' facts;
 * ``needed(node, facts, wanted)``: which elements of each operand the wanted ones depend on;
-* ``narrow(plan, node)``: a `Decision`: what the operator reads and makes when it runs on what is left.
+* ``narrow(plan, node)``: a `Decision`: what the operator reads and makes when it runs on what is left;
+* ``dims(node, facts)``, where it has such: the dimensions of each operand that pass.
 
 Most operators treat some dimensions position by position and mix the others: softmax mixes one, an
 activation none, an operator that nobody described all. `passing` makes the three functions from
@@ -64,6 +65,7 @@ class Rule(NamedTuple):
     known: Callable[[fx.Node, Facts, Tensor], Tensor]
     needed: Callable[[fx.Node, Facts, Tensor], list[Tensor | None]]
     narrow: Callable[["Plan", fx.Node], Decision]
+    dims: Callable[[fx.Node, Facts], list[Pairs]] | None = None
 
 
 _TABLE: dict[Any, Rule] = {}
@@ -184,7 +186,7 @@ def passing(
     def narrow(plan: "Plan", node: fx.Node) -> Decision:
         return agreed(plan, node, dims(node, plan.facts))
 
-    return Rule(known or all_known, needed, narrow)
+    return Rule(known or all_known, needed, narrow, dims)
 
 
 def _known(fact: Fact) -> Tensor:
