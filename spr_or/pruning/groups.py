@@ -187,8 +187,8 @@ def layer_masks(
 
     Returns name -> bool over the outputs of that module, or over dimension 0 of that parameter. A
     name is a module's where its weight is cut along its outputs, and a parameter's otherwise.
-    Slices along other dimensions (columns that read a channel, position embeddings) do not
-    appear: they leave with the channel.
+    Slices along another dimension, as of a position embedding, are those of "name:dim". Columns that
+    read a channel do not appear: they leave with the channel.
 
     Raises ``ValueError`` for masks that do not fit and groups that do not fit the model.
 
@@ -233,9 +233,11 @@ def _masked_name(model: nn.Module, member: Member, cut: Mapping[str, int]) -> st
     """The name that stands for the member in a mask of layers; None for slices that read."""
     owner, _, key = member.parameter.rpartition(".")
     module = model.get_submodule(owner)
-    writes = member.dim == (output_dim(module) if key == "weight" else 0)
-    if not writes:
+    layer = isinstance(module, _NAMED) and key == "weight"
+    if layer and member.dim != output_dim(module):
         return None
+    if not layer and member.dim:
+        return f"{member.parameter}:{member.dim}"
     weight = f"{owner}.weight" if owner else "weight"
     whole = cut.get(weight) == output_dim(module) and key in ("weight", "bias")
     return owner if whole and isinstance(module, _NAMED) else member.parameter

@@ -10,7 +10,6 @@ entities that cross layers (`spr_or.pruning.group_entities.GroupEntities`).
 from __future__ import annotations
 
 import difflib
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -261,16 +260,10 @@ def _network_groups(model: nn.Module, example: Any, kind: str) -> Sequence[Entit
             f"entities={kind!r} are found on the network's graph, which needs an input: pass "
             "example=, a tensor of the shape that the model takes"
         )
-    try:
-        analysis = importlib.import_module("spr_or.pruning.network_groups")
-    except ModuleNotFoundError as error:
-        if error.name != "spr_or.pruning.network_groups":
-            raise
-        raise ValueError(
-            f"entities={kind!r} cannot be found on the graph by this version: give a list of "
-            "spr_or.pruning.groups.EntityGroup, or 'filters' or 'neurons' without an example"
-        ) from None
-    return cast(Sequence[EntityGroup], analysis.network_groups(model, example, kind))
+    # Tracing loads much of torch: only for those who ask for it.
+    from spr_or.pruning.network_groups import network_groups
+
+    return network_groups(model, example, kind)
 
 
 def _groups(

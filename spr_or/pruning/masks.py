@@ -5,7 +5,8 @@ A mask is a dict from a name to a bool vector, True = keep. A name is that of
 * a convolution, linear layer or embedding: its output features, with their bias, and the scale and
   shift of the norm that reads them channel by channel;
 * a norm: its scales and shifts;
-* a parameter, such as "attention.in_proj_weight": its slices along dimension 0.
+* a parameter, such as "attention.in_proj_weight": its slices along dimension 0, or with a number
+  behind a colon, as in "pos_embed:2", along that one.
 
 What is not named is kept whole. The channel of a zero filter need not be zero, for a norm behind it
 adds its shift; so that goes with the filter, and the channel is exactly zero (behind a norm over
@@ -207,10 +208,12 @@ def _masked_parameters(
         elif isinstance(module, nn.Embedding):
             dropped = _dropped(name, keep, module.embedding_dim, module.weight.device)
             pairs.append((module.weight, dropped.unsqueeze(0)))
-        elif name in parameters:
-            tensor = parameters[name]
-            dropped = _dropped(name, keep, len(tensor), tensor.device)
-            pairs.append((tensor, dropped.view(-1, *[1] * (tensor.dim() - 1))))
+        elif (place := _slices_of(parameters, name)) is not None:
+            tensor, dim = place
+            dropped = _dropped(name, keep, tensor.shape[dim], tensor.device)
+            pairs.append(
+                (tensor, dropped.view([-1 if d == dim else 1 for d in range(tensor.dim())]))
+            )
         elif not isinstance(module, NORMS):
             kinds = (*LAYERS, nn.Embedding)
             what = "no convolution or linear layer of the model, nor a norm, embedding or parameter"
@@ -218,6 +221,15 @@ def _masked_parameters(
     for norm, dropped in norms:
         pairs += [(norm.weight, dropped), (getattr(norm, "bias", None), dropped)]
     return [(tensor, rows) for tensor, rows in pairs if tensor is not None]
+
+
+def _slices_of(parameters: Mapping[str, Tensor], name: str) -> tuple[Tensor, int] | None:
+    """The parameter that "name" or "name:dim" means, and the dimension."""
+    bare, _, dim = name.partition(":")
+    tensor = parameters.get(bare)
+    if tensor is None or not (dim or "0").isdigit() or int(dim or 0) >= tensor.dim():
+        return None
+    return tensor, int(dim or 0)
 
 
 def _of_layer(name: str, layer: Any, keep: Tensor) -> list[tuple[Any, Tensor]]:

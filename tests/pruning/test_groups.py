@@ -1,7 +1,5 @@
 """Groups of slices: what is refused, the masks of layers they make, and which entities are zero."""
 
-import sys
-
 import pytest
 import torch
 from grouped_networks import (
@@ -229,12 +227,6 @@ def test_layers_stand_beside_groups_of_the_graph(monkeypatch):
     assert together().item() == pytest.approx(sum(spr().item() for spr in apart), rel=1e-12)
     with pytest.raises(ValueError, match="entities overlap: slice 0 of 'qkv.weight'"):
         layer_entities(net, ["heads", "heads"], example=x)
-
-
-def test_without_an_analysis_of_the_graph_the_error_says_what_to_do(monkeypatch):
-    monkeypatch.setitem(sys.modules, "spr_or.pruning.network_groups", None)
-    with pytest.raises(ValueError, match="'channels' cannot be found on the graph by this version"):
-        layer_entities(streams(), "channels", example=torch.zeros(1, 2, 2, 2))
 
 
 def test_groups_and_words_in_one_list_are_refused():

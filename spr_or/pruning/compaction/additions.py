@@ -1,6 +1,6 @@
 """Additions: where streams meet. A constant that one side adds becomes a shift."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx
@@ -119,5 +119,4 @@ def _known(node: fx.Node, facts: Facts, value: Tensor) -> Tensor:
     return POINTWISE.known(node, facts, value)
 
 
-RULE: Any = Rule(_known, _needed, _narrow)
-register(aten.add.Tensor, RULE)
+register(aten.add.Tensor, Rule(_known, _needed, _narrow, every_dimension))

@@ -382,6 +382,11 @@ def _is_product(node: fx.Node, facts: Facts) -> bool:
     )  # fmt: skip
 
 
+def letters_of(node: fx.Node, facts: Facts) -> tuple[list[str], str] | None:
+    """The letters of a product of two tensors, None where they do not say all."""
+    return _letters(node, facts) if _is_product(node, facts) else None
+
+
 def _sizes_of(node: fx.Node, facts: Facts, terms: list[str]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for term, x in zip(terms, operands(node, facts)[-2:], strict=True):

@@ -47,7 +47,7 @@ class Plan:
         self, graph: fx.GraphModule, values: Sequence[Any], constants: bool = True
     ) -> None:
         self.graph = graph
-        self.facts = _facts(graph, values)
+        self.facts = facts_of(graph, values)
         self.needed: dict[fx.Node, Tensor] = {}
         self.required: dict[fx.Node, Tensor] = {}
         self.kept: dict[fx.Node, Keep] = {}
@@ -223,7 +223,7 @@ def _first_slice(fact: Fact) -> Tensor:
     return found
 
 
-def _facts(graph: fx.GraphModule, values: Sequence[Any]) -> Facts:
+def facts_of(graph: fx.GraphModule, values: Sequence[Any]) -> Facts:
     """Run the graph and see what of each result is known."""
     facts: Facts = {}
     inputs = iter(values)

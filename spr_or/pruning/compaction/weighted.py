@@ -336,7 +336,9 @@ def _if_plain(ours: Any, unknown: Any) -> Any:
 
 
 _LAYER = Rule(_known, _needed, _narrow)
-register(list(WEIGHTED), Rule(*(_if_plain(o, u) for o, u in zip(_LAYER[:3], UNKNOWN[:3], strict=True))))
+register(
+    list(WEIGHTED), Rule(*(_if_plain(o, u) for o, u in zip(_LAYER[:3], UNKNOWN[:3], strict=True)))
+)
 
 
 # Embeddings: rows are words, which stay; columns are features.
