@@ -125,6 +125,7 @@ def test_parameters_of_no_known_layer_go_by_their_own_name():
     packed = keep.tolist() + [True] * 8
     assert {name: mask.tolist() for name, mask in found.items()} == {
         "up": keep.tolist(), "scale": keep.tolist(), "table": keep.tolist(),
+        "position:2": keep.tolist(),
         "bare.bias": keep.tolist(), "attention.in_proj_weight": packed,
     }  # fmt: skip
 
