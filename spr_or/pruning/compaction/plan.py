@@ -28,8 +28,9 @@ from spr_or.pruning.compaction.facts import (
     projected,
     uniform,
 )
+from spr_or.pruning.compaction.fixed_sizes import fixed_size
 from spr_or.pruning.compaction.rules import Decision, covers, everything, rule_of
-from spr_or.pruning.compaction.trace import CompactionError, fixed_size
+from spr_or.pruning.compaction.trace import CompactionError
 from spr_or.pruning.compaction.weighted import WEIGHTED, layer_of, operations
 
 _getitem = operator.getitem

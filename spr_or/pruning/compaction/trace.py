@@ -19,6 +19,8 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils import _pytree as pytree
 
+from spr_or.pruning.compaction.fixed_sizes import fix_sizes, fixed_size
+
 Example = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
 aten = torch.ops.aten
@@ -104,12 +106,8 @@ def _graph(model: nn.Module, inputs: Inputs, all_vary: bool = True) -> fx.GraphM
             raise CompactionError(
                 f"{type(model).__name__} writes into tensors in a way that cannot be followed"
             )
+    fix_sizes(graph)
     return graph
-
-
-def fixed_size(n: Any) -> int | None:
-    """A size as a number, None where it varies. (A variable size that turned out fixed is no int.)"""
-    return int(str(n)) if str(n).isdigit() else None
 
 
 def _fixed_batch(graph: fx.GraphModule) -> bool:
