@@ -16,7 +16,15 @@ from torch.utils._sympy.functions import Mod, PythonMod
 
 def fixed_size(n: Any) -> int | None:
     """A size as a number, None where it varies. (A variable size that turned out fixed is no int.)"""
-    return int(str(n)) if str(n).isdigit() else None
+    if isinstance(n, int):
+        return n
+    expression = n.node.expr
+    return int(expression) if expression.is_number else None
+
+
+def variable_dims(value: Any) -> set[int]:
+    """The dimensions of a node's value whose size varies; none where it is no tensor."""
+    return {d for d, n in enumerate(getattr(value, "shape", ())) if fixed_size(n) is None}
 
 
 def fix_sizes(graph: fx.GraphModule) -> None:

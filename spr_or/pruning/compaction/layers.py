@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 if TYPE_CHECKING:
+    from spr_or.pruning.compaction.facts import Facts
     from spr_or.pruning.compaction.rewrite import Builder
     from spr_or.pruning.compaction.weighted import Layer
 
@@ -250,10 +251,15 @@ def weighted(
 ) -> Emit:
     """A convolution or linear layer on its rows and columns, as a module where it was one."""
 
-    def shapes(facts: Any) -> tuple[int, ...]:
-        return tuple(
-            _narrowed_weight(layer, facts[layer.weight].value, rows, columns, groups).shape
-        )
+    def shape(facts: "Facts") -> tuple[int, ...]:
+        found = list(facts[layer.weight].shape)
+        if rows is not None:
+            found[layer.row_dim] = int(rows.sum())
+        if columns is not None:
+            found[1 - layer.row_dim] = int(columns.sum())
+        if groups is not None:
+            found[1] //= groups
+        return tuple(found)
 
     def emit(builder: "Builder", node: fx.Node, given: list[Any]) -> fx.Node:
         path = builder.owner(node, (1, 2))
@@ -281,7 +287,7 @@ def weighted(
         builder.note(layer, rows, columns, name, groups)
         return builder.module(name, module, [given[0]], own=path is not None)
 
-    emit.weight_shape = shapes  # type: ignore[attr-defined]
+    emit.weight_shape = shape  # type: ignore[attr-defined]
     new = shift is not None and layer.bias is None
     emit.shift_size = len(shift) if new and shift is not None else 0  # type: ignore[attr-defined]
     return emit

@@ -73,14 +73,14 @@ def _run(node: fx.Node, facts: Facts, moved: Sequence[Tensor], args: Any = None)
 
 
 def _known(node: fx.Node, facts: Facts, value: Tensor) -> Tensor:
-    source, _ = sources(node, facts)
+    source, _ = facts.once(sources, node)
     known = [facts[x].known for x in _moved(node, facts)]
     flat = torch.cat([k.flatten().cpu() for k in known if k is not None])
     return (flat[source.clamp(min=0)] | (source < 0)).to(value.device)
 
 
 def _needed(node: fx.Node, facts: Facts, wanted: Tensor) -> list[Tensor | None]:
-    source, offsets = sources(node, facts)
+    source, offsets = facts.once(sources, node)
     asked = source[wanted.cpu()]
     moved = _moved(node, facts)
     total = offsets[-1] + math.prod(facts[moved[-1]].shape)
@@ -104,7 +104,7 @@ def _narrow(plan: "Plan", node: fx.Node) -> Decision:
     least = plan.least(node)
     if all(k is None for keep in held for k in keep) and all(k is None for k in least):
         return everything(plan, node)
-    source, offsets = sources(node, facts)
+    source, offsets = facts.once(sources, node)
     found = _attempt(plan, node, source, held)
     if found is None:
         found = _attempt(plan, node, source, _closed(plan, node, source, offsets))

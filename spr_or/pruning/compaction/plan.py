@@ -28,7 +28,6 @@ from spr_or.pruning.compaction.facts import (
     projected,
     uniform,
 )
-from spr_or.pruning.compaction.fixed_sizes import fixed_size
 from spr_or.pruning.compaction.rules import Decision, covers, everything, rule_of
 from spr_or.pruning.compaction.trace import CompactionError
 from spr_or.pruning.compaction.weighted import WEIGHTED, layer_of, operations
@@ -41,7 +40,7 @@ class Plan:
 
     graph: from `trace`, in evaluation mode. values: the graph's inputs, one for each placeholder.
     needed, required: for each node the elements that are asked of it, and those among them that have
-    to be computed. kept: the positions that remain. decisions: how each node runs.
+    to be computed; asked: what it asks of its operands. kept: the positions that remain. decisions: how each node runs.
     """
 
     def __init__(
@@ -51,6 +50,7 @@ class Plan:
         self.facts = facts_of(graph, values)
         self.needed: dict[fx.Node, Tensor] = {}
         self.required: dict[fx.Node, Tensor] = {}
+        self.asked: dict[fx.Node, list[Tensor | None]] = {}
         self.kept: dict[fx.Node, Keep] = {}
         self.decisions: dict[fx.Node, Decision] = {}
         self._constants = constants
@@ -107,6 +107,7 @@ class Plan:
             if node.target is not _getitem:
                 nodes = operands(node, self.facts)
                 asked = rule.needed(node, self.facts, required)
+                self.asked[node] = asked
                 for x, mask in zip(nodes, asked, strict=True):
                     self._ask(x, mask)
                 inputs = [x for x in nodes if not self.facts[x].fixed]
@@ -126,7 +127,7 @@ class Plan:
         if mask is None:
             mask = torch.ones(fact.shape, dtype=torch.bool)
         mask = mask.to(fact.value.device)
-        if not bool(mask.any()):
+        if not bool(any_over(mask, range(mask.dim())).any()):
             return
         before = self.needed.get(node)
         self.needed[node] = mask if before is None else before | mask
@@ -192,8 +193,8 @@ class Plan:
 def weight_shape(plan: Plan, node: fx.Node, decision: Decision) -> tuple[int, ...]:
     """The shape that is left of a layer's weight."""
     layer = layer_of(node, plan.facts)
-    if decision.emit is not None and hasattr(decision.emit, "weight_shape"):
-        return tuple(decision.emit.weight_shape(plan.facts))
+    if hasattr(decision.emit, "weight_shape"):
+        return decision.emit.weight_shape(plan.facts)
     return counted(decision.reads[1], plan.facts[layer.weight].shape)
 
 
@@ -226,7 +227,7 @@ def _first_slice(fact: Fact) -> Tensor:
 
 def facts_of(graph: fx.GraphModule, values: Sequence[Any]) -> Facts:
     """Run the graph and see what of each result is known."""
-    facts: Facts = {}
+    facts = Facts()
     inputs = iter(values)
     with torch.no_grad():
         for node in graph.graph.nodes:
@@ -234,7 +235,7 @@ def facts_of(graph: fx.GraphModule, values: Sequence[Any]) -> Facts:
                 value = next(inputs)
                 known = torch.zeros(value.shape, dtype=torch.bool, device=value.device) \
                     if isinstance(value, Tensor) else None  # fmt: skip
-                facts[node] = Fact(value, known, False, _variable(node))
+                facts[node] = Fact(value, known, False, node.meta["variable"])
             elif node.op == "get_attr":
                 value = _attribute(graph, str(node.target))
                 known = torch.ones(value.shape, dtype=torch.bool, device=value.device)
@@ -252,7 +253,7 @@ def _fact(node: fx.Node, facts: Facts) -> Fact:
     value = node.target(*args, **kwargs)  # type: ignore[operator]
     if not isinstance(value, Tensor):
         return Fact(value, None, False, frozenset())
-    variable = _variable(node)
+    variable = node.meta["variable"]
     nodes = operands(node, facts)
     fixed = all(facts[x].fixed for x in nodes) and not _random(node)
     if fixed:
@@ -268,12 +269,6 @@ def _random(node: fx.Node) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(
         node.target, "tags", ()
     ) and "dropout" not in str(node.target)
-
-
-def _variable(node: fx.Node) -> frozenset[int]:
-    shape = getattr(node.meta.get("val"), "shape", ())
-    found = {d for d, n in enumerate(shape) if fixed_size(n) is None}
-    return frozenset(found | node.meta.get("variable", set()))
 
 
 def _attribute(graph: fx.GraphModule, name: str) -> Tensor:

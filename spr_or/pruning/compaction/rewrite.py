@@ -30,6 +30,10 @@ class Builder:
         self._owners = _owners(plan)
         self._unions: dict[fx.Node, Keep] = {}
         self._adapted: dict[Any, fx.Node] = {}
+        self._placed: set[str] = set()
+        self._taken: set[str] = set()
+        for node in plan.graph.graph.nodes:
+            self._take_name(str(node.target))
 
     def build(self) -> fx.GraphModule:
         """The network that the plan describes."""
@@ -88,6 +92,7 @@ class Builder:
 
     def parameter(self, name: str, shift: Tensor, bias: list[Any]) -> fx.Node:
         """A new parameter, added to the bias where there is one."""
+        name = self._free_name(name)
         self.root.register_parameter(name, nn.Parameter(shift))
         new = self.graph.get_attr(name)
         old = bias[0] if bias else None
@@ -95,8 +100,8 @@ class Builder:
 
     def module(self, name: str, module: nn.Module, given: list[Any], own: bool = False) -> fx.Node:
         """A node that calls a module, which is put under ``name``; own: the original's name."""
-        if not own:
-            name = self._free_name(name)
+        name = name if own else self._free_name(name)
+        self._placed.add(name)
         reference = next(iter(self.plan.graph.state_dict().values()), None)
         if reference is not None:
             module.to(reference.device)
@@ -157,7 +162,7 @@ class Builder:
         return self.module(names[-1] if names and names[-1] else node.name, module, [x])
 
     def _norm(self, node: fx.Node, path: str, given: list[Any]) -> Any:
-        if path not in self._modules():
+        if path not in self._placed:
             rank = len(self.plan.facts[node].shape)
             module = _norm_module(node, rank, self)
             keys = _NORMS[node.target]
@@ -170,7 +175,7 @@ class Builder:
         return self.graph.create_node("call_module", path, (given[0],))
 
     def _embedding(self, node: fx.Node, path: str, given: list[Any]) -> Any:
-        if path not in self._modules():
+        if path not in self._placed:
             weight, _ = self.operands(node)[:2]
             keep = self.reading(node, weight)
             count, width = (len(self.tensor(weight)), self.tensor(weight).shape[1])
@@ -180,9 +185,6 @@ class Builder:
             self.take(module, "weight", weight, keep)
             return self.module(path, module, [given[1]], own=True)
         return self.graph.create_node("call_module", path, (given[1],))
-
-    def _modules(self) -> dict[str, nn.Module]:
-        return dict(self.root.named_modules())
 
     def _operand(self, x: fx.Node, keep: Keep, reader: fx.Node) -> Any:
         """An operand with just the positions that its reader is given; None where nothing is computed."""
@@ -211,12 +213,11 @@ class Builder:
                     [-1 if d == dim else 1 for d in range(rank)]
                 )
                 break
-        name = self._free_name(f"{x.name}_constant")
-        self.root.register_buffer(name, values.clone(), persistent=False)
+        constant = self._buffer(f"{x.name}_constant", values.clone())
         sizes = [
             self._variable_size(x, d) if d in fact.variable else n for d, n in enumerate(fact.shape)
         ]
-        full = self.graph.call_function(aten.expand.default, (self.graph.get_attr(name), sizes))
+        full = self.graph.call_function(aten.expand.default, (constant, sizes))
         return self._adapted_node(full, x, (None,) * rank, keep)
 
     def _variable_size(self, x: fx.Node, dim: int) -> fx.Node:
@@ -296,12 +297,9 @@ class Builder:
             if end - start == len(places):
                 new = self.graph.call_function(aten.slice.Tensor, (new, dim, start, end))
             else:
-                name = self._free_name(f"{x.name}_picked")
                 index = torch.tensor(places, dtype=torch.long, device=fact.value.device)
-                self.root.register_buffer(name, index, persistent=False)
-                new = self.graph.call_function(
-                    aten.index_select.default, (new, dim, self.graph.get_attr(name))
-                )
+                picked = self._buffer(f"{x.name}_picked", index)
+                new = self.graph.call_function(aten.index_select.default, (new, dim, picked))
         if torch.equal(both, want):
             return new
         if fact.fixed:
@@ -342,25 +340,40 @@ class Builder:
             return self._attribute(leaf, whole)
         return self._adapted_node(self.built[leaf], leaf, self.plan.kept[leaf], whole)
 
+    def _buffer(self, name: str, tensor: Tensor) -> fx.Node:
+        """A tensor of ours, which is no part of the state dict."""
+        name = self._free_name(name)
+        self.root.register_buffer(name, tensor, persistent=False)
+        return self.graph.get_attr(name)
+
     def _free_name(self, name: str) -> str:
-        taken, number, free = set(self._modules()) | set(self.root._buffers), 0, name
-        taken |= set(self.root._parameters) | {str(n.target) for n in self.plan.graph.graph.nodes}
-        while free in taken or any(t.startswith(free + ".") for t in taken):
+        """The name, with a number behind it where it or something below it is taken; now it is."""
+        number, free = 0, name
+        while free in self._taken:
             number += 1
             free = f"{name}_{number}"
+        self._take_name(free)
         return free
+
+    def _take_name(self, name: str) -> None:
+        """Note a dotted name, and those of the modules that it lies in."""
+        while name:
+            self._taken.add(name)
+            name = name.rpartition(".")[0]
 
     def _note(self, name: str, keep: Keep) -> None:
         self.kept[name] = [None if k is None else k.nonzero().flatten().tolist() for k in keep]
 
     def _remember_names(self) -> None:
         """Buffers of a norm that the graph does not read, for its state dict."""
-        state = dict(self.plan.graph.named_buffers())
-        for name, buffer in state.items():
+        norms = {
+            name
+            for name, module in self.root.named_modules()
+            if isinstance(module, nn.modules.batchnorm._NormBase)
+        }
+        for name, buffer in self.plan.graph.named_buffers():
             path, _, key = name.rpartition(".")
-            if key == "num_batches_tracked" and isinstance(
-                self._modules().get(path), nn.modules.batchnorm._NormBase
-            ):
+            if key == "num_batches_tracked" and path in norms:
                 put_tensor(self.root, name, buffer.clone())
 
 

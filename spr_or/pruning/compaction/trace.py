@@ -19,7 +19,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils import _pytree as pytree
 
-from spr_or.pruning.compaction.fixed_sizes import fix_sizes, fixed_size
+from spr_or.pruning.compaction.fixed_sizes import fix_sizes, fixed_size, variable_dims
 
 Example = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -92,6 +92,9 @@ def trace(model: nn.Module, example: Example, all_vary: bool = True) -> fx.Graph
     _several_results(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
+    for node in graph.graph.nodes:
+        found = node.meta.get("variable", set()) | variable_dims(node.meta.get("val"))
+        node.meta["variable"] = frozenset(found)
     graph.meta["saved"] = set(model.state_dict())
     return graph
 
