@@ -98,6 +98,14 @@ def argument(node: fx.Node, position: int, name: str, default: Any = None) -> An
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
+def named(node: fx.Node, name: str) -> Any:
+    """An argument of a call by its name in the operator's schema, its default where it is not given."""
+    for position, parameter in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if parameter.name == name:
+            return argument(node, position, name, parameter.default_value)
+    raise KeyError(name)
+
+
 def known_zero(fact: Fact) -> Tensor:
     """Elements that are zero for every input."""
     assert fact.known is not None

@@ -190,6 +190,18 @@ def indexed_addition(axis: int, kept: Tensor | None, shift: Tensor | None) -> Em
     return emit
 
 
+def indexed_call(operator: Any, dim: int, places: Tensor, **settings: Any) -> Emit:
+    """``operator(x, dim, places, …)`` on a tensor of indices of our own."""
+
+    def emit(builder: "Builder", node: fx.Node, given: list[Any]) -> fx.Node:
+        device = builder.plan.facts[node].value.device
+        index = builder.buffer(f"{node.name}_places", places.long().to(device))
+        x, _, *rest = given
+        return builder.graph.call_function(operator, (x, dim, index, *rest), settings)
+
+    return emit
+
+
 def concatenation(builder: "Builder", node: fx.Node, given: list[Any]) -> fx.Node:
     """A concatenation of those operands of which anything is read."""
     reads = builder.plan.decisions[node].reads

@@ -98,6 +98,12 @@ class Builder:
         old = bias[0] if bias else None
         return new if old is None else self.graph.call_function(aten.add.Tensor, (old, new))
 
+    def buffer(self, name: str, tensor: Tensor) -> fx.Node:
+        """A tensor of ours, which is no part of the state dict."""
+        name = self._free_name(name)
+        self.root.register_buffer(name, tensor, persistent=False)
+        return self.graph.get_attr(name)
+
     def module(self, name: str, module: nn.Module, given: list[Any], own: bool = False) -> fx.Node:
         """A node that calls a module, which is put under ``name``; own: the original's name."""
         name = name if own else self._free_name(name)
@@ -126,7 +132,8 @@ class Builder:
         decision = self.plan.decisions[node]
         nodes = self.operands(node)
         given = [
-            self._operand(x, keep, node) for x, keep in zip(nodes, decision.reads, strict=True)
+            None if k in decision.unread else self._operand(x, keep, node)
+            for k, (x, keep) in enumerate(zip(nodes, decision.reads, strict=True))
         ]
         if decision.emit is not None:
             made = decision.emit(self, node, given)
@@ -202,18 +209,14 @@ class Builder:
         return self._adapted_node(self.built[x], x, self.plan.kept[x], keep)
 
     def _constant(self, x: fx.Node, keep: Keep) -> fx.Node:
-        """An operand that is gone, as the constant that it is."""
+        """An operand that is gone, as the constant that it is, once along what it repeats."""
         fact = self.plan.facts[x]
-        rank = len(fact.shape)
-        values = fact.value.new_zeros([1] * rank)
-        for dim, n in enumerate(fact.shape):
-            held, value = uniform(fact, dim)
-            if dim not in fact.variable and n > 1 and bool(held.all()):
-                values = value.to(fact.value.dtype).view(
-                    [-1 if d == dim else 1 for d in range(rank)]
-                )
-                break
-        constant = self._buffer(f"{x.name}_constant", values.clone())
+        rank, values = len(fact.shape), fact.value.detach()
+        for dim in range(rank):
+            first = values.narrow(dim, 0, 1)
+            if dim in fact.variable or bool((values == first).all()):
+                values = first
+        constant = self.buffer(f"{x.name}_constant", values.clone())
         sizes = [
             self._variable_size(x, d) if d in fact.variable else n for d, n in enumerate(fact.shape)
         ]
@@ -263,8 +266,8 @@ class Builder:
             decision = self.plan.decisions.get(node)
             if decision is None:
                 continue
-            for x, keep in zip(self.operands(node), decision.reads, strict=True):
-                if x.op != "get_attr":
+            for k, (x, keep) in enumerate(zip(self.operands(node), decision.reads, strict=True)):
+                if x.op != "get_attr" or k in decision.unread:
                     continue
                 before = found.get(x)
                 found[x] = keep if before is None else tuple(
@@ -298,7 +301,7 @@ class Builder:
                 new = self.graph.call_function(aten.slice.Tensor, (new, dim, start, end))
             else:
                 index = torch.tensor(places, dtype=torch.long, device=fact.value.device)
-                picked = self._buffer(f"{x.name}_picked", index)
+                picked = self.buffer(f"{x.name}_picked", index)
                 new = self.graph.call_function(aten.index_select.default, (new, dim, picked))
         if torch.equal(both, want):
             return new
@@ -339,12 +342,6 @@ class Builder:
             self._unions[leaf] = whole
             return self._attribute(leaf, whole)
         return self._adapted_node(self.built[leaf], leaf, self.plan.kept[leaf], whole)
-
-    def _buffer(self, name: str, tensor: Tensor) -> fx.Node:
-        """A tensor of ours, which is no part of the state dict."""
-        name = self._free_name(name)
-        self.root.register_buffer(name, tensor, persistent=False)
-        return self.graph.get_attr(name)
 
     def _free_name(self, name: str) -> str:
         """The name, with a number behind it where it or something below it is taken; now it is."""

@@ -21,7 +21,6 @@ from spr_or.pruning.compaction.facts import (
 )
 from spr_or.pruning.compaction.layers import weighted
 from spr_or.pruning.compaction.rules import (
-    UNKNOWN,
     Decision,
     Rule,
     agreed,
@@ -29,6 +28,7 @@ from spr_or.pruning.compaction.rules import (
     everything,
     passing,
     register,
+    where,
 )
 
 if TYPE_CHECKING:
@@ -328,21 +328,12 @@ def operations(layer: Layer, weight: tuple[int, ...], result: tuple[int, ...]) -
     return count
 
 
-def _if_plain(ours: Any, unknown: Any) -> Any:
-    """The rule of layers, unless the number of groups is that of samples (kernels made for each)."""
-
-    def chosen(first: Any, second: Any, *rest: Any) -> Any:
-        node = second if isinstance(second, fx.Node) else first
-        plain = not isinstance(argument(node, 6, "groups", 1), fx.Node)
-        return (ours if plain else unknown)(first, second, *rest)
-
-    return chosen
+def _is_plain(node: fx.Node, facts: Facts) -> bool:
+    """Whether the number of groups is a number, not that of samples (kernels made for each)."""
+    return not isinstance(argument(node, 6, "groups", 1), fx.Node)
 
 
-_LAYER = Rule(_known, _needed, _narrow)
-register(
-    list(WEIGHTED), Rule(*(_if_plain(o, u) for o, u in zip(_LAYER[:3], UNKNOWN[:3], strict=True)))
-)
+register(list(WEIGHTED), where(_is_plain, Rule(_known, _needed, _narrow)))
 
 
 # Embeddings: rows are words, which stay; columns are features.
@@ -361,14 +352,6 @@ def _embedding_dims(node: fx.Node, facts: Facts) -> list[dict[int, int]]:
     return [{1: rank}, {d: d for d in range(rank)}]
 
 
-register(
-    aten.embedding.default,
-    passing(_embedding_dims, known=_embedding_known)._replace(
-        narrow=lambda plan, node: _embedding_narrow(plan, node)
-    ),
-)
-
-
 def _embedding_narrow(plan: "Plan", node: fx.Node) -> Decision:
     """The features that are needed, whatever the table holds."""
     plain = agreed(plan, node, _embedding_dims(node, plan.facts))
@@ -378,3 +361,9 @@ def _embedding_narrow(plan: "Plan", node: fx.Node) -> Decision:
     if same(last, plain.keeps[-1]):
         return plain._replace(reason="")
     return Decision(reads, keeps, keeps)
+
+
+register(
+    aten.embedding.default,
+    passing(_embedding_dims, known=_embedding_known)._replace(narrow=_embedding_narrow),
+)
