@@ -13,6 +13,7 @@ from spr_or.pruning.compaction.facts import (
     known_zero,
     named,
     operands,
+    projected,
     same,
     uniform,
 )
@@ -64,14 +65,14 @@ def _needs_nothing(node: fx.Node, facts: Facts, wanted: Tensor) -> list[Tensor |
 
 
 def _narrow_new(plan: "Plan", node: fx.Node) -> Decision:
-    """A new tensor of the sizes that are needed."""
-    (x,), least = operands(node, plan.facts), plan.least(node)
+    """A new tensor of the sizes that anything asks for, computed or not: it costs nothing."""
+    (x,) = operands(node, plan.facts)
+    keeps = projected(plan.needed[node], plan.facts[node].variable)
     sizes = [
         n if kept is None else int(kept.sum())
-        for n, kept in zip(node.args[1], least, strict=True)  # type: ignore[arg-type]
+        for n, kept in zip(node.args[1], keeps, strict=True)  # type: ignore[arg-type]
     ]
-    args = (node.args[0], sizes, *node.args[2:])
-    return Decision((plan.kept[x],), least, least, args)
+    return Decision((plan.kept[x],), keeps, keeps, (node.args[0], sizes, *node.args[2:]))
 
 
 _LIKE = passing(every_dimension)._replace(known=_known_anyhow, needed=_needs_nothing)

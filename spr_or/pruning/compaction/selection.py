@@ -141,7 +141,8 @@ def _along_index(node: fx.Node, facts: Facts) -> list[dict[int, int]]:
     return [{d: d for d in even}, *index_too, *({d: d for d in even} for _ in shapes[2:])]
 
 
+register(aten.gather.default, where(is_move, MOVEMENT, passing(_along_index, absorbing=(0,))))
 register(
-    [aten.gather.default, aten.scatter.src, aten.scatter.value, aten.scatter_add.default],
+    [aten.scatter.src, aten.scatter.value, aten.scatter_add.default],
     where(is_move, MOVEMENT, passing(_along_index)),
 )
