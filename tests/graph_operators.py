@@ -130,6 +130,8 @@ def norm(p: Program) -> None:
             f"nn.GroupNorm({divisor(p, c)}, {c}, affine={affine})",
             f"nn.InstanceNorm2d({c}, affine={affine})",
         )
+        if "InstanceNorm" in text and x.shape[1:] == (1, 1):
+            raise Unfit  # torch refuses the statistics of one number
     elif len(x.shape) == 2:
         text = p.one_of(f"nn.LayerNorm({c})", f"nn.LayerNorm({c}, bias=False)", f"nn.RMSNorm({c})")
     else:

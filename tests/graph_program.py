@@ -110,9 +110,14 @@ class Program:
         return self.emit(f"{self.member(name, constructor)}({source.name})", shape, name)
 
     def norm(self, source: Value, constructor: str, expression: str = "{norm}({x})") -> Value:
-        """A norm behind a value, under the name that says which layer it belongs to."""
+        """A norm behind a value, under the name that says which layer it belongs to.
+
+        A norm without scale and shift belongs to no layer: nothing of it can be zeroed.
+        """
         name = f"{source.owner}_norm"
-        if source.owner is None or source.owner == UNCLEAR or name in self.names:
+        if "affine=False" in constructor:
+            name = self.fresh("norm")
+        elif source.owner is None or source.owner == UNCLEAR or name in self.names:
             self.unclear |= source.owner is not None
             name = self.fresh("norm")
         norm = self.member(name, constructor)

@@ -10,13 +10,13 @@ from math import prod
 from typing import Any
 
 import torch
+from first_attempt import compact_at_once
 from graph_operators import OPERATORS, project
 from graph_program import Program, Unfit, Value, network
 from masked_definition import Masks, call, difference, is_head, maskable, masked_by_hooks, randomise
 from network_cases import Example
 from torch import nn
 
-from spr_or import compact
 from spr_or.pruning.masks import apply_masks_
 
 SHAPES = [(3, 6, 6), (3, 6, 6), (2, 5, 4), (4, 6), (6,)]
@@ -99,7 +99,7 @@ def compare(program: Program, model: nn.Module, masks: Masks) -> None:
     masked = copy.deepcopy(model)
     apply_masks_(masked, masks)
     with torch.no_grad():
-        found: Any = call(compact(model, masks, example), inputs)
+        found: Any = call(compact_at_once(model, masks, example), inputs)
         worst = difference(call(masked, inputs), found)
     assert worst <= TOLERANCE, f"differs from the network behind apply_masks_ by {worst:.3g}"
     if not program.unclear:

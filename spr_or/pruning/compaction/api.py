@@ -41,7 +41,8 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], example_input: Exampl
     where the network works with fixed ones. The result is an `fx.GraphModule` in evaluation mode with
     the original parameter names; it can be trained further, compacted again, exported and saved by
     `save_compact`. ``result.meta["kept"]`` holds what is left of each tensor, as indices into that of
-    the network that was compacted first.
+    the network that was compacted first; ``result.meta["obstacles"]`` says which operators could not
+    take what is left, and what is put back in front of them.
 
     Both networks are run on random inputs of the example's shapes before the smaller one is returned.
 
@@ -65,7 +66,9 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], example_input: Exampl
         try:
             if graph is None or (constants and not all_vary):
                 graph = trace(masked, example_input, all_vary)
-            smaller = rewrite(make_plan(graph, inputs, constants)).eval()
+            plan = make_plan(graph, inputs, constants)
+            smaller = rewrite(plan).eval()
+            smaller.meta["obstacles"] = [str(obstacle) for obstacle in plan.obstacles()]
             difference = max(
                 (_difference(want, _outputs(smaller, trial))
                  for want, trial in zip(expected, trials, strict=True)), default=0.0,

@@ -38,7 +38,19 @@ class Fact(NamedTuple):
         return isinstance(self.value, Tensor)
 
 
-Facts = dict[fx.Node, Fact]
+class Facts(dict[fx.Node, Fact]):
+    """The facts of a graph's nodes, and what rules have worked out of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._found: dict[Any, Any] = {}
+
+    def once(self, work: Callable[[fx.Node, "Facts"], Any], node: fx.Node) -> Any:
+        """``work(node, facts)``, which is done once for each node."""
+        key = (work, node)
+        if key not in self._found:
+            self._found[key] = work(node, self)
+        return self._found[key]
 
 
 def operands(node: fx.Node, facts: Facts) -> list[fx.Node]:
@@ -86,6 +98,14 @@ def argument(node: fx.Node, position: int, name: str, default: Any = None) -> An
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
+def named(node: fx.Node, name: str) -> Any:
+    """An argument of a call by its name in the operator's schema, its default where it is not given."""
+    for position, parameter in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if parameter.name == name:
+            return argument(node, position, name, parameter.default_value)
+    raise KeyError(name)
+
+
 def known_zero(fact: Fact) -> Tensor:
     """Elements that are zero for every input."""
     assert fact.known is not None
@@ -101,16 +121,20 @@ def uniform(fact: Fact, dim: int) -> tuple[Tensor, Tensor]:
         return known, value
     rows = value.movedim(dim, 0).reshape(value.shape[dim], -1)
     first = rows[:, :1]
-    return _all(known, others) & (rows == first).all(1), first[:, 0]
-
-
-def _all(mask: Tensor, dims: list[int]) -> Tensor:
-    return ~(~mask).sum(dims).bool() if dims else mask
+    return ~any_over(~known, others) & (rows == first).all(1), first[:, 0]
 
 
 def any_over(mask: Tensor, dims: Sequence[int], keepdim: bool = False) -> Tensor:
     """Whether any element is True along several dimensions."""
-    return mask.sum(list(dims), keepdim=keepdim) > 0 if dims else mask
+    if not dims:
+        return mask
+    if not mask.numel():
+        return mask.any(tuple(dims), keepdim=keepdim)
+    for dim in dims:  # repeats of an expanded mask say nothing more
+        if mask.stride(dim) == 0:
+            mask = mask.narrow(dim, 0, 1)
+    # The maximum of bytes is much faster than torch.any over several dimensions.
+    return mask.view(torch.uint8).amax(tuple(dims), keepdim=keepdim).view(torch.bool)
 
 
 def counted(keep: Keep, shape: Sequence[int]) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 if TYPE_CHECKING:
+    from spr_or.pruning.compaction.facts import Facts
     from spr_or.pruning.compaction.rewrite import Builder
     from spr_or.pruning.compaction.weighted import Layer
 
@@ -189,6 +190,18 @@ def indexed_addition(axis: int, kept: Tensor | None, shift: Tensor | None) -> Em
     return emit
 
 
+def indexed_call(operator: Any, dim: int, places: Tensor, **settings: Any) -> Emit:
+    """``operator(x, dim, places, …)`` on a tensor of indices of our own."""
+
+    def emit(builder: "Builder", node: fx.Node, given: list[Any]) -> fx.Node:
+        device = builder.plan.facts[node].value.device
+        index = builder.buffer(f"{node.name}_places", places.long().to(device))
+        x, _, *rest = given
+        return builder.graph.call_function(operator, (x, dim, index, *rest), settings)
+
+    return emit
+
+
 def concatenation(builder: "Builder", node: fx.Node, given: list[Any]) -> fx.Node:
     """A concatenation of those operands of which anything is read."""
     reads = builder.plan.decisions[node].reads
@@ -250,10 +263,15 @@ def weighted(
 ) -> Emit:
     """A convolution or linear layer on its rows and columns, as a module where it was one."""
 
-    def shapes(facts: Any) -> tuple[int, ...]:
-        return tuple(
-            _narrowed_weight(layer, facts[layer.weight].value, rows, columns, groups).shape
-        )
+    def shape(facts: "Facts") -> tuple[int, ...]:
+        found = list(facts[layer.weight].shape)
+        if rows is not None:
+            found[layer.row_dim] = int(rows.sum())
+        if columns is not None:
+            found[1 - layer.row_dim] = int(columns.sum())
+        if groups is not None:
+            found[1] //= groups
+        return tuple(found)
 
     def emit(builder: "Builder", node: fx.Node, given: list[Any]) -> fx.Node:
         path = builder.owner(node, (1, 2))
@@ -281,7 +299,7 @@ def weighted(
         builder.note(layer, rows, columns, name, groups)
         return builder.module(name, module, [given[0]], own=path is not None)
 
-    emit.weight_shape = shapes  # type: ignore[attr-defined]
+    emit.weight_shape = shape  # type: ignore[attr-defined]
     new = shift is not None and layer.bias is None
     emit.shift_size = len(shift) if new and shift is not None else 0  # type: ignore[attr-defined]
     return emit

@@ -25,7 +25,7 @@ from spr_or.pruning.compaction.facts import (
     select,
 )
 from spr_or.pruning.compaction.layers import concatenation
-from spr_or.pruning.compaction.rules import UNKNOWN, Decision, Rule, covers, everything, register
+from spr_or.pruning.compaction.rules import Decision, Rule, covers, everything, register, where
 
 if TYPE_CHECKING:
     from spr_or.pruning.compaction.plan import Plan
@@ -53,16 +53,15 @@ def sources(node: fx.Node, facts: Facts) -> tuple[Tensor, list[int]]:
 def _moved(node: fx.Node, facts: Facts) -> list[fx.Node]:
     """The operands whose numbers move; the others say where to."""
     nodes = operands(node, facts)
-    return [x for k, x in enumerate(nodes) if k not in _INDICES.get(node.target, ())]
+    return [x for x, index in zip(nodes, _is_index(node, facts), strict=True) if not index]
 
 
 def _run(node: fx.Node, facts: Facts, moved: Sequence[Tensor], args: Any = None) -> Tensor:
     """The operator on other tensors; indices stay as they are, constants become `NOWHERE`."""
-    indices = _INDICES.get(node.target, ())
     queue = iter(moved)
     new = [
-        facts[x].value.cpu() if k in indices else next(queue)
-        for k, x in enumerate(operands(node, facts))
+        facts[x].value.cpu() if index else next(queue)
+        for x, index in zip(operands(node, facts), _is_index(node, facts), strict=True)
     ]
     given = node.args if args is None else args
     if node.target == aten.constant_pad_nd.default:
@@ -73,26 +72,23 @@ def _run(node: fx.Node, facts: Facts, moved: Sequence[Tensor], args: Any = None)
 
 
 def _known(node: fx.Node, facts: Facts, value: Tensor) -> Tensor:
-    source, _ = sources(node, facts)
+    source, _ = facts.once(sources, node)
     known = [facts[x].known for x in _moved(node, facts)]
     flat = torch.cat([k.flatten().cpu() for k in known if k is not None])
     return (flat[source.clamp(min=0)] | (source < 0)).to(value.device)
 
 
 def _needed(node: fx.Node, facts: Facts, wanted: Tensor) -> list[Tensor | None]:
-    source, offsets = sources(node, facts)
+    source, offsets = facts.once(sources, node)
     asked = source[wanted.cpu()]
     moved = _moved(node, facts)
     total = offsets[-1] + math.prod(facts[moved[-1]].shape)
     flat = torch.zeros(total, dtype=torch.bool)
     flat[asked[asked >= 0]] = True
     parts = iter(flat.split([math.prod(facts[x].shape) for x in moved]))
-    indices = _INDICES.get(node.target, ())
     return [
-        torch.ones(facts[x].shape, dtype=torch.bool)
-        if k in indices
-        else next(parts).view(facts[x].shape)
-        for k, x in enumerate(operands(node, facts))
+        torch.ones(facts[x].shape, dtype=torch.bool) if index else next(parts).view(facts[x].shape)
+        for x, index in zip(operands(node, facts), _is_index(node, facts), strict=True)
     ]
 
 
@@ -104,7 +100,7 @@ def _narrow(plan: "Plan", node: fx.Node) -> Decision:
     least = plan.least(node)
     if all(k is None for keep in held for k in keep) and all(k is None for k in least):
         return everything(plan, node)
-    source, offsets = sources(node, facts)
+    source, offsets = facts.once(sources, node)
     found = _attempt(plan, node, source, held)
     if found is None:
         found = _attempt(plan, node, source, _closed(plan, node, source, offsets))
@@ -157,11 +153,10 @@ def _attempt(plan: "Plan", node: fx.Node, source: Tensor, held: list[Keep]) -> D
         return None
     if not torch.equal(result, select(source, keeps)):
         return None
-    indices = _INDICES.get(node.target, ())
     queue = iter(held)
     reads = tuple(
-        full(len(facts[x].shape)) if k in indices else next(queue)
-        for k, x in enumerate(operands(node, facts))
+        full(len(facts[x].shape)) if index else next(queue)
+        for x, index in zip(operands(node, facts), _is_index(node, facts), strict=True)
     )
     emit = concatenation if node.target == aten.cat.default else None
     return Decision(reads, keeps, keeps, args, emit)
@@ -243,6 +238,23 @@ def _sliced(plan: "Plan", node: fx.Node, held: list[Keep], keeps: Keep) -> Any:
     return (node.args[0], dim, before, before + int(kept[first:last].sum()))
 
 
+def _slice_scattered(plan: "Plan", node: fx.Node, held: list[Keep], keeps: Keep) -> Any:
+    x, source, dim, start, end, step = (
+        argument(node, k, name, default)
+        for k, (name, default) in enumerate((
+            ("self", None), ("src", None), ("dim", 0), ("start", None), ("end", None), ("step", 1)
+        ))
+    )  # fmt: skip
+    kept = held[0][int(dim) % len(keeps)]
+    if kept is None:
+        return node.args
+    if step != 1 or any(isinstance(edge, fx.Node) for edge in (start, end)):
+        return None
+    first, last, _ = slice(start, end).indices(len(kept))
+    before = int(kept[:first].sum())
+    return (x, source, dim, before, before + int(kept[first:last].sum()))
+
+
 def _narrowed(plan: "Plan", node: fx.Node, held: list[Keep], keeps: Keep) -> Any:
     dim = int(node.args[1]) % len(keeps)  # type: ignore[arg-type]
     kept = held[0][dim]
@@ -292,36 +304,44 @@ _RESIZE: dict[Any, Any] = {
     aten.expand.default: _sizes(1),
     aten.unflatten.int: _unflattened,
     aten.slice.Tensor: _sliced,
+    aten.slice_scatter.default: _slice_scattered,
     aten.narrow.default: _narrowed,
     aten.select.int: _selected,
     aten.constant_pad_nd.default: _padded,
 }
 
-# Operands that say where numbers go.
-_INDICES: dict[Any, tuple[int, ...]] = {
-    aten.index_select.default: (1,),
-    aten.index_copy.default: (1,),
-    aten.expand_as.default: (1,),
+# Operands that say where numbers go, or how many there are.
+_INDICES: dict[Any, slice] = {
+    aten.index_select.default: slice(1, 2),
+    aten.index_copy.default: slice(1, 2),
+    aten.index.Tensor: slice(1, None),
+    aten.index_put.default: slice(1, -1),
+    aten.gather.default: slice(1, 2),
+    aten.scatter.src: slice(1, 2),
+    aten.expand_as.default: slice(1, 2),
+    aten.repeat_interleave.self_Tensor: slice(1, 2),
 }
 
 
-def _if_fixed(ours: Any, unknown: Any) -> Any:
-    """The rule of moves where the indices are known, else that of unknown operators."""
-
-    def chosen(first: Any, second: Any, *rest: Any) -> Any:
-        node, facts = (second, first.facts) if isinstance(second, fx.Node) else (first, second)
-        nodes = operands(node, facts)
-        known = all(facts[nodes[k]].fixed for k in _INDICES.get(node.target, ()))
-        return (ours if known else unknown)(first, second, *rest)
-
-    return chosen
+def _is_index(node: fx.Node, facts: Facts) -> list[bool]:
+    """For each operand whether it says where numbers go."""
+    count = len(operands(node, facts))
+    places = range(count)[_INDICES.get(node.target, slice(0, 0))]
+    return [k in places for k in range(count)]
 
 
-MOVEMENT = Rule(
-    _if_fixed(_known, UNKNOWN.known),
-    _if_fixed(_needed, UNKNOWN.needed),
-    _if_fixed(_narrow, UNKNOWN.narrow),
-)
+def is_move(node: fx.Node, facts: Facts) -> bool:
+    """Whether it is known which number goes where, and none is added to another."""
+    nodes = operands(node, facts)
+    places = [x for x, index in zip(nodes, _is_index(node, facts), strict=True) if index]
+    return (
+        node.target == aten.expand_as.default
+        or all(facts[x].fixed for x in places)
+        and not (node.target == aten.index_put.default and argument(node, 3, "accumulate", False))
+    )
+
+
+MOVEMENT = Rule(_known, _needed, _narrow)
 
 register(
     [
@@ -334,8 +354,9 @@ register(
         aten.slice.Tensor, aten.narrow.default, aten.select.int, aten.pixel_shuffle.default,
         aten.pixel_unshuffle.default, aten.channel_shuffle.default, aten.flip.default,
         aten.roll.default, aten.constant_pad_nd.default, aten.pad.default,
-        aten.slice_scatter.default, aten.select_scatter.default, aten.index_select.default,
-        aten.index_copy.default, aten.diagonal.default, aten.unfold.default,
+        aten.slice_scatter.default, aten.select_scatter.default, aten.index_copy.default,
+        aten.index_put.default, aten.diagonal.default, aten.unfold.default,
+        aten.repeat_interleave.self_Tensor,
     ],
-    MOVEMENT,
+    where(is_move, MOVEMENT),
 )  # fmt: skip

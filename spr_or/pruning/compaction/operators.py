@@ -11,12 +11,15 @@ from spr_or.pruning.compaction.facts import (
     any_over,
     argument,
     known_zero,
+    named,
     operands,
+    projected,
     same,
     uniform,
 )
 from spr_or.pruning.compaction.layers import narrow_norm, scaled_attention
 from spr_or.pruning.compaction.rules import (
+    MIXING,
     Decision,
     Pairs,
     Rule,
@@ -26,6 +29,7 @@ from spr_or.pruning.compaction.rules import (
     passing,
     register,
     to_result,
+    where,
 )
 
 if TYPE_CHECKING:
@@ -42,11 +46,41 @@ register(
         aten.lift_fresh_copy.default, aten.relu6.default, aten.hardswish.default,
         aten.prelu.default, aten.selu.default, aten.rrelu.default, aten.type_as.default,
         aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.fill.Scalar,
-        aten.zeros_like.default, aten.ones_like.default, aten.full_like.default,
+        aten.addcmul.default, aten.addcdiv.default, aten.lerp.Scalar, aten.lerp.Tensor,
     ],
     passing(every_dimension),
 )  # fmt: skip
 register([aten.mul.Tensor, aten.multiply.Tensor], passing(every_dimension, absorbing=(0, 1)))
+
+
+# Constants of another tensor's shape or type: whatever that holds, the result is known.
+
+
+def _known_anyhow(node: fx.Node, facts: Facts, value: Tensor) -> Tensor:
+    return torch.ones_like(value, dtype=torch.bool)
+
+
+def _needs_nothing(node: fx.Node, facts: Facts, wanted: Tensor) -> list[Tensor | None]:
+    return [torch.zeros(facts[x].shape, dtype=torch.bool) for x in operands(node, facts)]
+
+
+def _narrow_new(plan: "Plan", node: fx.Node) -> Decision:
+    """A new tensor of the sizes that anything asks for, computed or not: it costs nothing."""
+    (x,) = operands(node, plan.facts)
+    keeps = projected(plan.needed[node], plan.facts[node].variable)
+    sizes = [
+        n if kept is None else int(kept.sum())
+        for n, kept in zip(node.args[1], keeps, strict=True)  # type: ignore[arg-type]
+    ]
+    return Decision((plan.kept[x],), keeps, keeps, (node.args[0], sizes, *node.args[2:]))
+
+
+_LIKE = passing(every_dimension)._replace(known=_known_anyhow, needed=_needs_nothing)
+register([aten.zeros_like.default, aten.ones_like.default, aten.full_like.default], _LIKE)
+register(
+    [aten.new_zeros.default, aten.new_ones.default, aten.new_full.default],
+    Rule(_known_anyhow, _needs_nothing, _narrow_new),
+)
 
 
 def _per_channel(node: fx.Node, facts: Facts) -> list[Pairs]:
@@ -161,6 +195,23 @@ register(
      aten.cumsum.default, aten.cumprod.default],
     passing(_mixing(1, "dim")),
 )  # fmt: skip
+
+
+def _transformed(node: fx.Node, facts: Facts) -> list[Pairs]:
+    """All dimensions but those of a Fourier transform."""
+    rank = len(facts[operands(node, facts)[0]].shape)
+    given = named(node, "dim")
+    listed = given if isinstance(given, list | tuple) else [given]
+    mixed = {d % rank for d in listed} if given is not None else set(range(rank))
+    return [{d: d for d in range(rank) if d not in mixed}]
+
+
+register(
+    [getattr(aten, f"fft_{kind}{n}").default
+     for kind in ("fft", "ifft", "rfft", "irfft") for n in ("", "2", "n")],
+    passing(_transformed),
+)  # fmt: skip
+register([aten.triu.default, aten.tril.default], passing(_but_last(2)))
 
 
 # Reductions: the dimensions that are reduced are mixed and, without keepdim, gone.
@@ -363,7 +414,7 @@ def _letters(node: fx.Node, facts: Facts) -> tuple[list[str], str]:
 
 
 def _einsum_letters(node: fx.Node, facts: Facts) -> tuple[list[str], str]:
-    equation = str(node.args[0]).replace(" ", "")
+    equation = _without_dots(str(node.args[0]).replace(" ", ""), node, facts)
     left, _, right = equation.partition("->")
     terms = left.split(",")
     if "->" not in equation:
@@ -372,14 +423,34 @@ def _einsum_letters(node: fx.Node, facts: Facts) -> tuple[list[str], str]:
     return terms, right
 
 
+def _without_dots(equation: str, node: fx.Node, facts: Facts) -> str:
+    """The equation with letters, in the place of "...", for the dimensions that this stands for."""
+    if "..." not in equation:
+        return equation
+    left, _, right = equation.partition("->")
+    terms = left.split(",")
+    free = [c for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if c not in equation]
+    counts = [
+        len(facts[x].shape) - len(term) + 3 if "..." in term else 0
+        for term, x in zip(terms, operands(node, facts), strict=True)
+    ]
+    most = "".join(free[: max(counts)])
+    filled = [
+        term.replace("...", most[len(most) - count :])
+        for term, count in zip(terms, counts, strict=True)
+    ]
+    if "->" not in equation:
+        joined = "".join(terms)
+        right = "..." + "".join(sorted(c for c in set(joined) - {"."} if joined.count(c) == 1))
+    return ",".join(filled) + "->" + right.replace("...", most)
+
+
 def _is_product(node: fx.Node, facts: Facts) -> bool:
-    """Whether the letters say all: two operands, no ellipsis, no letter twice in one of them."""
+    """Whether the letters say all: two operands, no letter twice in one of them."""
     if node.target != aten.einsum.default:
         return True
     terms, right = _einsum_letters(node, facts)
-    return len(terms) == 2 and "." not in str(node.args[0]) and all(
-        len(set(t)) == len(t) for t in (*terms, right)
-    )  # fmt: skip
+    return len(terms) == 2 and all(len(set(t)) == len(t) for t in (*terms, right))
 
 
 def letters_of(node: fx.Node, facts: Facts) -> tuple[list[str], str] | None:
@@ -498,20 +569,10 @@ def _contracted(plan: "Plan", terms: list[str], nodes: list[fx.Node], letter: st
     return live
 
 
-def _if_product(ours: Any, unknown: Any) -> Any:
-    def chosen(first: Any, second: Any, *rest: Any) -> Any:
-        node, facts = (second, first.facts) if isinstance(second, fx.Node) else (first, second)
-        return (ours if _is_product(node, facts) else unknown)(first, second, *rest)
-
-    return chosen
-
-
-_PRODUCT = Rule(_product_known, _product_needed, _product_narrow)
 register(
     [aten.matmul.default, aten.mm.default, aten.bmm.default, aten.einsum.default,
      aten.baddbmm.default, aten.addmm.default, aten.dot.default, aten.mv.default],
-    Rule(*(_if_product(o, u) for o, u in zip(_PRODUCT[:3], passing(lambda n, f: [
-        {} for _ in operands(n, f)])[:3], strict=True))),
+    where(_is_product, Rule(_product_known, _product_needed, _product_narrow), MIXING),
 )  # fmt: skip
 
 

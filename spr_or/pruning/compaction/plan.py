@@ -8,7 +8,7 @@
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -16,7 +16,8 @@ from torch.fx.node import map_aggregate
 
 import spr_or.pruning.compaction.additions
 import spr_or.pruning.compaction.movement
-import spr_or.pruning.compaction.operators  # noqa: F401 - these fill the table of rules
+import spr_or.pruning.compaction.operators
+import spr_or.pruning.compaction.selection  # noqa: F401 - these fill the table of rules
 from spr_or.pruning.compaction.facts import (
     Fact,
     Facts,
@@ -29,10 +30,26 @@ from spr_or.pruning.compaction.facts import (
     uniform,
 )
 from spr_or.pruning.compaction.rules import Decision, covers, everything, rule_of
-from spr_or.pruning.compaction.trace import CompactionError, fixed_size
+from spr_or.pruning.compaction.trace import CompactionError, at_line, is_random
 from spr_or.pruning.compaction.weighted import WEIGHTED, layer_of, operations
 
 _getitem = operator.getitem
+
+
+class Obstacle(NamedTuple):
+    """An operator that cannot take what is left.
+
+    place: where the user's code calls it, " at file:line: code", empty where torch does not know.
+    filled: what is put back in front of it.
+    """
+
+    operator: str
+    reason: str
+    place: str
+    filled: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.operator}{self.place}: {self.reason}; put back: {', '.join(self.filled)}"
 
 
 class Plan:
@@ -40,7 +57,8 @@ class Plan:
 
     graph: from `trace`, in evaluation mode. values: the graph's inputs, one for each placeholder.
     needed, required: for each node the elements that are asked of it, and those among them that have
-    to be computed. kept: the positions that remain. decisions: how each node runs.
+    to be computed. asked: what it asks of its operands. kept: the positions that remain.
+    decisions: how each node runs.
     """
 
     def __init__(
@@ -50,6 +68,7 @@ class Plan:
         self.facts = facts_of(graph, values)
         self.needed: dict[fx.Node, Tensor] = {}
         self.required: dict[fx.Node, Tensor] = {}
+        self.asked: dict[fx.Node, list[Tensor | None]] = {}
         self.kept: dict[fx.Node, Keep] = {}
         self.decisions: dict[fx.Node, Decision] = {}
         self._constants = constants
@@ -99,13 +118,13 @@ class Plan:
             if self._constants and not fact.fixed:
                 required = required & ~insertable(fact)
                 if not bool(required.any()):
-                    required = self.needed[node] & _first_slice(fact)
-                    required = required if bool(required.any()) else self.needed[node]
+                    required = _smallest_part(fact, self.needed[node])
             self.required[node] = required
             rule = rule_of(node.target)
             if node.target is not _getitem:
                 nodes = operands(node, self.facts)
                 asked = rule.needed(node, self.facts, required)
+                self.asked[node] = asked
                 for x, mask in zip(nodes, asked, strict=True):
                     self._ask(x, mask)
                 inputs = [x for x in nodes if not self.facts[x].fixed]
@@ -125,7 +144,7 @@ class Plan:
         if mask is None:
             mask = torch.ones(fact.shape, dtype=torch.bool)
         mask = mask.to(fact.value.device)
-        if not bool(mask.any()):
+        if not bool(any_over(mask, range(mask.dim())).any()):
             return
         before = self.needed.get(node)
         self.needed[node] = mask if before is None else before | mask
@@ -169,9 +188,20 @@ class Plan:
                 self.decisions[node] = decision
                 self.kept[node] = decision.keeps
 
-    def obstacles(self) -> list[tuple[fx.Node, str]]:
-        """Operators in front of which something had to be put back, with the reason."""
-        return [(node, d.reason) for node, d in self.decisions.items() if d.reason]
+    def obstacles(self) -> list[Obstacle]:
+        """Operators in front of which something that was gone has to be put back."""
+        found = []
+        for node, decision in self.decisions.items():
+            filled = [
+                part
+                for x, keep in zip(operands(node, self.facts), decision.reads, strict=True)
+                if not self.facts[x].fixed
+                for part in _put_back(x, self.kept[x], keep)
+            ]
+            if filled:
+                reason = decision.reason or "a constant that it reads cannot become a bias"
+                found.append(Obstacle(str(node.target), reason, at_line(node), tuple(filled)))
+        return found
 
     def operations(self) -> int:
         """Multiply-accumulate operations of what is left, in convolutions and linear layers."""
@@ -188,11 +218,22 @@ class Plan:
         return total
 
 
+def _put_back(x: fx.Node, held: Keep, read: Keep) -> list[str]:
+    """What of a tensor is put back for a reader."""
+    found = []
+    for dim, (have, want) in enumerate(zip(held, read, strict=True)):
+        if have is not None and not covers(have, want):
+            count = len(have) if want is None else int(want.sum())
+            missing = count - int((have.cpu() if want is None else have.cpu() & want.cpu()).sum())
+            found.append(f"{missing} of the {count} positions of dimension {dim} of {x.name!r}")
+    return found
+
+
 def weight_shape(plan: Plan, node: fx.Node, decision: Decision) -> tuple[int, ...]:
     """The shape that is left of a layer's weight."""
     layer = layer_of(node, plan.facts)
-    if decision.emit is not None and hasattr(decision.emit, "weight_shape"):
-        return tuple(decision.emit.weight_shape(plan.facts))
+    if hasattr(decision.emit, "weight_shape"):
+        return decision.emit.weight_shape(plan.facts)
     return counted(decision.reads[1], plan.facts[layer.weight].shape)
 
 
@@ -213,6 +254,21 @@ def insertable(fact: Fact) -> Tensor:
     return found
 
 
+def _smallest_part(fact: Fact, needed: Tensor) -> Tensor:
+    """Of constants the fewest that have to be there for the rest to be put back along one dimension."""
+    best = needed
+    for dim, n in enumerate(fact.shape):
+        if dim in fact.variable or n == 1:
+            continue
+        asked = any_over(needed, [d for d in range(len(fact.shape)) if d != dim])
+        kept = asked & ~uniform(fact, dim)[0]
+        if not bool(kept.any()):
+            kept[asked.nonzero()[0]] = True
+        part = needed & kept.view([-1 if d == dim else 1 for d in range(len(fact.shape))])
+        best = part if int(part.sum()) < int(best.sum()) else best
+    return best
+
+
 def _first_slice(fact: Fact) -> Tensor:
     """One position of the first dimension that may be narrowed, everything of the others."""
     found = torch.ones(fact.shape, dtype=torch.bool, device=fact.value.device)
@@ -225,7 +281,7 @@ def _first_slice(fact: Fact) -> Tensor:
 
 def facts_of(graph: fx.GraphModule, values: Sequence[Any]) -> Facts:
     """Run the graph and see what of each result is known."""
-    facts: Facts = {}
+    facts = Facts()
     inputs = iter(values)
     with torch.no_grad():
         for node in graph.graph.nodes:
@@ -233,7 +289,7 @@ def facts_of(graph: fx.GraphModule, values: Sequence[Any]) -> Facts:
                 value = next(inputs)
                 known = torch.zeros(value.shape, dtype=torch.bool, device=value.device) \
                     if isinstance(value, Tensor) else None  # fmt: skip
-                facts[node] = Fact(value, known, False, _variable(node))
+                facts[node] = Fact(value, known, False, node.meta["variable"])
             elif node.op == "get_attr":
                 value = _attribute(graph, str(node.target))
                 known = torch.ones(value.shape, dtype=torch.bool, device=value.device)
@@ -251,9 +307,9 @@ def _fact(node: fx.Node, facts: Facts) -> Fact:
     value = node.target(*args, **kwargs)  # type: ignore[operator]
     if not isinstance(value, Tensor):
         return Fact(value, None, False, frozenset())
-    variable = _variable(node)
+    variable = node.meta["variable"]
     nodes = operands(node, facts)
-    fixed = all(facts[x].fixed for x in nodes) and not _random(node)
+    fixed = all(facts[x].fixed for x in nodes) and not is_random(node)
     if fixed:
         known = torch.ones(value.shape, dtype=torch.bool, device=value.device)
     elif node.target is _getitem or not all(facts[x].is_tensor for x in nodes):
@@ -261,18 +317,6 @@ def _fact(node: fx.Node, facts: Facts) -> Fact:
     else:
         known = rule_of(node.target).known(node, facts, value)
     return Fact(value, known, fixed, variable)
-
-
-def _random(node: fx.Node) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(
-        node.target, "tags", ()
-    ) and "dropout" not in str(node.target)
-
-
-def _variable(node: fx.Node) -> frozenset[int]:
-    shape = getattr(node.meta.get("val"), "shape", ())
-    found = {d for d, n in enumerate(shape) if fixed_size(n) is None}
-    return frozenset(found | node.meta.get("variable", set()))
 
 
 def _attribute(graph: fx.GraphModule, name: str) -> Tensor:

@@ -30,6 +30,10 @@ class Builder:
         self._owners = _owners(plan)
         self._unions: dict[fx.Node, Keep] = {}
         self._adapted: dict[Any, fx.Node] = {}
+        self._placed: set[str] = set()
+        self._taken: set[str] = set()
+        for node in plan.graph.graph.nodes:
+            self._take_name(str(node.target))
 
     def build(self) -> fx.GraphModule:
         """The network that the plan describes."""
@@ -88,15 +92,22 @@ class Builder:
 
     def parameter(self, name: str, shift: Tensor, bias: list[Any]) -> fx.Node:
         """A new parameter, added to the bias where there is one."""
+        name = self._free_name(name)
         self.root.register_parameter(name, nn.Parameter(shift))
         new = self.graph.get_attr(name)
         old = bias[0] if bias else None
         return new if old is None else self.graph.call_function(aten.add.Tensor, (old, new))
 
+    def buffer(self, name: str, tensor: Tensor) -> fx.Node:
+        """A tensor of ours, which is no part of the state dict."""
+        name = self._free_name(name)
+        self.root.register_buffer(name, tensor, persistent=False)
+        return self.graph.get_attr(name)
+
     def module(self, name: str, module: nn.Module, given: list[Any], own: bool = False) -> fx.Node:
         """A node that calls a module, which is put under ``name``; own: the original's name."""
-        if not own:
-            name = self._free_name(name)
+        name = name if own else self._free_name(name)
+        self._placed.add(name)
         reference = next(iter(self.plan.graph.state_dict().values()), None)
         if reference is not None:
             module.to(reference.device)
@@ -121,7 +132,8 @@ class Builder:
         decision = self.plan.decisions[node]
         nodes = self.operands(node)
         given = [
-            self._operand(x, keep, node) for x, keep in zip(nodes, decision.reads, strict=True)
+            None if k in decision.unread else self._operand(x, keep, node)
+            for k, (x, keep) in enumerate(zip(nodes, decision.reads, strict=True))
         ]
         if decision.emit is not None:
             made = decision.emit(self, node, given)
@@ -157,7 +169,7 @@ class Builder:
         return self.module(names[-1] if names and names[-1] else node.name, module, [x])
 
     def _norm(self, node: fx.Node, path: str, given: list[Any]) -> Any:
-        if path not in self._modules():
+        if path not in self._placed:
             rank = len(self.plan.facts[node].shape)
             module = _norm_module(node, rank, self)
             keys = _NORMS[node.target]
@@ -170,7 +182,7 @@ class Builder:
         return self.graph.create_node("call_module", path, (given[0],))
 
     def _embedding(self, node: fx.Node, path: str, given: list[Any]) -> Any:
-        if path not in self._modules():
+        if path not in self._placed:
             weight, _ = self.operands(node)[:2]
             keep = self.reading(node, weight)
             count, width = (len(self.tensor(weight)), self.tensor(weight).shape[1])
@@ -180,9 +192,6 @@ class Builder:
             self.take(module, "weight", weight, keep)
             return self.module(path, module, [given[1]], own=True)
         return self.graph.create_node("call_module", path, (given[1],))
-
-    def _modules(self) -> dict[str, nn.Module]:
-        return dict(self.root.named_modules())
 
     def _operand(self, x: fx.Node, keep: Keep, reader: fx.Node) -> Any:
         """An operand with just the positions that its reader is given; None where nothing is computed."""
@@ -200,23 +209,18 @@ class Builder:
         return self._adapted_node(self.built[x], x, self.plan.kept[x], keep)
 
     def _constant(self, x: fx.Node, keep: Keep) -> fx.Node:
-        """An operand that is gone, as the constant that it is."""
+        """An operand that is gone, as the constant that it is, once along what it repeats."""
         fact = self.plan.facts[x]
-        rank = len(fact.shape)
-        values = fact.value.new_zeros([1] * rank)
-        for dim, n in enumerate(fact.shape):
-            held, value = uniform(fact, dim)
-            if dim not in fact.variable and n > 1 and bool(held.all()):
-                values = value.to(fact.value.dtype).view(
-                    [-1 if d == dim else 1 for d in range(rank)]
-                )
-                break
-        name = self._free_name(f"{x.name}_constant")
-        self.root.register_buffer(name, values.clone(), persistent=False)
+        rank, values = len(fact.shape), fact.value.detach()
+        for dim in range(rank):
+            first = values.narrow(dim, 0, 1)
+            if dim in fact.variable or bool((values == first).all()):
+                values = first
+        constant = self.buffer(f"{x.name}_constant", values.clone())
         sizes = [
             self._variable_size(x, d) if d in fact.variable else n for d, n in enumerate(fact.shape)
         ]
-        full = self.graph.call_function(aten.expand.default, (self.graph.get_attr(name), sizes))
+        full = self.graph.call_function(aten.expand.default, (constant, sizes))
         return self._adapted_node(full, x, (None,) * rank, keep)
 
     def _variable_size(self, x: fx.Node, dim: int) -> fx.Node:
@@ -262,8 +266,8 @@ class Builder:
             decision = self.plan.decisions.get(node)
             if decision is None:
                 continue
-            for x, keep in zip(self.operands(node), decision.reads, strict=True):
-                if x.op != "get_attr":
+            for k, (x, keep) in enumerate(zip(self.operands(node), decision.reads, strict=True)):
+                if x.op != "get_attr" or k in decision.unread:
                     continue
                 before = found.get(x)
                 found[x] = keep if before is None else tuple(
@@ -296,12 +300,9 @@ class Builder:
             if end - start == len(places):
                 new = self.graph.call_function(aten.slice.Tensor, (new, dim, start, end))
             else:
-                name = self._free_name(f"{x.name}_picked")
                 index = torch.tensor(places, dtype=torch.long, device=fact.value.device)
-                self.root.register_buffer(name, index, persistent=False)
-                new = self.graph.call_function(
-                    aten.index_select.default, (new, dim, self.graph.get_attr(name))
-                )
+                picked = self.buffer(f"{x.name}_picked", index)
+                new = self.graph.call_function(aten.index_select.default, (new, dim, picked))
         if torch.equal(both, want):
             return new
         if fact.fixed:
@@ -343,24 +344,33 @@ class Builder:
         return self._adapted_node(self.built[leaf], leaf, self.plan.kept[leaf], whole)
 
     def _free_name(self, name: str) -> str:
-        taken, number, free = set(self._modules()) | set(self.root._buffers), 0, name
-        taken |= set(self.root._parameters) | {str(n.target) for n in self.plan.graph.graph.nodes}
-        while free in taken or any(t.startswith(free + ".") for t in taken):
+        """The name, with a number behind it where it or something below it is taken; now it is."""
+        number, free = 0, name
+        while free in self._taken:
             number += 1
             free = f"{name}_{number}"
+        self._take_name(free)
         return free
+
+    def _take_name(self, name: str) -> None:
+        """Note a dotted name, and those of the modules that it lies in."""
+        while name:
+            self._taken.add(name)
+            name = name.rpartition(".")[0]
 
     def _note(self, name: str, keep: Keep) -> None:
         self.kept[name] = [None if k is None else k.nonzero().flatten().tolist() for k in keep]
 
     def _remember_names(self) -> None:
         """Buffers of a norm that the graph does not read, for its state dict."""
-        state = dict(self.plan.graph.named_buffers())
-        for name, buffer in state.items():
+        norms = {
+            name
+            for name, module in self.root.named_modules()
+            if isinstance(module, nn.modules.batchnorm._NormBase)
+        }
+        for name, buffer in self.plan.graph.named_buffers():
             path, _, key = name.rpartition(".")
-            if key == "num_batches_tracked" and isinstance(
-                self._modules().get(path), nn.modules.batchnorm._NormBase
-            ):
+            if key == "num_batches_tracked" and path in norms:
                 put_tensor(self.root, name, buffer.clone())
 
 

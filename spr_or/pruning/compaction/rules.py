@@ -48,7 +48,7 @@ class Decision(NamedTuple):
     reads: for each operand the positions that it is given. makes: the positions of the result
     that it then computes; keeps: those of them that go on. args: its arguments, None for the node's
     own. emit: builds the node where that is not a call of its operator. reason: why something had to
-    be filled up, empty where nothing had.
+    be filled up, empty where nothing had. unread: operands, by number, that emit does without.
     """
 
     reads: tuple[Keep, ...]
@@ -57,6 +57,7 @@ class Decision(NamedTuple):
     args: Any = None
     emit: Any = None
     reason: str = ""
+    unread: tuple[int, ...] = ()
 
 
 class Rule(NamedTuple):
@@ -71,11 +72,10 @@ class Rule(NamedTuple):
 _TABLE: dict[Any, Rule] = {}
 
 
-def register(operator: Any, *rules: Rule) -> None:
-    """Use a rule for an operator, such as ``torch.ops.mylib.swish.default``, or several alike."""
-    (rule,) = rules
-    for each in operator if isinstance(operator, list | tuple) else (operator,):
-        _TABLE[each] = rule
+def register(operators: Any, rule: Rule) -> None:
+    """Use a rule for an operator, such as ``torch.ops.mylib.swish.default``, or for a list of them."""
+    for operator in operators if isinstance(operators, list | tuple) else (operators,):
+        _TABLE[operator] = rule
 
 
 def rule_of(target: Any) -> Rule:
@@ -85,11 +85,6 @@ def rule_of(target: Any) -> Rule:
     if torch.Tag.pointwise in getattr(target, "tags", ()):
         return POINTWISE
     return UNKNOWN
-
-
-def is_known(target: Any) -> bool:
-    """Whether the operator has a rule that is not that of unknown ones."""
-    return rule_of(target) is not UNKNOWN
 
 
 def every_dimension(node: fx.Node, facts: Facts) -> list[Pairs]:
@@ -266,4 +261,20 @@ def _unknown_known(node: fx.Node, facts: Facts, value: Tensor) -> Tensor:
 
 
 POINTWISE = passing(every_dimension)
+MIXING = passing(no_dimension)
 UNKNOWN = Rule(_unknown_known, _unknown_needed, everything)
+
+
+def where(
+    condition: Callable[[fx.Node, Facts], bool], rule: Rule, otherwise: Rule = UNKNOWN
+) -> Rule:
+    """One rule for the nodes of which the condition holds, another for the rest."""
+
+    def chosen(node: fx.Node, facts: Facts) -> Rule:
+        return rule if condition(node, facts) else otherwise
+
+    return Rule(
+        lambda node, facts, value: chosen(node, facts).known(node, facts, value),
+        lambda node, facts, wanted: chosen(node, facts).needed(node, facts, wanted),
+        lambda plan, node: chosen(node, plan.facts).narrow(plan, node),
+    )

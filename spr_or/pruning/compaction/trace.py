@@ -9,6 +9,7 @@ their own names, nothing writes over its input, and what has several results is 
 import contextlib
 import inspect
 import operator
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -18,6 +19,9 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils import _pytree as pytree
+
+from spr_or.pruning.compaction.facts import named
+from spr_or.pruning.compaction.fixed_sizes import fix_sizes, fixed_size, variable_dims
 
 Example = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -87,11 +91,34 @@ def trace(model: nn.Module, example: Example, all_vary: bool = True) -> fx.Graph
         graph = _graph(model, inputs, all_vary)
         if _fixed_batch(graph):
             _free_batch(model, graph, inputs)
-    _several_results(graph)
+    _simplify(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
+    for node in graph.graph.nodes:
+        found = node.meta.get("variable", set()) | variable_dims(node.meta.get("val"))
+        node.meta["variable"] = frozenset(found)
+    _refuse(model, [_random(node) for node in graph.graph.nodes if is_random(node) and node.users])
     graph.meta["saved"] = set(model.state_dict())
     return graph
+
+
+def _refuse(model: nn.Module, problems: list[str]) -> None:
+    """Raise CompactionError with all problems, if there are any."""
+    if problems:
+        raise CompactionError(f"{type(model).__name__} cannot be compacted: {'; '.join(problems)}")
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether an operator draws random numbers, as it is called here."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    names = {parameter.name for parameter in node.target._schema.arguments}  # type: ignore[union-attr]
+    switches = names & {"train", "training"} or names & {"dropout_p"}
+    return not switches or any(named(node, name) for name in switches)
+
+
+def _random(node: fx.Node) -> str:
+    return f"{node.target} draws random numbers in evaluation mode{at_line(node)}"
 
 
 def _graph(model: nn.Module, inputs: Inputs, all_vary: bool = True) -> fx.GraphModule:
@@ -104,12 +131,8 @@ def _graph(model: nn.Module, inputs: Inputs, all_vary: bool = True) -> fx.GraphM
             raise CompactionError(
                 f"{type(model).__name__} writes into tensors in a way that cannot be followed"
             )
+    fix_sizes(graph)
     return graph
-
-
-def fixed_size(n: Any) -> int | None:
-    """A size as a number, None where it varies. (A variable size that turned out fixed is no int.)"""
-    return int(str(n)) if str(n).isdigit() else None
 
 
 def _fixed_batch(graph: fx.GraphModule) -> bool:
@@ -235,6 +258,7 @@ def _lowered(model: nn.Module, program: ExportedProgram) -> fx.GraphModule:
     graph = fx.Graph()
     root = _Tensors()
     copies: dict[fx.Node, Any] = {}
+    problems = _mutations(program)
     specs = {
         spec.arg.name: spec
         for spec in program.graph_signature.input_specs
@@ -252,26 +276,30 @@ def _lowered(model: nn.Module, program: ExportedProgram) -> fx.GraphModule:
                 continue
             name = str(spec.target)
             tensor = own[name] if name in own else lifted[name]
+            if not isinstance(tensor, Tensor):
+                problems.append(f"the forward pass uses {name!r}, an object of type {type(tensor)}")
+                tensor = torch.zeros(())
             copies[node] = root.node(graph, name, tensor)
             copies[node].meta = dict(node.meta)
         elif node.op == "output":
             leaves = [copies[x] if isinstance(x, fx.Node) else x for x in node.args[0]]
-            _check_no_mutation(program)
             graph.output(_plain(pytree.tree_unflatten(leaves, program.call_spec.out_spec)))
+        elif node.op == "get_attr":
+            problems.append(f"the forward pass holds a subgraph{at_line(next(iter(node.users)))}")
+            copies[node] = node
         else:
-            if node.op == "get_attr":
-                raise CompactionError("the forward pass holds a subgraph (torch.cond, torch.map)")
             copies[node] = graph.node_copy(node, copies.__getitem__)
+    _refuse(model, list(dict.fromkeys(problems)))
     module = fx.GraphModule(root, graph, class_name="Traced")
     return module
 
 
-def _check_no_mutation(program: ExportedProgram) -> None:
+def _mutations(program: ExportedProgram) -> list[str]:
     changed = program.graph_signature.buffers_to_mutate
-    if changed:
-        raise CompactionError(
-            f"the forward pass in evaluation mode writes into buffers: {sorted(changed.values())}"
-        )
+    return [
+        f"the forward pass in evaluation mode writes into buffer {name!r}"
+        for name in sorted(changed.values())
+    ]
 
 
 class _Tensors(nn.Module):
@@ -287,10 +315,8 @@ class _Tensors(nn.Module):
             place = place._modules[part]  # type: ignore[assignment]
         if isinstance(tensor, nn.Parameter):
             place.register_parameter(last, tensor)
-        elif isinstance(tensor, Tensor):
-            place.register_buffer(last, tensor)
         else:
-            raise CompactionError(f"the forward pass uses an object of type {type(tensor)}")
+            place.register_buffer(last, tensor)
         return graph.get_attr(name)
 
 
@@ -367,10 +393,10 @@ def _flat(graph: fx.GraphModule, inputs: Inputs, copied: bool = False) -> list[A
 flat_inputs = _flat
 
 
-def _several_results(graph: fx.GraphModule) -> None:
+def _simplify(graph: fx.GraphModule) -> None:
     """Splits, chunks, unbind and gated units in terms of slices, products and so on."""
     for node in list(graph.graph.nodes):
-        rewritten = _SEVERAL.get(node.target)
+        rewritten = _SIMPLER.get(node.target)
         if rewritten is not None:
             with graph.graph.inserting_after(node):
                 rewritten(graph.graph, node)
@@ -427,6 +453,30 @@ def _gated(graph: fx.Graph, node: fx.Node) -> None:
     graph.erase_node(node)
 
 
+def _is_whole(node: fx.Node, position: int) -> bool:
+    """Whether dim, start, end and step, from that argument on, say everything."""
+    _, start, end, step = (*node.args[position:], *(0, None, None, 1)[len(node.args) - position :])
+    return start in (0, None) and end in (None, sys.maxsize) and step == 1
+
+
+def _whole_slice(graph: fx.Graph, node: fx.Node) -> None:
+    if _is_whole(node, 1) and not node.kwargs:
+        node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+        graph.erase_node(node)
+
+
+def _overwritten(graph: fx.Graph, node: fx.Node) -> None:
+    """All of a tensor overwritten by another one of its shape and type."""
+    base, source = node.args[:2]
+    assert isinstance(base, fx.Node) and isinstance(source, fx.Node)
+    if node.target == aten.slice_scatter.default and not (_is_whole(node, 2) and not node.kwargs):
+        return
+    old, new = base.meta["val"], source.meta["val"]
+    if old.shape == new.shape and old.dtype == new.dtype:
+        node.replace_all_uses_with(source)
+        graph.erase_node(node)
+
+
 def _constant_padding(graph: fx.Graph, node: fx.Node) -> None:
     mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
     value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value")
@@ -449,7 +499,7 @@ def _norm_of_inference(graph: fx.Graph, node: fx.Node) -> None:
     graph.erase_node(node)
 
 
-_SEVERAL: dict[Any, Callable[[fx.Graph, fx.Node], None]] = {
+_SIMPLER: dict[Any, Callable[[fx.Graph, fx.Node], None]] = {
     aten.split_with_sizes.default: _pieces,
     aten.split.Tensor: _pieces,
     aten.split.sizes: _pieces,
@@ -457,10 +507,19 @@ _SEVERAL: dict[Any, Callable[[fx.Graph, fx.Node], None]] = {
     aten.unbind.int: _unbound,
     aten.glu.default: _gated,
     aten.pad.default: _constant_padding,
+    aten.slice.Tensor: _whole_slice,
+    aten.slice_scatter.default: _overwritten,
+    aten.copy.default: _overwritten,
     aten._native_batch_norm_legit_no_training.default: _norm_of_inference,
 }
 
 SIZES = (operator.add, operator.mul, operator.floordiv, operator.sub, operator.mod)
+
+
+def at_line(node: fx.Node) -> str:
+    """ at "file:line: code", to end a message with; empty where unknown."""
+    place = where_written(node)
+    return f" at {place}" if place else ""
 
 
 def where_written(node: fx.Node) -> str:

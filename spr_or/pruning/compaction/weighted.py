@@ -21,7 +21,6 @@ from spr_or.pruning.compaction.facts import (
 )
 from spr_or.pruning.compaction.layers import weighted
 from spr_or.pruning.compaction.rules import (
-    UNKNOWN,
     Decision,
     Rule,
     agreed,
@@ -29,6 +28,7 @@ from spr_or.pruning.compaction.rules import (
     everything,
     passing,
     register,
+    where,
 )
 
 if TYPE_CHECKING:
@@ -70,6 +70,10 @@ WEIGHTED: dict[Any, int] = {**_CONVOLUTIONS, **_TRANSPOSED, aten.linear.default:
 
 def layer_of(node: fx.Node, facts: Facts) -> Layer:
     """The layer that a node of `WEIGHTED` is."""
+    return facts.once(_layer, node)
+
+
+def _layer(node: fx.Node, facts: Facts) -> Layer:
     x, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
     assert isinstance(x, fx.Node) and isinstance(weight, fx.Node)
     bias = bias if isinstance(bias, fx.Node) else None
@@ -80,12 +84,13 @@ def layer_of(node: fx.Node, facts: Facts) -> Layer:
     axis = rank - 1 - WEIGHTED[node.target]
     groups = int(argument(node, 6, "groups", 1))
     padding = argument(node, 4, "padding", 0)
-    padded = padding != "valid" if isinstance(padding, str) else bool(torch.tensor(padding).any())
+    padded = padding not in ("valid", 0) and (isinstance(padding, str) or any(padding))
     return Layer(x, weight, bias, axis, groups, transposed, transposed or padded)
 
 
-def reads(layer: Layer, facts: Facts) -> Tensor:
+def reads(node: fx.Node, facts: Facts) -> Tensor:
     """(rows, columns) bool over all input features: which row has a weight that is not zero on which."""
+    layer = layer_of(node, facts)
     return _blocks(layer, facts, lambda w: any_over(w != 0, list(range(2, w.dim())))).bool()
 
 
@@ -121,7 +126,7 @@ def _known(node: fx.Node, facts: Facts, value: Tensor) -> Tensor:
     if not facts[layer.weight].fixed or not bias_fixed:
         return torch.zeros(value.shape, dtype=torch.bool, device=value.device)
     constant, _ = _constants(layer, facts)
-    rows = ~reads(layer, facts)[:, ~constant].any(1)
+    rows = ~facts.once(reads, node)[:, ~constant].any(1)
     return _along(rows, layer.axis, value.dim()).expand(value.shape)
 
 
@@ -132,7 +137,7 @@ def _needed(node: fx.Node, facts: Facts, wanted: Tensor) -> list[Tensor | None]:
         fact.value.device
     )
     if facts[layer.weight].fixed:
-        columns = reads(layer, facts)[rows].any(0)
+        columns = facts.once(reads, node)[rows].any(0)
     else:
         columns = torch.ones(fact.shape[layer.axis], dtype=torch.bool, device=rows.device)
     constant, value = _constants(layer, facts)
@@ -169,7 +174,7 @@ def _narrow(plan: "Plan", node: fx.Node) -> Decision:
     held, least = plan.kept[layer.x], plan.least(node)
     columns = held[layer.axis]
     if columns is not None:
-        columns = columns | (plan.needed_along(layer.x, layer.axis) & _asked(plan, node, layer))
+        columns = columns | (plan.needed_along(layer.x, layer.axis) & _asked(plan, node))
         columns = None if bool(columns.all()) else columns
     rows = least[layer.axis]
     if len(layer.weight.users) > 1 and layer.weight.op == "get_attr":
@@ -202,12 +207,11 @@ def _with(keep: Keep, dim: int, kept: Tensor | None) -> Keep:
     return tuple(kept if d == dim else k for d, k in enumerate(keep))
 
 
-def _asked(plan: "Plan", node: fx.Node, layer: Layer) -> Tensor:
+def _asked(plan: "Plan", node: fx.Node) -> Tensor:
     """Columns that this node asks for, constants that it cannot fold included."""
-    wanted = plan.required[node]
-    (mask, *_) = _needed(node, plan.facts, wanted)
+    mask, axis = plan.asked[node][0], layer_of(node, plan.facts).axis
     assert mask is not None
-    return any_over(mask, [d for d in range(mask.dim()) if d != layer.axis]).cpu()
+    return any_over(mask, [d for d in range(mask.dim()) if d != axis]).cpu()
 
 
 def _shared(
@@ -224,7 +228,7 @@ def _shared(
         n = plan.facts[call].shape[other.axis]
         rows_of.append(torch.ones(n, dtype=torch.bool) if least is None else least.cpu())
         needed = plan.needed_along(other.x, other.axis)
-        columns_of.append(needed & _asked(plan, call, other))
+        columns_of.append(needed & _asked(plan, call))
     return _or_none(_any_of(rows_of)), _or_none(_any_of(columns_of))
 
 
@@ -276,7 +280,7 @@ def _narrow_groups(plan: "Plan", node: fx.Node, layer: Layer) -> Decision:
         keeps = makes if nothing else _with(makes, layer.axis, rows)
         return plain._replace(makes=makes, keeps=keeps, emit=emit)
     wanted_rows = torch.ones(total, dtype=torch.bool) if rows is None else rows.cpu()
-    asked = _asked(plan, node, layer) & plan.needed_along(layer.x, layer.axis).cpu()
+    asked = _asked(plan, node) & plan.needed_along(layer.x, layer.axis).cpu()
     kept_rows, kept_columns = _even(wanted_rows, asked, held[layer.axis], layer.groups)
     groups = int(kept_rows.view(layer.groups, -1).any(1).sum())
     x = _with((held[0], *(None,) * (len(held) - 1)), layer.axis, _or_none(kept_columns))
@@ -324,21 +328,12 @@ def operations(layer: Layer, weight: tuple[int, ...], result: tuple[int, ...]) -
     return count
 
 
-def _if_plain(ours: Any, unknown: Any) -> Any:
-    """The rule of layers, unless the number of groups is that of samples (kernels made for each)."""
-
-    def chosen(first: Any, second: Any, *rest: Any) -> Any:
-        node = second if isinstance(second, fx.Node) else first
-        plain = not isinstance(argument(node, 6, "groups", 1), fx.Node)
-        return (ours if plain else unknown)(first, second, *rest)
-
-    return chosen
+def _is_plain(node: fx.Node, facts: Facts) -> bool:
+    """Whether the number of groups is a number, not that of samples (kernels made for each)."""
+    return not isinstance(argument(node, 6, "groups", 1), fx.Node)
 
 
-_LAYER = Rule(_known, _needed, _narrow)
-register(
-    list(WEIGHTED), Rule(*(_if_plain(o, u) for o, u in zip(_LAYER[:3], UNKNOWN[:3], strict=True)))
-)
+register(list(WEIGHTED), where(_is_plain, Rule(_known, _needed, _narrow)))
 
 
 # Embeddings: rows are words, which stay; columns are features.
@@ -357,14 +352,6 @@ def _embedding_dims(node: fx.Node, facts: Facts) -> list[dict[int, int]]:
     return [{1: rank}, {d: d for d in range(rank)}]
 
 
-register(
-    aten.embedding.default,
-    passing(_embedding_dims, known=_embedding_known)._replace(
-        narrow=lambda plan, node: _embedding_narrow(plan, node)
-    ),
-)
-
-
 def _embedding_narrow(plan: "Plan", node: fx.Node) -> Decision:
     """The features that are needed, whatever the table holds."""
     plain = agreed(plan, node, _embedding_dims(node, plan.facts))
@@ -374,3 +361,9 @@ def _embedding_narrow(plan: "Plan", node: fx.Node) -> Decision:
     if same(last, plain.keeps[-1]):
         return plain._replace(reason="")
     return Decision(reads, keeps, keeps)
+
+
+register(
+    aten.embedding.default,
+    passing(_embedding_dims, known=_embedding_known)._replace(narrow=_embedding_narrow),
+)

@@ -7,9 +7,8 @@ from compaction_networks import difference, keep_first, randomise
 from torch import nn
 
 from models.toy import mlp
-from spr_or.pruning.compaction.api import (
-    compact,
-)
+from spr_or.pruning.compaction.api import compact
+from spr_or.pruning.compaction.layers import Fill
 from spr_or.pruning.masks import apply_masks_
 
 
@@ -46,7 +45,7 @@ def test_a_zero_filter_with_a_living_shift_is_kept_exact(padding):
         nn.Conv2d(4, 4, 1, padding=1),
     ],
 )
-def test_a_constant_that_meets_zeros_at_the_border_is_kept(border):
+def test_a_constant_that_meets_zeros_at_the_border_is_put_back(border):
     conv, end = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
     nn.init.zeros_(conv.weight[1:].detach())  # three constants: the biases
 
@@ -62,7 +61,8 @@ def test_a_constant_that_meets_zeros_at_the_border_is_kept(border):
     small = compact(model, {}, torch.zeros(1, 3, 5, 5))
     x = torch.randn(2, 3, 5, 5).double()
     assert difference(model(x), small(x)) < 1e-12
-    assert small.conv.out_channels == 4
+    assert small.get_submodule("conv").out_channels == 1
+    assert any(isinstance(module, Fill) for module in small.modules())
 
 
 def test_without_a_border_a_constant_becomes_a_bias():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from compaction_networks import difference, keep_first, randomise
+from torch import nn
 
 from models.resnet import resnet18, resnet50
 from models.resnet_cifar import resnet20
@@ -84,3 +85,33 @@ def test_nothing_masked_is_nothing_removed():
     small = compact(model, {}, torch.zeros(1, 3, 8, 8))
     assert small.state_dict().keys() == model.state_dict().keys()
     assert count_parameters(small) == count_parameters(model)
+
+
+@pytest.mark.parametrize("sides", [(6, 6), (6, 5)])
+def test_flattened_channels_leave_the_linear_layer(sides):
+    """torch.export calls height and width variable, though the linear layer fixes their product."""
+    columns = 8 * sides[0] * sides[1]
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(columns, 3)
+    )
+    small = compact(model, {"0": keep_first(8, 3)}, torch.zeros(2, 3, *sides))
+    assert small.get_submodule("3").weight.shape == (3, columns * 3 // 8)
+    assert [type(m) for m in small.children()] == [nn.Conv2d, nn.Linear]
+
+
+def test_sizes_that_the_forward_pass_multiplies_are_numbers_where_a_layer_fixes_them():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Conv2d(3, 8, 3, stride=2)
+            self.head = nn.Linear(8 * 4, 3)
+
+        def forward(self, x):
+            x = self.a(x)
+            b, c, h, w = x.shape
+            return self.head(x.permute(0, 2, 3, 1).reshape(b, h * w * c))
+
+    model = Tokens().eval()
+    small = compact(model, {"a": keep_first(8, 3)}, torch.zeros(1, 3, 6, 6))
+    assert small.get_submodule("head").weight.shape == (3, 12)
+    assert small(torch.randn(5, 3, 6, 6)).shape == (5, 3)

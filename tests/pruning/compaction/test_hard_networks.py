@@ -8,6 +8,7 @@ import copy
 import hard_networks
 import pytest
 import torch
+from first_attempt import compact_at_once
 from hard_networks import REFUSED
 from masked_definition import (
     LAYERS,
@@ -43,7 +44,7 @@ def assert_compacts(case: Case, model: nn.Module, masks: Masks, by_hooks: bool =
     """Compact on one batch size, compare on another; the model itself stays as it was."""
     dtype = next(model.parameters()).dtype
     before = copy.deepcopy(model.state_dict())
-    small = compact(model, masks, inputs_of(case, 2, dtype))
+    small = compact_at_once(model, masks, inputs_of(case, 2, dtype))
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     masked = built(case, dtype)
