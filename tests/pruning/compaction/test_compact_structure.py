@@ -7,9 +7,7 @@ from compaction_networks import difference, keep_first, randomise
 from models.resnet import resnet18, resnet50
 from models.resnet_cifar import resnet20
 from models.toy import convnet, digits_resnet
-from spr_or.pruning.compaction.api import (
-    compact,
-)
+from spr_or.pruning.compaction.api import CompactionWarning, compact
 from spr_or.pruning.counts import count_parameters
 
 
