@@ -92,6 +92,11 @@ def is_known(target: Any) -> bool:
     return rule_of(target) is not UNKNOWN
 
 
+def has_rule(target: Any) -> bool:
+    """Whether a rule was registered for the operator itself."""
+    return target in _TABLE
+
+
 def every_dimension(node: fx.Node, facts: Facts) -> list[Pairs]:
     """Every dimension of every operand passes, aligned from the right as in broadcasting."""
     value = facts[node].value if node in facts else None
