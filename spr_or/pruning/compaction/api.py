@@ -4,6 +4,7 @@
 `spr_or.pruning.compaction.plan` describes how it decides.
 """
 
+import contextlib
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -44,7 +45,8 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], example_input: Exampl
     the network that was compacted first; ``result.meta["obstacles"]`` says which operators could not
     take what is left, and what is put back in front of them.
 
-    Both networks are run on random inputs of the example's shapes before the smaller one is returned.
+    Both networks are run on random inputs of the example's shapes, and with another batch size where
+    that is free, before the smaller one is returned.
 
     Raises CompactionError (a ValueError) where the network cannot be traced or the outputs differ, and
     ValueError for masks that do not fit. Warns (`CompactionWarning`) where nothing was removed, or a
@@ -59,12 +61,18 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], example_input: Exampl
     masked = prepared(model)
     apply_masks_(masked, masks, example_input)
     inputs = like_model(masked, example_input)
-    trials = _trials(inputs)
+    graph = trace(masked, example_input)
+    trials = [_drawn(inputs)]
     expected = [_outputs(masked, trial) for trial in trials]
-    problem, graph = "", None
+    larger = _with_a_sample_more(trials[0], graph)
+    if larger is not None:
+        with contextlib.suppress(Exception):  # a network may take one batch size only
+            expected.append(_outputs(masked, larger))
+            trials.append(larger)
+    problem = ""
     for all_vary, constants in ((True, True), (True, False), (False, True), (False, False)):
         try:
-            if graph is None or (constants and not all_vary):
+            if constants and not all_vary:
                 graph = trace(masked, example_input, all_vary)
             plan = make_plan(graph, inputs, constants)
             smaller = rewrite(plan).eval()
@@ -74,8 +82,6 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], example_input: Exampl
                  for want, trial in zip(expected, trials, strict=True)), default=0.0,
             )  # fmt: skip
         except CompactionError as error:
-            if graph is None:  # it cannot be traced
-                raise
             problem = str(error)
             continue
         dtype = next((p.dtype for p in masked.parameters()), torch.float32)
@@ -85,6 +91,11 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], example_input: Exampl
             _say(model, masks, smaller)
             return smaller
         problem = f"its outputs differ by {difference:.2g} of the largest"
+    if _is_random(masked, trials, expected):
+        raise CompactionError(
+            f"{type(model).__name__} gives other outputs each time in evaluation mode (random numbers, "
+            "dropout that stays on), so no smaller network can be compared with it"
+        )
     raise CompactionError(
         f"the compact network of {type(model).__name__} is not returned: {problem}. This is a fault "
         "of ours, please report the network"
@@ -96,7 +107,7 @@ def make_plan(graph: fx.GraphModule, inputs: Inputs, constants: bool = True) -> 
     return Plan(graph, pytree.tree_leaves((inputs.args, inputs.kwargs)), constants)
 
 
-def _trials(inputs: Inputs) -> list[Inputs]:
+def _drawn(inputs: Inputs) -> Inputs:
     """Random inputs of the example's shapes; whole numbers, which name things, stay as they are."""
     generator = torch.Generator().manual_seed(0)
 
@@ -105,7 +116,25 @@ def _trials(inputs: Inputs) -> list[Inputs]:
             return leaf
         return torch.randn(leaf.shape, generator=generator).to(leaf)
 
-    return [Inputs(*pytree.tree_map(drawn, (inputs.args, inputs.kwargs)))]
+    return Inputs(*pytree.tree_map(drawn, (inputs.args, inputs.kwargs)))
+
+
+def _with_a_sample_more(inputs: Inputs, graph: fx.GraphModule) -> Inputs | None:
+    """The inputs with another batch size, where the graph leaves it free.
+
+    It shows what took the batch size for a constant.
+    """
+    leaves, structure = pytree.tree_flatten((inputs.args, inputs.kwargs))
+    values = [node.meta.get("val") for node in graph.graph.nodes if node.op == "placeholder"]
+    sizes = [str(v.shape[0]) if isinstance(v, Tensor) and v.dim() else "" for v in values]
+    batch = next((size for size in sizes if size), "")
+    if not batch or batch.isdigit():
+        return None
+    more = [
+        torch.cat([leaf, leaf[:1]]) if size == batch else leaf
+        for leaf, size in zip(leaves, sizes, strict=True)
+    ]
+    return Inputs(*pytree.tree_unflatten(more, structure))
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
@@ -116,6 +145,11 @@ def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
         else:
             found = model(*inputs.args, **inputs.kwargs)
     return [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor)]
+
+
+def _is_random(model: nn.Module, trials: list[Inputs], before: list[list[Tensor]]) -> bool:
+    again = [_outputs(model, trial) for trial in trials]
+    return any(_difference(a, b) > 0 for a, b in zip(before, again, strict=True))
 
 
 def _difference(expected: list[Tensor], found: list[Tensor]) -> float:

@@ -295,6 +295,8 @@ def weighted(
             bias_value = (old + shift.to(source.device)).to(source.dtype)
         module = _module(node, layer, weight, bias_value, groups)
         module.weight.requires_grad_(builder.tensor(layer.weight).requires_grad)
+        if layer.bias is not None:
+            module.bias.requires_grad_(builder.tensor(layer.bias).requires_grad)
         name = path or f"{node.name}_grouped"
         builder.note(layer, rows, columns, name, groups)
         return builder.module(name, module, [given[0]], own=path is not None)

@@ -33,6 +33,7 @@ from spr_or.pruning.compaction.rules import Decision, covers, everything, rule_o
 from spr_or.pruning.compaction.trace import CompactionError, at_line, is_random
 from spr_or.pruning.compaction.weighted import WEIGHTED, layer_of, operations
 
+aten = torch.ops.aten
 _getitem = operator.getitem
 
 
@@ -303,7 +304,8 @@ def _fact(node: fx.Node, facts: Facts) -> Fact:
     def concrete(argument: Any) -> Any:
         return facts[argument].value if isinstance(argument, fx.Node) else argument
 
-    args, kwargs = map_aggregate((node.args, node.kwargs), concrete)
+    filled: Any = map_aggregate((node.args, node.kwargs), concrete)
+    args, kwargs = filled
     value = node.target(*args, **kwargs)  # type: ignore[operator]
     if not isinstance(value, Tensor):
         return Fact(value, None, False, frozenset())
@@ -316,7 +318,29 @@ def _fact(node: fx.Node, facts: Facts) -> Fact:
         known = torch.zeros(value.shape, dtype=torch.bool, device=value.device)
     else:
         known = rule_of(node.target).known(node, facts, value)
+    places = _numbers(node, facts)
+    if places:
+        others = [a + 1 if k in places else a for k, a in enumerate(args)]
+        known = known & (value == node.target(*others, **kwargs))  # type: ignore[operator]
+        fixed = False
     return Fact(value, known, fixed, variable)
+
+
+def _numbers(node: fx.Node, facts: Facts) -> set[int]:
+    """Positions of arguments that are sizes, or numbers read off tensors, and are computed with.
+
+    (Sizes that only say how large the result is are integers by the operator's schema.)
+    """
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or node.target in (aten.arange.default, aten.arange.start):
+        return set()
+    return {
+        k
+        for k, (given, declared) in enumerate(zip(node.args, schema.arguments, strict=False))
+        if isinstance(given, fx.Node)
+        and isinstance(facts[given].value, int | float)
+        and str(declared.type) in ("Tensor", "number", "Optional[Tensor]", "Optional[number]")
+    }
 
 
 def _attribute(graph: fx.GraphModule, name: str) -> Tensor:

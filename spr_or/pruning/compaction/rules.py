@@ -87,6 +87,16 @@ def rule_of(target: Any) -> Rule:
     return UNKNOWN
 
 
+def is_known(target: Any) -> bool:
+    """Whether the operator has a rule that is not that of unknown ones."""
+    return rule_of(target) is not UNKNOWN
+
+
+def has_rule(target: Any) -> bool:
+    """Whether a rule was registered for the operator itself."""
+    return target in _TABLE
+
+
 def every_dimension(node: fx.Node, facts: Facts) -> list[Pairs]:
     """Every dimension of every operand passes, aligned from the right as in broadcasting."""
     value = facts[node].value if node in facts else None

@@ -5,8 +5,6 @@ it imports nothing that it names and runs nothing but those operators.
 """
 
 import json
-import math
-import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
 from spr_or.pruning.compaction import format_1
-from spr_or.pruning.compaction.layers import DropPath, Fill, IndexedAdd, NarrowNorm
+from spr_or.pruning.compaction.layers import Fill, IndexedAdd
+from spr_or.pruning.compaction.stored_graph import check_path, rebuilt_graph, stored_node
+from spr_or.pruning.compaction.stored_layers import inputs_of, layer_of, stored_layers
 from spr_or.utils.files import write_aside
 from spr_or.utils.import_path import load_object
 from spr_or.utils.untrusted import check_regular, parse_json
@@ -52,6 +52,7 @@ class _Description(BaseModel):
     nodes: list[_Node]
     layers: dict[str, _Layer]
     frozen: list[str]
+    buffers: list[str]
 
 
 def save_compact(
@@ -73,9 +74,10 @@ def save_compact(
     _check_original(original, dict(kwargs or {}), kept, compact_model)
     description = {
         "format": FORMAT, "original": original, "kwargs": dict(kwargs or {}), "kept": kept,
-        "nodes": [_stored_node(node) for node in compact_model.graph.nodes],
-        "layers": _stored_layers(compact_model),
+        "nodes": [stored_node(node) for node in compact_model.graph.nodes],
+        "layers": stored_layers(compact_model),
         "frozen": [n for n, p in compact_model.named_parameters() if not p.requires_grad],
+        "buffers": _read_buffers(compact_model),
     }  # fmt: skip
     tensors = {n: t.detach().cpu().contiguous() for n, t in compact_model.state_dict().items()}
     tensors |= {_CONSTANT + n: t.detach().cpu().contiguous() for n, t in _constants(compact_model)}
@@ -107,7 +109,8 @@ def load_compact(path: str | Path, original: str | None = None) -> nn.Module:
 
 
 def read_description(path: str | Path) -> dict[str, Any]:
-    """The JSON description in a saved file: format, original, kwargs, kept, nodes, layers, frozen.
+    """The JSON description in a saved file: format, original, kwargs, kept, nodes, layers,
+    frozen (parameters that do not learn) and buffers (tensors that nodes read and that never do).
 
     Raises ``ValueError`` naming the file where it is damaged, foreign, or states what cannot be.
     """
@@ -151,7 +154,13 @@ def _check_original(
     from spr_or.pruning.compaction.prepare import prepared
 
     with torch.random.fork_rng(devices=[]):  # building draws weights; the caller's state stays
-        model = prepared(build(**kwargs))
+        try:
+            built = build(**kwargs)
+        except Exception as error:  # the user's function raises what it likes
+            raise ValueError(f"{original} with {kwargs} cannot be called: {error}") from error
+    if not isinstance(built, nn.Module):
+        raise ValueError(f"{original} gives a {type(built).__name__}, not a torch.nn.Module")
+    model = prepared(built)
     own = {**dict(model.named_parameters(remove_duplicate=False)),
            **dict(model.named_buffers(remove_duplicate=False))}  # fmt: skip
     left = {**dict(small.named_parameters(remove_duplicate=False)),
@@ -189,7 +198,23 @@ def _grouped(there: tuple[int, ...], left: tuple[int, ...], dims: list[list[int]
 def _constants(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Buffers that are no part of the state dict, by name."""
     saved = set(model.state_dict())
-    return [(n, b) for n, b in model.named_buffers(remove_duplicate=False) if n not in saved]
+    return [
+        (name, buffer)
+        for name, buffer in model.named_buffers(remove_duplicate=False)
+        if name not in saved and not _is_setting(model.get_submodule(name.rpartition(".")[0]), name)
+    ]
+
+
+def _is_setting(owner: nn.Module, name: str) -> bool:
+    """Whether a buffer stands among its layer's settings in the file."""
+    return isinstance(owner, IndexedAdd) or (isinstance(owner, Fill) and name.endswith("places"))
+
+
+def _read_buffers(model: fx.GraphModule) -> list[str]:
+    """Tensors of the state dict that nodes read and that are no parameters."""
+    read = {str(node.target) for node in model.graph.nodes if node.op == "get_attr"}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return sorted(read & set(model.state_dict()) - set(parameters))
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -203,244 +228,80 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return apart
 
 
-# The graph
-
-_FUNCTIONS: dict[str, Any] = {
-    name: getattr(operator, name)
-    for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "getitem",
-                 "eq", "ne", "lt", "le", "gt", "ge")
-}  # fmt: skip
-_FUNCTIONS |= {f"math.{name}": getattr(math, name) for name in ("floor", "ceil", "trunc")}
-_FUNCTIONS |= {
-    f"torch.{name}": getattr(torch, name)
-    for name in ("sym_max", "sym_min", "sym_int", "sym_float", "sym_not", "sym_ite")
-}
-_NAMES = {function: name for name, function in _FUNCTIONS.items()}
-_WRAPPED: dict[str, Any] = {
-    "dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format,
-}  # fmt: skip
-
-
-def _stored_node(node: fx.Node) -> dict[str, Any]:
-    if node.op == "call_function":
-        target = _NAMES.get(node.target)
-        if target is None:
-            target = str(node.target) if isinstance(node.target, torch._ops.OpOverload) else ""
-        if not target or (target not in _FUNCTIONS and not target.startswith("aten.")):
-            raise ValueError(
-                f"the operator {node.target} of node {node.name!r} is none of torch's own and has no "
-                "place in a file; export the network instead"
-            )
-    else:
-        target = str(node.target)
-    return {
-        "name": node.name, "op": node.op, "target": target,
-        "args": _stored(node.args), "kwargs": _stored(node.kwargs),
-    }  # fmt: skip
-
-
-def _stored(value: Any) -> Any:
-    """An argument as JSON."""
-    if isinstance(value, fx.Node):
-        return {"node": value.name}
-    if isinstance(value, bool | int | str) or value is None:
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else {"float": str(value)}
-    if isinstance(value, tuple):
-        return {"tuple": [_stored(item) for item in value]}
-    if isinstance(value, list):
-        return [_stored(item) for item in value]
-    if isinstance(value, Mapping):
-        return {"dict": {str(key): _stored(item) for key, item in value.items()}}
-    if isinstance(value, torch.device):
-        return {"device": str(value)}
-    for name, kind in _WRAPPED.items():
-        if isinstance(value, kind):
-            return {name: str(value).removeprefix("torch.")}
-    raise ValueError(f"an argument of type {type(value).__name__} has no place in a file")
-
-
-def _restored(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
-    if isinstance(value, list):
-        return [_restored(item, nodes) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if len(value) != 1:
-        raise ValueError(f"an argument {value!r} cannot be read")
-    ((kind, content),) = value.items()
-    if kind == "node":
-        return nodes[content]
-    if kind == "float":
-        return float(content)
-    if kind == "tuple":
-        return tuple(_restored(item, nodes) for item in content)
-    if kind == "dict":
-        return {key: _restored(item, nodes) for key, item in content.items()}
-    if kind == "device":
-        return torch.device("cpu")
-    if kind in _WRAPPED:
-        found = getattr(torch, str(content), None)
-        if isinstance(found, _WRAPPED[kind]):
-            return found
-    raise ValueError(f"an argument {value!r} cannot be read")
-
-
-def _operator(name: str) -> Any:
-    """A function of the short list, or an ATen operator that changes nothing but its result."""
-    if name in _FUNCTIONS:
-        return _FUNCTIONS[name]
-    parts = name.split(".")
-    if len(parts) == 3 and parts[0] == "aten":
-        try:
-            found = getattr(getattr(torch.ops.aten, parts[1]), parts[2])
-        except AttributeError:
-            found = None
-        if isinstance(found, torch._ops.OpOverload) and not found._schema.is_mutable:
-            return found
-    raise ValueError(f"the operator {name!r} is not known to torch {torch.__version__}")
-
-
-# The layers
-
-_SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
-    nn.Linear: ("in_features", "out_features"),
-    **dict.fromkeys(
-        (nn.Conv1d, nn.Conv2d, nn.Conv3d),
-        ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
-    ),
-    **dict.fromkeys(
-        (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-        ("in_channels", "out_channels", "kernel_size", "stride", "padding", "output_padding",
-         "groups", "dilation"),
-    ),
-    **dict.fromkeys(
-        (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
-         nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
-        ("num_features", "eps", "momentum", "affine", "track_running_stats"),
-    ),
-    nn.LayerNorm: ("normalized_shape", "eps"),
-    nn.RMSNorm: ("normalized_shape", "eps"),
-    nn.GroupNorm: ("num_groups", "num_channels", "eps"),
-    nn.Embedding: ("num_embeddings", "embedding_dim", "padding_idx"),
-    nn.Dropout: ("p",),
-    nn.Dropout2d: ("p",),
-    DropPath: ("p",),
-}  # fmt: skip
-_KINDS = {kind.__name__: kind for kind in (*_SETTINGS, Fill, IndexedAdd, NarrowNorm)}
-
-
-def _stored_layers(model: fx.GraphModule) -> dict[str, dict[str, Any]]:
-    called = {str(n.target) for n in model.graph.nodes if n.op == "call_module"}
-    return {
-        name: {"kind": type(layer).__name__, "settings": _settings(layer)}
-        for name, layer in model.named_modules()
-        if name in called
-    }
-
-
-def _settings(layer: Any) -> dict[str, Any]:
-    if isinstance(layer, Fill):
-        return {"dim": layer.dim, "places": layer.places.tolist(), "size": layer.size}
-    if isinstance(layer, IndexedAdd):
-        sides = sum(key.startswith("pick") for key in layer._buffers)
-        index = [
-            [
-                None if (b := getattr(layer, f"{key}{s}")) is None else b.tolist()
-                for s in range(sides)
-            ]
-            for key in ("pick", "place")
-        ]
-        return {"dim": layer.dim, "size": layer.size, "picks": index[0], "places": index[1],
-                "shift": layer.shift is not None}  # fmt: skip
-    if isinstance(layer, NarrowNorm):
-        keys = ("kept", "width", "gone", "total", "squares", "eps", "rms")
-        found = {key: getattr(layer, key) for key in keys}
-        return found | {"weight": layer.weight is not None, "bias": layer.bias is not None}
-    if type(layer) not in _SETTINGS:
-        raise ValueError(f"a {type(layer).__name__} has no place in a file")
-    found = {key: _plain(getattr(layer, key)) for key in _SETTINGS[type(layer)]}
-    for key in ("weight", "bias"):
-        if key in layer._parameters:
-            found[key] = layer._parameters[key] is not None
-    return found
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _layer(kind: str, settings: dict[str, Any]) -> nn.Module:
-    """An empty layer of that kind, its tensors on the meta device."""
-    given = dict(settings)
-    if kind == "Fill":
-        return Fill(given["dim"], given["places"], torch.zeros(int(given["size"])))
-    if kind == "IndexedAdd":
-        shift = torch.zeros(int(given["size"])) if given.pop("shift") else None
-        return IndexedAdd(**given, shift=shift)
-    has = {key: given.pop(key, None) for key in ("weight", "bias")}
-    if kind == "NarrowNorm":
-        empty = torch.zeros(0)
-        norm: Any = NarrowNorm(given["kept"], given["width"], empty, given["eps"], given["rms"])
-        norm.gone, norm.total, norm.squares = given["gone"], given["total"], given["squares"]
-        for key, there in has.items():
-            if there:
-                setattr(norm, key, nn.Parameter(torch.empty(int(given["kept"]), device="meta")))
-        return norm
-    made: Any = _KINDS[kind](**given, **({"device": "meta"} if kind not in _PLAIN else {}))
-    for key, there in has.items():
-        if there is False:
-            made.register_parameter(key, None)
-    return made
-
-
-_PLAIN = ("Dropout", "Dropout2d", "DropPath")
-
-
 def _rebuilt(
     description: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str
 ) -> fx.GraphModule:
     """The network of a description, with tensors that mean nothing yet."""
-    from spr_or.pruning.compaction.rewrite import put, put_tensor
-
-    root, graph = nn.Module(), fx.Graph()
-    nodes: dict[str, fx.Node] = {}
     try:
-        for name, layer in description["layers"].items():
-            if layer["kind"] not in _KINDS:
-                raise ValueError(f"{name} is a {layer['kind']!r}, which is no layer of torch")
-            put(root, name, _layer(layer["kind"], layer["settings"]))
-        held = {**dict(root.named_parameters()), **dict(root.named_buffers())}
-        for name, tensor in tensors.items():
-            bare = name.removeprefix(_CONSTANT)
-            if bare in held:
-                continue
-            owner = dict(root.named_modules()).get(bare.rpartition(".")[0])
-            if isinstance(owner, IndexedAdd | Fill):
-                continue
-            empty = torch.empty_like(tensor, device="meta")
-            trained = name == bare and tensor.is_floating_point()
-            put_tensor(root, bare, nn.Parameter(empty) if trained else empty, name == bare)
-        known = {str(n["target"]) for n in description["nodes"] if n["op"] == "get_attr"}
-        missing = known - {*dict(root.named_parameters()), *dict(root.named_buffers())}
-        if missing:
-            raise ValueError(f"it has no tensor {min(missing)!r}")
-        for node in description["nodes"]:
-            args, kwargs = (_restored(node[key], nodes) for key in ("args", "kwargs"))
-            target = _operator(node["target"]) if node["op"] == "call_function" else node["target"]
-            if node["op"] == "call_module" and target not in description["layers"]:
-                raise ValueError(f"node {node['name']} calls {target!r}, which is not there")
-            made = graph.create_node(node["op"], target, args, kwargs, name=node["name"])
-            nodes[node["name"]] = made
-        graph.lint()
+        root = _layers_and_tensors(description, tensors)
+        named = {**dict(root.named_parameters()), **dict(root.named_buffers())}
+        counts = {n: inputs_of(layer["kind"]) for n, layer in description["layers"].items()}
+        graph = rebuilt_graph(description["nodes"], counts, named)
         model = fx.GraphModule(root, graph, class_name="CompactNetwork")
+        _check_kept(description["kept"], model)
     except (
-        ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError,
-        SyntaxError,
+        ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, ArithmeticError,
+        SyntaxError, MemoryError, AssertionError,
     ) as error:  # fmt: skip
         raise ValueError(f"{where} does not describe a network: {error}") from error
     model.meta["kept"] = dict(description["kept"])
     return model
+
+
+def _layers_and_tensors(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Empty layers and the tensors that nodes read, under their names, on the meta device."""
+    from spr_or.pruning.compaction.rewrite import put, put_tensor
+
+    root = nn.Module()
+    called = {n["target"] for n in description["nodes"] if n["op"] == "call_module"}
+    for name, layer in description["layers"].items():
+        check_path(name)
+        if name not in called:
+            raise ValueError(f"nothing calls the layer {name!r}")
+        put(root, name, layer_of(layer["kind"], layer["settings"]))
+    held = {**dict(root.named_parameters()), **dict(root.named_buffers())}
+    read = {n["target"] for n in description["nodes"] if n["op"] == "get_attr"}
+    unread = sorted(set(description["buffers"]) - read)
+    if unread:
+        raise ValueError(f"buffers: nothing reads {unread[0]!r}")
+    for name, tensor in tensors.items():
+        bare = name.removeprefix(_CONSTANT)
+        if bare in held:
+            continue
+        check_path(bare)
+        if bare not in read:
+            raise ValueError(f"nothing reads the tensor {bare!r}")
+        empty = torch.empty_like(tensor, device="meta")
+        learns = name == bare and bare not in description["buffers"]
+        put_tensor(root, bare, nn.Parameter(empty, False) if learns else empty, name == bare)
+    return root
+
+
+def _check_kept(kept: Mapping[str, Any], model: nn.Module) -> None:
+    """Indices are as many as there are positions left in the tensor that they are about."""
+    named = {**dict(model.named_parameters(remove_duplicate=False)),
+             **dict(model.named_buffers(remove_duplicate=False))}  # fmt: skip
+    for name, dims in kept.items():
+        if name not in named:
+            raise ValueError(f"kept: there is no tensor {name!r}")
+        shape = tuple(named[name].shape)
+        plain = len(shape) == len(dims) and all(
+            index is None or len(index) == n for index, n in zip(dims, shape, strict=True)
+        )
+        if not plain and not _in_groups(dims, shape):
+            raise ValueError(f"kept: {name!r} has shape {shape}")
+
+
+def _in_groups(dims: list[list[int] | None], shape: tuple[int, ...]) -> bool:
+    """A convolution in groups: its columns are counted over the whole input."""
+    rows, columns = (*dims, None, None)[:2]
+    return (
+        len(dims) == len(shape) > 2
+        and (rows is None or len(rows) == shape[0])
+        and columns is not None
+        and len(columns) > shape[1]
+        and not any(dims[2:])
+    )
 
 
 def _filled(
@@ -466,6 +327,11 @@ def _filled(
     if stale:
         raise ValueError(f"{where} does not fit the network it describes: it lacks {stale[0]}")
     frozen = set(description["frozen"])
+    unknown = sorted(frozen - set(dict(model.named_parameters())))
+    if unknown:
+        raise ValueError(
+            f"{where} does not describe a network: frozen: no parameter {unknown[0]!r}"
+        )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen and parameter.is_floating_point())
     return model

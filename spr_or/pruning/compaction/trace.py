@@ -240,17 +240,11 @@ def _exported(
             return None
         return {d: Dim.AUTO for d in vary(leaf) if d < leaf.dim() and leaf.shape[d] > 1}
 
-    names = [*_parameter_names(model, len(inputs.args)), *inputs.kwargs]
-    values = pytree.tree_map(shape, [*inputs.args, *inputs.kwargs.values()])
-    shapes = dict(zip(names, values, strict=True)) if names[: len(inputs.args)] else None
-    given: Any = shapes if inputs.kwargs else tuple(values)
+    bound = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
+    given = pytree.tree_map(shape, dict(bound.arguments))
     return torch.export.export(
         model, inputs.args, inputs.kwargs, dynamic_shapes=given, strict=False
     )
-
-
-def _parameter_names(model: nn.Module, count: int) -> list[str]:
-    return list(inspect.signature(model.forward).parameters)[:count]
 
 
 def _lowered(model: nn.Module, program: ExportedProgram) -> fx.GraphModule:

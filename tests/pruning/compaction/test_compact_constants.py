@@ -12,9 +12,14 @@ from spr_or.pruning.compaction.layers import Fill
 from spr_or.pruning.masks import apply_masks_
 
 
+def filled(model):
+    """Whether constants are put back somewhere."""
+    return any(isinstance(module, Fill) for module in model.modules())
+
+
 @pytest.mark.parametrize("padding", [0, 1])
-def test_a_zero_filter_with_a_living_shift_is_kept_exact(padding):
-    """Folded into a bias where it can be; kept where zero padding makes it vary in space."""
+def test_a_zero_filter_with_a_living_shift_goes_and_its_constant_stays(padding):
+    """Folded into a bias where it can be; put back where zero padding makes it vary in space."""
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(),
         nn.Conv2d(4, 5, 3, padding=padding, bias=False), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2),
@@ -27,11 +32,12 @@ def test_a_zero_filter_with_a_living_shift_is_kept_exact(padding):
         model[1].bias[0] = 0.7
     small = compact(model, {}, x)
     assert difference(model(x), small(x)) < 1e-12
-    channels = small.get_submodule("3").in_channels
-    assert channels == (
-        2 if padding == 0 else 2 + int((model[1](model[0](x))[0, :2, 0, 0] > 0).sum())
-    )
+    assert small.get_submodule("0").out_channels == 2
+    alive = int((model[1](model[0](x))[0, :2, 0, 0] > 0).sum())
+    assert alive > 0
+    assert small.get_submodule("3").in_channels == (2 if padding == 0 else 2 + alive)
     assert (small.get_submodule("3").bias is not None) == (padding == 0)
+    assert filled(small) == (padding > 0)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +52,7 @@ def test_a_zero_filter_with_a_living_shift_is_kept_exact(padding):
     ],
 )
 def test_a_constant_that_meets_zeros_at_the_border_is_put_back(border):
+    """The filter that computed it goes: what is put back in front of the border is a number."""
     conv, end = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
     nn.init.zeros_(conv.weight[1:].detach())  # three constants: the biases
 
@@ -61,8 +68,8 @@ def test_a_constant_that_meets_zeros_at_the_border_is_put_back(border):
     small = compact(model, {}, torch.zeros(1, 3, 5, 5))
     x = torch.randn(2, 3, 5, 5).double()
     assert difference(model(x), small(x)) < 1e-12
-    assert small.get_submodule("conv").out_channels == 1
-    assert any(isinstance(module, Fill) for module in small.modules())
+    assert small.conv.out_channels == 1
+    assert filled(small)
 
 
 def test_without_a_border_a_constant_becomes_a_bias():
@@ -72,6 +79,7 @@ def test_without_a_border_a_constant_becomes_a_bias():
     x = torch.randn(2, 3, 9, 9).double()
     assert difference(model(x), small(x)) < 1e-12
     assert small.get_submodule("0").out_channels == 1
+    assert not filled(small)
 
 
 def test_a_scale_of_zero_frees_the_filter_before_it():

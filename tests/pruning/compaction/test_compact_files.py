@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from compaction_networks import NETWORKS, difference, draw_masks, keep_first, masked_output, network
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from slow_cases import slow_unless
 
@@ -105,7 +106,8 @@ def test_a_fresh_process_rebuilds_a_users_own(elsewhere):
     assert_computes(path, theirs)
     description = read_description(path)
     assert description["original"] == "their_networks:net" and description["kwargs"] == {"width": 9}
-    assert description["steps"]["_0"]["kept"] == [0, 1, 2, 3]
+    assert description["kept"]["0.weight"] == [[0, 1, 2, 3], None]
+    assert description["kept"]["2.weight"] == [None, [0, 1, 2, 3]]
 
 
 @pytest.fixture
@@ -139,10 +141,17 @@ def test_wrong_originals_are_refused_before_anything_is_written(saved):
     path, small = saved
     before = path.read_bytes()
     for original, kwargs, message in [
-        ("models.toy:convnet", {}, "does not fit"),
+        ("models.toy:convnet", {}, "does not fit: it has no 'conv1.weight'"),
         ("models.resnet_cifar:resnet20", {}, "does not fit"),
-        ("models.toy:digits_resnet", {"in_channels": 3}, r"'conv1' has \(16, 3\) channels"),
-        ("models.toy:digits_resnet", {"num_classes": 11}, "'fc' has .11, 64. channels"),
+        (
+            "models.toy:digits_resnet",
+            {"in_channels": 3},
+            r"'conv1.weight' has shape \(16, 3, 3, 3\)",
+        ),
+        ("models.toy:digits_resnet", {"num_classes": 11}, r"'fc.weight' has shape \(11, 64\)"),
+        ("models.toy:digits_resnet", {"no_such": 1}, "cannot be called.*no_such"),
+        ("models.toy:digits_resnet", {"num_classes": "x"}, "cannot be called"),
+        ("builtins:dict", {}, "gives a dict, not a torch.nn.Module"),
         ("models.toy:digits", {}, "cannot be imported"),
         ("models.nowhere:net", {}, "cannot be imported"),
         ("digits_resnet", {}, "cannot be imported"),
@@ -162,7 +171,7 @@ def test_a_failed_write_leaves_the_old_file(saved, monkeypatch):
         Path(aside).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("spr_or.pruning.compaction.api.save_file", full_disk)
+    monkeypatch.setattr("spr_or.pruning.compaction.storage.save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_compact(path, small, "models.toy:digits_resnet")
     assert path.read_bytes() == before
@@ -170,10 +179,88 @@ def test_a_failed_write_leaves_the_old_file(saved, monkeypatch):
 
 
 def test_the_description_is_plain_json(saved):
-    steps = read_description(saved[0])["steps"]
-    assert json.loads(json.dumps(steps)) == steps
-    assert steps["conv1"] == {
-        "kind": "conv", "target": "conv1", "channels": 16, "kept": list(range(9)), "offset": 0,
-        "around": [],
-        "shift": False,
+    description = read_description(saved[0])
+    assert json.loads(json.dumps(description)) == description
+    assert description["kept"]["conv1.weight"] == [list(range(9)), None, None, None]
+    assert description["kept"]["layer1.0.conv1.weight"] == [None, list(range(9)), None, None]
+    assert description["layers"]["conv1"] == {
+        "kind": "Conv2d",
+        "settings": {
+            "in_channels": 1, "out_channels": 9, "kernel_size": [3, 3], "stride": [1, 1],
+            "padding": [1, 1], "dilation": [1, 1], "groups": 1, "weight": True, "bias": False,
+        },
     }  # fmt: skip
+    first = [node for node in description["nodes"] if node["op"] != "placeholder"][0]
+    assert first["op"] == "call_module" and first["target"] == "conv1"
+    assert first["args"] == {"tuple": [{"node": "x"}]}
+    assert description["frozen"] == [] and description["buffers"] == []
+
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.mark.parametrize("name", ["digits_resnet", "convnet"])
+def test_files_of_the_first_format_still_load(name):
+    """Written by the release before the format changed, with the outputs of that time."""
+    path = DATA / f"{name}_1.safetensors"
+    assert read_description(path)["format"] == "spr-or compact 1"
+    loaded = load_compact(path, f"models.toy:{name}")
+    stored = load_file(DATA / f"{name}_1_outputs.safetensors")
+    with torch.no_grad():
+        assert torch.allclose(loaded(stored["x"]), stored["y"], atol=1e-6)
+    assert not loaded.training
+    with pytest.raises(ValueError, match="was made from 'models.toy"):
+        load_compact(path, "models.toy:mlp")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda d: d["steps"]["conv1"].update(kept=[0, 0, 1, 2]), "not in rising order"),
+        (lambda d: d["steps"]["conv1"].update(kept=[-1, 0, 1, 2]), "outside 0 to 15"),
+        (lambda d: d["steps"]["conv1"].update(kept=[0, 1, 2, 16]), "outside 0 to 15"),
+        (lambda d: d["steps"]["conv1"].update(kept=["0"]), "steps.conv1.kept.0"),
+        (lambda d: d["steps"]["conv1"].update(kept=[0, 1]), "does not fit"),
+        (lambda d: d["steps"]["conv1"].update(channels=17), r"has \(16, 1\) channels"),
+        (lambda d: d["steps"]["conv1"].update(shift=[1.0]), "steps.conv1.shift"),
+        (lambda d: d["steps"]["conv1"].update(target="another"), "does not fit"),
+        (lambda d: d["steps"].pop("conv1"), "does not fit"),
+        (lambda d: d.pop("steps"), "steps: Field required"),
+        (lambda d: d.update(kwargs={"no_such": 1}), "does not describe a network"),
+        (lambda d: d.update(original="models.nowhere:net"), "does not describe a network"),
+    ],
+)
+def test_damaged_files_of_the_first_format_are_refused(change, says, tmp_path):
+    whole, path = DATA / "digits_resnet_1.safetensors", tmp_path / "x.safetensors"
+    with safe_open(whole, framework="pt") as file:
+        description = json.loads(file.metadata()["spr_or"])
+    change(description)
+    save_file(load_file(whole), path, {"spr_or": json.dumps(description)})
+    with pytest.raises(ValueError, match=says) as caught:
+        load_compact(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_buffer_that_is_read_is_no_parameter_after_loading(tmp_path, monkeypatch):
+    folder = tmp_path / "code"
+    folder.mkdir()
+    (folder / "net_with_a_table.py").write_text(
+        "import torch\n"
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)\n"
+        "        self.register_buffer('table', torch.ones(4))\n"
+        "    def forward(self, x):\n"
+        "        return self.b(self.a(x) * self.table)\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    import net_with_a_table
+
+    small = compact(net_with_a_table.Net(), {"a": keep_first(4, 3)}, torch.zeros(2, 3))
+    save_compact(tmp_path / "s.safetensors", small, "net_with_a_table:Net")
+    loaded = load_compact(tmp_path / "s.safetensors")
+    for kind in ("named_parameters", "named_buffers"):
+        assert {n for n, _ in getattr(loaded, kind)()} == {n for n, _ in getattr(small, kind)()}
+    assert loaded.table.shape == (3,)

@@ -1,5 +1,7 @@
 """What stays of a network, worked out by hand."""
 
+import warnings
+
 import pytest
 import torch
 from compaction_networks import difference, keep_first, randomise
@@ -7,10 +9,8 @@ from torch import nn
 
 from models.resnet import resnet18, resnet50
 from models.resnet_cifar import resnet20
-from models.toy import convnet, digits_resnet
-from spr_or.pruning.compaction.api import (
-    compact,
-)
+from models.toy import convnet, digits_resnet, mlp
+from spr_or.pruning.compaction.api import CompactionWarning, compact
 from spr_or.pruning.counts import count_parameters
 
 
@@ -76,13 +76,18 @@ def test_channels_no_one_reads_leave_the_stream():
 
 def test_channels_become_blocks_of_features():
     """A 2x2 map is flattened: every channel is four columns of the linear layer."""
-    small = compact(randomise(convnet()), {"4": keep_first(16, 3)}, torch.zeros(1, 1, 8, 8))
+    model = randomise(convnet())
+    small = compact(model, {"4": keep_first(16, 3)}, torch.zeros(1, 1, 8, 8))
     assert small.get_submodule("9").weight.shape == (32, 12)
+    kept = small.meta["kept"]["9.weight"]
+    assert kept == [None, list(range(12))]
 
 
 def test_nothing_masked_is_nothing_removed():
     model = randomise(resnet18(10, stem="cifar"))
-    small = compact(model, {}, torch.zeros(1, 3, 8, 8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing was asked for, so nothing is warned of
+        small = compact(model, {}, torch.zeros(1, 3, 8, 8))
     assert small.state_dict().keys() == model.state_dict().keys()
     assert count_parameters(small) == count_parameters(model)
 
@@ -115,3 +120,16 @@ def test_sizes_that_the_forward_pass_multiplies_are_numbers_where_a_layer_fixes_
     small = compact(model, {"a": keep_first(8, 3)}, torch.zeros(1, 3, 6, 6))
     assert small.get_submodule("head").weight.shape == (3, 12)
     assert small(torch.randn(5, 3, 6, 6)).shape == (5, 3)
+
+
+def test_masks_that_remove_nothing_are_warned_of():
+    with pytest.warns(CompactionWarning, match="nothing was removed: 2410 parameters as before"):
+        compact(mlp(64, (32,), 10), {"1": keep_first(32, 32)}, torch.zeros(1, 64))
+
+
+def test_a_layer_that_dies_is_warned_of_by_name():
+    masks = {"1": keep_first(32, 0)}
+    with pytest.warns(CompactionWarning, match="nothing is left of 1: what follows is constant"):
+        small = compact(mlp(64, (32,), 10), masks, torch.zeros(1, 64))
+    x = torch.randn(5, 64)
+    assert torch.equal(small(x), small(-x)) and small(x).shape == (5, 10)

@@ -49,6 +49,43 @@ def test_a_compact_network_learns_and_can_be_saved_then(tmp_path):
     assert torch.allclose(loaded(x), small.eval()(x), atol=1e-6)
 
 
+def test_after_two_rounds_indices_refer_to_the_first_original(tmp_path):
+    """Compact, one step of fine-tuning, compact again with other masks, save, load."""
+    torch.manual_seed(0)
+    model = randomise(digits_resnet()).double()
+    first = torch.arange(16) % 3 != 0  # 1, 2, 4, 5, 7, 8, 10, 11, 13, 14
+    once = compact(model, {"layer1.0.conv1": first}, torch.zeros(1, 1, 8, 8)).train()
+    optimizer = torch.optim.SGD(once.parameters(), lr=0.01)
+    once(torch.randn(8, 1, 8, 8).double()).square().mean().backward()
+    optimizer.step()
+    once.eval()
+    second = torch.arange(10) % 2 == 0
+    masks = {"layer1.0.conv1": second, "layer2.0.conv1": keep_first(32, 7)}
+    twice = compact(once, masks, torch.zeros(1, 1, 8, 8))
+    x = torch.randn(4, 1, 8, 8).double()
+    masked = copy.deepcopy(once)
+    apply_masks_(masked, masks)
+    assert difference(masked(x), twice(x)) < 1e-12
+    left = [1, 4, 7, 10, 13]
+    kept = twice.meta["kept"]
+    assert kept["layer1.0.conv1.weight"] == [left, None, None, None]
+    assert kept["layer1.0.bn1.weight"] == [left] == kept["layer1.0.bn1.running_mean"]
+    assert kept["layer1.0.conv2.weight"] == [None, left, None, None]
+    assert kept["layer2.0.conv1.weight"] == [list(range(7)), None, None, None]
+    assert once.meta["kept"]["layer1.0.conv1.weight"] == [
+        first.nonzero().flatten().tolist(),
+        *3 * [None],
+    ]
+    path = tmp_path / "twice.safetensors"
+    save_compact(path, twice, "models.toy:digits_resnet")
+    loaded = load_compact(path, "models.toy:digits_resnet")
+    assert loaded.meta["kept"] == kept
+    assert torch.equal(loaded(x), twice(x))
+    # A third round, on what was loaded.
+    thrice = compact(loaded, {"layer1.0.conv1": keep_first(5, 2)}, torch.zeros(1, 1, 8, 8))
+    assert thrice.meta["kept"]["layer1.0.conv1.weight"] == [[1, 4], None, None, None]
+
+
 def test_masked_and_compact_networks_have_the_same_gradients():
     """Kept parameters learn as they would have in the masked network."""
     model = randomise(digits_resnet()).double().eval()
