@@ -21,7 +21,7 @@ from typing import Any
 HERE = Path(__file__).parent
 STAGES = ("filters", "channels", "torch-pruning", "latency")
 DEFAULT_RESULTS = Path("runs/zoo.jsonl")
-DEATHS = {signal.SIGALRM: "time limit", signal.SIGKILL: "killed, perhaps out of memory"}
+DEATHS = {signal.SIGPROF: "time limit", signal.SIGKILL: "killed, perhaps out of memory"}
 Results = dict[tuple[str, str], dict[str, Any]]
 
 
@@ -35,7 +35,7 @@ def main() -> None:
         if name == "table":
             continue
         command.add_argument("--stages", default=",".join(STAGES), help="which, comma-separated")
-        command.add_argument("--seconds", type=int, default=180, help="limit of a stage")
+        command.add_argument("--seconds", type=int, default=180, help="processor time a stage may take")
         command.add_argument("--gigabytes", type=float, default=8.0, help="limit of a process")
         if name == "run":
             command.add_argument("--only", default="*", help="pattern of network names")
@@ -124,12 +124,17 @@ def one(options: argparse.Namespace) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     from stages import Subject, run_stage
 
-    signal.alarm(options.seconds)
+    _limit_time(options.seconds)
     subject = Subject.of(options.name)
     for stage in options.stages.split(","):
-        signal.alarm(options.seconds)
+        _limit_time(options.seconds)
         known = read(options.results)
         append(options.results, run_stage(subject, stage, known))
+
+
+def _limit_time(seconds: int) -> None:
+    """Let the process die after so much more processor time; others may keep the machine busy."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def summary_line(name: str, results: Results) -> str:
