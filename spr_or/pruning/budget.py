@@ -9,7 +9,7 @@ time (`spr_or.pruning.removed_share`, `spr_or.pruning.latency`). What is here ne
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -78,12 +78,13 @@ class Limits(NamedTuple):
     """How many entities of a layer may stay: ``least`` to ``most``, in multiples of ``step``.
 
     A layer that loses nothing fits any ``step``. ``least = 0`` lets a layer go that the phase has
-    made zero altogether; the cut itself never takes the last entity.
+    made zero altogether; the cut itself takes the last entity only of a residual ``branch``.
     """
 
     least: int = 1
     most: int | None = None
     step: int = 1
+    branch: bool = False
 
     def allowed(self, count: int) -> list[int]:
         """The numbers that may stay of ``count`` entities, falling from ``count`` to the fewest.
@@ -100,18 +101,20 @@ def layer_limits(
     min_keep: Amount | Mapping[str, Amount] = 1,
     max_keep: Amount | Mapping[str, Amount] = 1.0,
     round_to: int = 1,
+    branches: Collection[str] = (),
 ) -> dict[str, Limits]:
     """The `Limits` of each layer; ``sizes`` are {layer name: number of entities}.
 
     ``min_keep`` and ``max_keep``: an int is a number of entities, a float in [0, 1] a share of the
     layer's; a mapping gives them by name or glob pattern, the first that matches, and other layers
-    have the default. ``round_to``: the number that stays is a multiple of it.
+    have the default. ``round_to``: the number that stays is a multiple of it. ``branches`` are the
+    layers that are one residual branch: each stays or goes, whatever the limits.
 
     Raises ``ValueError`` for numbers out of range, patterns that match no layer, and limits that
     contradict each other.
 
     >>> layer_limits({"conv1": 16, "fc": 10}, min_keep={"conv*": 0.25}, round_to=4)["conv1"]
-    Limits(least=4, most=16, step=4)
+    Limits(least=4, most=16, step=4, branch=False)
     """
     if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
         raise ValueError(f"round_to must be a whole number of at least 1, got {round_to!r}")
@@ -123,7 +126,12 @@ def layer_limits(
                 f"layer {name!r} shall keep at least {least[name]} and at most {most[name]} of its "
                 f"{count} entities: change min_keep or max_keep"
             )
-    return {name: Limits(least[name], most[name], round_to) for name in sizes}
+    return {
+        name: Limits(0, branch=True)
+        if name in branches
+        else Limits(least[name], most[name], round_to)
+        for name in sizes
+    }
 
 
 def _amounts(
@@ -253,8 +261,9 @@ def reachable_pct(
     >>> reachable_pct(lambda masks: 10.0 * int((~masks["a"]).sum()), {"a": 4})
     30.0
     """
+    given = {name: (limits or {}).get(name, Limits()) for name in sizes}
     fewest = {
-        name: max(1, (limits or {}).get(name, Limits()).allowed(size)[-1])
+        name: max(0 if given[name].branch else 1, given[name].allowed(size)[-1])
         for name, size in sizes.items()
     }
     return count({name: torch.arange(size) < fewest[name] for name, size in sizes.items()})
@@ -274,7 +283,7 @@ def _ranking(
         )  # fmt: skip
         most = limits[name].most
         allowed = limits[name].allowed(len(rows))
-        if rows[-1][0] and allowed[-1] == 0:
+        if rows[-1][0] and allowed[-1] == 0 and not limits[name].branch:
             allowed.pop()  # the last entity of a layer goes only if it is zero
         for before, after in zip(allowed, allowed[1:], strict=False):
             going = rows[len(rows) - before : len(rows) - after]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from spr_or.pruning.following_norms import CONVOLUTIONS
+from spr_or.pruning.following_norms import CONVOLUTIONS, LAYERS
 from spr_or.pruning.masks import Masks, filter_rows, maskable_layer
 from spr_or.utils.evaluating import evaluating
 
@@ -20,11 +20,25 @@ def masked_filter_weights(model: nn.Module, masks: Masks) -> int:
     """Weights in zero filters, those that ``masks`` drop: the paper's count, without biases and norms.
 
     The weights that read a masked filter's channel in the next layer are not counted, though
-    they leave with it; `count_parameters` before and after `compact` counts those too.
+    they leave with it; `count_parameters` before and after `compact` counts those too. Of masks by
+    parameter those of weights and other matrices count, such as a position embedding's.
+
+    >>> layer = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    >>> keep = torch.tensor([True, False])
+    >>> masked_filter_weights(layer, {"0": keep, "1": keep})
+    3
     """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     total = 0
     for name, keep in masks.items():
-        total += int((~keep).sum()) * filter_rows(maskable_layer(model, name)).shape[1]
+        if isinstance(modules.get(name), LAYERS):
+            width = filter_rows(maskable_layer(model, name)).shape[1]
+        else:
+            bare = f"{name}.weight" if name in modules else name.partition(":")[0]
+            tensor = parameters.get(bare)
+            width = tensor.numel() // len(keep) if tensor is not None and tensor.dim() > 1 else 0
+        total += int((~keep).sum()) * width
     return total
 
 

@@ -75,11 +75,13 @@ class GroupEntities:
     parts : its members
     bounded : the layers that the entities cross, one column of M each: a bound belongs to a layer,
         as in the paper, for the weights of one layer may be twenty times those of another
+    kind : that of the group
     """
 
     name: str
     parts: tuple[Part, ...]
     bounded: tuple[str, ...]
+    kind: str = "own"
 
     entity_dim = 0
 
@@ -153,7 +155,7 @@ def group_entities(model: nn.Module, groups: Sequence[EntityGroup]) -> tuple[Gro
             Part(parameters[m.parameter], m.dim, m.index.cpu(), bounded.index(owner))
             for m, owner in zip(group.members, owners, strict=True)
         )
-        found.append(GroupEntities(group.name, parts, bounded))
+        found.append(GroupEntities(group.name, parts, bounded, group.kind))
     return tuple(found)
 
 

@@ -229,10 +229,14 @@ def layer_entities(
     words, graph_kinds = _by_source(named, example is not None)
     slices = _slices(model, _chosen_layers(model, words, skipped), include_norm)
     found: tuple[LayerEntities, ...] = slices
-    if graph_kinds:
-        groups = [g for kind in graph_kinds for g in _network_groups(model, example, kind)]
-        as_groups = [_as_group(model, layer) for layer in slices]
-        found = _groups(model, [*as_groups, *groups], skipped)
+    if groups := _network_groups(model, example, graph_kinds, alone=isinstance(named, str)):
+        rows = [_as_slices(model, group) for group in groups]
+        if all(rows):
+            unskipped = [layer for layer in rows if layer is not None and layer.name not in skipped]
+            found = (*slices, *unskipped)
+        else:
+            as_groups = [_as_group(model, layer) for layer in slices]
+            found = _groups(model, [*as_groups, *groups], skipped)
     if not found:
         raise ValueError(
             f"the model has no layer for entities={named!r}"
@@ -254,16 +258,28 @@ def _by_source(
     return [word for word in words if word not in on_graph], on_graph
 
 
-def _network_groups(model: nn.Module, example: Any, kind: str) -> Sequence[EntityGroup]:
+def _network_groups(
+    model: nn.Module, example: Any, kinds: Sequence[str], alone: bool
+) -> list[EntityGroup]:
+    """The groups of these kinds; where several are asked for, those that the network has."""
+    if not kinds:
+        return []
     if example is None:
         raise ValueError(
-            f"entities={kind!r} are found on the network's graph, which needs an input: pass "
+            f"entities={kinds[0]!r} are found on the network's graph, which needs an input: pass "
             "example=, a tensor of the shape that the model takes"
         )
     # Tracing loads much of torch: only for those who ask for it.
-    from spr_or.pruning.network_groups import network_groups
+    from spr_or.pruning.network_groups import NoSuchEntities, network_groups
 
-    return network_groups(model, example, kind)
+    found: list[EntityGroup] = []
+    for kind in kinds:
+        try:
+            found += network_groups(model, example, kind)
+        except NoSuchEntities:
+            if alone:
+                raise
+    return found
 
 
 def _groups(
@@ -292,6 +308,22 @@ def _reads(model: nn.Module, member: Member) -> bool:
     module = model.get_submodule(owner)
     layers = (*CONVOLUTIONS, nn.Linear)
     return key == "weight" and isinstance(module, layers) and member.dim != output_dim(module)
+
+
+def _as_slices(model: nn.Module, group: EntityGroup) -> SliceEntities | None:
+    """A group that is all the rows of one layer with its bias: read where it lies, not gathered."""
+    module = dict(model.named_modules(remove_duplicate=False)).get(group.name)
+    if not isinstance(module, (*CONVOLUTIONS, nn.Linear)):
+        return None
+    keys = ("weight",) if module.bias is None else ("weight", "bias")
+    names = [member.parameter for member in group.members]
+    if names != [f"{group.name}.{key}" for key in keys]:
+        return None
+    parameters = tuple(_plain_parameter(model, group.name, key) for key in keys)
+    dim = output_dim(module)
+    rows = torch.arange(parameters[0].shape[dim]).unsqueeze(1)
+    whole = all(torch.equal(member.index.cpu(), rows) for member in group.members)
+    return SliceEntities(group.name, parameters, dim) if whole else None
 
 
 def _as_group(model: nn.Module, layer: SliceEntities) -> EntityGroup:

@@ -58,6 +58,10 @@ _PRODUCTS = (aten.matmul.default, aten.bmm.default, aten.mm.default, aten.einsum
 _GATES = (aten.mul.Tensor, aten.multiply.Tensor, aten.div.Tensor)
 
 
+class NoSuchEntities(ValueError):
+    """The network has no entities of the kind that was asked for."""
+
+
 class _Slice(NamedTuple):
     """One slice of a parameter."""
 
@@ -84,8 +88,8 @@ def network_groups(
         - ``"blocks"``: all that a residual branch holds, one entity a branch.
     columns : also the weights that read a feature, in layers whose rows are in no entity
 
-    Features of the network's outputs are in no group. Raises ``ValueError`` where there is no group
-    of that kind, and CompactionError (a ``ValueError``) for a network that cannot be traced.
+    Features of the network's outputs are in no group. Raises `NoSuchEntities` where there is no group
+    of that kind, and CompactionError for a network that cannot be traced (both are ``ValueError``).
 
     >>> from spr_or.models.resnet_cifar import resnet20
     >>> groups = network_groups(resnet20(), torch.zeros(2, 3, 32, 32))
@@ -107,7 +111,7 @@ def network_groups(
             walk = _Walk(graph, facts, trainable, heads=kind == "heads")
             groups = walk.groups(kind, columns)
     if not groups:
-        raise ValueError(f"{type(inner).__name__} has no {kind}")
+        raise NoSuchEntities(f"{type(inner).__name__} has no {kind}")
     return tuple(groups)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +18,14 @@ from spr_or.pruning.budget import (
     layer_limits,
     reachable_pct,
 )
+from spr_or.pruning.chosen_entities import chosen_entities
 from spr_or.pruning.compaction.api import CompactionWarning, compact
 from spr_or.pruning.counts import Example
 from spr_or.pruning.ignored import Ignored
-from spr_or.pruning.layer_entities import GROUP_KINDS, EntitySpec
+from spr_or.pruning.layer_entities import EntitySpec
 from spr_or.pruning.masks import apply_masks_, hold_masks
 from spr_or.pruning.measures import MEASURES, counter_of
-from spr_or.pruning.module_masks import module_masks
-from spr_or.pruning.output_layers import output_layers
+from spr_or.pruning.module_masks import branches_of, module_masks
 from spr_or.pruning.prox_sgd import ProxSGD
 from spr_or.pruning.pruning_report import PruningReport, pruning_report
 from spr_or.pruning.regularizer import SPR, PerEntity
@@ -44,7 +44,6 @@ class _Settings:
     lam: float
     epochs: int
     target_removed_pct: float
-    include_norm: bool
     method: str = "prox"
     lam_warmup: int = 0
     bounds: str = "layer"
@@ -72,12 +71,15 @@ class Pruner:
         and 1. Operations are those of convolutions and linear layers, and so is the time, which is
         measured once for each machine, see `spr_or.pruning.latency`.
     epochs : number of epochs before the cut
-    entities, include_norm : what is kept or removed as a whole, as for `SPR`
+    entities, include_norm : what is kept or removed as a whole, as for `SPR`: ``"filters"``,
+        ``"channels"``, ``"heads"``, ``"neurons"`` (hidden units), ``"blocks"`` (residual branches), several
+        of them in a list, or groups of your own. One weight is in one entity: ``"channels"`` contain
+        filters and neurons, so they stand for themselves.
     ignored : layers that keep everything, by name, glob pattern or type. Layers that write the
         network's outputs always do.
     min_keep, max_keep : what a layer keeps at least and at most: an int is a number of entities, a
         float a share; or ``{name or glob pattern: either}``. A layer is never emptied unless
-        ``min_keep=0``.
+        ``min_keep=0``. A residual branch (``"blocks"``) stays or goes whole.
     round_to : the number that a layer keeps is a multiple of it (or everything), for hardware. Those
         with the largest indicators stay.
     lam : where λ starts; None: from the weights and the number of steps, see
@@ -136,17 +138,16 @@ class Pruner:
         self.epochs = epochs
         self.epoch = 0  # the number of finished ones
         self.choice: MaskChoice | None = None
-        outputs = output_layers(self.model, _on_device(example, self.model))
-        which: dict[str, Any] = {
-            "entities": entities,
-            "include_norm": include_norm,
-            "ignored": [*ignored, *sorted(outputs - {""})],
-            "example": example if _on_graph(entities) else None,
-        }
+        here = _on_device(example, self.model)
+        which = chosen_entities(self.model, here, entities, include_norm, ignored)._asdict()
         bounds = SPR.bounds_from(self.model, **which)
         self.spr = SPR(self.model, lam or 0.0, alpha, bounds, u=u, **which)
         self.limits = layer_limits(
-            {layer.name: layer.count for layer in self.spr.layers}, min_keep, max_keep, round_to
+            {layer.name: layer.count for layer in self.spr.layers},
+            min_keep,
+            max_keep,
+            round_to,
+            branches_of(self.spr.layers),
         )
         self.optimizer = ProxSGD(
             self.model,
@@ -157,7 +158,7 @@ class Pruner:
             nesterov=nesterov,
         )
         self.optimizer.register_step_post_hook(self._after_step)
-        self._settings = _Settings(lam or 0.0, epochs, 100 * share, include_norm)
+        self._settings = _Settings(lam or 0.0, epochs, 100 * share)
         self._count = self._counter()
         self._refuse_out_of_reach()
         self._steps = 0
@@ -225,7 +226,8 @@ class Pruner:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CompactionWarning)  # the notes say the same
             small = self.compact()
-        report = pruning_report(self.model, small, _on_device(self.example, self.model), masks)
+        here = _on_device(self.example, self.model)
+        report = pruning_report(self.model, small, here, masks, self.spr.layers)
         target = self._settings.target_removed_pct
         report["target"] = {self.measure: target / 100}
         if self.measure == "latency":
@@ -280,9 +282,7 @@ class Pruner:
         self._hold = hold_masks(self.model, self.masks, self.example)
 
     def _steered(self, lam: float) -> Steering:
-        settings = _Settings(
-            lam, self.epochs, self._settings.target_removed_pct, self._settings.include_norm
-        )
+        settings = _Settings(lam, self.epochs, self._settings.target_removed_pct)
         return Steering(settings, self.model, self.spr, self._count, self.limits, self.example)
 
     def _counter(self) -> Count:
@@ -312,14 +312,6 @@ def _checked_target(target: Mapping[str, float]) -> tuple[str, float]:
     if not 0 < share < 1:
         raise ValueError(f"target: the share of {measure} must lie between 0 and 1, got {share}")
     return measure, share
-
-
-def _on_graph(entities: EntitySpec) -> bool:
-    """Whether entities are found on the network's graph, which needs an example."""
-    words = (
-        [entities] if not isinstance(entities, Sequence) or isinstance(entities, str) else entities
-    )
-    return any(isinstance(word, str) and word in GROUP_KINDS for word in words)
 
 
 def _on_device(example: Example, model: nn.Module) -> Any:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from spr_or.pruning.counts import Example, count_parameters, macs_by_layer
+from spr_or.pruning.group_entities import GroupEntities
+from spr_or.pruning.layer_entities import LayerEntities
 from spr_or.pruning.layer_rows import layer_rows
+from spr_or.pruning.module_masks import branches_of
 
 _HEAD = ("layer", "kept", "parameters", "MACs", "removed")
 
@@ -19,6 +23,7 @@ class PruningReport(dict[str, Any]):
     one dict for each layer with parameters: ``layer``, ``label``, ``kept`` and ``total`` (entities of a
     regularised layer, outputs of another, None for a layer that has neither), ``params_before``,
     ``params_after``, ``macs_before``, ``macs_after`` and ``removed_share`` (of its parameters).
+    ``groups`` are the rows of `group_rows`.
     """
 
     def __str__(self) -> str:
@@ -31,7 +36,11 @@ class PruningReport(dict[str, Any]):
             ).rstrip()
             for row in rows
         ]
-        return "\n".join([*lines, *self["notes"]])
+        groups = [
+            f"{row['kind']} of {row['group']}: {row['kept']} / {row['total']}, in {row['layers']} layers"
+            for row in self["groups"]
+        ]
+        return "\n".join([*lines, *groups, *self["notes"]])
 
     def _total(self) -> tuple[str, ...]:
         share = self["removed"]["params"]
@@ -41,9 +50,15 @@ class PruningReport(dict[str, Any]):
 
 
 def pruning_report(
-    model: nn.Module, smaller: nn.Module, example: Example, masks: dict[str, Tensor]
+    model: nn.Module,
+    smaller: nn.Module,
+    example: Example,
+    masks: dict[str, Tensor],
+    entities: Sequence[LayerEntities] = (),
 ) -> PruningReport:
     """Compare a network with its compact form; ``masks`` are those of its entities, True = keep.
+
+    ``entities`` are `SPR.layers`, for the groups among them.
 
     >>> import torch
     >>> from spr_or.pruning.compaction.api import compact
@@ -76,8 +91,26 @@ def pruning_report(
         macs=macs,
         removed={"params": _share(*parameters), "macs": _share(*macs)},
         layers=layers,
-        notes=_notes(masks),
+        groups=group_rows(masks, entities),
+        notes=_notes(masks, branches_of(entities)),
     )
+
+
+def group_rows(
+    masks: dict[str, Tensor], entities: Sequence[LayerEntities]
+) -> list[dict[str, Any]]:
+    """``group`` (name), ``kind``, ``layers`` (how many it crosses), ``kept`` and ``total`` of each group."""
+    return [
+        {
+            "group": layer.name,
+            "kind": layer.kind if layer.kind != "own" else "entities",
+            "layers": len(layer.bounded),
+            "kept": int(masks[layer.name].sum()),
+            "total": layer.count,
+        }
+        for layer in entities
+        if isinstance(layer, GroupEntities)
+    ]
 
 
 def _entities(row: dict[str, Any], masks: dict[str, Tensor]) -> dict[str, int | None]:
@@ -87,7 +120,7 @@ def _entities(row: dict[str, Any], masks: dict[str, Tensor]) -> dict[str, int | 
     return {"kept": row["filters_after"], "total": row["filters_before"]}
 
 
-def _notes(masks: dict[str, Tensor]) -> list[str]:
+def _notes(masks: dict[str, Tensor], branches: frozenset[str]) -> list[str]:
     if all(bool(keep.all()) for keep in masks.values()):
         return [
             "nothing was removed: no entity is zero. Train for more epochs, or with a larger lam"
@@ -95,7 +128,7 @@ def _notes(masks: dict[str, Tensor]) -> list[str]:
     return [
         f"layer {name} died: none of its {len(keep)} entities is left"
         for name, keep in masks.items()
-        if not bool(keep.any())
+        if not bool(keep.any()) and name not in branches
     ]
 
 

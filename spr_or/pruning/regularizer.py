@@ -192,31 +192,10 @@ class SPR(nn.Module):
         >>> SPR.bounds_from(net), SPR.bounds_from(net, per="entity")
         ({'0': tensor(2.)}, {'0': tensor([0.5000, 2.0000])})
         """
-        if per not in ("layer", "entity"):
-            raise ValueError(f"per must be 'layer' or 'entity', got {per!r}")
-        bounds = {}
-        for layer in layer_entities(
+        layers = layer_entities(
             dense_model, entities, include_norm, example=example, ignored=ignored
-        ):
-            if isinstance(layer, GroupEntities):
-                peak = layer.peaks()
-            else:
-                _, peak = norms_and_peaks([layer.gather()])
-            largest = peak.max()
-            if not 0 < float(largest) < float("inf"):
-                raise ValueError(
-                    f"max|w| of layer {layer.name!r} of the dense network is {float(largest)}: "
-                    "no bound M can be read from it; train the dense network first"
-                )
-            if crossed(layer) > 1:
-                of_layers = peak.amax(0, keepdim=True)
-                of_layers = of_layers.clamp(min=_ENTITY_FLOOR * float(largest))
-                floor = _ENTITY_FLOOR * of_layers
-                bounds[layer.name] = of_layers if per == "layer" else torch.maximum(peak, floor)
-            else:
-                peak = peak.flatten().clamp(min=_ENTITY_FLOOR * float(largest))
-                bounds[layer.name] = largest if per == "layer" else peak
-        return bounds
+        )
+        return {layer.name: largest_weights(layer, per) for layer in layers}
 
     def forward(self) -> Tensor:
         """lambda sum_i u_i z(w^i): a scalar to add to the loss."""
@@ -480,6 +459,33 @@ class SPR(nn.Module):
             _, slopes = self._formula(batches, *self._numbers())
             return self._add_gradients_(in_place, batches, slopes)
         return gradient_passes_cpu.add_gradients_(in_place, batches, *self._numbers())
+
+
+def largest_weights(layer: LayerEntities, per: str) -> Tensor:
+    """M of one layer as `SPR.bounds_from` gives it: max|w| ``per`` layer or entity.
+
+    >>> (layer,) = layer_entities(nn.Sequential(nn.Conv2d(1, 2, 1, bias=False)))
+    >>> layer.parameters[0].data = torch.tensor([0.5, -2.0]).view(2, 1, 1, 1)
+    >>> largest_weights(layer, "layer")
+    tensor(2.)
+    """
+    if per not in ("layer", "entity"):
+        raise ValueError(f"per must be 'layer' or 'entity', got {per!r}")
+    if isinstance(layer, GroupEntities):
+        peak = layer.peaks()
+    else:
+        _, peak = norms_and_peaks([layer.gather()])
+    largest = peak.max()
+    if not 0 < float(largest) < float("inf"):
+        raise ValueError(
+            f"max|w| of layer {layer.name!r} of the dense network is {float(largest)}: "
+            "no bound M can be read from it; train the dense network first"
+        )
+    if crossed(layer) > 1:
+        of_layers = peak.amax(0, keepdim=True).clamp(min=_ENTITY_FLOOR * float(largest))
+        return of_layers if per == "layer" else torch.maximum(peak, _ENTITY_FLOOR * of_layers)
+    peak = peak.flatten().clamp(min=_ENTITY_FLOOR * float(largest))
+    return largest if per == "layer" else peak
 
 
 class _Penalty(torch.autograd.Function):

@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from spr_or.pruning.budget import Count, Limits, MaskChoice, Masks, choose, next_lam, scheduled_pct
+from spr_or.pruning.entity_masks import entity_masks
 from spr_or.pruning.group_entities import GroupEntities
 from spr_or.pruning.masks import masks_by_threshold
-from spr_or.pruning.regularizer import SPR
+from spr_or.pruning.per_entity import crossed
+from spr_or.pruning.regularizer import SPR, largest_weights
 from spr_or.pruning.spares import Spares
 
 Record = dict[str, Any]
@@ -54,8 +56,6 @@ class SteeringSettings(ZeroRule, Protocol):
     def bounds(self) -> str: ...
     @property
     def bounds_every(self) -> int: ...
-    @property
-    def include_norm(self) -> bool: ...
 
 
 class Steering:
@@ -88,7 +88,7 @@ class Steering:
         """Before an epoch, counted from 0: lambda of the warm-up, and new bounds when it is time."""
         every = self.settings.bounds_every
         if every and epoch and epoch % every == 0:
-            renew_bounds_(self.spr, self.model, self.settings)
+            renew_bounds_(self.spr, self.settings.bounds)
         self.spr.lam = warm_lam(self.lam, epoch, self.settings.lam_warmup)
 
     def end(self, epoch: int) -> Record:
@@ -156,15 +156,12 @@ def warm_lam(lam: float, epoch: int, warmup: int) -> float:
 def decide_masks(model: nn.Module, spr: SPR, rule: ZeroRule) -> Masks:
     """True = keep, for each regularised layer: the paper's threshold, or exact zeros.
 
-    Of entities that cross layers one goes where all its weights are (as good as) zero.
+    Of entities that cross layers all weights count, see `entity_masks`.
     """
+    zero_below, share = (0.0, 1.0) if rule.method == "prox" else (rule.zero_below, rule.share)
     if any(isinstance(layer, GroupEntities) for layer in spr.layers):
-        least = 0.0 if rule.method == "prox" else rule.zero_below
-        return {name: value.peak > least for name, value in spr.entity_values().items()}
-    names = [layer.name for layer in spr.layers]
-    if rule.method == "prox":
-        return masks_by_threshold(model, names, zero_below=0.0, share=1.0)
-    return masks_by_threshold(model, names, rule.zero_below, rule.share)
+        return entity_masks(spr.layers, zero_below, share)
+    return masks_by_threshold(model, [layer.name for layer in spr.layers], zero_below, share)
 
 
 def leaving(model: nn.Module, spr: SPR, rule: ZeroRule) -> Masks:
@@ -177,26 +174,20 @@ def leaving(model: nn.Module, spr: SPR, rule: ZeroRule) -> Masks:
 
 
 @torch.no_grad()
-def renew_bounds_(spr: SPR, model: nn.Module, settings: SteeringSettings) -> None:
+def renew_bounds_(spr: SPR, per: str) -> None:
     """Make M the max|w| of today, by layer or entity; a layer or entity that is zero keeps its own.
 
     A bound read off these weights holds for them, not for the minimiser of the problem that the old
     bounds posed: from here on another problem is solved, with a steeper price (1 - alpha) / M where
     weights have shrunk. After a proximal step |w| <= M, so M can then only fall.
     """
-    values = spr.entity_values()
-    live = {
-        name: "neurons" if isinstance(model.get_submodule(name), nn.Linear) else "filters"
-        for name, value in values.items()
-        if value.peak.any()
-    }
-    if not live:
-        return
-    now = SPR.bounds_from(
-        model, entities=live, per=settings.bounds, include_norm=settings.include_norm
-    )
-    bounds: dict[str, Tensor] = {name: value.bound for name, value in values.items()}
-    for name, bound in now.items():
-        keeps = (values[name].peak == 0) & (settings.bounds == "entity")
-        bounds[name] = torch.where(keeps, bounds[name], bound)
-    spr.bound.copy_(torch.cat([bounds[layer.name] for layer in spr.ordered_layers()]))
+    peaks = {name: value.peak for name, value in spr.entity_values().items()}
+    layers = spr.ordered_layers()
+    old = spr.bound.split([layer.count * crossed(layer) for layer in layers])
+    for layer, bound in zip(layers, old, strict=True):
+        peak = peaks[layer.name].unsqueeze(1)
+        if peak.any():
+            rows = bound.view(layer.count, -1)
+            now = largest_weights(layer, per).to(bound)
+            now = now.unsqueeze(1) if now.dim() == 1 else now
+            rows.copy_(torch.where((peak == 0) & (per == "entity"), rows, now))

@@ -122,7 +122,7 @@ def test_renewed_bounds_are_the_largest_weights_of_today(per: str) -> None:
             model.get_parameter(key)[3] = 0  # an entity that is gone
         for key in ("0.weight", "0.bias"):
             model.get_parameter(key).zero_()  # and a layer
-    renew_bounds_(spr, model, recipe)
+    renew_bounds_(spr, recipe.bounds)
     new = {name: value.bound for name, value in spr.entity_values().items()}
     torch.testing.assert_close(new["0"], old["0"], rtol=0, atol=0)
     parts = [model.get_parameter(key).detach().reshape(16, -1) for key in ("4.weight", "4.bias")]
