@@ -168,7 +168,7 @@ def test_compacted_again(case: Case) -> None:
     smaller = compact(small, masks, inputs_of(case, 2))
     assert size(smaller) < size(small)
     masked = copy.deepcopy(small)
-    apply_masks_(masked, masks)
+    apply_masks_(masked, masks, inputs_of(case, 2))
     with torch.no_grad():
         found = call(smaller, inputs)
         assert difference(call(masked, inputs), found) <= 1e-9
