@@ -124,6 +124,8 @@ def norm(p: Program) -> None:
     x = p.pick(fits=lambda v: not clear or v.owner != UNCLEAR)
     c, affine = x.channels, p.chance(0.8)
     if len(x.shape) == 3:
+        if x.shape[1:] == (1, 1):
+            raise Unfit  # nothing that an instance norm could normalise
         text = p.one_of(
             f"nn.BatchNorm2d({c}, affine={affine})",
             f"nn.BatchNorm2d({c})",

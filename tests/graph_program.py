@@ -112,10 +112,11 @@ class Program:
     def norm(self, source: Value, constructor: str, expression: str = "{norm}({x})") -> Value:
         """A norm behind a value, under the name that says which layer it belongs to.
 
-        A norm without scale and shift belongs to no layer: nothing of it can be zeroed.
+        A norm without scale and shift belongs to no layer: nothing of it can be zeroed. A BatchNorm
+        is another matter, for it has a mean.
         """
         name = f"{source.owner}_norm"
-        if "affine=False" in constructor:
+        if "affine=False" in constructor and "BatchNorm" not in constructor:
             name = self.fresh("norm")
         elif source.owner is None or source.owner == UNCLEAR or name in self.names:
             self.unclear |= source.owner is not None

@@ -97,7 +97,7 @@ def assert_agrees(seed: int) -> None:
 def compare(program: Program, model: nn.Module, masks: Masks) -> None:
     example, inputs = inputs_for(program, 2), inputs_for(program, 3)
     masked = copy.deepcopy(model)
-    apply_masks_(masked, masks)
+    apply_masks_(masked, masks, example)
     with torch.no_grad():
         found: Any = call(compact_at_once(model, masks, example), inputs)
         worst = difference(call(masked, inputs), found)
