@@ -188,7 +188,12 @@ def _closed(plan: "Plan", node: fx.Node, source: Tensor, offsets: list[int]) -> 
         asked = source[wanted]
         flat[asked[asked >= 0]] = True
         parts = [p.view(facts[x].shape) for p, x in zip(flat.split(sizes), moved, strict=True)]
-        held = [projected(p, facts[x].variable) for p, x in zip(parts, moved, strict=True)]
+        held = [
+            projected(p, facts[x].variable)
+            if bool(p.any()) or node.target == aten.cat.default
+            else full(p.dim())
+            for p, x in zip(parts, moved, strict=True)
+        ]
         there = [
             outer(k, facts[x].shape, torch.device("cpu")).flatten()
             for k, x in zip(held, moved, strict=True)

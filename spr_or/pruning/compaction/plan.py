@@ -126,6 +126,12 @@ class Plan:
                 nodes = operands(node, self.facts)
                 asked = rule.needed(node, self.facts, required)
                 self.asked[node] = asked
+                if node.target not in WEIGHTED and any(self.facts[x].fixed for x in nodes):
+                    # What could be put back may be computed all the same, beside what has to be:
+                    # then from numbers that are right. (Constants are; parameters have to be kept.)
+                    whole = rule.needed(node, self.facts, self.needed[node])
+                    pairs = zip(nodes, asked, whole, strict=True)
+                    asked = [all_ if self.facts[x].fixed else some for x, some, all_ in pairs]
                 for x, mask in zip(nodes, asked, strict=True):
                     self._ask(x, mask)
                 inputs = [x for x in nodes if not self.facts[x].fixed]

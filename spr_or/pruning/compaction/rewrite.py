@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from spr_or.pruning.compaction.facts import Keep, operands, same, select, uniform, with_operands
-from spr_or.pruning.compaction.layers import DropPath, Fill
+from spr_or.pruning.compaction.layers import DropPath, Fill, concatenation
 from spr_or.pruning.compaction.plan import Plan
 from spr_or.pruning.compaction.trace import CompactionError
 from spr_or.pruning.compaction.weighted import WEIGHTED, Layer
@@ -201,9 +201,10 @@ class Builder:
             return self._attribute(x, keep)
         fact = self.plan.facts[x]
         if x not in self.built:
+            emit = self.plan.decisions[reader].emit
             nothing = any(k is not None and not bool(k.any()) for k in keep)
-            takes_gone = getattr(self.plan.decisions[reader].emit, "takes_gone", False)
-            return None if nothing or takes_gone else self._constant(x, keep)
+            gone = getattr(emit, "takes_gone", False) or (nothing and emit is concatenation)
+            return None if gone else self._constant(x, keep)
         if not fact.is_tensor:
             return self.built[x]
         return self._adapted_node(self.built[x], x, self.plan.kept[x], keep)
