@@ -98,9 +98,10 @@ def _attaches(model: nn.Module, example: Inputs, coupled: bool) -> bool | str:
 
 def _coupled_masks(model: nn.Module, example: Inputs) -> Masks:
     try:
-        from spr_or.pruning.groups import layer_masks, network_groups
+        from spr_or.pruning.groups import layer_masks
+        from spr_or.pruning.network_groups import network_groups
     except ImportError as error:
-        raise NotImplementedError("not available: spr_or.pruning.groups") from error
+        raise NotImplementedError("not available: network_groups") from error
     groups = network_groups(model, _positional(example), "channels")
     generator = torch.Generator().manual_seed(0)
     masks = {group.name: half(group.count, generator) for group in groups}

@@ -35,7 +35,9 @@ def main() -> None:
         if name == "table":
             continue
         command.add_argument("--stages", default=",".join(STAGES), help="which, comma-separated")
-        command.add_argument("--seconds", type=int, default=180, help="processor time a stage may take")
+        command.add_argument(
+            "--seconds", type=int, default=180, help="processor time a stage may take"
+        )
         command.add_argument("--gigabytes", type=float, default=8.0, help="limit of a process")
         if name == "run":
             command.add_argument("--only", default="*", help="pattern of network names")

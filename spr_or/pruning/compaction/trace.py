@@ -20,6 +20,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils import _pytree as pytree
 
+from spr_or.pruning.compaction.early_selects import select_early_
 from spr_or.pruning.compaction.facts import named
 from spr_or.pruning.compaction.fixed_sizes import fix_sizes, fixed_size, variable_dims
 
@@ -92,6 +93,7 @@ def trace(model: nn.Module, example: Example, all_vary: bool = True) -> fx.Graph
         if _fixed_batch(graph):
             _free_batch(model, graph, inputs)
     _simplify(graph)
+    select_early_(graph.graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     for node in graph.graph.nodes:
