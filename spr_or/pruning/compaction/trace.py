@@ -85,7 +85,7 @@ def trace(model: nn.Module, example: Example, all_vary: bool = True) -> fx.Graph
     take the example.
     """
     inputs = like_model(model, example)
-    with warnings.catch_warnings(), torch.no_grad(), _attention_in_the_open():
+    with warnings.catch_warnings(), torch.no_grad(), attention_in_the_open():
         warnings.simplefilter("ignore")
         _run_once(model, inputs)
         graph = _graph(model, inputs, all_vary)
@@ -186,7 +186,7 @@ def _free_batch(model: nn.Module, graph: fx.GraphModule, inputs: Inputs) -> None
 
 
 @contextlib.contextmanager
-def _attention_in_the_open() -> Iterator[None]:
+def attention_in_the_open() -> Iterator[None]:
     """Without the fused encoder layers that torch uses where no gradient is wanted."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
