@@ -277,7 +277,11 @@ def _lowered(model: nn.Module, program: ExportedProgram) -> fx.GraphModule:
             copies[node].meta = dict(node.meta)
         elif node.op == "output":
             leaves = [copies[x] if isinstance(x, fx.Node) else x for x in node.args[0]]
-            graph.output(_plain(pytree.tree_unflatten(leaves, program.call_spec.out_spec)))
+            results = program.call_spec.out_spec
+            own_results = leaves[
+                len(leaves) - results.num_leaves :
+            ]  # buffers written into stand first
+            graph.output(_plain(pytree.tree_unflatten(own_results, results)))
         elif node.op == "get_attr":
             problems.append(f"the forward pass holds a subgraph{at_line(next(iter(node.users)))}")
             copies[node] = node
@@ -511,7 +515,7 @@ SIZES = (operator.add, operator.mul, operator.floordiv, operator.sub, operator.m
 
 
 def at_line(node: fx.Node) -> str:
-    """ at "file:line: code", to end a message with; empty where unknown."""
+    """at "file:line: code", to end a message with; empty where unknown."""
     place = where_written(node)
     return f" at {place}" if place else ""
 
