@@ -96,9 +96,7 @@ def pruning_report(
     )
 
 
-def group_rows(
-    masks: dict[str, Tensor], entities: Sequence[LayerEntities]
-) -> list[dict[str, Any]]:
+def group_rows(masks: dict[str, Tensor], entities: Sequence[LayerEntities]) -> list[dict[str, Any]]:
     """``group`` (name), ``kind``, ``layers`` (how many it crosses), ``kept`` and ``total`` of each group."""
     return [
         {

@@ -81,7 +81,7 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], example_input: Exampl
                 (_difference(want, _outputs(smaller, trial))
                  for want, trial in zip(expected, trials, strict=True)), default=0.0,
             )  # fmt: skip
-        except CompactionError as error:
+        except (CompactionError, RuntimeError) as error:  # the latter: it does not run
             problem = str(error)
             continue
         dtype = next((p.dtype for p in masked.parameters()), torch.float32)

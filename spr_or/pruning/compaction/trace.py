@@ -86,7 +86,7 @@ def trace(model: nn.Module, example: Example, all_vary: bool = True) -> fx.Graph
     take the example.
     """
     inputs = like_model(model, example)
-    with warnings.catch_warnings(), torch.no_grad(), _attention_in_the_open():
+    with warnings.catch_warnings(), torch.no_grad(), attention_in_the_open():
         warnings.simplefilter("ignore")
         _run_once(model, inputs)
         graph = _graph(model, inputs, all_vary)
@@ -188,7 +188,7 @@ def _free_batch(model: nn.Module, graph: fx.GraphModule, inputs: Inputs) -> None
 
 
 @contextlib.contextmanager
-def _attention_in_the_open() -> Iterator[None]:
+def attention_in_the_open() -> Iterator[None]:
     """Without the fused encoder layers that torch uses where no gradient is wanted."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -279,7 +279,11 @@ def _lowered(model: nn.Module, program: ExportedProgram) -> fx.GraphModule:
             copies[node].meta = dict(node.meta)
         elif node.op == "output":
             leaves = [copies[x] if isinstance(x, fx.Node) else x for x in node.args[0]]
-            graph.output(_plain(pytree.tree_unflatten(leaves, program.call_spec.out_spec)))
+            results = program.call_spec.out_spec
+            own_results = leaves[
+                len(leaves) - results.num_leaves :
+            ]  # buffers written into stand first
+            graph.output(_plain(pytree.tree_unflatten(own_results, results)))
         elif node.op == "get_attr":
             problems.append(f"the forward pass holds a subgraph{at_line(next(iter(node.users)))}")
             copies[node] = node
@@ -513,7 +517,7 @@ SIZES = (operator.add, operator.mul, operator.floordiv, operator.sub, operator.m
 
 
 def at_line(node: fx.Node) -> str:
-    """ at "file:line: code", to end a message with; empty where unknown."""
+    """at "file:line: code", to end a message with; empty where unknown."""
     place = where_written(node)
     return f" at {place}" if place else ""
 

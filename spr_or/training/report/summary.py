@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import statistics
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spr_or.pruning.compaction.api import compact, save_compact
+from spr_or.pruning.compaction.api import CompactionWarning, compact, save_compact
 from spr_or.pruning.counts import count_macs, count_parameters, masked_filter_weights
 from spr_or.pruning.layer_rows import layer_label, layer_rows
 from spr_or.pruning.masks import collapsed_layers
@@ -49,6 +50,21 @@ MEASURES = (
 _OPTIONAL = ("magnitude_accuracy", "macs_ratio", "speedup", "epoch_seconds", "data_wait_pct")
 
 
+def compacted(run: SeedRun, trained: Trained, images: Tensor) -> nn.Module:
+    """The compact network; what compaction warns of stands on the run's display."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", CompactionWarning)
+        smaller = compact(trained.pruned, trained.masks, images)
+    for warning in caught:
+        if issubclass(warning.category, CompactionWarning):
+            run.display.warn(str(warning.message))
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    return smaller
+
+
 def report_seed(run: SeedRun, trained: Trained) -> Summary:
     """Compact the pruned network, measure both, and write everything into the run's folder.
 
@@ -56,7 +72,7 @@ def report_seed(run: SeedRun, trained: Trained) -> Summary:
     and ``report.html``.
     """
     images, labels = _fixed_batch(run)
-    smaller = compact(trained.pruned, trained.masks, images[:2])
+    smaller = compacted(run, trained, images[:2])
     recipe = run.recipe
     save_compact(run.folder / "compact.safetensors", smaller, recipe.model, recipe.model_kwargs)
     summary = summarise(run, trained, smaller, (images, labels))
