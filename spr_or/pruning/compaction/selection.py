@@ -48,15 +48,16 @@ def _narrow_taken(plan: "Plan", node: fx.Node) -> Decision:
     found = _taken(node, facts)
     assert found is not None
     dim, count = found[0], facts[x].shape[found[0]]
+    wanted = least[dim]
     index = facts[found[1]].value.cpu() % count
     plain = agreed(plan, node, [_others(dim, len(facts[x].shape)), {}])
-    asked = index if least[dim] is None else index[least[dim].cpu()]
+    asked = index if wanted is None else index[wanted.cpu()]
     held = plan.kept[x][dim]
     if held is not None and not bool(held.cpu()[asked].all()):
         held = torch.zeros(count, dtype=torch.bool).index_fill(0, asked.long(), True)
-    if held is None and least[dim] is None:
+    if held is None and wanted is None:
         return plain._replace(reason="")
-    keeps = _put(plain.keeps, dim, least[dim])
+    keeps = _put(plain.keeps, dim, wanted)
     reads = (_put(plain.reads[0], dim, held), (None,))
     places = asked if held is None else (held.cpu().cumsum(0) - 1)[asked]
     emit = indexed_call(aten.index_select.default, dim, places)

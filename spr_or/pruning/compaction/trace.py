@@ -275,15 +275,16 @@ def _lowered(model: nn.Module, program: ExportedProgram) -> fx.GraphModule:
                 tensor = torch.zeros(())
             copies[node] = root.node(graph, name, tensor)
             copies[node].meta = dict(node.meta)
-        elif node.op == "output":
+        elif node.op == "output" and not problems:
             leaves = [copies[x] if isinstance(x, fx.Node) else x for x in node.args[0]]
             graph.output(_plain(pytree.tree_unflatten(leaves, program.call_spec.out_spec)))
+        elif node.op == "output":
+            _refuse(model, list(dict.fromkeys(problems)))
         elif node.op == "get_attr":
             problems.append(f"the forward pass holds a subgraph{at_line(next(iter(node.users)))}")
             copies[node] = node
         else:
             copies[node] = graph.node_copy(node, copies.__getitem__)
-    _refuse(model, list(dict.fromkeys(problems)))
     module = fx.GraphModule(root, graph, class_name="Traced")
     return module
 
@@ -449,8 +450,9 @@ def _gated(graph: fx.Graph, node: fx.Node) -> None:
 
 def _is_whole(node: fx.Node, position: int) -> bool:
     """Whether dim, start, end and step, from that argument on, say everything."""
-    _, start, end, step = (*node.args[position:], *(0, None, None, 1)[len(node.args) - position :])
-    return start in (0, None) and end in (None, sys.maxsize) and step == 1
+    given = list(node.args[position:])
+    _, start, end, step = given + [0, None, None, 1][len(given) :]
+    return bool(start in (0, None) and end in (None, sys.maxsize) and step == 1)
 
 
 def _whole_slice(graph: fx.Graph, node: fx.Node) -> None:
@@ -511,7 +513,7 @@ SIZES = (operator.add, operator.mul, operator.floordiv, operator.sub, operator.m
 
 
 def at_line(node: fx.Node) -> str:
-    """ at "file:line: code", to end a message with; empty where unknown."""
+    """at "file:line: code", to end a message with; empty where unknown."""
     place = where_written(node)
     return f" at {place}" if place else ""
 
