@@ -142,7 +142,7 @@ def test_a_network_that_writes_into_its_buffers_is_refused_by_name():
 
     model = Lambda(forward)
     model.register_buffer("calls", torch.zeros(()))
-    with pytest.raises(CompactionError, match="writes into buffers.*calls"):
+    with pytest.raises(CompactionError, match="writes into buffer .calls"):
         compact(model, {}, torch.zeros(1, 4, 5, 5))
 
 
@@ -150,7 +150,7 @@ def test_a_network_that_writes_into_its_buffers_is_refused_by_name():
     "forward", [lambda m, x: F.dropout(m.conv(x)), lambda m, x: m.conv(x) + torch.rand_like(x)]
 )
 def test_a_network_that_draws_numbers_is_refused_as_such(forward):
-    with pytest.raises(CompactionError, match="Lambda gives other outputs each time.*random"):
+    with pytest.raises(CompactionError, match="Lambda cannot be compacted.*draws random numbers"):
         compact(Lambda(forward), {"conv": KEEP}, torch.zeros(1, 4, 5, 5))
 
 
