@@ -82,7 +82,8 @@ def network_groups(
 
         - ``"channels"``: everything that dies with one feature: the filters or neurons of all layers
           that write it, their biases, the norms' scales and shifts, depthwise filters, position
-          embeddings. In attention one position of the width is a feature in all heads together;
+          embeddings. In attention one position of the width is a feature in all heads together, and
+          beside a convolution in groups one position of all groups;
         - ``"heads"``: the rows of queries, keys and values of one attention head;
         - ``"neurons"``: hidden units between two linear layers, gated pairs together;
         - ``"blocks"``: all that a residual branch holds, one entity a branch.
@@ -222,10 +223,18 @@ class _Walk:
             rows = first_along(weight, 0)
         if layer.bias is not None:
             self._join_pairs(rows, self.labels[layer.bias])
+        if layer.groups > 1 and not depthwise:
+            self._even_groups(rows, layer.groups)
+            self._even_groups(first_along(self.labels[layer.x], layer.axis), layer.groups)
         if depthwise:
             read = first_along(self.labels[layer.x], layer.axis)
             self._join_pairs(rows, read.repeat_interleave(len(rows) // len(read)))
         return along(rows, layer.axis, shape)
+
+    def _even_groups(self, features: Tensor, groups: int) -> None:
+        """Groups stay alike: position j of all of them is one feature."""
+        for position in features.view(groups, -1).T.tolist():
+            self.atoms.join(position)
 
     def _note_columns(self, weight: fx.Node, dim: int, labels: Tensor, axis: int) -> None:
         if weight.op == "get_attr" and str(weight.target) in self.trainable:

@@ -1,5 +1,5 @@
-"""Physical removal of masked filters, for any network torch.fx can read.
+"""Physical removal of masked filters, for any network that torch.export can trace.
 
-`graph` reads the network, `channels` decides which channels stay, `rewrite` builds the smaller
-network, `removal_plan` is what passes between them and into the file. Use `spr_or.pruning.compaction.api`.
+`trace` reads the network, `rules` and the tables beside it say what each operator lets pass, `plan`
+decides what stays, `rewrite` builds the smaller network. Use `spr_or.pruning.compaction.api`.
 """

@@ -115,8 +115,4 @@ def _all_true(kept: Tensor | None, like: Tensor) -> Tensor:
     return torch.ones_like(like) if kept is None else kept.to(like.device)
 
 
-def _known(node: fx.Node, facts: Facts, value: Tensor) -> Tensor:
-    return POINTWISE.known(node, facts, value)
-
-
-register(aten.add.Tensor, Rule(_known, _needed, _narrow, every_dimension))
+register(aten.add.Tensor, Rule(POINTWISE.known, _needed, _narrow))

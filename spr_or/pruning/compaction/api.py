@@ -86,7 +86,8 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], example_input: Exampl
             continue
         dtype = next((p.dtype for p in masked.parameters()), torch.float32)
         if difference <= TOLERANCES.get(dtype, 1e-3):
-            smaller.meta["kept"] = _since_the_first(model, smaller.meta["kept"], graph)
+            smaller.meta["kept"] = _since_the_first(model, smaller.meta["kept"])
+            smaller.meta["obstacles"] = [str(obstacle) for obstacle in plan.obstacles()]
             _copy_format(model, smaller)
             _say(model, masks, smaller)
             return smaller
@@ -172,7 +173,7 @@ def _difference(expected: list[Tensor], found: list[Tensor]) -> float:
     return worst
 
 
-def _since_the_first(model: nn.Module, kept: Kept, graph: fx.GraphModule) -> Kept:
+def _since_the_first(model: nn.Module, kept: Kept) -> Kept:
     """Indices into the tensors of the network that was compacted first."""
     before: Kept = getattr(model, "meta", {}).get("kept", {}) if hasattr(model, "meta") else {}
     joined: Kept = {}

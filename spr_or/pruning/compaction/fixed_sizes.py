@@ -68,7 +68,7 @@ def _follows(n: Any, fixed: set[sympy.Symbol]) -> bool:
     return isinstance(n, torch.SymInt) and _symbols(n) <= fixed
 
 
-def _hint(n: torch.SymInt) -> int:
+def _hint(n: Any) -> int:
     """The size in the example's run."""
     return int(n.node.hint)
 

@@ -191,9 +191,11 @@ def indexed_addition(axis: int, kept: Tensor | None, shift: Tensor | None) -> Em
 
 
 def indexed_call(operator: Any, dim: int, places: Tensor, **settings: Any) -> Emit:
-    """``operator(x, dim, places, …)`` on a tensor of indices of our own."""
+    """``operator(x, dim, places, …)`` on a tensor of indices of our own; x where there is no place."""
 
     def emit(builder: "Builder", node: fx.Node, given: list[Any]) -> fx.Node:
+        if not len(places):
+            return given[0]
         device = builder.plan.facts[node].value.device
         index = builder.buffer(f"{node.name}_places", places.long().to(device))
         x, _, *rest = given

@@ -359,7 +359,7 @@ register(
         aten.slice.Tensor, aten.narrow.default, aten.select.int, aten.pixel_shuffle.default,
         aten.pixel_unshuffle.default, aten.channel_shuffle.default, aten.flip.default,
         aten.roll.default, aten.constant_pad_nd.default, aten.pad.default,
-        aten.slice_scatter.default, aten.select_scatter.default, aten.index_copy.default,
+        aten.slice_scatter.default, aten.select_scatter.default,
         aten.index_put.default, aten.diagonal.default, aten.unfold.default,
         aten.repeat_interleave.self_Tensor,
     ],

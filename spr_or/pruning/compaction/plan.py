@@ -206,7 +206,7 @@ class Plan:
                 for part in _put_back(x, self.kept[x], keep)
             ]
             if filled:
-                reason = decision.reason or "a constant that it reads cannot become a bias"
+                reason = decision.reason or "it needs constants that are gone"
                 found.append(Obstacle(str(node.target), reason, at_line(node), tuple(filled)))
         return found
 

@@ -9,13 +9,20 @@ A rule is three small functions of a node:
 
 Most operators treat some dimensions position by position and mix the others: softmax mixes one, an
 activation none, an operator that nobody described all. `passing` makes the three functions from
-the dimensions that pass. An operator of one's own is registered with one line:
+the dimensions that pass. So one line describes most operators, here one of our own:
 
 >>> import torch
->>> from spr_or.pruning.compaction.rules import every_dimension, passing, register
->>> register(torch.ops.aten.celu.default, passing(every_dimension))
+>>> from torch import Tensor
+>>> from spr_or.pruning.compaction.rules import all_but, every_dimension, passing, register
+>>> @torch.library.custom_op("example::swish", mutates_args=())
+... def swish(x: Tensor) -> Tensor:
+...     return x * x.sigmoid()
+>>> _ = swish.register_fake(torch.empty_like)
+>>> register(torch.ops.example.swish.default, passing(every_dimension))
 
-What is mixed is filled up with its constants before the operator and so needs no rule to be right.
+One that mixes its last dimension is ``passing(all_but(-1))``. What is mixed is filled up with its
+constants in front of the operator. So an operator without a rule is not wrong, but takes all of its
+inputs at full width.
 """
 
 from collections.abc import Callable, Sequence
@@ -117,16 +124,13 @@ def no_dimension(node: fx.Node, facts: Facts) -> list[Pairs]:
     return [{} for _ in operands(node, facts)]
 
 
-def all_but(*mixed: Callable[[fx.Node, int], Sequence[int]]) -> Callable[..., list[Pairs]]:
-    """Dimensions pass except those that ``mixed[0](node, rank)`` gives, sizes of the rest unchanged."""
+def all_but(*mixed: int) -> Callable[[fx.Node, Facts], list[Pairs]]:
+    """Every dimension of every operand passes except those listed, which count from either end."""
 
     def dims(node: fx.Node, facts: Facts) -> list[Pairs]:
-        found = []
-        for k, x in enumerate(operands(node, facts)):
-            rank = len(facts[x].shape) if facts[x].is_tensor else 0
-            own = {d % rank for d in mixed[0](node, rank)} if k == 0 and rank else set(range(rank))
-            found.append({d: d for d in range(rank) if d not in own})
-        return found
+        ranks = [len(facts[x].shape) if facts[x].is_tensor else 0 for x in operands(node, facts)]
+        gone = [{d % rank for d in mixed if -rank <= d < rank} for rank in ranks]
+        return [{d: d for d in range(r) if d not in g} for r, g in zip(ranks, gone, strict=True)]
 
     return dims
 

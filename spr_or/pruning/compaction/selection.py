@@ -48,15 +48,16 @@ def _narrow_taken(plan: "Plan", node: fx.Node) -> Decision:
     found = _taken(node, facts)
     assert found is not None
     dim, count = found[0], facts[x].shape[found[0]]
+    wanted = least[dim]
     index = facts[found[1]].value.cpu() % count
     plain = agreed(plan, node, [_others(dim, len(facts[x].shape)), {}])
-    asked = index if least[dim] is None else index[least[dim].cpu()]
+    asked = index if wanted is None else index[wanted.cpu()]
     held = plan.kept[x][dim]
     if held is not None and not bool(held.cpu()[asked].all()):
         held = torch.zeros(count, dtype=torch.bool).index_fill(0, asked.long(), True)
-    if held is None and least[dim] is None:
+    if held is None and wanted is None:
         return plain._replace(reason="")
-    keeps = _put(plain.keeps, dim, least[dim])
+    keeps = _put(plain.keeps, dim, wanted)
     reads = (_put(plain.reads[0], dim, held), (None,))
     places = asked if held is None else (held.cpu().cumsum(0) - 1)[asked]
     emit = indexed_call(aten.index_select.default, dim, places)
@@ -77,7 +78,7 @@ register(
 )
 
 
-# index_add(x, dim, index, source): source[j] is added to x[index[j]].
+# index_add(x, dim, index, source): source[j] is added to x[index[j]]; index_copy: it takes its place.
 
 
 def _added_known(node: fx.Node, facts: Facts, value: Tensor) -> Tensor:
@@ -93,8 +94,8 @@ def _added_needed(node: fx.Node, facts: Facts, wanted: Tensor) -> list[Tensor | 
     return [wanted, torch.ones(places.shape, dtype=torch.bool), landing]
 
 
-def _added_narrow(plan: "Plan", node: fx.Node) -> Decision:
-    """Add what is left and lands where anything is needed."""
+def _placed_narrow(plan: "Plan", node: fx.Node) -> Decision:
+    """Place what lands where anything is needed; zeros that are gone are not added."""
     facts, least = plan.facts, plan.least(node)
     x, index, source = operands(node, facts)
     rank = len(facts[x].shape)
@@ -105,26 +106,31 @@ def _added_narrow(plan: "Plan", node: fx.Node) -> Decision:
         return plain._replace(reason="")
     places = facts[index].value.cpu()
     lands = torch.ones_like(places, dtype=torch.bool) if kept is None else kept.cpu()[places]
-    held, value = uniform(facts[source], dim)
-    zero = (held & (value == 0)).cpu()
-    lands &= ~zero if own is None else ~zero | own.cpu()
-    if not bool(lands.any()):
-        lands[0] = kept is None or bool(kept[places[0]])
+    settings = {}
+    if node.target == aten.index_add.default:
+        held, value = uniform(facts[source], dim)
+        zero = (held & (value == 0)).cpu()
+        lands &= ~zero if own is None else ~zero | own.cpu()
+        settings["alpha"] = named(node, "alpha")
     at = places if kept is None else kept.cpu().cumsum(0)[places] - 1
     keeps = _put(plain.keeps, dim, kept)
     reads = (keeps, (None,), _put(plain.reads[2], dim, None if bool(lands.all()) else lands))
-    emit = indexed_call(aten.index_add.default, dim, at[lands], alpha=named(node, "alpha"))
+    emit = indexed_call(node.target, dim, at[lands], **settings)
     return Decision(reads, keeps, keeps, emit=emit, unread=(1,))
 
 
-def _adds_at_fixed(node: fx.Node, facts: Facts) -> bool:
+def _at_fixed_places(node: fx.Node, facts: Facts) -> bool:
     _, index, source = operands(node, facts)
     return facts[index].fixed and facts[index].value.dim() == 1 and facts[source].is_tensor
 
 
 register(
     aten.index_add.default,
-    where(_adds_at_fixed, Rule(_added_known, _added_needed, _added_narrow), MIXING),
+    where(_at_fixed_places, Rule(_added_known, _added_needed, _placed_narrow), MIXING),
+)
+register(
+    aten.index_copy.default,
+    where(_at_fixed_places, MOVEMENT._replace(narrow=_placed_narrow), MIXING),
 )
 
 

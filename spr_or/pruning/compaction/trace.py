@@ -9,7 +9,6 @@ their own names, nothing writes over its input, and what has several results is 
 import contextlib
 import inspect
 import operator
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from torch.utils import _pytree as pytree
 from spr_or.pruning.compaction.early_selects import select_early_
 from spr_or.pruning.compaction.facts import named
 from spr_or.pruning.compaction.fixed_sizes import fix_sizes, fixed_size, variable_dims
+from spr_or.pruning.compaction.simplify import simplify
 
 Example = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -92,7 +92,7 @@ def trace(model: nn.Module, example: Example, all_vary: bool = True) -> fx.Graph
         graph = _graph(model, inputs, all_vary)
         if _fixed_batch(graph):
             _free_batch(model, graph, inputs)
-    _simplify(graph)
+    simplify(graph)
     select_early_(graph.graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
@@ -277,19 +277,20 @@ def _lowered(model: nn.Module, program: ExportedProgram) -> fx.GraphModule:
                 tensor = torch.zeros(())
             copies[node] = root.node(graph, name, tensor)
             copies[node].meta = dict(node.meta)
-        elif node.op == "output":
+        elif node.op == "output" and not problems:
             leaves = [copies[x] if isinstance(x, fx.Node) else x for x in node.args[0]]
             results = program.call_spec.out_spec
             own_results = leaves[
                 len(leaves) - results.num_leaves :
             ]  # buffers written into stand first
             graph.output(_plain(pytree.tree_unflatten(own_results, results)))
+        elif node.op == "output":
+            _refuse(model, list(dict.fromkeys(problems)))
         elif node.op == "get_attr":
             problems.append(f"the forward pass holds a subgraph{at_line(next(iter(node.users)))}")
             copies[node] = node
         else:
             copies[node] = graph.node_copy(node, copies.__getitem__)
-    _refuse(model, list(dict.fromkeys(problems)))
     module = fx.GraphModule(root, graph, class_name="Traced")
     return module
 
@@ -391,129 +392,6 @@ def _flat(graph: fx.GraphModule, inputs: Inputs, copied: bool = False) -> list[A
 
 
 flat_inputs = _flat
-
-
-def _simplify(graph: fx.GraphModule) -> None:
-    """Splits, chunks, unbind and gated units in terms of slices, products and so on."""
-    for node in list(graph.graph.nodes):
-        rewritten = _SIMPLER.get(node.target)
-        if rewritten is not None:
-            with graph.graph.inserting_after(node):
-                rewritten(graph.graph, node)
-
-
-def _pieces(graph: fx.Graph, node: fx.Node) -> None:
-    """Every ``getitem`` of a split as a slice, where sizes do not vary."""
-    x = node.args[0]
-    assert isinstance(x, fx.Node)
-    dim = int(node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0))  # type: ignore[arg-type]
-    lengths: list[Any] = [fixed_size(value.shape[dim]) for value in node.meta["val"]]
-    if None in lengths:
-        return
-    starts = [sum(lengths[:k]) for k in range(len(lengths))]
-    for user in list(node.users):
-        k: Any = user.args[1]
-        with graph.inserting_before(user):
-            piece = graph.call_function(
-                aten.slice.Tensor, (x, dim, starts[k], starts[k] + lengths[k])
-            )
-        piece.meta = dict(user.meta)
-        user.replace_all_uses_with(piece)
-        graph.erase_node(user)
-    graph.erase_node(node)
-
-
-def _unbound(graph: fx.Graph, node: fx.Node) -> None:
-    x, dim = node.args[0], node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-    for user in list(node.users):
-        with graph.inserting_before(user):
-            part = graph.call_function(aten.select.int, (x, dim, user.args[1]))
-        part.meta = dict(user.meta)
-        user.replace_all_uses_with(part)
-        graph.erase_node(user)
-    graph.erase_node(node)
-
-
-def _gated(graph: fx.Graph, node: fx.Node) -> None:
-    """glu(x) = a · sigmoid(b) with x = (a, b)."""
-    x = node.args[0]
-    assert isinstance(x, fx.Node)
-    dim = int(node.args[1] if len(node.args) > 1 else -1)  # type: ignore[arg-type]
-    width = fixed_size(node.meta["val"].shape[dim])
-    if width is None:
-        return
-    with graph.inserting_before(node):
-        a = graph.call_function(aten.slice.Tensor, (x, dim, 0, width))
-        b = graph.call_function(aten.slice.Tensor, (x, dim, width, 2 * width))
-        gate = graph.call_function(aten.sigmoid.default, (b,))
-        product = graph.call_function(aten.mul.Tensor, (a, gate))
-    for new in (a, b, gate, product):
-        new.meta = dict(node.meta)
-    node.replace_all_uses_with(product)
-    graph.erase_node(node)
-
-
-def _is_whole(node: fx.Node, position: int) -> bool:
-    """Whether dim, start, end and step, from that argument on, say everything."""
-    _, start, end, step = (*node.args[position:], *(0, None, None, 1)[len(node.args) - position :])
-    return start in (0, None) and end in (None, sys.maxsize) and step == 1
-
-
-def _whole_slice(graph: fx.Graph, node: fx.Node) -> None:
-    if _is_whole(node, 1) and not node.kwargs:
-        node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
-        graph.erase_node(node)
-
-
-def _overwritten(graph: fx.Graph, node: fx.Node) -> None:
-    """All of a tensor overwritten by another one of its shape and type."""
-    base, source = node.args[:2]
-    assert isinstance(base, fx.Node) and isinstance(source, fx.Node)
-    if node.target == aten.slice_scatter.default and not (_is_whole(node, 2) and not node.kwargs):
-        return
-    old, new = base.meta["val"], source.meta["val"]
-    if old.shape == new.shape and old.dtype == new.dtype:
-        node.replace_all_uses_with(source)
-        graph.erase_node(node)
-
-
-def _constant_padding(graph: fx.Graph, node: fx.Node) -> None:
-    mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
-    value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value")
-    if mode == "constant":
-        node.target = aten.constant_pad_nd.default
-        node.args, node.kwargs = (*node.args[:2], 0.0 if value is None else value), {}
-
-
-def _norm_of_inference(graph: fx.Graph, node: fx.Node) -> None:
-    """What decomposition makes of a BatchNorm, as the BatchNorm that it was."""
-    x, weight, bias, mean, variance, momentum, eps = node.args
-    with graph.inserting_before(node):
-        norm = graph.call_function(
-            aten.batch_norm.default, (x, weight, bias, mean, variance, False, momentum, eps, False)
-        )
-    norm.meta = {**node.meta, "val": node.meta["val"][0]}
-    for user in list(node.users):
-        user.replace_all_uses_with(norm)
-        graph.erase_node(user)
-    graph.erase_node(node)
-
-
-_SIMPLER: dict[Any, Callable[[fx.Graph, fx.Node], None]] = {
-    aten.split_with_sizes.default: _pieces,
-    aten.split.Tensor: _pieces,
-    aten.split.sizes: _pieces,
-    aten.chunk.default: _pieces,
-    aten.unbind.int: _unbound,
-    aten.glu.default: _gated,
-    aten.pad.default: _constant_padding,
-    aten.slice.Tensor: _whole_slice,
-    aten.slice_scatter.default: _overwritten,
-    aten.copy.default: _overwritten,
-    aten._native_batch_norm_legit_no_training.default: _norm_of_inference,
-}
-
-SIZES = (operator.add, operator.mul, operator.floordiv, operator.sub, operator.mod)
 
 
 def at_line(node: fx.Node) -> str:

@@ -47,6 +47,7 @@ FEATURES_LEAVE = {
     "index with negative places": (lambda a, b, i: a[:, :, i - 8], 4),
     "index_add": (lambda a, b, i: a.index_add(2, i, b[..., :4], alpha=0.5), 8),
     "index_add to zeros": (lambda a, b, i: a.new_zeros(a.shape).index_add(2, i, a[..., 4:]), 8),
+    "index_copy": (lambda a, b, i: a.index_copy(2, i[[0, 1, 3]], a[..., :3]), 8),
     "masked_fill": (lambda a, b, i: a.masked_fill(a > 0, 0.3), 8),
     "addcmul": (lambda a, b, i: torch.addcmul(a, a, a, value=0.3), 8),
     "lerp": (lambda a, b, i: torch.lerp(a, a.tanh(), 0.4), 8),
@@ -58,7 +59,6 @@ FEATURES_LEAVE = {
 }
 
 FEATURES_ARE_MIXED = {
-    "index_copy": (lambda a, b, i: a.index_copy(2, i[[0, 1, 3]], a[..., :3]), 8),
     "slice_scatter": (lambda a, b, i: torch.slice_scatter(a, a[..., 4:] + 1, -1, 0, 4), 8),
     "repeat_interleave": (lambda a, b, i: a.repeat_interleave(2, -1), 16),
     "sort": (lambda a, b, i: a.sort(-1)[0], 8),
