@@ -27,13 +27,17 @@ from torch.profiler import ProfilerActivity, profile
 from spr_or.bench.training import take_turns
 from spr_or.pruning.compaction.api import CompactionError, compact
 from spr_or.pruning.counts import count_macs
+from spr_or.pruning.groups import layer_masks
 from spr_or.pruning.layer_entities import layer_entities
+from spr_or.pruning.network_groups import network_groups
+from spr_or.pruning.removed_share import Counter
 
 SHARE_LEFT = 0.5  # of the multiply-accumulates
 LEAST = 0.7  # of the ratio of operations: what the speed-up should reach
 BATCHES = (1, 8)
 ROUNDINGS = (1, 8)
 _CLOSE = 0.01  # how near to SHARE_LEFT the search for the masks ends
+_TRIES = 10  # shares of entities that the search tries
 _PASSES = 10  # forward passes of a profile
 
 
@@ -47,11 +51,16 @@ class Case:
     entities: str
 
 
-CASES = (
-    Case("ResNet-18", resnet18, (3, 224, 224), "filters"),
-    Case("VGG-16", vgg16, (3, 32, 32), "filters"),
-    Case("MobileNetV2", mobilenetv2, (3, 224, 224), "filters"),
-    Case("ViT-Tiny", vit_tiny, (3, 224, 224), "neurons"),
+_NETWORKS: tuple[tuple[str, Callable[[], nn.Module], tuple[int, int, int], str], ...] = (
+    ("ResNet-18", resnet18, (3, 224, 224), "filters"),
+    ("VGG-16", vgg16, (3, 32, 32), "filters"),
+    ("MobileNetV2", mobilenetv2, (3, 224, 224), "filters"),
+    ("ViT-Tiny", vit_tiny, (3, 224, 224), "neurons"),
+)
+CASES = tuple(
+    Case(name, build, image, entities)
+    for name, build, image, own in _NETWORKS
+    for entities in (own, "channels")
 )
 
 
@@ -73,32 +82,49 @@ class Row:
         return self.speedup / self.macs_ratio
 
 
-def draw_masks(model: nn.Module, case: Case, share: float, round_to: int) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Entities:
+    """What a case removes: how many entities each layer or group has, and their masks by layer."""
+
+    counts: dict[str, int]
+    by_layer: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
+def find_entities(model: nn.Module, case: Case) -> Entities:
+    """Filters or neurons of each layer, or the channels of each stream."""
+    if case.entities != "channels":
+        layers = layer_entities(model, case.entities)
+        return Entities({layer.name: layer.count for layer in layers}, lambda masks: masks)
+    groups = network_groups(model, torch.zeros(2, *case.image), "channels")
+    return Entities({g.name: g.count for g in groups}, partial(layer_masks, model, groups))
+
+
+def draw_masks(entities: Entities, share: float, round_to: int) -> dict[str, Tensor]:
     """Keep ``share`` of the entities of every layer, a multiple of ``round_to``, drawn with seed 0."""
     generator = torch.Generator().manual_seed(0)
     masks = {}
-    for layer in layer_entities(model, case.entities):
-        wanted = max(1, round(share * layer.count / round_to)) * round_to
-        rank = torch.randperm(layer.count, generator=generator)
-        masks[layer.name] = rank < min(wanted, layer.count)
-    return masks
+    for name, count in entities.counts.items():
+        wanted = max(1, round(share * count / round_to)) * round_to
+        rank = torch.randperm(count, generator=generator)
+        masks[name] = rank < min(wanted, count)
+    return entities.by_layer(masks)
 
 
 def halved(model: nn.Module, case: Case, round_to: int) -> nn.Module:
     """The compact network with `SHARE_LEFT` of the operations, as nearly as the rounding allows."""
     example = torch.zeros(2, *case.image)
-    total = count_macs(model, example.shape)
-    low, high, best, nearest = 0.0, 1.0, model, 1.0
-    for _ in range(10):
+    removed = Counter(model, example, of="macs")
+    entities = find_entities(model, case)
+    low, high, best, nearest = 0.0, 1.0, 1.0, 1.0
+    for _ in range(_TRIES):
         middle = (low + high) / 2
-        small = compact(model, draw_masks(model, case, middle, round_to), example)
-        left = count_macs(small, example.shape) / total
+        left = 1 - removed(draw_masks(entities, middle, round_to)) / 100
         if abs(left - SHARE_LEFT) < abs(nearest - SHARE_LEFT):
-            best, nearest = small, left
+            best, nearest = middle, left
         if abs(left - SHARE_LEFT) < _CLOSE:
             break
         low, high = (middle, high) if left < SHARE_LEFT else (low, middle)
-    return best
+    return compact(model, draw_masks(entities, best, round_to), example)
 
 
 def measure(case: Case, seconds: float) -> Iterator[Row]:
@@ -125,7 +151,7 @@ def measure(case: Case, seconds: float) -> Iterator[Row]:
             )
             yield row
             if row.share < LEAST:
-                print(f"\n{case.name}, round_to = {round_to}, batch {batch}: why", flush=True)
+                print(f"\n{case.name}, {case.entities}, round_to = {round_to}, batch {batch}: why")
                 print(operators(model, network, images), flush=True)
 
 
@@ -171,14 +197,16 @@ def table(rows: list[Row]) -> str:
 def main() -> None:
     """Measure the networks asked for, print profiles as they come and the table at the end."""
     parser = argparse.ArgumentParser(description=__doc__)
-    names = [case.name for case in CASES]
+    names = list(dict.fromkeys(case.name for case in CASES))
+    kinds = list(dict.fromkeys(case.entities for case in CASES))
     parser.add_argument("--networks", nargs="+", choices=names, default=names)
+    parser.add_argument("--entities", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--seconds", type=float, default=20.0, help="for each batch size")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[Row] = []
     for case in CASES:
-        if case.name not in arguments.networks:
+        if case.name not in arguments.networks or case.entities not in arguments.entities:
             continue
         try:
             rows += measure(case, arguments.seconds)

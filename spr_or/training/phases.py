@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from spr_or.pruning.budget import TOLERANCE, Count, reachable_pct
+from spr_or.pruning.budget import TOLERANCE
 from spr_or.pruning.masks import apply_masks_, collapsed_layers, hold_masks
-from spr_or.pruning.measures import MEASURES, counter_of
+from spr_or.pruning.measures import MEASURES
 from spr_or.pruning.regularizer import SPR
 from spr_or.pruning.steering import Steering, decide_masks
 from spr_or.training import distributed
@@ -26,7 +25,7 @@ from spr_or.training.pruning import (
     make_sgd,
     make_spr,
 )
-from spr_or.training.recipe import Recipe, RecipeError
+from spr_or.training.recipe import Recipe
 from spr_or.training.schedule import learning_rate
 from spr_or.training.seed_run import SeedRun
 from spr_or.training.setup import fresh_model, load_weights
@@ -49,11 +48,7 @@ class Trained:
 
 
 def train(run: SeedRun) -> Trained:
-    """All phases of one seed, from its checkpoint if there is one.
-
-    Raises `RunError`, and `RecipeError` for a budget that the network's entities cannot give.
-    """
-    counter = make_counter(run)
+    """All phases of one seed, from its checkpoint if there is one; raises `RunError`."""
     dense = dense_phase(run)
     dense_accuracy = run.evaluate(dense).accuracy
     recipe = run.recipe.spr
@@ -70,7 +65,7 @@ def train(run: SeedRun) -> Trained:
         masks = {name: keep.to(run.device) for name, keep in state["masks"].items()}
         before, budget = state["before"], state["budget"]
     else:
-        model, masks, budget = spr_phase(run, dense, bounds, counter)
+        model, masks, budget = spr_phase(run, dense, bounds)
         before = silence(run, model, masks)
     run.fixed |= {
         "masks": {name: keep.cpu() for name, keep in masks.items()},
@@ -79,34 +74,6 @@ def train(run: SeedRun) -> Trained:
     }
     accuracy, best = finetune_phase(run, dense, model, masks, before)
     return Trained(dense, model, masks, bounds, dense_accuracy, before, accuracy, best, budget)
-
-
-def make_counter(run: SeedRun) -> Count | None:
-    """What counts for a budget, None without one; raises `RecipeError` for one out of reach."""
-    recipe = run.recipe.spr
-    if recipe.target_removed_pct is None:
-        return None
-    if recipe.target_of == "latency" and distributed.launched().size > 1:
-        raise RecipeError(
-            'spr.target_of = "latency" is measured, and several processes would each measure '
-            'something else: use "macs", or one process'
-        )
-    model = fresh_model(run.recipe, run.seed, run.device)
-    # Time is that of a batch; what is counted does not depend on it.
-    rows = run.recipe.data.batch_size if recipe.target_of == "latency" else 2
-    example = torch.zeros(rows, *run.data.shape, device=run.device)
-    counter = counter_of(recipe.target_of, model, example)
-    spr = make_spr(recipe, model, 1.0)
-    sizes = {layer.name: layer.count for layer in spr.layers}
-    reachable = reachable_pct(counter, sizes, make_limits(recipe, spr))
-    if recipe.target_removed_pct > reachable + TOLERANCE:
-        raise RecipeError(
-            f"spr.target_removed_pct = {recipe.target_removed_pct:g} cannot be reached: with "
-            f"as few entities as allowed in each regularised layer, {reachable:.1f} % of the "
-            f"{MEASURES[recipe.target_of]} of {run.recipe.model} are removed. Ask for no more than "
-            f"that, or regularise more layers (spr.entities is {recipe.entities!r})"
-        )
-    return counter
 
 
 def dense_phase(run: SeedRun) -> nn.Module:
@@ -134,7 +101,7 @@ def dense_phase(run: SeedRun) -> nn.Module:
 
 
 def spr_phase(
-    run: SeedRun, dense: nn.Module, bounds: dict[str, Tensor], counter: Count | None
+    run: SeedRun, dense: nn.Module, bounds: dict[str, Tensor]
 ) -> tuple[nn.Module, dict[str, Tensor], Record | None]:
     """The network trained with SPR, by its gradient or its proximal operator; what is to go.
 
@@ -147,7 +114,7 @@ def spr_phase(
     spr = make_spr(recipe, model, bounds)
     if run.recipe.speed.compile:
         spr.compile()
-    steering = Steering(recipe, model, spr, counter, make_limits(recipe, spr))
+    steering = Steering(recipe, model, spr, run.counter, make_limits(recipe, spr))
     phase = Phase(
         name="spr",
         model=model,
@@ -160,9 +127,9 @@ def spr_phase(
     )
     train_phase(run, phase)
     masks = decide_masks(model, spr, recipe)
-    if counter is None:
+    if run.counter is None:
         return model, masks, None
-    return model, *meet_budget(run, steering, counter(masks))
+    return model, *meet_budget(run, steering, run.counter(masks))
 
 
 def meet_budget(

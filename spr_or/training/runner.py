@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from spr_or.pruning.budget import Count
 from spr_or.training import checkpoint, distributed
 from spr_or.training.data.load import Data, load_data
 from spr_or.training.metrics import Epoch, Metrics, what_is_lost
@@ -18,7 +19,7 @@ from spr_or.training.recipe import Recipe
 from spr_or.training.report.summary import Summary, report_seed, report_seeds
 from spr_or.training.run_progress import RunDisplay
 from spr_or.training.seed_run import PHASES, RunError, SeedRun
-from spr_or.training.setup import check_model, fresh_model, pick_device, reproducible
+from spr_or.training.setup import check_model, fresh_model, make_counter, pick_device, reproducible
 from spr_or.training.stored_run import RECIPE, DamagedFile, read_recipe, read_summary
 from spr_or.utils.files import remove_asides, write_text
 from spr_or.utils.folder_lock import FolderBusy, alone_in
@@ -110,16 +111,18 @@ def _run(
         summaries = {seed: _finished(place, shown) for seed, place in seeds.items()}
         distributed.barrier()  # all have looked before the first one writes
         data: Data | None = None
+        counter: Count | None = None
         for seed, place in seeds.items():
             if summaries[seed] is None:
                 if data is None:
                     data = load_data(recipe.data, device, shown.decoding)
                     check_model(recipe, fresh_model(recipe, seed, device), data, device)
+                    counter = make_counter(recipe, data, device)
                     shown.say(f"network: {recipe.model} from {source_file(recipe.model)}")
                     folder.mkdir(parents=True, exist_ok=True)
                     if distributed.is_first():
                         write_text(folder / RECIPE, recipe.model_dump_json(indent=2) + "\n")
-                summaries[seed] = _run_seed(recipe, seed, place, device, data, shown)
+                summaries[seed] = _run_seed(recipe, seed, place, device, data, counter, shown)
     distributed.barrier()  # the first one has written its report
     if not distributed.is_first():
         return {}
@@ -128,7 +131,13 @@ def _run(
 
 
 def _run_seed(
-    recipe: Recipe, seed: int, folder: Path, device: torch.device, data: Data, display: RunDisplay
+    recipe: Recipe,
+    seed: int,
+    folder: Path,
+    device: torch.device,
+    data: Data,
+    counter: Count | None,
+    display: RunDisplay,
 ) -> Summary:
     folder.mkdir(parents=True, exist_ok=True)
     if distributed.is_first():
@@ -143,7 +152,7 @@ def _run_seed(
         if lost := what_is_lost(folder / "metrics.jsonl", _epochs_until(recipe, state)):
             display.warn(lost)
     metrics = Metrics(folder, kept=state["records"] if state else 0)
-    run = SeedRun(recipe, seed, folder, device, data, display, metrics, state)
+    run = SeedRun(recipe, seed, folder, device, data, display, metrics, counter, state)
     try:
         trained = train(run)
         if not distributed.is_first():

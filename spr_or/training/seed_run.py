@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from spr_or.pruning.budget import Count
 from spr_or.training import checkpoint
 from spr_or.training.data.load import Data
 from spr_or.training.loop import Scores, evaluate
@@ -26,7 +27,11 @@ class RunError(RuntimeError):
 
 @dataclass
 class SeedRun:
-    """One seed of a recipe on its way; ``state`` is the checkpoint it continues from."""
+    """One seed of a recipe on its way; ``state`` is the checkpoint it continues from.
+
+    ``counter`` counts for a budget, None without one. It depends on the network's shape only, so
+    all seeds share it.
+    """
 
     recipe: Recipe
     seed: int
@@ -35,6 +40,7 @@ class SeedRun:
     data: Data
     display: RunDisplay
     metrics: Metrics
+    counter: Count | None = None
     state: checkpoint.State | None = None
     fixed: dict[str, Any] = field(default_factory=dict)  # in every checkpoint from here on
     scorings: dict[nn.Module, Step] = field(default_factory=dict)  # a graph is captured once

@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from spr_or.pruning.budget import TOLERANCE, Count, reachable_pct
 from spr_or.pruning.compaction.api import CompactionError, compact
+from spr_or.pruning.measures import MEASURES, counter_of
 from spr_or.training import distributed
 from spr_or.training.data.load import Data
-from spr_or.training.pruning import make_spr
+from spr_or.training.pruning import make_limits, make_spr
 from spr_or.training.recipe import Recipe, RecipeError, SpeedRecipe, build_model
 
 
@@ -123,6 +125,33 @@ def check_model(recipe: Recipe, model: nn.Module, data: Data, device: torch.devi
         compact(model, {}, images)
     except CompactionError as error:
         raise RecipeError(f"{recipe.model} cannot be compacted after pruning: {error}") from error
+
+
+def make_counter(recipe: Recipe, data: Data, device: torch.device) -> Count | None:
+    """What counts for a budget, None without one; raises `RecipeError` for one out of reach."""
+    spr = recipe.spr
+    if spr.target_removed_pct is None:
+        return None
+    if spr.target_of == "latency" and distributed.launched().size > 1:
+        raise RecipeError(
+            'spr.target_of = "latency" is measured, and several processes would each measure '
+            'something else: use "macs", or one process'
+        )
+    model = fresh_model(recipe, recipe.seeds[0], device)
+    # Time is that of a batch; what is counted does not depend on it.
+    rows = recipe.data.batch_size if spr.target_of == "latency" else 2
+    counter = counter_of(spr.target_of, model, torch.zeros(rows, *data.shape, device=device))
+    regularizer = make_spr(spr, model, 1.0)
+    sizes = {layer.name: layer.count for layer in regularizer.layers}
+    reachable = reachable_pct(counter, sizes, make_limits(spr, regularizer))
+    if spr.target_removed_pct > reachable + TOLERANCE:
+        raise RecipeError(
+            f"spr.target_removed_pct = {spr.target_removed_pct:g} cannot be reached: with "
+            f"as few entities as allowed in each regularised layer, {reachable:.1f} % of the "
+            f"{MEASURES[spr.target_of]} of {recipe.model} are removed. Ask for no more than "
+            f"that, or regularise more layers (spr.entities is {spr.entities!r})"
+        )
+    return counter
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
