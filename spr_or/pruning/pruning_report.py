@@ -96,10 +96,8 @@ def pruning_report(
     )
 
 
-def group_rows(
-    masks: dict[str, Tensor], entities: Sequence[LayerEntities]
-) -> list[dict[str, Any]]:
-    """``group`` (name), ``kind``, ``layers`` (how many it crosses), ``kept`` and ``total`` of each group."""
+def group_rows(masks: dict[str, Tensor], entities: Sequence[LayerEntities]) -> list[dict[str, Any]]:
+    """``group`` (name), ``kind``, ``layers`` (how many it crosses, norms too), ``kept`` and ``total`` of each group."""
     return [
         {
             "group": layer.name,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from spr_or.pruning.chosen_entities import ChosenEntities
 from spr_or.training import checkpoint, distributed
 from spr_or.training.data.load import Data, load_data
 from spr_or.training.metrics import Epoch, Metrics, what_is_lost
@@ -114,12 +115,13 @@ def _run(
             if summaries[seed] is None:
                 if data is None:
                     data = load_data(recipe.data, device, shown.decoding)
-                    check_model(recipe, fresh_model(recipe, seed, device), data, device)
+                    model = fresh_model(recipe, seed, device)
+                    chosen = check_model(recipe, model, data, device)
                     shown.say(f"network: {recipe.model} from {source_file(recipe.model)}")
                     folder.mkdir(parents=True, exist_ok=True)
                     if distributed.is_first():
                         write_text(folder / RECIPE, recipe.model_dump_json(indent=2) + "\n")
-                summaries[seed] = _run_seed(recipe, seed, place, device, data, shown)
+                summaries[seed] = _run_seed(recipe, seed, place, device, data, chosen, shown)
     distributed.barrier()  # the first one has written its report
     if not distributed.is_first():
         return {}
@@ -128,7 +130,13 @@ def _run(
 
 
 def _run_seed(
-    recipe: Recipe, seed: int, folder: Path, device: torch.device, data: Data, display: RunDisplay
+    recipe: Recipe,
+    seed: int,
+    folder: Path,
+    device: torch.device,
+    data: Data,
+    chosen: ChosenEntities,
+    display: RunDisplay,
 ) -> Summary:
     folder.mkdir(parents=True, exist_ok=True)
     if distributed.is_first():
@@ -143,7 +151,7 @@ def _run_seed(
         if lost := what_is_lost(folder / "metrics.jsonl", _epochs_until(recipe, state)):
             display.warn(lost)
     metrics = Metrics(folder, kept=state["records"] if state else 0)
-    run = SeedRun(recipe, seed, folder, device, data, display, metrics, state)
+    run = SeedRun(recipe, seed, folder, device, data, chosen, display, metrics, state)
     try:
         trained = train(run)
         if not distributed.is_first():

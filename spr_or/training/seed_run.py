@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from spr_or.pruning.chosen_entities import ChosenEntities
 from spr_or.training import checkpoint
 from spr_or.training.data.load import Data
 from spr_or.training.loop import Scores, evaluate
@@ -26,13 +27,15 @@ class RunError(RuntimeError):
 
 @dataclass
 class SeedRun:
-    """One seed of a recipe on its way; ``state`` is the checkpoint it continues from."""
+    """One seed of a recipe on its way; ``chosen`` is what is regularised, ``state`` the checkpoint it
+    continues from."""
 
     recipe: Recipe
     seed: int
     folder: Path
     device: torch.device
     data: Data
+    chosen: ChosenEntities
     display: RunDisplay
     metrics: Metrics
     state: checkpoint.State | None = None
@@ -43,6 +46,11 @@ class SeedRun:
     def checkpoints(self) -> Path:
         """The folder of ``last.pt``, ``previous.pt`` and ``best.pt``."""
         return self.folder / "checkpoints"
+
+    @property
+    def example(self) -> Tensor:
+        """Two images that show only their shape."""
+        return torch.zeros(2, *self.data.shape, device=self.device)
 
     def resumed(self, phase: str) -> checkpoint.State | None:
         """The checkpoint, if it lies in this phase."""

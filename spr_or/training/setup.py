@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from spr_or.pruning.chosen_entities import ChosenEntities, chosen_entities
 from spr_or.pruning.compaction.api import CompactionError, compact
 from spr_or.training import distributed
 from spr_or.training.data.load import Data
@@ -95,8 +96,12 @@ def fresh_model(recipe: Recipe, seed: int, device: torch.device) -> nn.Module:
     return model
 
 
-def check_model(recipe: Recipe, model: nn.Module, data: Data, device: torch.device) -> None:
+def check_model(
+    recipe: Recipe, model: nn.Module, data: Data, device: torch.device
+) -> ChosenEntities:
     """Fail now, not after hours: one forward pass, and a compaction that removes nothing.
+
+    Returns what is to be regularised, in every network that the recipe builds.
 
     Raises `RecipeError` where the network does not take the images, has too few outputs, holds
     nothing of what is to be regularised, or cannot be compacted.
@@ -116,13 +121,16 @@ def check_model(recipe: Recipe, model: nn.Module, data: Data, device: torch.devi
             f"{data.classes} classes: --set model_kwargs.num_classes={data.classes}"
         )
     try:
-        make_spr(recipe.spr, model, 1.0)
-    except ValueError as error:
-        raise RecipeError(f"[spr] does not fit {recipe.model}: {error}") from error
-    try:
         compact(model, {}, images)
     except CompactionError as error:
         raise RecipeError(f"{recipe.model} cannot be compacted after pruning: {error}") from error
+    spr = recipe.spr
+    try:
+        chosen = chosen_entities(model, images, spr.entities, spr.include_norm, spr.ignored)
+        make_spr(spr, model, 1.0, chosen)
+    except ValueError as error:
+        raise RecipeError(f"[spr] does not fit {recipe.model}: {error}") from error
+    return chosen
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
