@@ -97,7 +97,7 @@ def pruning_report(
 
 
 def group_rows(masks: dict[str, Tensor], entities: Sequence[LayerEntities]) -> list[dict[str, Any]]:
-    """``group`` (name), ``kind``, ``layers`` (how many it crosses), ``kept`` and ``total`` of each group."""
+    """``group`` (name), ``kind``, ``layers`` (crossed, norms too), ``kept`` and ``total`` of each."""
     return [
         {
             "group": layer.name,

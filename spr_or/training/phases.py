@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from spr_or.pruning.budget import TOLERANCE
 from spr_or.pruning.masks import apply_masks_, collapsed_layers, hold_masks
 from spr_or.pruning.measures import MEASURES
+from spr_or.pruning.module_masks import branches_of, module_masks
 from spr_or.pruning.regularizer import SPR
 from spr_or.pruning.steering import Steering, decide_masks
 from spr_or.training import distributed
@@ -38,7 +39,8 @@ class Trained:
 
     dense: nn.Module
     pruned: nn.Module
-    masks: dict[str, Tensor]
+    entity_masks: dict[str, Tensor]  # of the regularised layers
+    masks: dict[str, Tensor]  # the same by module and parameter
     bounds: dict[str, Tensor]
     dense_accuracy: float
     accuracy_before_finetune: float
@@ -52,28 +54,28 @@ def train(run: SeedRun) -> Trained:
     dense = dense_phase(run)
     dense_accuracy = run.evaluate(dense).accuracy
     recipe = run.recipe.spr
-    bounds = SPR.bounds_from(
-        dense,
-        entities=recipe.entities,
-        per=recipe.bounds,
-        include_norm=recipe.include_norm,
-        ignored=recipe.ignored,
-    )
+    bounds = SPR.bounds_from(dense, per=recipe.bounds, **run.chosen._asdict())
     run.fixed = {"bounds": {name: bound.cpu() for name, bound in bounds.items()}}
     if state := run.resumed("finetune"):
         model = fresh_model(run.recipe, run.seed, run.device)
-        masks = {name: keep.to(run.device) for name, keep in state["masks"].items()}
+        kept = {name: keep.to(run.device) for name, keep in state["masks"].items()}
+        masks = module_masks(model, run.chosen.of(model), kept)
         before, budget = state["before"], state["budget"]
     else:
-        model, masks, budget = spr_phase(run, dense, bounds)
+        model, kept, budget = spr_phase(run, dense, bounds)
+        layers = run.chosen.of(model)
+        masks = module_masks(model, layers, kept)
+        warn_of_collapse(run, {n: kept[n] for n in kept if n not in branches_of(layers)})
         before = silence(run, model, masks)
     run.fixed |= {
-        "masks": {name: keep.cpu() for name, keep in masks.items()},
+        "masks": {name: keep.cpu() for name, keep in kept.items()},
         "before": before,
         "budget": budget,
     }
     accuracy, best = finetune_phase(run, dense, model, masks, before)
-    return Trained(dense, model, masks, bounds, dense_accuracy, before, accuracy, best, budget)
+    return Trained(
+        dense, model, kept, masks, bounds, dense_accuracy, before, accuracy, best, budget
+    )
 
 
 def dense_phase(run: SeedRun) -> nn.Module:
@@ -111,10 +113,10 @@ def spr_phase(
     model = fresh_model(run.recipe, run.seed, run.device)
     if recipe.start == "dense":
         model.load_state_dict(dense.state_dict())
-    spr = make_spr(recipe, model, bounds)
+    spr = make_spr(recipe, model, bounds, run.chosen)
     if run.recipe.speed.compile:
         spr.compile()
-    steering = Steering(recipe, model, spr, run.counter, make_limits(recipe, spr))
+    steering = Steering(recipe, model, spr, run.counter, make_limits(recipe, spr), run.example)
     phase = Phase(
         name="spr",
         model=model,
@@ -165,11 +167,15 @@ def meet_budget(
     return choice.masks, record
 
 
-def silence(run: SeedRun, model: nn.Module, masks: dict[str, Tensor]) -> float:
-    """Silence what goes; the accuracy that is left."""
+def warn_of_collapse(run: SeedRun, masks: dict[str, Tensor]) -> None:
+    """Name the layers that keep nothing."""
     for name in collapsed_layers(masks):
         run.display.warn(f"layer {name} collapsed: none of its {len(masks[name])} entities is left")
-    apply_masks_(model, masks)
+
+
+def silence(run: SeedRun, model: nn.Module, masks: dict[str, Tensor]) -> float:
+    """Silence what goes; the accuracy that is left."""
+    apply_masks_(model, masks, run.example)
     return run.evaluate(model).accuracy
 
 
@@ -193,7 +199,7 @@ def finetune_phase(
         optimizer=make_sgd(run.recipe, model),
         epochs=recipe.epochs,
         rate=_pruning_rate(run.recipe, run.recipe.spr.epochs),
-        after=hold_masks(model, masks),
+        after=hold_masks(model, masks, run.example),
         describe=lambda: {"masked_filter_weights_pct": in_zero_filters_pct(model, masks)},
         objective=objective,
     )

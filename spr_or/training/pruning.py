@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from spr_or.formulations.projected import Regime
 from spr_or.pruning.budget import Limits, layer_limits
+from spr_or.pruning.chosen_entities import ChosenEntities
 from spr_or.pruning.counts import count_parameters, masked_filter_weights
+from spr_or.pruning.module_masks import branches_of, module_masks
 from spr_or.pruning.prox_sgd import ProxSGD
 from spr_or.pruning.regularizer import SPR
 from spr_or.pruning.steering import decide_masks
@@ -15,25 +17,31 @@ from spr_or.training.metrics import Record
 from spr_or.training.recipe import Recipe, SprRecipe
 
 
-def make_spr(recipe: SprRecipe, model: nn.Module, bounds: dict[str, Tensor] | float) -> SPR:
-    """The recipe's regularizer on a network."""
+def make_spr(
+    recipe: SprRecipe,
+    model: nn.Module,
+    bounds: dict[str, Tensor] | float,
+    chosen: ChosenEntities | None = None,
+) -> SPR:
+    """The recipe's regularizer on a network; without ``chosen``, of the layers that the recipe names."""
+    if chosen is None:
+        chosen = ChosenEntities(recipe.entities, recipe.include_norm, recipe.ignored)
     return SPR(
         model,
         recipe.lam,
         recipe.alpha,
         bounds,
-        entities=recipe.entities,
         variant=recipe.variant,
         u=recipe.u,
-        include_norm=recipe.include_norm,
-        ignored=recipe.ignored,
+        **chosen._asdict(),
     )
 
 
 def make_limits(recipe: SprRecipe, spr: SPR) -> dict[str, Limits]:
     """What each layer keeps at least, and of what its number is a multiple."""
     sizes = {layer.name: layer.count for layer in spr.layers}
-    return layer_limits(sizes, recipe.min_keep, round_to=recipe.round_to)
+    branches = branches_of(spr.layers)
+    return layer_limits(sizes, recipe.min_keep, round_to=recipe.round_to, branches=branches)
 
 
 def make_optimizer(recipe: Recipe, model: nn.Module, spr: SPR) -> torch.optim.Optimizer:
@@ -62,7 +70,9 @@ def describe(model: nn.Module, spr: SPR, recipe: SprRecipe) -> Record:
         penalty = float(spr())
     return {
         "spr": penalty,
-        "masked_filter_weights_pct": in_zero_filters_pct(model, masks),
+        "masked_filter_weights_pct": in_zero_filters_pct(
+            model, module_masks(model, spr.layers, masks)
+        ),
         "regimes": {"zero": int((~keep).sum()), **counts},
     }
 

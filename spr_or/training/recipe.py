@@ -93,6 +93,9 @@ class DenseRecipe(Schedule):
     weights: Path | None = None  # a state dict (.safetensors or .pt) to start from
 
 
+_Kind = Literal["filters", "neurons", "channels", "heads", "blocks"]
+
+
 class SprRecipe(Schedule):
     """[spr]: the regularised phase. Its learning rate schedule continues through [finetune]."""
 
@@ -103,8 +106,9 @@ class SprRecipe(Schedule):
     variant: Literal["exact", "printed", "authors2022"] = "exact"
     lam: float = Field(ge=0)  # lambda, the strength of the penalty; with a budget, where it starts
     alpha: float = Field(ge=0, le=1)  # share of the penalty on squared weights
-    # What is kept or removed as a whole.
-    entities: Literal["filters", "neurons"] | tuple[Literal["filters", "neurons"], ...] = "filters"
+    # What is kept or removed as a whole, one kind or several that share no weights: channels contain
+    # filters and neurons, blocks are residual branches. Layers that write the outputs keep everything.
+    entities: _Kind | tuple[_Kind, ...] = "filters"
     include_norm: bool = False  # BatchNorm's scale and shift belong to the entity
     # Importance of an entity: its share of the parameters, or 1.
     u: Literal["share", "uniform"] = "share"

@@ -11,6 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from spr_or.pruning.budget import Count
+from spr_or.pruning.chosen_entities import ChosenEntities
 from spr_or.training import checkpoint, distributed
 from spr_or.training.data.load import Data, load_data
 from spr_or.training.metrics import Epoch, Metrics, what_is_lost
@@ -116,13 +117,16 @@ def _run(
             if summaries[seed] is None:
                 if data is None:
                     data = load_data(recipe.data, device, shown.decoding)
-                    check_model(recipe, fresh_model(recipe, seed, device), data, device)
-                    counter = make_counter(recipe, data, device)
+                    model = fresh_model(recipe, seed, device)
+                    chosen = check_model(recipe, model, data, device)
+                    counter = make_counter(recipe, data, device, chosen)
                     shown.say(f"network: {recipe.model} from {source_file(recipe.model)}")
                     folder.mkdir(parents=True, exist_ok=True)
                     if distributed.is_first():
                         write_text(folder / RECIPE, recipe.model_dump_json(indent=2) + "\n")
-                summaries[seed] = _run_seed(recipe, seed, place, device, data, counter, shown)
+                summaries[seed] = _run_seed(
+                    recipe, seed, place, device, data, counter, chosen, shown
+                )
     distributed.barrier()  # the first one has written its report
     if not distributed.is_first():
         return {}
@@ -137,6 +141,7 @@ def _run_seed(
     device: torch.device,
     data: Data,
     counter: Count | None,
+    chosen: ChosenEntities,
     display: RunDisplay,
 ) -> Summary:
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,7 +157,7 @@ def _run_seed(
         if lost := what_is_lost(folder / "metrics.jsonl", _epochs_until(recipe, state)):
             display.warn(lost)
     metrics = Metrics(folder, kept=state["records"] if state else 0)
-    run = SeedRun(recipe, seed, folder, device, data, display, metrics, counter, state)
+    run = SeedRun(recipe, seed, folder, device, data, chosen, display, metrics, counter, state)
     try:
         trained = train(run)
         if not distributed.is_first():

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spr_or.pruning.budget import Count
+from spr_or.pruning.chosen_entities import ChosenEntities
 from spr_or.training import checkpoint
 from spr_or.training.data.load import Data
 from spr_or.training.loop import Scores, evaluate
@@ -29,8 +30,8 @@ class RunError(RuntimeError):
 class SeedRun:
     """One seed of a recipe on its way; ``state`` is the checkpoint it continues from.
 
-    ``counter`` counts for a budget, None without one. It depends on the network's shape only, so
-    all seeds share it.
+    ``chosen`` is what is regularised; ``counter`` counts for a budget, None without one. Both depend
+    on the network's shape only, so all seeds share them.
     """
 
     recipe: Recipe
@@ -38,6 +39,7 @@ class SeedRun:
     folder: Path
     device: torch.device
     data: Data
+    chosen: ChosenEntities
     display: RunDisplay
     metrics: Metrics
     counter: Count | None = None
@@ -49,6 +51,11 @@ class SeedRun:
     def checkpoints(self) -> Path:
         """The folder of ``last.pt``, ``previous.pt`` and ``best.pt``."""
         return self.folder / "checkpoints"
+
+    @property
+    def example(self) -> Tensor:
+        """Two images that show only their shape."""
+        return torch.zeros(2, *self.data.shape, device=self.device)
 
     def resumed(self, phase: str) -> checkpoint.State | None:
         """The checkpoint, if it lies in this phase."""

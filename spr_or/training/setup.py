@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from spr_or.pruning.budget import TOLERANCE, Count, reachable_pct
+from spr_or.pruning.budget import TOLERANCE, Count, Masks, reachable_pct
+from spr_or.pruning.chosen_entities import ChosenEntities, chosen_entities
 from spr_or.pruning.compaction.api import CompactionError, compact
 from spr_or.pruning.measures import MEASURES, counter_of
+from spr_or.pruning.module_masks import module_masks
 from spr_or.training import distributed
 from spr_or.training.data.load import Data
 from spr_or.training.pruning import make_limits, make_spr
@@ -97,8 +99,12 @@ def fresh_model(recipe: Recipe, seed: int, device: torch.device) -> nn.Module:
     return model
 
 
-def check_model(recipe: Recipe, model: nn.Module, data: Data, device: torch.device) -> None:
+def check_model(
+    recipe: Recipe, model: nn.Module, data: Data, device: torch.device
+) -> ChosenEntities:
     """Fail now, not after hours: one forward pass, and a compaction that removes nothing.
+
+    Returns what is to be regularised, in every network that the recipe builds.
 
     Raises `RecipeError` where the network does not take the images, has too few outputs, holds
     nothing of what is to be regularised, or cannot be compacted.
@@ -118,16 +124,21 @@ def check_model(recipe: Recipe, model: nn.Module, data: Data, device: torch.devi
             f"{data.classes} classes: --set model_kwargs.num_classes={data.classes}"
         )
     try:
-        make_spr(recipe.spr, model, 1.0)
-    except ValueError as error:
-        raise RecipeError(f"[spr] does not fit {recipe.model}: {error}") from error
-    try:
         compact(model, {}, images)
     except CompactionError as error:
         raise RecipeError(f"{recipe.model} cannot be compacted after pruning: {error}") from error
+    spr = recipe.spr
+    try:
+        chosen = chosen_entities(model, images, spr.entities, spr.include_norm, spr.ignored)
+        make_spr(spr, model, 1.0, chosen)
+    except ValueError as error:
+        raise RecipeError(f"[spr] does not fit {recipe.model}: {error}") from error
+    return chosen
 
 
-def make_counter(recipe: Recipe, data: Data, device: torch.device) -> Count | None:
+def make_counter(
+    recipe: Recipe, data: Data, device: torch.device, chosen: ChosenEntities
+) -> Count | None:
     """What counts for a budget, None without one; raises `RecipeError` for one out of reach."""
     spr = recipe.spr
     if spr.target_removed_pct is None:
@@ -140,8 +151,12 @@ def make_counter(recipe: Recipe, data: Data, device: torch.device) -> Count | No
     model = fresh_model(recipe, recipe.seeds[0], device)
     # Time is that of a batch; what is counted does not depend on it.
     rows = recipe.data.batch_size if spr.target_of == "latency" else 2
-    counter = counter_of(spr.target_of, model, torch.zeros(rows, *data.shape, device=device))
-    regularizer = make_spr(spr, model, 1.0)
+    count = counter_of(spr.target_of, model, torch.zeros(rows, *data.shape, device=device))
+    regularizer = make_spr(spr, model, 1.0, chosen)
+
+    def counter(masks: Masks) -> float:
+        return count(module_masks(model, regularizer.layers, masks))
+
     sizes = {layer.name: layer.count for layer in regularizer.layers}
     reachable = reachable_pct(counter, sizes, make_limits(spr, regularizer))
     if spr.target_removed_pct > reachable + TOLERANCE:

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from spr_or.pruning.chosen_entities import ChosenEntities
 from spr_or.training.pruning import make_optimizer, make_sgd, make_spr
 from spr_or.training.recipe import Recipe
 from spr_or.training.step import make_step
@@ -35,6 +36,7 @@ def spr_step_overhead(
     model: nn.Module,
     bounds: dict[str, Tensor],
     batch: tuple[Tensor, Tensor],
+    chosen: ChosenEntities | None = None,
     repeats: int = 50,
     seconds: float = 3.0,
 ) -> float:
@@ -46,7 +48,7 @@ def spr_step_overhead(
     steps: list[Callable[[], object]] = []
     for regularised in (False, True):
         network = copy.deepcopy(model).train()
-        spr = make_spr(recipe.spr, network, bounds)
+        spr = make_spr(recipe.spr, network, bounds, chosen)
         make = partial(make_optimizer, spr=spr) if regularised else make_sgd
         optimizer = make(recipe, network)
         for group in optimizer.param_groups:

@@ -39,6 +39,7 @@ class Section(NamedTuple):
     figures: Sequence[Path]
     layers: Sequence[LayerRow]
     folded: bool = False
+    groups: Sequence[dict[str, Any]] = ()
 
 
 def write_page(
@@ -133,7 +134,11 @@ def _budget(columns: Sequence[dict[str, Any]]) -> str:
 
 def _section(section: Section) -> str:
     heading = _text(section.heading)
-    body = _layers(section.layers) + "".join(_figure(figure) for figure in section.figures)
+    body = (
+        _layers(section.layers)
+        + _groups(section.groups)
+        + "".join(_figure(figure) for figure in section.figures)
+    )
     if section.folded:
         return f"<h2>{heading}</h2><details><summary>layers and pictures</summary>{body}</details>"
     return f"<h2>{heading}</h2>{body}"
@@ -152,6 +157,18 @@ def _layers(layers: Sequence[LayerRow]) -> str:
     rows.append(_row("td", ["all layers", "", _change(total, "params"), _share(total)]))
     caption = "Filters (or neurons) and parameters of each layer, before → after physical removal"
     return _scroll(f"<caption>{caption}</caption>" + "".join(rows), columns=3)
+
+
+def _groups(groups: Sequence[dict[str, Any]]) -> str:
+    """What crosses layers, a row for each group; nothing where entities are filters or neurons."""
+    if not groups:
+        return ""
+    rows = [_row("th", ["group", "kind", "layers", "kept"])]
+    for row in groups:
+        kept = f"{row['kept']:,} of {row['total']:,}"
+        rows.append(_row("td", [row["group"], row["kind"], str(row["layers"]), kept]))
+    caption = "<caption>Entities that cross layers: how many layers (norms count), how many are kept</caption>"
+    return _scroll(caption + "".join(rows), columns=3)
 
 
 def _change(row: LayerRow, what: str) -> str:

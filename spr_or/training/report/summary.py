@@ -16,10 +16,11 @@ from spr_or.pruning.compaction.api import CompactionWarning, compact, save_compa
 from spr_or.pruning.counts import count_macs, count_parameters, masked_filter_weights
 from spr_or.pruning.layer_rows import layer_label, layer_rows
 from spr_or.pruning.masks import collapsed_layers
+from spr_or.pruning.module_masks import branches_of
+from spr_or.pruning.pruning_report import group_rows
 from spr_or.training.metrics import Record, read_metrics
 from spr_or.training.phases import Trained
 from spr_or.training.pruning import make_spr
-from spr_or.training.recipe import Recipe
 from spr_or.training.report.magnitude import magnitude_accuracy
 from spr_or.training.report.measure import latency_ms, spr_step_overhead
 from spr_or.training.report.page import Section, write_page
@@ -76,9 +77,9 @@ def report_seed(run: SeedRun, trained: Trained) -> Summary:
     recipe = run.recipe
     save_compact(run.folder / "compact.safetensors", smaller, recipe.model, recipe.model_kwargs)
     summary = summarise(run, trained, smaller, (images, labels))
-    norms = entity_norms(recipe, trained)
+    norms = entity_norms(run, trained)
     figures = _draw(run, trained, norms)
-    section = Section(f"Seed {run.seed}", figures, summary["layers"])
+    section = Section(f"Seed {run.seed}", figures, summary["layers"], groups=summary["groups"])
     write_page(run.folder / "report.html", summary, [section])
     write_text(run.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
@@ -94,6 +95,7 @@ def summarise(
     removed = total - count_parameters(smaller)
     dense_ms, compact_ms = latency_ms([trained.dense, smaller], batch[0])
     shape = (1, *data.shape)
+    layers = run.chosen.of(trained.dense)
     measured = {
         "dense_accuracy": trained.dense_accuracy,
         "accuracy_before_finetune": trained.accuracy_before_finetune,
@@ -108,12 +110,14 @@ def summarise(
         "latency_ms_dense": dense_ms,
         "latency_ms_compact": compact_ms,
         "max_abs_logit_diff": max_logit_difference(run, trained.pruned, smaller),
-        "spr_step_overhead": spr_step_overhead(recipe, trained.dense, trained.bounds, batch),
+        "spr_step_overhead": spr_step_overhead(
+            recipe, trained.dense, trained.bounds, batch, run.chosen
+        ),
     }
     return {
         **measured,
         **ratios(measured),
-        "magnitude_accuracy": magnitude_accuracy(run, trained.dense, trained.masks),
+        "magnitude_accuracy": magnitude_accuracy(run, trained.dense, trained.entity_masks),
         "name": recipe.name,
         "note": recipe.note,
         "seed": run.seed,
@@ -131,8 +135,13 @@ def summarise(
         "latency_batch": len(batch[0]),
         "device": str(run.device),
         "torch": torch.__version__,
-        "collapsed_layers": collapsed_layers(trained.masks),
+        "collapsed_layers": [
+            name
+            for name in collapsed_layers(trained.entity_masks)
+            if name not in branches_of(layers)
+        ],
         "layers": layer_rows(trained.dense, smaller),
+        "groups": group_rows(trained.entity_masks, layers),
         "budget": trained.budget,
         **clock(run.metrics.records),
         "recipe": recipe.model_dump(mode="json"),
@@ -166,11 +175,13 @@ def max_logit_difference(run: SeedRun, masked: nn.Module, smaller: nn.Module) ->
     return float(torch.stack(differences).max())
 
 
-def entity_norms(recipe: Recipe, trained: Trained) -> dict[str, tuple[list[float], list[float]]]:
+def entity_norms(run: SeedRun, trained: Trained) -> dict[str, tuple[list[float], list[float]]]:
     """||w||_2 of each entity in the dense and in the pruned network, by layer."""
     pairs = {}
-    before = make_spr(recipe.spr, trained.dense, trained.bounds).entity_values()
-    after = make_spr(recipe.spr, trained.pruned, trained.bounds).entity_values()
+    before, after = (
+        make_spr(run.recipe.spr, network, trained.bounds, run.chosen).entity_values()
+        for network in (trained.dense, trained.pruned)
+    )
     for name in before:
         pairs[name] = (before[name].norm.tolist(), after[name].norm.tolist())
     return pairs
@@ -196,7 +207,7 @@ def mean_summary(summaries: list[Summary]) -> Summary:
     merged["seeds"] = [s["seed"] for s in summaries]
     merged["collapsed_layers"] = sorted({name for s in summaries for name in s["collapsed_layers"]})
     del merged["seed"]
-    for key in ("budget", "layers"):  # of one seed
+    for key in ("budget", "layers", "groups"):  # of one seed
         merged.pop(key, None)
     return merged
 
@@ -211,6 +222,7 @@ def report_seeds(folder: Path, summaries: list[Summary]) -> Summary:
             sorted((places[s["seed"]] / "figures").glob("*.png")),
             s.get("layers", []),
             folded=True,
+            groups=s.get("groups", []),
         )
         for s in summaries
     ]
@@ -233,8 +245,11 @@ def _draw(
     folder = run.folder / "figures"
     folder.mkdir(exist_ok=True)
     modules = dict(trained.dense.named_modules())
-    labels = {name: layer_label(name, modules[name]) for name in trained.masks}
-    masks = {labels[name]: keep.cpu() for name, keep in trained.masks.items()}
+    labels = {
+        name: layer_label(name, modules[name]) if name in modules else name
+        for name in trained.entity_masks
+    }
+    masks = {labels[name]: keep.cpu() for name, keep in trained.entity_masks.items()}
     named = {labels.get(name, name): pair for name, pair in norms.items()}
     records = run.metrics.records
     drawn = {
