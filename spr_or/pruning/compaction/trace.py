@@ -8,6 +8,8 @@ their own names, nothing writes over its input, and what has several results is 
 
 import contextlib
 import inspect
+import io
+import logging
 import operator
 import sys
 import warnings
@@ -217,7 +219,8 @@ def _export(model: nn.Module, inputs: Inputs, all_vary: bool) -> ExportedProgram
     problems: list[Exception] = []
     for attempt in attempts if all_vary else attempts[1:]:
         try:
-            return attempt()
+            with _quiet():
+                return attempt()
         except Exception as error:  # torch raises whatever its own or the user's code raises
             problems.append(error)
     raise CompactionError(
@@ -225,6 +228,18 @@ def _export(model: nn.Module, inputs: Inputs, all_vary: bool) -> ExportedProgram
         f"Nor by torch.fx: {_first_lines(problems[-1])}. Its forward must not depend on the values "
         "of tensors"
     ) from problems[-2]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the graph that torch prints when it fails; the error says what is wrong."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _first_lines(error: Exception) -> str:
