@@ -39,6 +39,7 @@ _HOMES = {
     "filters": "spr_or.formulations.entities:filters",
     "groups": "spr_or.formulations.entities:groups",
     "hold_masks": "spr_or.pruning.masks:hold_masks",
+    "inspect_network": "spr_or.pruning.inspection:inspect_network",
     "lightning_callback": "spr_or.pruning.adapters:lightning_callback",
     "load_certificate": "spr_or.tabular.check:load_certificate",
     "load_compact": "spr_or.pruning.compaction.api:load_compact",
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from spr_or.pruning.compaction.api import compact, load_compact, save_compact
     from spr_or.pruning.counts import count_macs, count_parameters
     from spr_or.pruning.export import export_onnx
+    from spr_or.pruning.inspection import inspect_network
     from spr_or.pruning.masks import apply_masks_, hold_masks, masks_by_threshold
     from spr_or.pruning.prox_sgd import ProxSGD
     from spr_or.pruning.pruner import Pruner
@@ -93,6 +95,7 @@ __all__ = [
     "filters",
     "groups",
     "hold_masks",
+    "inspect_network",
     "lightning_callback",
     "load_certificate",
     "load_compact",

@@ -9,26 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from spr_or.pruning.chosen_entities import chosen_entities
 from spr_or.pruning.compaction.facts import operands
 from spr_or.pruning.compaction.plan import Plan
 from spr_or.pruning.compaction.prepare import computed_weights
 from spr_or.pruning.compaction.size import Skeleton
 from spr_or.pruning.compaction.trace import CompactionError, Example, where_written
+from spr_or.pruning.compaction.untraceable import refusal
 from spr_or.pruning.compaction.weighted import WEIGHTED
 from spr_or.pruning.counts import count_parameters
 from spr_or.pruning.group_entities import GroupEntities
 from spr_or.pruning.groups import TRANSPOSED, output_dim
 from spr_or.pruning.ignored import Ignored, ignored_modules
-from spr_or.pruning.layer_entities import (
-    GROUP_KINDS,
-    LayerEntities,
-    layer_entities,
-    on_graph,
-)
+from spr_or.pruning.layer_entities import GROUP_KINDS, LayerEntities
 from spr_or.pruning.layer_rows import layer_label
 from spr_or.pruning.module_masks import module_masks
 from spr_or.pruning.output_layers import output_layers
-from spr_or.pruning.untraceable import refusal
 from spr_or.pruning.unwrap import unwrap
 
 KINDS = ("filters", "neurons", *GROUP_KINDS)
@@ -147,12 +143,8 @@ def inspect_network(
     try:
         skeleton = Skeleton(inner, example)
         reasons = _reasons(inner, example, ignored)
-        layers = layer_entities(
-            inner,
-            words,
-            example=example if on_graph(words) else None,
-            ignored=[name for name in reasons if name],
-        )
+        left_out = [name for name in reasons if name]
+        layers = chosen_entities(inner, example, words, ignored=left_out).of(inner)
     except CompactionError as error:
         raise refusal(inner, example, error) from error
     whole = skeleton.left({})
@@ -275,7 +267,7 @@ def _other_reason(module: nn.Module | None, words: Sequence[str]) -> str:
             "that they cannot be followed through"
         )
     if isinstance(module, nn.Linear) and "neurons" in words:
-        return "the last linear layer, whose outputs are taken for those of the network"
+        return "it is no hidden layer between two others: a sum, attention or an output reads it"
     return f"{type(module).__name__} has no {asked}"
 
 
@@ -283,11 +275,10 @@ def _obstacles(plan: Plan) -> Iterable[Obstacle]:
     """Operators in front of which something is put back; equal ones are counted."""
     found: dict[tuple[str, str, str], list[str]] = {}
     times: dict[tuple[str, str, str], int] = {}
-    for node, reason in plan.obstacles():
-        operator = str(node.target).rpartition(".")[0] or str(node.target)
-        key = operator, reason, where_written(node)
+    for stop in plan.obstacles():
+        key = stop.operator.removesuffix(".default"), stop.reason, where_written(stop.node)
         times[key] = times.get(key, 0) + 1
-        found.setdefault(key, []).extend(_writers(plan, node))
+        found.setdefault(key, []).extend(_writers(plan, stop.node))
     for key, layers in found.items():
         yield Obstacle(*key, tuple(dict.fromkeys(layers)), times[key])
 

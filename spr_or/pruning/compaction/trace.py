@@ -522,6 +522,9 @@ _SIMPLER: dict[Any, Callable[[fx.Graph, fx.Node], None]] = {
     aten._native_batch_norm_legit_no_training.default: _norm_of_inference,
 }
 
+# Places in a stack that are no line of the user's: torch, and attention as `prepare` writes it out.
+_NOT_OWN = ("/torch/", "/spr_or/pruning/")
+
 SIZES = (operator.add, operator.mul, operator.floordiv, operator.sub, operator.mod)
 
 
@@ -535,7 +538,7 @@ def where_written(node: fx.Node) -> str:
     """The line of the user's code that made a node, "file:line: code"; empty where unknown."""
     lines = [line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines()]
     for at in range(len(lines) - 1, -1, -1):
-        if lines[at].startswith("File ") and "/torch/" not in lines[at]:
+        if lines[at].startswith("File ") and not any(own in lines[at] for own in _NOT_OWN):
             place = lines[at].split('"')[1], lines[at].split("line ")[1].split(",")[0]
             code = lines[at + 1] if at + 1 < len(lines) else ""
             return f"{place[0]}:{place[1]}: {code}"

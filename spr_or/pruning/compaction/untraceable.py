@@ -57,7 +57,9 @@ def untraceable(model: nn.Module, example: Example) -> list[Fault]:
 
 
 def refusal(model: nn.Module, example: Example, error: CompactionError) -> CompactionError:
-    """The error of a network that cannot be traced, with every place in it that stops the tracing."""
+    """The error of a network that torch cannot trace, with every place in it that stops the tracing."""
+    if error.__cause__ is None:  # not torch's, and it names everything
+        return error
     faults = untraceable(model, example)
     if not faults:
         return error
