@@ -48,6 +48,7 @@ _HOMES = {
     "neurons": "spr_or.formulations.entities:neurons",
     "perspective": "spr_or.formulations.perspective",
     "projected": "spr_or.formulations.projected",
+    "rules": "spr_or.pruning.compaction.rules",
     "run_recipe": "spr_or.training.runner:run_recipe",
     "save_compact": "spr_or.pruning.compaction.api:save_compact",
     "solve": "spr_or.certified_solver.solver:branch_and_bound",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from spr_or.formulations.entities import features, filters, groups, neurons
     from spr_or.formulations.problem import SparseTrainingProblem
     from spr_or.pruning.adapters import lightning_callback, trainer_callback
+    from spr_or.pruning.compaction import rules
     from spr_or.pruning.compaction.api import compact, load_compact, save_compact
     from spr_or.pruning.counts import count_macs, count_parameters
     from spr_or.pruning.export import export_onnx
@@ -104,6 +106,7 @@ __all__ = [
     "neurons",
     "perspective",
     "projected",
+    "rules",
     "run_recipe",
     "save_compact",
     "solve",

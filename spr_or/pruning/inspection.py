@@ -172,7 +172,9 @@ def _reasons(model: nn.Module, example: Example, ignored: Ignored) -> dict[str, 
         )
     for name, module in model.named_modules():
         if isinstance(module, TRANSPOSED) and module.groups > 1 and output_dim(module) == 1:
-            reasons[name] = "the filters of a grouped transposed convolution are no slice of its weight"
+            reasons[name] = (
+                "the filters of a grouped transposed convolution are no slice of its weight"
+            )
     outputs = output_layers(model, example)
     return reasons | dict.fromkeys(sorted(outputs), "it writes an output of the network")
 

@@ -61,9 +61,7 @@ def own(tmp_path, monkeypatch):
 
 
 def run(*arguments, columns=200):
-    return CliRunner().invoke(
-        app, ["inspect", *map(str, arguments)], env={"COLUMNS": str(columns)}
-    )
+    return CliRunner().invoke(app, ["inspect", *map(str, arguments)], env={"COLUMNS": str(columns)})
 
 
 @pytest.mark.parametrize("columns", [80, 200])

@@ -529,7 +529,7 @@ SIZES = (operator.add, operator.mul, operator.floordiv, operator.sub, operator.m
 
 
 def at_line(node: fx.Node) -> str:
-    """ at "file:line: code", to end a message with; empty where unknown."""
+    """at "file:line: code", to end a message with; empty where unknown."""
     place = where_written(node)
     return f" at {place}" if place else ""
 
