@@ -124,7 +124,7 @@ def test_a_network_that_cannot_be_traced_is_refused_with_the_line(own):
         (["Two", "--input", "3,x"], "3,x"),
         (["Two", "--input", "0,8"], "0,8"),
         (["Two", "--input", "3,8,8", "--input", "scale=1"], "to every input, or to none"),
-        (["words", "--input", "4:50", "--entities", "heads"], "no heads"),
+        (["words", "--input", "4:50", "--entities", "heads"], "heads"),
         (["words", "--input", "4:50", "--entities", "head"], "'head'"),
         (["words", "--input", "4:50", "--ignored", "firs"], "'firs'"),
     ],

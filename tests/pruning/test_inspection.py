@@ -162,7 +162,7 @@ def test_wrong_arguments_are_named():
     net, x = Residual(), torch.zeros(2, 3, 6, 6)
     with pytest.raises(ValueError, match="not 'filter'"):
         inspect_network(net, x, "filter")
-    with pytest.raises(ValueError, match="no heads"):
+    with pytest.raises(ValueError, match="heads"):
         inspect_network(net, x, "heads")
     with pytest.raises(ValueError, match="'stm'.*'stem'"):
         inspect_network(net, x, ignored=["stm"])

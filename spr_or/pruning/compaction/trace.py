@@ -290,15 +290,16 @@ def _lowered(model: nn.Module, program: ExportedProgram) -> fx.GraphModule:
                 tensor = torch.zeros(())
             copies[node] = root.node(graph, name, tensor)
             copies[node].meta = dict(node.meta)
-        elif node.op == "output":
+        elif node.op == "output" and not problems:
             leaves = [copies[x] if isinstance(x, fx.Node) else x for x in node.args[0]]
             graph.output(_plain(pytree.tree_unflatten(leaves, program.call_spec.out_spec)))
+        elif node.op == "output":
+            _refuse(model, list(dict.fromkeys(problems)))
         elif node.op == "get_attr":
             problems.append(f"the forward pass holds a subgraph{at_line(next(iter(node.users)))}")
             copies[node] = node
         else:
             copies[node] = graph.node_copy(node, copies.__getitem__)
-    _refuse(model, list(dict.fromkeys(problems)))
     module = fx.GraphModule(root, graph, class_name="Traced")
     return module
 
