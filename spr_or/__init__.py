@@ -39,6 +39,7 @@ _HOMES = {
     "filters": "spr_or.formulations.entities:filters",
     "groups": "spr_or.formulations.entities:groups",
     "hold_masks": "spr_or.pruning.masks:hold_masks",
+    "inspect_network": "spr_or.pruning.inspection:inspect_network",
     "lightning_callback": "spr_or.pruning.adapters:lightning_callback",
     "load_certificate": "spr_or.tabular.check:load_certificate",
     "load_compact": "spr_or.pruning.compaction.api:load_compact",
@@ -47,6 +48,7 @@ _HOMES = {
     "neurons": "spr_or.formulations.entities:neurons",
     "perspective": "spr_or.formulations.perspective",
     "projected": "spr_or.formulations.projected",
+    "rules": "spr_or.pruning.compaction.rules",
     "run_recipe": "spr_or.training.runner:run_recipe",
     "save_compact": "spr_or.pruning.compaction.api:save_compact",
     "solve": "spr_or.certified_solver.solver:branch_and_bound",
@@ -62,9 +64,11 @@ if TYPE_CHECKING:
     from spr_or.formulations.entities import features, filters, groups, neurons
     from spr_or.formulations.problem import SparseTrainingProblem
     from spr_or.pruning.adapters import lightning_callback, trainer_callback
+    from spr_or.pruning.compaction import rules
     from spr_or.pruning.compaction.api import compact, load_compact, save_compact
     from spr_or.pruning.counts import count_macs, count_parameters
     from spr_or.pruning.export import export_onnx
+    from spr_or.pruning.inspection import inspect_network
     from spr_or.pruning.masks import apply_masks_, hold_masks, masks_by_threshold
     from spr_or.pruning.prox_sgd import ProxSGD
     from spr_or.pruning.pruner import Pruner
@@ -93,6 +97,7 @@ __all__ = [
     "filters",
     "groups",
     "hold_masks",
+    "inspect_network",
     "lightning_callback",
     "load_certificate",
     "load_compact",
@@ -101,6 +106,7 @@ __all__ = [
     "neurons",
     "perspective",
     "projected",
+    "rules",
     "run_recipe",
     "save_compact",
     "solve",

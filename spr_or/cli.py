@@ -44,6 +44,9 @@ COMMANDS = {
         "spr_or.commands.solve", "Choose the columns that explain a target best, and prove it."
     ),
     "check": _Place("spr_or.commands.check", "Check what spr-or solve left, from the data."),
+    "inspect": _Place(
+        "spr_or.commands.inspect", "Show what pruning could remove from a network, layer by layer."
+    ),
     "run": _Place("spr_or.commands.run", "Train, prune, fine-tune and compact a network."),
     "sweep": _Place("spr_or.commands.sweep", "Run a recipe with many settings."),
     "layers": _Place(

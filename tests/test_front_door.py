@@ -101,7 +101,7 @@ def test_each_name_is_what_its_home_defines(name: str) -> None:
     module, _, attribute = spr_or._HOMES[name].partition(":")
     home = importlib.import_module(module)
     assert getattr(spr_or, name) is (getattr(home, attribute) if attribute else home)
-    modules = ("bigm", "perspective", "projected")
+    modules = ("bigm", "perspective", "projected", "rules")
     assert callable(getattr(spr_or, name)) == (name not in modules)
 
 

@@ -145,7 +145,7 @@ def scales(norm: nn.Module, channels: int, last: bool) -> bool:
 
 def _seen_in_a_run(model: nn.Module, example: Any) -> dict[str, list[str]]:
     """Norms whose input is a layer's output itself, as a run shows."""
-    attempts = [*_guesses(model), *([] if example is None else [example])]
+    attempts = [*guessed_inputs(model), *([] if example is None else [example])]
     for attempt in attempts:
         found = _watched(model, attempt)
         if found is not None:
@@ -193,7 +193,7 @@ def _watched(model: nn.Module, example: Any) -> dict[str, list[str]] | None:
     return found
 
 
-def _guesses(model: nn.Module) -> list[Any]:
+def guessed_inputs(model: nn.Module) -> list[Any]:
     """Inputs that the network might take, by its first layer."""
     for module in model.modules():
         if isinstance(module, nn.Embedding):

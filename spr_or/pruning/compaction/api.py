@@ -18,6 +18,7 @@ from spr_or.pruning.compaction.prepare import prepared
 from spr_or.pruning.compaction.rewrite import Kept, rewrite
 from spr_or.pruning.compaction.storage import load_compact, read_description, save_compact
 from spr_or.pruning.compaction.trace import CompactionError, Example, Inputs, like_model, trace
+from spr_or.pruning.compaction.untraceable import refusal
 from spr_or.pruning.masks import apply_masks_
 
 __all__ = [
@@ -61,7 +62,10 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], example_input: Exampl
     masked = prepared(model)
     apply_masks_(masked, masks, example_input)
     inputs = like_model(masked, example_input)
-    graph = trace(masked, example_input)
+    try:
+        graph = trace(masked, example_input)
+    except CompactionError as error:
+        raise refusal(masked, example_input, error) from error
     trials = [_drawn(inputs)]
     expected = [_outputs(masked, trial) for trial in trials]
     larger = _with_a_sample_more(trials[0], graph)

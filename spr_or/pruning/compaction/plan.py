@@ -41,13 +41,14 @@ class Obstacle(NamedTuple):
     """An operator that cannot take what is left.
 
     place: where the user's code calls it, " at file:line: code", empty where torch does not know.
-    filled: what is put back in front of it.
+    filled: what is put back in front of it. node: the operator in the graph.
     """
 
     operator: str
     reason: str
     place: str
     filled: tuple[str, ...]
+    node: fx.Node
 
     def __str__(self) -> str:
         return f"{self.operator}{self.place}: {self.reason}; put back: {', '.join(self.filled)}"
@@ -206,8 +207,8 @@ class Plan:
                 for part in _put_back(x, self.kept[x], keep)
             ]
             if filled:
-                reason = decision.reason or "it needs constants that are gone"
-                found.append(Obstacle(str(node.target), reason, at_line(node), tuple(filled)))
+                reason = decision.reason or "a constant that it reads cannot become a bias"
+                found.append(Obstacle(str(node.target), reason, at_line(node), tuple(filled), node))
         return found
 
     def operations(self) -> int:

@@ -8,6 +8,8 @@ their own names, nothing writes over its input, and what has several results is 
 
 import contextlib
 import inspect
+import io
+import logging
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -219,7 +221,8 @@ def _export(model: nn.Module, inputs: Inputs, all_vary: bool) -> ExportedProgram
     problems: list[Exception] = []
     for attempt in attempts if all_vary else attempts[1:]:
         try:
-            return attempt()
+            with _quiet():
+                return attempt()
         except Exception as error:  # torch raises whatever its own or the user's code raises
             problems.append(error)
     raise CompactionError(
@@ -227,6 +230,18 @@ def _export(model: nn.Module, inputs: Inputs, all_vary: bool) -> ExportedProgram
         f"Nor by torch.fx: {_first_lines(problems[-1])}. Its forward must not depend on the values "
         "of tensors"
     ) from problems[-2]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the graph that torch prints when it fails; the error says what is wrong."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _first_lines(error: Exception) -> str:
@@ -404,7 +419,7 @@ def where_written(node: fx.Node) -> str:
     """The line of the user's code that made a node, "file:line: code"; empty where unknown."""
     lines = [line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines()]
     for at in range(len(lines) - 1, -1, -1):
-        if lines[at].startswith("File ") and "/torch/" not in lines[at]:
+        if lines[at].startswith("File ") and not any(own in lines[at] for own in _NOT_OWN):
             place = lines[at].split('"')[1], lines[at].split("line ")[1].split(",")[0]
             code = lines[at + 1] if at + 1 < len(lines) else ""
             return f"{place[0]}:{place[1]}: {code}"
