@@ -206,12 +206,12 @@ def _show(
 ) -> None:
     listed = " and ".join("×".join(map(str, shape)) or "one number" for shape in shapes.values())
     title = f"{network} for inputs of {listed}"
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (layer.label, f"{layer.count} {layer.kind}", str(len(layer.modules)),
          f"{layer.weights:,}", _mean(layer.parameters), _mean(layer.macs))
         for layer in found.layers
     ]  # fmt: skip
-    columns = ("layer", "entities", "crosses", "holds", "parameters", "MACs")
+    columns: tuple[str, ...] = ("layer", "entities", "crosses", "holds", "parameters", "MACs")
     if all(len(layer.modules) == 1 for layer in found.layers):
         columns = tuple(c for c in columns if c != "crosses")
         rows = [(row[0], row[1], *row[3:]) for row in rows]

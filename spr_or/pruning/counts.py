@@ -10,14 +10,12 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from spr_or.pruning.compaction.trace import attention_in_the_open
+from spr_or.pruning.compaction.trace import Example, attention_in_the_open
 from spr_or.pruning.following_norms import CONVOLUTIONS, LAYERS
 from spr_or.pruning.masks import Masks, filter_rows, maskable_layer
 from spr_or.utils.evaluating import evaluating
 
 aten = torch.ops.aten
-
-Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
 
 def masked_filter_weights(model: nn.Module, masks: Masks) -> int:
@@ -185,4 +183,4 @@ def forward(model: nn.Module, example: Example) -> Any:
         return model(*tree_leaves(example))
     if isinstance(example, Mapping):
         return model(**example)
-    return model(*example) if isinstance(example, tuple) else model(example)
+    return model(*example) if isinstance(example, tuple | list) else model(example)

@@ -415,6 +415,10 @@ def at_line(node: fx.Node) -> str:
     return f" at {place}" if place else ""
 
 
+# Places in a stack that are no line of the user's: torch, and attention as `prepare` writes it out.
+_NOT_OWN = ("/torch/", "/spr_or/pruning/")
+
+
 def where_written(node: fx.Node) -> str:
     """The line of the user's code that made a node, "file:line: code"; empty where unknown."""
     lines = [line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines()]

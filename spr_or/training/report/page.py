@@ -167,7 +167,7 @@ def _groups(groups: Sequence[dict[str, Any]]) -> str:
     for row in groups:
         kept = f"{row['kept']:,} of {row['total']:,}"
         rows.append(_row("td", [row["group"], row["kind"], str(row["layers"]), kept]))
-    caption = "<caption>Entities that cross layers: how many layers (norms count), how many are kept</caption>"
+    caption = "<caption>Entities that cross layers: layers (norms count) and what is kept</caption>"
     return _scroll(caption + "".join(rows), columns=3)
 
 
