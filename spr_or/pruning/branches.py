@@ -4,8 +4,7 @@ import torch
 from torch import fx
 
 from spr_or.pruning.compaction.facts import Facts, argument, operands
-from spr_or.pruning.compaction.movement import MOVEMENT
-from spr_or.pruning.compaction.rules import rule_of
+from spr_or.pruning.compaction.movement import moves
 from spr_or.pruning.compaction.weighted import WEIGHTED, layer_of
 from spr_or.pruning.groups import EntityGroup, Member
 
@@ -90,7 +89,7 @@ def roles(graph: fx.GraphModule, facts: Facts) -> dict[fx.Node, int]:
             dim = layer.row_dim
             if layer.transposed and layer.groups > 1:
                 dim = 0
-            while source.op == "call_function" and rule_of(source.target) is MOVEMENT:
+            while source.op == "call_function" and moves(source, facts):
                 source, dim = operands(source, facts)[0], 0
             if source.op == "get_attr":
                 found.setdefault(source, dim)

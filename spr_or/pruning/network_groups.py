@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from spr_or.pruning.branches import branches, named, owner, roles
 from spr_or.pruning.compaction.facts import Facts, argument, operands
-from spr_or.pruning.compaction.movement import MOVEMENT, sources
+from spr_or.pruning.compaction.movement import moved_by, moves, sources
 from spr_or.pruning.compaction.operators import letters_of
 from spr_or.pruning.compaction.plan import facts_of
 from spr_or.pruning.compaction.prepare import prepared
@@ -189,7 +189,7 @@ class _Walk:
         if node.target in _PRODUCTS and letters_of(node, self.facts) is not None:
             return self._product(node)
         rule = rule_of(node.target)
-        if rule is MOVEMENT:
+        if moves(node, self.facts):
             return self._moved(node)
         if rule.dims is not None and all(
             self.facts[x].is_tensor for x in operands(node, self.facts)
@@ -269,8 +269,7 @@ class _Walk:
 
     def _moved(self, node: fx.Node) -> Tensor:
         source, _ = sources(node, self.facts)
-        flat = torch.cat([self.labels[x].reshape(-1) for x in operands(node, self.facts)
-                          if x in self.labels])  # fmt: skip
+        flat = torch.cat([self.labels[x].reshape(-1) for x in moved_by(node, self.facts)])
         return torch.where(source >= 0, flat[source.clamp(min=0)], NEUTRAL)
 
     def _passed(self, node: fx.Node, pairs: list[dict[int, int]]) -> Tensor:

@@ -115,4 +115,4 @@ def _all_true(kept: Tensor | None, like: Tensor) -> Tensor:
     return torch.ones_like(like) if kept is None else kept.to(like.device)
 
 
-register(aten.add.Tensor, Rule(POINTWISE.known, _needed, _narrow))
+register(aten.add.Tensor, Rule(POINTWISE.known, _needed, _narrow, every_dimension))

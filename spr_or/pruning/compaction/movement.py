@@ -41,7 +41,7 @@ def sources(node: fx.Node, facts: Facts) -> tuple[Tensor, list[int]]:
     int64 of the result's shape; -1 where the operator puts a constant.
     """
     numbered, offsets, start = [], [], 0
-    for x in _moved(node, facts):
+    for x in moved_by(node, facts):
         count = math.prod(facts[x].shape)
         offsets.append(start)
         index = torch.arange(start, start + count, dtype=torch.float64)
@@ -50,7 +50,7 @@ def sources(node: fx.Node, facts: Facts) -> tuple[Tensor, list[int]]:
     return _run(node, facts, numbered).long(), offsets
 
 
-def _moved(node: fx.Node, facts: Facts) -> list[fx.Node]:
+def moved_by(node: fx.Node, facts: Facts) -> list[fx.Node]:
     """The operands whose numbers move; the others say where to."""
     nodes = operands(node, facts)
     return [x for x, index in zip(nodes, _is_index(node, facts), strict=True) if not index]
@@ -73,7 +73,7 @@ def _run(node: fx.Node, facts: Facts, moved: Sequence[Tensor], args: Any = None)
 
 def _known(node: fx.Node, facts: Facts, value: Tensor) -> Tensor:
     source, _ = facts.once(sources, node)
-    known = [facts[x].known for x in _moved(node, facts)]
+    known = [facts[x].known for x in moved_by(node, facts)]
     flat = torch.cat([k.flatten().cpu() for k in known if k is not None])
     return (flat[source.clamp(min=0)] | (source < 0)).to(value.device)
 
@@ -81,7 +81,7 @@ def _known(node: fx.Node, facts: Facts, value: Tensor) -> Tensor:
 def _needed(node: fx.Node, facts: Facts, wanted: Tensor) -> list[Tensor | None]:
     source, offsets = facts.once(sources, node)
     asked = source[wanted.cpu()]
-    moved = _moved(node, facts)
+    moved = moved_by(node, facts)
     total = offsets[-1] + math.prod(facts[moved[-1]].shape)
     flat = torch.zeros(total, dtype=torch.bool)
     flat[asked[asked >= 0]] = True
@@ -95,7 +95,7 @@ def _needed(node: fx.Node, facts: Facts, wanted: Tensor) -> list[Tensor | None]:
 def _narrow(plan: "Plan", node: fx.Node) -> Decision:
     """Run on what the operands hold, or on the least that the result needs, or on everything."""
     facts = plan.facts
-    moved = _moved(node, facts)
+    moved = moved_by(node, facts)
     held = [_held(plan, node, x) for x in moved]
     least = plan.least(node)
     if all(k is None for keep in held for k in keep) and all(k is None for k in least):
@@ -124,7 +124,7 @@ def _held(plan: "Plan", node: fx.Node, x: fx.Node) -> Keep:
 def _attempt(plan: "Plan", node: fx.Node, source: Tensor, held: list[Keep]) -> Decision | None:
     """The node on given positions of its operands, if what comes out is a product of positions."""
     facts = plan.facts
-    moved = _moved(node, facts)
+    moved = moved_by(node, facts)
     there = [
         outer(k, facts[x].shape, torch.device("cpu")) for k, x in zip(held, moved, strict=True)
     ]
@@ -177,7 +177,7 @@ def _without_put_slices(keeps: Keep, put: Tensor, held: list[Keep]) -> Keep:
 def _closed(plan: "Plan", node: fx.Node, source: Tensor, offsets: list[int]) -> list[Keep]:
     """The least positions of the operands that give a product of positions with all that is needed."""
     facts = plan.facts
-    moved = _moved(node, facts)
+    moved = moved_by(node, facts)
     sizes = [math.prod(facts[x].shape) for x in moved]
     variable = facts[node].variable
     wanted = plan.required[node].cpu()
@@ -348,20 +348,24 @@ def is_move(node: fx.Node, facts: Facts) -> bool:
 
 MOVEMENT = Rule(_known, _needed, _narrow)
 
-register(
-    [
-        aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints,
-        aten.unflatten.int, aten.permute.default, aten.transpose.int, aten.t.default,
-        aten.numpy_T.default, aten.mT.default, aten.movedim.int, aten.movedim.intlist,
-        aten.swapaxes.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
-        aten.unsqueeze.default, aten.expand.default, aten.expand_as.default, aten.repeat.default,
-        aten.repeat_interleave.self_int, aten.tile.default, aten.cat.default, aten.stack.default,
-        aten.slice.Tensor, aten.narrow.default, aten.select.int, aten.pixel_shuffle.default,
-        aten.pixel_unshuffle.default, aten.channel_shuffle.default, aten.flip.default,
-        aten.roll.default, aten.constant_pad_nd.default, aten.pad.default,
-        aten.slice_scatter.default, aten.select_scatter.default,
-        aten.index_put.default, aten.diagonal.default, aten.unfold.default,
-        aten.repeat_interleave.self_Tensor,
-    ],
-    where(is_move, MOVEMENT),
+_MOVES = (
+    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints,
+    aten.unflatten.int, aten.permute.default, aten.transpose.int, aten.t.default,
+    aten.numpy_T.default, aten.mT.default, aten.movedim.int, aten.movedim.intlist,
+    aten.swapaxes.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
+    aten.unsqueeze.default, aten.expand.default, aten.expand_as.default, aten.repeat.default,
+    aten.repeat_interleave.self_int, aten.tile.default, aten.cat.default, aten.stack.default,
+    aten.slice.Tensor, aten.narrow.default, aten.select.int, aten.pixel_shuffle.default,
+    aten.pixel_unshuffle.default, aten.channel_shuffle.default, aten.flip.default,
+    aten.roll.default, aten.constant_pad_nd.default, aten.pad.default,
+    aten.slice_scatter.default, aten.select_scatter.default,
+    aten.index_put.default, aten.diagonal.default, aten.unfold.default,
+    aten.repeat_interleave.self_Tensor,
 )  # fmt: skip
+register(list(_MOVES), where(is_move, MOVEMENT))
+
+
+def moves(node: fx.Node, facts: Facts) -> bool:
+    """Whether the node does nothing but move numbers to places that are known."""
+    by_index = (aten.index_select.default, aten.index.Tensor, aten.index_copy.default)
+    return node.target in (*_MOVES, *by_index) and is_move(node, facts)

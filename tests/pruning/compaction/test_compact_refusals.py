@@ -119,9 +119,9 @@ def test_two_inputs_by_position_and_by_name():
 
 
 def test_an_example_that_the_forward_does_not_take_is_named():
-    with pytest.raises(CompactionError, match=r"does not take the example.*\(2, 3, 5, 5\)"):
+    with pytest.raises(CompactionError, match=r"does not take inputs of shapes.*\(2, 3, 5, 5\)"):
         compact(Lambda(lambda m, x: m.conv(x)), {}, torch.zeros(1, 3, 5, 5))
-    with pytest.raises(CompactionError, match="does not take the example.*label"):
+    with pytest.raises(CompactionError, match="does not take inputs of shapes.*label"):
         compact(Lambda(lambda m, image, label: m.conv(image)), {}, torch.zeros(1, 4, 5, 5))
 
 
