@@ -77,7 +77,7 @@ def test_options_have_one_set_of_names(names):
     options = set(re.findall(r"^  (--[\w-]+)", text, flags=re.M))
     assert not options & {"--time", "--seconds", "--again", "--retry-failed"}
     metavars = set(re.findall(r"^  --[\w-]+ ([A-Z][^\s]*)", text, flags=re.M))
-    known = {"DIR", "FILE", "SECONDS", "N", "X", "NAME", "NAME,...", "KEY=VALUE", "GROUPS",
+    known = {"DIR", "FILE", "SECONDS", "N", "X", "NAME", "NAME,...", "KEY=VALUE", "GROUPS", "SHAPE",
              "K|X,X,..."}  # fmt: skip
     assert metavars <= known
     if "--time-limit" in options:
