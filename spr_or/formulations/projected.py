@@ -315,7 +315,10 @@ def _newton_step(
     quadratic = alpha * t * r * r
     unclipped = (quadratic * (1 - clipped)).sum(-1, keepdim=True)
     total = (quadratic + bound * excess).sum(-1, keepdim=True)
-    steep = (bound * bound * clipped).sum(-1, keepdim=True)
+    if bound.shape[-1] == 1:
+        steep = bound * (bound * clipped.sum(-1, keepdim=True))
+    else:
+        steep = (bound * (bound * clipped)).sum(-1, keepdim=True)
     slope = 2 * unclipped / divisor + steep
     newton = s + (total - price) / slope.clamp(min=tiny)
     inner = s * (unclipped / price.clamp(min=tiny)).sqrt()
