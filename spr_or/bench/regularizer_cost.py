@@ -1,6 +1,6 @@
 """`spr-or bench regularizer`: what SPR costs.
 
-Two questions:
+Three questions:
 
 1. How much longer is a training step with SPR? ResNet-20 and ResNet-56 take steps on a batch of
    random CIFAR-sized images: plain SGD, and each way of using SPR, on copies of one network.
@@ -11,6 +11,9 @@ Two questions:
    through `SPR.add_gradient_` and, in turns, through the two simplest kernels that move as much
    memory: a sum, and an addition in place. Before each of them a large tensor is written, so that the
    weights come from memory, as they do after a backward pass.
+3. What does SPR cost beside a step of the optimiser, without forward and backward pass? ViT-Tiny,
+   MobileNetV2 and ResNet-18, with filters (a transformer's neurons) and with the channels of the
+   network's graph as entities. In processor time of the CPU, which other programs hardly disturb.
 """
 
 from __future__ import annotations
@@ -124,6 +127,7 @@ def _blocks(seconds: float) -> Iterator[tuple[str, Callable[[], list[CostRow]]]]
 
     from spr_or.models.resnet import resnet18
     from spr_or.models.resnet_cifar import resnet20, resnet56
+    from spr_or.utils.import_path import load_object
 
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device, make in itertools.product(devices, (resnet20, resnet56)):
@@ -142,7 +146,23 @@ def _blocks(seconds: float) -> Iterator[tuple[str, Callable[[], list[CostRow]]]]
 
         yield f"memory, resnet18, {device}", memory
 
+    for build, images in OPTIMIZED.items():
+        for entities in ("plain", "channels"):
 
+            def optimizers(
+                build: str = build, images: tuple[int, ...] = images, entities: str = entities
+            ) -> list[CostRow]:
+                model = load_object(build)()
+                return optimizer_rows(model, build.partition(":")[2], images, entities, seconds)
+
+            yield f"optimisers, {build.partition(':')[2]}, {entities}", optimizers
+
+
+OPTIMIZED = {
+    "spr_or.models.vit:vit_tiny": (3, 224, 224),
+    "spr_or.models.mobilenet:mobilenetv2": (3, 64, 64),
+    "spr_or.models.resnet:resnet18": (3, 64, 64),
+}
 SETTINGS = {"cpu": ("float32",), "cuda": ("float32", "bf16 channels_last", "bf16 captured")}
 
 
@@ -202,6 +222,39 @@ def memory_rows(model: Any, name: str, device: str, seconds: float) -> list[Cost
     return _rows(network, f"{device} float32", steps, targets, device, seconds, evicted.neg_)
 
 
+def optimizer_rows(
+    model: Any, name: str, images: tuple[int, ...], entities: str, seconds: float
+) -> list[CostRow]:
+    """One step of SGD and ProxSGD, and SPR's gradient, for gradients that are there already.
+
+    ``entities``: "channels", or "plain" for filters where there are convolutions besides the first
+    layer, else neurons of every linear layer but the last.
+    """
+    import torch
+
+    from spr_or.pruning.chosen_entities import chosen_entities
+    from spr_or.pruning.prox_sgd import ProxSGD
+    from spr_or.pruning.regularizer import SPR
+
+    if entities == "channels":
+        chosen = chosen_entities(model, torch.zeros(2, *images), "channels").entities
+    else:
+        convolutions = sum(isinstance(m, torch.nn.Conv2d) for m in model.modules())
+        chosen = entities = "filters" if convolutions > 1 else "neurons"
+    rates: dict[str, Any] = {"lr": 1e-6, "momentum": 0.9, "weight_decay": 5e-4}
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter) / parameter.numel()
+    spr = SPR(model, 1.0, 0.1, SPR.bounds_from(model, entities=chosen), entities=chosen)
+    steps: dict[str, Callable[[], object]] = {
+        "step of SGD": torch.optim.SGD(model.parameters(), **rates).step,
+        "add_gradient_": spr.add_gradient_,
+        "step of ProxSGD": ProxSGD(model, spr, **rates).step,
+    }
+    network = f"{name}, {sum(p.numel() for p in model.parameters()):,} parameters"
+    setting = f"cpu {entities}, processor time"
+    return _rows(network, setting, steps, {}, "cpu", seconds, clock=time.process_time)
+
+
 def _step(model: Any, method: str, setting: str, images: Any, labels: Any) -> Callable[[], object]:
     import torch
 
@@ -242,6 +295,7 @@ def _take_turns(
     device: str,
     seconds: float,
     before: Callable[[], object] | None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[list[float]]:
     """Seconds of each run in every turn, for about ``seconds`` in all.
 
@@ -260,13 +314,13 @@ def _take_turns(
                 before()
             if device != "cpu":
                 torch.accelerator.synchronize()
-            started = time.perf_counter()
+            started = clock()
             for _ in range(calls):
                 runs[i]()
             if device != "cpu":
                 torch.accelerator.synchronize()
             if turn >= _WARMUP:
-                times[i].append((time.perf_counter() - started) / calls)
+                times[i].append((clock() - started) / calls)
         if len(times[0]) >= _LEAST_TURNS and time.perf_counter() - begun > seconds:
             return times
     raise AssertionError("unreachable")
@@ -280,6 +334,7 @@ def _rows(
     device: str,
     seconds: float,
     before: Callable[[], object] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[CostRow]:
     """Measure the steps in turns; the others are compared with the first one.
 
@@ -287,7 +342,7 @@ def _rows(
     """
     if COMPILED in steps and not _compiles(steps[COMPILED]):
         del steps[COMPILED]
-    times = _take_turns(list(steps.values()), device, seconds, before)
+    times = _take_turns(list(steps.values()), device, seconds, before, clock)
     rows = []
     for method, taken in zip(steps, times, strict=True):
         ratios = sorted(t / plain for t, plain in zip(taken, times[0], strict=True))

@@ -57,6 +57,7 @@ Bound = float | Tensor
 _NEWTON_STEPS = (
     16  # a cap: ten steps were enough for rows of up to 4000 weights over 18 decades of scale
 )
+_MOST_MOVING = 0.5  # below this share a copy of the moving rows pays
 
 
 class Regime(IntEnum):
@@ -245,53 +246,85 @@ def prox(
     floor = shift + _per_entity(lower, x).expand(rows).unsqueeze(-1)
     ceiling = shift + _per_entity(upper, x).expand(rows).unsqueeze(-1)
     magnitude = x.abs()
-    s = _prox_root(magnitude, alpha, t, bound, floor, ceiling)
-    y = s - shift
+    lives = None
     if alpha < 1 and x.shape[-1] > 1:
-        gain = _slope_of(x / t, alpha, bound, alpha).unsqueeze(-1)
-        y = torch.where(gain > 0, y, floor - shift)
+        lives = _slope_of(magnitude / t, alpha, bound, alpha).unsqueeze(-1) > 0
+    s = _prox_root(magnitude, alpha, t, bound, floor, ceiling, lives)
+    y = s - shift
+    if lives is not None:
+        y = torch.where(lives, y, floor - shift)
     divisor = s.clamp(min=torch.finfo(x.dtype).tiny)
     shrunk = torch.minimum(magnitude * (y / divisor), bound * y)
     return (x.sign() * shrunk).to(v.dtype)
 
 
 def _prox_root(
-    magnitude: Tensor, alpha: float, t: Tensor, bound: Tensor, floor: Tensor, ceiling: Tensor
+    magnitude: Tensor,
+    alpha: float,
+    t: Tensor,
+    bound: Tensor,
+    floor: Tensor,
+    ceiling: Tensor,
+    lives: Tensor | None,
 ) -> Tensor:
     """s between ``floor`` and ``ceiling`` where the derivative in `prox` vanishes, (..., N, 1).
 
-    ``magnitude`` is |v| (..., N, k), ``bound`` has its shape or (..., N, 1), which the others have.
+    ``magnitude`` is |v| (..., N, k), ``bound`` has its shape or (..., N, 1), which the others have. What
+    entities get that do not live does not matter. On a CPU those, and entities that have arrived,
+    are left out of the steps.
     """
-    price = t * (1 - alpha)
-    tiny, near = torch.finfo(t.dtype).tiny, 1 + 4 * torch.finfo(t.dtype).eps
-
-    def clamp(s: Tensor) -> Tensor:
-        return torch.maximum(torch.minimum(s, ceiling), floor)
-
-    s = clamp(_root_of_largest(magnitude, alpha, t, bound) if alpha < 1 else ceiling)
-    for _ in range(_NEWTON_STEPS if magnitude.shape[-1] > 1 else 0):
-        divisor = s.clamp(min=tiny)
-        clipped = magnitude > bound * s
-        r = torch.where(clipped, bound, magnitude / divisor)
-        quadratic = alpha * t * r * r
-        unclipped = torch.where(clipped, 0.0, quadratic).sum(-1, keepdim=True)
-        total = (quadratic + torch.where(clipped, bound * (magnitude - bound * s), 0.0)).sum(
-            -1, keepdim=True
-        )
-        if bound.shape[-1] == 1:
-            steep = bound * (bound * clipped.sum(-1, keepdim=True))
-        else:
-            steep = torch.where(clipped, bound * bound, 0.0).sum(-1, keepdim=True)
-        slope = 2 * unclipped / divisor + steep
-        newton = s + (total - price) / slope.clamp(min=tiny)
-        inner = s * (unclipped / price.clamp(min=tiny)).sqrt()
-        # Never to the left: close to the root, rounding could move a step there.
-        following = torch.maximum(s, clamp(torch.maximum(newton, inner)))
-        done = s.device.type == "cpu" and bool((following <= near * s).all())
-        s = following
-        if done:
+    near = 1 + 4 * torch.finfo(t.dtype).eps
+    start = _root_of_largest(magnitude, alpha, t, bound) if alpha < 1 else ceiling
+    s = torch.maximum(torch.minimum(start, ceiling), floor)
+    if magnitude.shape[-1] == 1:
+        return s
+    looked_at = s.device.type == "cpu"
+    narrowed = looked_at and s.dim() == 2
+    root, index = s, torch.arange(len(s)) if narrowed else None
+    numbers = magnitude, t, bound, floor, ceiling
+    moving = lives if lives is not None else torch.ones_like(s, dtype=torch.bool)
+    for _ in range(_NEWTON_STEPS):
+        if looked_at and not bool(moving.any()):
             break
-    return s
+        if index is not None and _MOST_MOVING * len(moving) > int(moving.sum()):
+            chosen = moving.squeeze(1).nonzero().squeeze(1)
+            index, s = index[chosen], s[chosen]
+            numbers = tuple(number[chosen] for number in numbers)  # type: ignore[assignment]
+        following = _newton_step(s, alpha, *numbers)
+        moving, s = following > near * s, following
+        root = s if index is None else root.index_copy(0, index, s)
+    return root
+
+
+def _newton_step(
+    s: Tensor,
+    alpha: float,
+    magnitude: Tensor,
+    t: Tensor,
+    bound: Tensor,
+    floor: Tensor,
+    ceiling: Tensor,
+) -> Tensor:
+    """A larger lower bound of the root that `_prox_root` is after, or s if it has arrived."""
+    price, tiny = t * (1 - alpha), torch.finfo(t.dtype).tiny
+    divisor = s.clamp(min=tiny)
+    # Products instead of torch.where, which takes 20 times as long on a CPU.
+    excess = (magnitude - bound * s).clamp(min=0)
+    clipped = excess.sign()
+    r = torch.minimum(magnitude / divisor, bound)
+    quadratic = alpha * t * r * r
+    unclipped = (quadratic * (1 - clipped)).sum(-1, keepdim=True)
+    total = (quadratic + bound * excess).sum(-1, keepdim=True)
+    if bound.shape[-1] == 1:
+        steep = bound * (bound * clipped.sum(-1, keepdim=True))
+    else:
+        steep = (bound * (bound * clipped)).sum(-1, keepdim=True)
+    slope = 2 * unclipped / divisor + steep
+    newton = s + (total - price) / slope.clamp(min=tiny)
+    inner = s * (unclipped / price.clamp(min=tiny)).sqrt()
+    best = torch.maximum(torch.minimum(torch.maximum(newton, inner), ceiling), floor)
+    # Never to the left: close to the root, rounding could move a step there.
+    return torch.maximum(s, best)
 
 
 def _root_of_largest(magnitude: Tensor, alpha: float, t: Tensor, bound: Tensor) -> Tensor:
@@ -326,8 +359,7 @@ def slope_of(u: Tensor, alpha: float, M: Bound, *, metric: Bound = 1.0) -> Tenso
 def _slope_of(u: Tensor, alpha: float, bound: Tensor, a: Bound) -> Tensor:
     """`slope_of` for bounds that broadcast against u (..., N, k)."""
     magnitude = u.abs()
-    clipped = magnitude > 2 * a * bound
-    r = torch.where(clipped, bound, magnitude / (2 * a) if alpha > 0 else 0.0)
+    r = torch.minimum(magnitude / (2 * a), bound) if alpha > 0 else bound
     return (r * magnitude - a * r * r).sum(-1) - (1 - alpha)
 
 

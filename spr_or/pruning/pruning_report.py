@@ -97,7 +97,11 @@ def pruning_report(
 
 
 def group_rows(masks: dict[str, Tensor], entities: Sequence[LayerEntities]) -> list[dict[str, Any]]:
-    """``group`` (name), ``kind``, ``layers`` (crossed, norms too), ``kept`` and ``total`` of each."""
+    """One row for each group of entities that cross layers.
+
+    ``group`` is its name, ``layers`` how many it crosses (norms count), ``kept`` and ``total`` count
+    entities; ``kind`` is channels, heads, neurons, blocks, or "entities" for groups of one's own.
+    """
     return [
         {
             "group": layer.name,

@@ -110,12 +110,16 @@ class Steering:
     def cut(self) -> MaskChoice:
         """The masks that meet the budget, see `choose`; what they give back gets its weights.
 
-        Entities that are zero alike come back in the order last out, first in.
+        Entities that are zero alike come back in the order last out, first in. Others of equal
+        indicators, such as those at their bound, go by rising z.
         """
         assert self.count is not None and self.settings.target_removed_pct is not None
-        indicators = {n: value.indicator for n, value in self.spr.entity_values().items()}
+        values = self.spr.entity_values()
+        indicators = {name: value.indicator for name, value in values.items()}
         gone = decide_masks(self.model, self.spr, self.settings)
-        ages = indicators if self.spares is None else self.spares.age
+        ages = {name: value.value.double().cpu() for name, value in values.items()}
+        if self.spares is not None:
+            ages = {n: torch.where(gone[n].cpu(), ages[n], self.spares.age[n]) for n in ages}
         choice = choose(
             self.count, gone, indicators, ages, self.settings.target_removed_pct, self.limits
         )

@@ -182,6 +182,8 @@ def _since_the_first(model: nn.Module, kept: Kept) -> Kept:
     before: Kept = getattr(model, "meta", {}).get("kept", {}) if hasattr(model, "meta") else {}
     joined: Kept = {}
     for name, dims in kept.items():
+        if before and name not in before:
+            continue  # of what the compaction before put in
         old = before.get(name) or [None] * len(dims)
         joined[name] = [
             first if second is None else second if first is None else [first[i] for i in second]
