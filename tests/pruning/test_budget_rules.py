@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from spr_or.pruning.budget import Limits, choose, layer_limits, next_lam, scheduled_pct
+from spr_or.pruning.budget import (
+    Limits,
+    choose,
+    layer_limits,
+    next_lam,
+    reachable_pct,
+    scheduled_pct,
+)
 
 # --- the controller -------------------------------------------------------------------------
 
