@@ -17,6 +17,7 @@ def test_the_bench_reports_every_method(tmp_path, monkeypatch):
     monkeypatch.setattr("spr_or.models.resnet_cifar.resnet56", digits_colour)
     monkeypatch.setattr("spr_or.models.resnet.resnet18", digits_colour)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(bench, "OPTIMIZED", {"models.toy:digits_resnet": (1, 8, 8)})
     path = tmp_path / "bench.json"
     from spr_or.cli import app
 
@@ -25,16 +26,19 @@ def test_the_bench_reports_every_method(tmp_path, monkeypatch):
     assert result.exit_code == 0
     assert "add_gradient_" in result.stdout
     assert [line[:5] for line in result.stderr.splitlines() if line.startswith("[")] == [
-        "[1/3]", "[2/3]", "[3/3]"]  # fmt: skip
+        "[1/5]", "[2/5]", "[3/5]", "[4/5]", "[5/5]"]  # fmt: skip
     content = json.loads(path.read_text())
     assert content["machine"]["threads"] >= 1
     methods = [row["method"] for row in content["rows"]]
     steps = ["plain SGD", "add_gradient_", "loss + spr()", "ProxSGD"]
-    assert methods == steps * 2 + ["read; read, read, write", "add_gradient_"]
+    optimizers = ["step of SGD", "add_gradient_", "step of ProxSGD"]
+    assert methods == steps * 2 + ["read; read, read, write", "add_gradient_"] + optimizers * 2
+    kinds = [row["setting"] for row in content["rows"] if row["method"] == "step of ProxSGD"]
+    assert kinds == ["cpu filters, processor time", "cpu channels, processor time"]
     for row in content["rows"]:
         assert row["milliseconds"] > 0
         assert row["turns"] >= bench._LEAST_TURNS
-        if row["method"] in ("plain SGD", "read; read, read, write"):
+        if row["method"] in ("plain SGD", "read; read, read, write", "step of SGD"):
             assert row["ratio"] == pytest.approx(1.0)
             assert row["target"] is None
 

@@ -207,3 +207,21 @@ def test_prox_of_a_million_equal_weights_converges() -> None:
     v, step = torch.full((1, 1_000_000), 5e-4, dtype=torch.float64), 1e-4
     p = projected.prox(v, step, 0.5, 100.0)
     close(p, v * (0.5 - step) / 0.5, rtol=1e-12)
+
+
+@pytest.mark.parametrize("crossing", [False, True])
+@pytest.mark.parametrize("dead", [0.0, 0.4, 0.9, 1.0])
+def test_entities_that_are_left_out_of_the_steps_change_no_other(
+    dead: float, crossing: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(40, 30, generator=generator) * torch.logspace(-1, 1, 40).unsqueeze(1)
+    v[: int(dead * 40)] *= 1e-4
+    M = torch.rand(40, 30 if crossing else 1, generator=generator) + 0.5
+    step = torch.full((40,), 0.2)
+    together = projected.prox(v, step, 0.1, M if crossing else M.squeeze(1))
+    for i in range(40):
+        own = projected.prox(v[i : i + 1].double(), 0.2, 0.1, M[i : i + 1].double()
+                             if crossing else M[i].double())  # fmt: skip
+        torch.testing.assert_close(together[i : i + 1].double(), own, rtol=1e-5, atol=1e-6)
+    assert int((together == 0).all(1).sum()) >= int(dead * 40)

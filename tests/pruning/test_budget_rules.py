@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from spr_or.pruning.budget import Limits, choose, layer_limits, next_lam, scheduled_pct
+from spr_or.pruning.budget import (
+    Limits,
+    choose,
+    layer_limits,
+    next_lam,
+    reachable_pct,
+    scheduled_pct,
+)
 
 # --- the controller -------------------------------------------------------------------------
 
@@ -210,3 +217,17 @@ def test_a_large_network_is_counted_a_few_times(target: float) -> None:
     choice = choose(count, keep, indicators, indicators, target)
     assert choice.removed_pct == pytest.approx(target, abs=0.1)
     assert calls <= 12
+
+
+def test_a_branch_goes_whole_and_a_layer_keeps_one() -> None:
+    sizes = {"branch": 1, "layer": 1}
+    limits = layer_limits(sizes, min_keep=1, round_to=8, branches=["branch"])
+    alive = {name: torch.tensor([True]) for name in sizes}
+    indicators = {"branch": torch.tensor([0.9]), "layer": torch.tensor([0.1])}
+
+    def count(masks: dict[str, torch.Tensor]) -> float:
+        return 40.0 * sum(int((~keep).sum()) for keep in masks.values())
+
+    assert reachable_pct(count, sizes, limits) == 40.0
+    masks = choose(count, alive, indicators, indicators, 80.0, limits).masks
+    assert [bool(masks[name]) for name in sizes] == [False, True]

@@ -57,7 +57,9 @@ def test_a_run_removes_them_and_reports_them(
     assert sum(g["total"] - g["kept"] for g in groups) > 0
     if "target_removed_pct" in spr:
         assert summary["removed_params_pct"] == pytest.approx(40, abs=3)
-        counted = summary["budget"]["after_cut_pct"]  # a branch that keeps nothing leaves a constant
+        counted = summary["budget"][
+            "after_cut_pct"
+        ]  # a branch that keeps nothing leaves a constant
         assert counted == pytest.approx(summary["removed_params_pct"], abs=0.5)
     if case == "channels":
         assert all(g["kept"] % 4 == 0 or g["kept"] == g["total"] for g in groups)
