@@ -34,9 +34,12 @@ from spr_or.pruning.compaction.prepare import bake_weights_
 from spr_or.pruning.masks import apply_masks_
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
-CASES = [pytest.param(case, id=case.name) for case in hard_networks.CASES]
+CASES = [
+    pytest.param(case, id=case.name, marks=() if i % 4 == 0 else pytest.mark.slow)
+    for i, case in enumerate(hard_networks.CASES)
+]
 SLOW_CASES = [
-    pytest.param(case, id=case.name, marks=() if i % 12 == 0 else pytest.mark.slow)
+    pytest.param(case, id=case.name, marks=() if i % 30 == 0 else pytest.mark.slow)
     for i, case in enumerate(hard_networks.CASES)
 ]
 

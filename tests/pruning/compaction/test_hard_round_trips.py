@@ -30,7 +30,7 @@ from spr_or.pruning.export import export_onnx, export_program
 from spr_or.pruning.masks import apply_masks_
 
 CASES = [
-    pytest.param(case, id=case.name, marks=() if i % 12 == 3 else pytest.mark.slow)
+    pytest.param(case, id=case.name, marks=() if i % 30 == 3 else pytest.mark.slow)
     for i, case in enumerate(hard_networks.CASES)
 ]
 ONE_TENSOR = [
