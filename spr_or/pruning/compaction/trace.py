@@ -79,10 +79,16 @@ def like_model(model: nn.Module, example: Example) -> Inputs:
     return inputs
 
 
+# swin_t, of 180 modules, takes 9 seconds with a variable batch and more than 240 with all sizes.
+_MANY_MODULES = 140
+
+
 def trace(model: nn.Module, example: Example, all_vary: bool = True) -> fx.GraphModule:
     """The graph of ``model``, in the mode it is in; parameters are the model's own, not copies.
 
-    all_vary: leave every size variable that the network leaves, and not that of the batch only.
+    all_vary: leave every size variable that the network leaves, and not that of the batch only. In a
+    network of many modules that can take torch minutes; there it is the batch only in any case, and
+    other sizes work where no operator was given a number for them.
 
     Raises CompactionError where the forward pass depends on the values of tensors, or does not
     take the example.
@@ -91,7 +97,8 @@ def trace(model: nn.Module, example: Example, all_vary: bool = True) -> fx.Graph
     with warnings.catch_warnings(), torch.no_grad(), attention_in_the_open():
         warnings.simplefilter("ignore")
         _run_once(model, inputs)
-        graph = _graph(model, inputs, all_vary)
+        few = sum(1 for _ in model.modules()) <= _MANY_MODULES
+        graph = _graph(model, inputs, all_vary and few)
         if _fixed_batch(graph):
             _free_batch(model, graph, inputs)
     simplify(graph)
