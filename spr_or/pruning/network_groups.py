@@ -95,7 +95,7 @@ def network_groups(
     >>> from spr_or.models.resnet_cifar import resnet20
     >>> groups = network_groups(resnet20(), torch.zeros(2, 3, 32, 32))
     >>> groups[0].name, groups[0].count, len(groups[0].members)
-    ('conv1', 16, 12)
+    ('conv1', 16, 30)
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be among {', '.join(KINDS)}, not {kind!r}")

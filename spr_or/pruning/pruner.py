@@ -96,6 +96,7 @@ class Pruner:
     Raises ``ValueError`` for a target, limits or layers that make no sense, and for a target that the
     entities cannot reach, with what they can.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
     >>> pruner = Pruner(model, torch.zeros(1, 4), {"params": 0.5}, epochs=2, entities="neurons")
     >>> for epoch in range(2):

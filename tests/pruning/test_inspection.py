@@ -56,8 +56,12 @@ def test_a_channel_removes_all_that_writes_and_reads_it():
     ("path", "shape", "entities"),
     [
         ("models.toy:digits_resnet", (1, 8, 8), ["filters", "neurons"]),
-        ("models.mobilenet:mobilenetv2_small", (1, 8, 8), ["channels"]),
-        ("models.vit:vit_tiny_digits", (1, 8, 8), ["heads", "neurons"]),
+        pytest.param(
+            "models.mobilenet:mobilenetv2_small", (1, 8, 8), ["channels"], marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "models.vit:vit_tiny_digits", (1, 8, 8), ["heads", "neurons"], marks=pytest.mark.slow
+        ),
     ],
 )
 def test_layers_are_those_that_a_pruner_regularises(path, shape, entities):

@@ -24,7 +24,7 @@ def size(model: nn.Module) -> int:
         (digits_resnet, nn.Conv2d, (2, 1, 8, 8)),
         (convnet, (nn.Conv2d, nn.Linear), (2, 1, 8, 8)),
         (mlp, nn.Linear, (2, 64)),
-        (resnet20, nn.Conv2d, (2, 3, 32, 32)),
+        pytest.param(resnet20, nn.Conv2d, (2, 3, 32, 32), marks=pytest.mark.slow),
     ],
     ids=["resnet", "convnet", "mlp", "resnet20"],
 )

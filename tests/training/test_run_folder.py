@@ -348,13 +348,13 @@ def test_other_commands_name_a_damaged_file_in_one_line(
 def test_a_run_says_where_its_network_came_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = tmp_path / "own_networks.py"
+    own = tmp_path / "run_folder_networks.py"
     own.write_text("from models.toy import convnet\n")
     monkeypatch.chdir(tmp_path)
     display = Listening()
-    recipe = changed(TINY, "model", "own_networks:convnet")
+    recipe = changed(TINY, "model", "run_folder_networks:convnet")
     run_recipe(recipe, tmp_path / "out", display=display)
-    assert f"network: own_networks:convnet from {own}" in display.lines
+    assert f"network: run_folder_networks:convnet from {own}" in display.lines
 
 
 @pytest.mark.parametrize(("command", "name"), [("run", "digits"), ("sweep", "table01")])

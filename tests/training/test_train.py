@@ -267,10 +267,11 @@ def test_a_layer_that_collapses_is_warned_of_by_name(
     monkeypatch.setattr(RunDisplay, "warn", lambda self, message: warnings.append(message))
     summary = run_recipe(tiny_recipe(spr={"lam": 1e5}), tmp_path)
     assert summary["collapsed_layers"] == ["0", "4"]
-    assert warnings == [
+    assert warnings[:2] == [
         "layer 0 collapsed: none of its 8 entities is left",
         "layer 4 collapsed: none of its 16 entities is left",
     ]
+    assert [w.partition(":")[0] for w in warnings[2:]] == ["nothing is left of 0, 4"]
 
 
 def test_without_regularizer_nothing_is_removed(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_a_constant_at_a_border_is_an_obstacle():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sigmoid(), nn.Conv2d(4, 2, 3, padding=1))
     small = compact(model, {"0": torch.arange(4) < 3}, torch.zeros(1, 3, 5, 5))
     (obstacle,) = small.meta["obstacles"]
-    assert "conv2d" in obstacle and "it needs constants that are gone" in obstacle
+    assert "conv2d" in obstacle and "a constant that it reads cannot become a bias" in obstacle
     assert "1 of the 4 positions of dimension 1 of 'sigmoid'" in obstacle
 
 
