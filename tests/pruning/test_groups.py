@@ -212,7 +212,9 @@ def test_zero_entities_are_what_their_masks_remove():
 def test_layers_stand_beside_groups_of_the_graph(monkeypatch):
     """Words for slices and words for the graph in one list make groups of all of them."""
     monkeypatch.setattr(
-        entities_module, "_network_groups", lambda model, example, kind, **more: [head_group()]
+        entities_module,
+        "_network_groups",
+        lambda model, example, kinds, alone: [head_group() for _ in kinds],
     )
     net, x = streams(), torch.zeros(1, 2, 2, 2)
     found = layer_entities(net, ["filters", "heads"], example=x)
