@@ -19,7 +19,7 @@ REQUIRE_311 = -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 # Two installations at once would step on each other.
 .NOTPARALLEL:
 
-.PHONY: setup demo demo-full test test-slow lint types docs check clean
+.PHONY: setup demo demo-full test test-slow test-long lint types docs check clean
 
 setup: $(DEV)
 	@touch $(RUN) $(TEST) $(LINT) $(DOCS)
@@ -69,6 +69,10 @@ test: $(TEST)
 
 test-slow: $(TEST)
 	$(BIN)/python -m pytest -n auto -m "slow and not gpu"
+
+# Two thousand random networks, and every hard one in every way.
+test-long: $(TEST)
+	$(BIN)/python -m pytest -n auto -m long
 
 lint: $(LINT)
 	$(BIN)/ruff check

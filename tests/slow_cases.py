@@ -13,3 +13,15 @@ def slow_unless(quick: Callable[..., bool], cases: Iterable[Any]) -> list[Any]:
     """
     several = [case if isinstance(case, tuple) else (case,) for case in cases]
     return [pytest.param(*case, marks=() if quick(*case) else pytest.mark.slow) for case in several]
+
+
+def spread(cases: Iterable[Any], default: int, slow: int) -> list[Any]:
+    """Named cases: one in ``default`` runs by default, one in ``slow`` with the slow tests, all are long.
+
+    A case has a ``name``, which becomes its id.
+    """
+    marked = []
+    for i, case in enumerate(cases):
+        marks: Any = pytest.mark.slow if i % slow == 0 else pytest.mark.long
+        marked.append(pytest.param(case, id=case.name, marks=() if i % default == 0 else marks))
+    return marked

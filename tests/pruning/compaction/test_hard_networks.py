@@ -26,6 +26,7 @@ from masked_definition import (
     size,
 )
 from network_cases import Case
+from slow_cases import spread
 from torch import nn
 
 from spr_or import compact
@@ -34,14 +35,9 @@ from spr_or.pruning.compaction.prepare import bake_weights_
 from spr_or.pruning.masks import apply_masks_
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
-CASES = [
-    pytest.param(case, id=case.name, marks=() if i % 4 == 0 else pytest.mark.slow)
-    for i, case in enumerate(hard_networks.CASES)
-]
-SLOW_CASES = [
-    pytest.param(case, id=case.name, marks=() if i % 30 == 0 else pytest.mark.slow)
-    for i, case in enumerate(hard_networks.CASES)
-]
+# Every case runs once by default or with the slow tests, and in every way with the long ones.
+CASES = spread(hard_networks.CASES, default=4, slow=1)
+SLOW_CASES = spread(hard_networks.CASES, default=30, slow=6)
 
 
 def assert_compacts(case: Case, model: nn.Module, masks: Masks, by_hooks: bool = True) -> nn.Module:

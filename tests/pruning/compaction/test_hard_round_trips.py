@@ -21,6 +21,7 @@ from masked_definition import (
     size,
 )
 from network_cases import Case
+from slow_cases import spread
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_leaves
@@ -29,13 +30,10 @@ from spr_or import compact, load_compact, save_compact
 from spr_or.pruning.export import export_onnx, export_program
 from spr_or.pruning.masks import apply_masks_
 
-CASES = [
-    pytest.param(case, id=case.name, marks=() if i % 30 == 3 else pytest.mark.slow)
+CASES = spread(hard_networks.CASES, default=30, slow=6)
+ONE_TENSOR = [  # exported and run by other libraries: seconds each
+    pytest.param(case, id=case.name, marks=pytest.mark.slow if i % 30 == 0 else pytest.mark.long)
     for i, case in enumerate(hard_networks.CASES)
-]
-ONE_TENSOR = [
-    pytest.param(case, id=case.name, marks=pytest.mark.slow)
-    for case in hard_networks.CASES
     if isinstance(case.inputs(1), Tensor)
 ]
 
