@@ -108,7 +108,8 @@ class SprRecipe(Schedule):
     alpha: float = Field(ge=0, le=1)  # share of the penalty on squared weights
     # What is kept or removed as a whole, one kind or several that share no weights: channels contain
     # filters and neurons, blocks are residual branches. Layers that write the outputs keep everything.
-    entities: _Kind | tuple[_Kind, ...] = "filters"
+    # Or chosen layers by name, each with "filters" or "neurons", as [spr.entities].
+    entities: _Kind | tuple[_Kind, ...] | dict[str, Literal["filters", "neurons"]] = "filters"
     include_norm: bool = False  # BatchNorm's scale and shift belong to the entity
     # Importance of an entity: its share of the parameters, or 1.
     u: Literal["share", "uniform"] = "share"

@@ -94,9 +94,9 @@ class IndexedAdd(nn.Module):
 class NarrowNorm(nn.Module):
     """LayerNorm or RMSNorm over what is left of the last dimension, with the full width's statistics.
 
-    With n features of which the constants c_j are gone and K are left, of mean m and variance v,
+    With n features of which the constants c_j are gone and the x_k are left,
 
-    mean = (K m + sum c) / n,   variance = (K (v + (m - mean)^2) + sum (c_j - mean)^2) / n,
+    mean = (sum x + sum c) / n,   variance = (sum (x_k - mean)^2 + sum (c_j - mean)^2) / n,
 
     and for RMSNorm the mean square is (sum x^2 + sum c^2) / n. width: n; gone: the c_j.
     """
@@ -117,11 +117,12 @@ class NarrowNorm(nn.Module):
             square = (x.square().sum(-1, keepdim=True) + self.squares) / self.width
             y = x * torch.rsqrt(square + self.eps)
         else:
-            variance, middle = torch.var_mean(x, -1, correction=0, keepdim=True)
-            mean = (self.kept * middle + self.total) / self.width
+            # Sums: on a CPU `torch.var_mean` takes several times as long.
+            mean = (x.sum(-1, keepdim=True) + self.total) / self.width
+            y = x - mean
             spread = self.squares - 2 * mean * self.total + self.gone * mean.square()
-            variance = (self.kept * (variance + (middle - mean).square()) + spread) / self.width
-            y = (x - mean) * torch.rsqrt(variance + self.eps)
+            variance = (y.square().sum(-1, keepdim=True) + spread) / self.width
+            y = y * torch.rsqrt(variance + self.eps)
         if self.weight is not None:
             y = y * self.weight
         return y if self.bias is None else y + self.bias
