@@ -1,4 +1,4 @@
-"""Whether fewer operations are less time: the table and the profiles of docs/lab/latency.md.
+"""Whether fewer operations are less time: the table and the profiles of docs/lab/any_network.md.
 
 Run ``python experiments/research/latency.py`` from the repository's root, on a machine that does
 nothing else; ten minutes. From each network, with random weights, entities drawn at random go, the same
