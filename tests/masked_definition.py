@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_flatten, tree_map
 
+from spr_or.pruning.compaction.layers import NarrowNorm
+
 Masks = dict[str, Tensor]
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
@@ -125,7 +127,7 @@ def masked_by_hooks(model: nn.Module, masks: Masks, inputs: Example) -> Any:
 
 def channel_dim(module: nn.Module) -> int | None:
     """Dimension of a module's channels, counted from behind; None: dimension 1."""
-    per_row = isinstance(module, nn.Linear | nn.Embedding | nn.RMSNorm)
+    per_row = isinstance(module, nn.Linear | nn.Embedding | nn.RMSNorm | NarrowNorm)
     last = per_row or type(module) is nn.LayerNorm
     if isinstance(module, CONVOLUTIONS):
         return -1 - len(module.kernel_size)

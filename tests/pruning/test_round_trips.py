@@ -77,7 +77,11 @@ def selected(first: Any, second: Any, name: str) -> Tensor:
     rows = first.get_parameter(name)
     for dim, wanted in enumerate(second.meta["kept"][name]):
         here = first.meta["kept"][name][dim]
-        if wanted is not None:
+        # Columns of a convolution in groups are counted over its whole input, not over a group's.
+        grouped = (
+            dim == 1 and first.get_submodule(name.rpartition(".")[0]).__dict__.get("groups", 1) > 1
+        )
+        if wanted is not None and not grouped:
             places = wanted if here is None else [here.index(i) for i in wanted]
             rows = rows.index_select(dim, torch.tensor(places))
     return rows

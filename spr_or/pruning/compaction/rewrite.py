@@ -360,6 +360,8 @@ class Builder:
             name = name.rpartition(".")[0]
 
     def _note(self, name: str, keep: Keep) -> None:
+        if name not in self.plan.graph.meta["saved"]:
+            return  # a number that tracing found in the code
         self.kept[name] = [None if k is None else k.nonzero().flatten().tolist() for k in keep]
 
     def _remember_names(self) -> None:
