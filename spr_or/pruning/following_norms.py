@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from spr_or.pruning.compaction.layers import NarrowNorm
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 NORMS = (
-    nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm,
+    nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, NarrowNorm,
 )  # fmt: skip
 
 # Each channel of the output depends on the same channel of the input.
@@ -116,6 +118,8 @@ def _norms_reading(
 
 
 def _is_channelwise(node: fx.Node) -> bool:
+    if torch.Tag.pointwise in getattr(node.target, "tags", ()):  # in a compact network
+        return len(node.all_input_nodes) == 1
     return node.target in (
         _CHANNELWISE_FUNCTIONS if node.op == "call_function" else _CHANNELWISE_METHODS
     )
@@ -124,7 +128,9 @@ def _is_channelwise(node: fx.Node) -> bool:
 def _moves_channels(node: fx.Node, module: nn.Module | None) -> bool:
     """permute(0, 2, 3, 1) and (0, 3, 1, 2), as a call or as a module (torchvision has one)."""
     dims: Any = getattr(module, "dims", None)
-    if module is None and (node.target in (torch.permute,) or node.target == "permute"):
+    if module is None and (
+        node.target in (torch.permute, torch.ops.aten.permute.default, "permute")
+    ):
         rest = node.args[1:]
         dims = rest[0] if len(rest) == 1 and isinstance(rest[0], list | tuple) else rest
     return dims is not None and tuple(dims) in ((0, 2, 3, 1), (0, 3, 1, 2))
@@ -135,6 +141,8 @@ def scales(norm: nn.Module, channels: int, last: bool) -> bool:
 
     last: whether the channels are in the last dimension of what it reads, and not the second.
     """
+    if isinstance(norm, NarrowNorm):
+        return norm.kept == channels and last
     if isinstance(norm, nn.LayerNorm | nn.RMSNorm):
         # A subclass that overrides the forward pass, as LayerNorm2d does, norms the channels.
         own = type(norm).forward not in (nn.LayerNorm.forward, nn.RMSNorm.forward)
