@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from spr_or.pruning import following_norms
+from spr_or.pruning.following_norms import TRANSPOSED
 from spr_or.pruning.unwrap import unwrap
 
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+CONVOLUTIONS = (*following_norms.CONVOLUTIONS, *TRANSPOSED)
 # Layers and norms that a mask can name; parameters of other modules are named one by one.
 _NAMED = (
     *CONVOLUTIONS, nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm,

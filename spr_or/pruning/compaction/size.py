@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from spr_or.pruning.compaction.facts import counted
+from spr_or.pruning.compaction.facts import counted, operands
 from spr_or.pruning.compaction.plan import Plan
 from spr_or.pruning.compaction.prepare import prepared
 from spr_or.pruning.compaction.trace import Example, flat_inputs, like_model, trace
@@ -37,7 +37,7 @@ def sizes_left(plan: Plan) -> Sizes:
         extra = getattr(decision.emit, "shift_size", 0)
         total += extra
         shape = getattr(decision.emit, "weight_shape", None)
-        for x, keep in zip(node_operands(plan, node), decision.reads, strict=True):
+        for x, keep in zip(operands(node, plan.facts), decision.reads, strict=True):
             if x.op != "get_attr" or not _is_parameter(plan.graph, x):
                 continue
             if shape is not None and x is node.args[1]:
@@ -52,13 +52,6 @@ def sizes_left(plan: Plan) -> Sizes:
     for x, keep in read.items():
         total += math.prod(counted(keep, plan.facts[x].shape))
     return Sizes(total, plan.operations())
-
-
-def node_operands(plan: Plan, node: fx.Node) -> list[fx.Node]:
-    """The tensors that a node reads."""
-    from spr_or.pruning.compaction.facts import operands
-
-    return operands(node, plan.facts)
 
 
 def _is_parameter(graph: fx.GraphModule, node: fx.Node) -> bool:
@@ -98,4 +91,4 @@ class Skeleton:
         for name, buffer in self._model.named_buffers():
             buffer.copy_(self._buffers[name])
         apply_masks_(self._model, masks, self._example)
-        return Plan(self._graph, flat_inputs(self._graph, self._inputs))
+        return Plan(self._graph, flat_inputs(self._inputs))

@@ -372,7 +372,7 @@ def _without_writes(graph: fx.GraphModule, inputs: Inputs) -> bool:
             return result
 
     watch = Watch(graph, garbage_collect_values=False)
-    watch.run(*_flat(graph, inputs, copied=True))
+    watch.run(*flat_inputs(inputs, copied=True))
     order = {node: position for position, node in enumerate(graph.graph.nodes)}
     for node in writers:
         target = node.args[0]
@@ -406,14 +406,11 @@ def _out_of_place(target: Any) -> Any:
     return found if found and name.endswith("_") and not found._schema.is_mutable else None
 
 
-def _flat(graph: fx.GraphModule, inputs: Inputs, copied: bool = False) -> list[Any]:
+def flat_inputs(inputs: Inputs, copied: bool = False) -> list[Any]:
     """The example's leaves in the order of the graph's placeholders."""
     leaves = pytree.tree_leaves((inputs.args, inputs.kwargs))
     leaves = [leaf.clone() if copied and isinstance(leaf, Tensor) else leaf for leaf in leaves]
     return leaves
-
-
-flat_inputs = _flat
 
 
 def at_line(node: fx.Node) -> str:
