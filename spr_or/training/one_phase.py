@@ -112,7 +112,7 @@ def _epoch(run: SeedRun, phase: Phase, step: Step, epoch: int) -> Record:
         scores = train_epoch(step, run.data.train(seed), run.display.rows)
     except NonFiniteLoss as error:
         raise RunError(_not_finite(run, phase.name, epoch, lr, error)) from error
-    test = run.evaluate(phase.model)
+    test = run.validate(phase.model)
     return {
         "phase": phase.name,
         "epoch": epoch,

@@ -41,6 +41,9 @@ class DataRecipe(_Section):
     # first rows of its files. None: all.
     train_rows: int | None = Field(default=None, ge=1)
     eval_rows: int | None = Field(default=None, ge=1)  # the same for the evaluation images
+    # This share of the training images is never trained on. Epochs are then judged by these images, so
+    # settings can be chosen by them, and the evaluation images are scored at the end of a phase only.
+    held_out: float = Field(default=0.0, ge=0, le=0.5)
     size: int | None = Field(default=None, ge=1)  # side in pixels; None: as the images are
     crop: int = Field(default=0, ge=0)  # pad by so many pixels, then crop at random
     flip: bool = False  # mirror images at random, half of them

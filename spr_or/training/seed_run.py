@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spr_or.pruning.budget import Count
 from spr_or.pruning.chosen_entities import ChosenEntities
 from spr_or.training import checkpoint
-from spr_or.training.data.load import Data
+from spr_or.training.data.load import Batches, Data
 from spr_or.training.loop import Scores, evaluate
 from spr_or.training.metrics import Metrics
 from spr_or.training.recipe import Recipe
@@ -67,8 +67,15 @@ class SeedRun:
 
     def evaluate(self, model: nn.Module) -> Scores:
         """Scores on the evaluation split."""
+        return self._score(model, self.data.evaluate)
+
+    def validate(self, model: nn.Module) -> Scores:
+        """Scores that choices may be made by: on the held-out images, else the evaluation split."""
+        return self._score(model, self.data.held_out or self.data.evaluate)
+
+    def _score(self, model: nn.Module, batches: Batches) -> Scores:
         speed = self.recipe.speed
         if model not in self.scorings:
             score = make_scoring(model, speed.amp == "bf16")
             self.scorings[model] = captured(score) if speed.cuda_graph else score
-        return evaluate(model, self.data.evaluate(0), score=self.scorings[model])
+        return evaluate(model, batches(0), score=self.scorings[model])

@@ -38,6 +38,7 @@ class Data:
     int64 (B,)) on the device; the order and all random choices of a training epoch follow from
     the seed alone, and are the same on every device for a set in memory. Of several processes
     each gets its share of the very batches that one process would get (see `distributed`).
+    ``held_out(seed)`` iterates over the training images that are not trained on; None without them.
     """
 
     name: str
@@ -48,6 +49,8 @@ class Data:
     train_rows: int
     eval_rows: int
     streamed: bool
+    held_out: Batches | None = None
+    held_out_rows: int = 0
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -124,9 +127,15 @@ def _in_memory(
 ) -> Data:
     train = _subset(train, recipe.train_rows, "train_rows")
     test = _subset(test, recipe.eval_rows, "eval_rows")
+    train, aside = _hold_out(train, recipe.held_out)
     images, labels = (torch.from_numpy(array) for array in train)
     mean, std = _normalisation(recipe, images[:_STATISTICS_ROWS], device)
     batches = partial(memory_batches, mean=mean, std=std)
+
+    def scored(arrays: Arrays) -> Batches:
+        tensors = (torch.from_numpy(array).to(device) for array in arrays)
+        return partial(batches, *tensors, batch_size=recipe.eval_batch_size, augment=None)
+
     return Data(
         recipe.name or name,
         classes,
@@ -138,15 +147,12 @@ def _in_memory(
             batch_size=_shareable(min(recipe.batch_size, len(images))),
             augment=(recipe.crop, recipe.flip),
         ),
-        partial(
-            batches,
-            *(torch.from_numpy(array).to(device) for array in test),
-            batch_size=recipe.eval_batch_size,
-            augment=None,
-        ),
+        scored(test),
         len(train[0]),
         len(test[0]),
         streamed=False,
+        held_out=scored(aside) if len(aside[0]) else None,
+        held_out_rows=len(aside[0]),
     )
 
 
@@ -232,6 +238,17 @@ def _subset(arrays: Arrays, rows: int | None, key: str) -> Arrays:
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     keep = order[:rows].sort().values.numpy()
     return images[keep], labels[keep]
+
+
+def _hold_out(train: Arrays, share: float) -> tuple[Arrays, Arrays]:
+    """The images to train on, and a random ``share`` of them all set aside; the same in every run."""
+    images, labels = train
+    aside = round(share * len(images))
+    if share and not 0 < aside < len(images):
+        raise DataError(f"data.held_out = {share:g} of {len(images)} training images is {aside}")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1)).numpy()
+    keep, rest = np.sort(order[aside:]), np.sort(order[:aside])
+    return (images[keep], labels[keep]), (images[rest], labels[rest])
 
 
 def statistics(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -336,6 +353,8 @@ def _first_image(split: ParquetSplit) -> np.ndarray:
 def _streamed(
     recipe: DataRecipe, device: torch.device, train: ParquetSplit, test: ParquetSplit, classes: int
 ) -> Data:
+    if recipe.held_out:
+        raise DataError('data.held_out needs images in memory, and these are streamed: memory = "device"')
     if not classes:
         raise DataError(f"{train.files[0]} names no classes, which a streamed set needs")
     train_rows = _first_of(train, recipe.train_rows, "train_rows")
