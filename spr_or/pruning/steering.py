@@ -7,6 +7,7 @@ Recipes and `Pruner` steer by the same `Steering`. Three settings ask for it: ``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from torch import nn
 from spr_or.pruning.budget import Count, Limits, MaskChoice, Masks, choose, next_lam, scheduled_pct
 from spr_or.pruning.entity_masks import entity_masks
 from spr_or.pruning.group_entities import GroupEntities
+from spr_or.pruning.left import whole_masks, whole_numbers
 from spr_or.pruning.masks import masks_by_threshold
 from spr_or.pruning.per_entity import crossed
 from spr_or.pruning.regularizer import SPR, largest_weights
@@ -62,7 +64,8 @@ class Steering:
     """Sets ``spr.lam`` and ``spr.bound`` before each epoch, and measures after it.
 
     ``count`` (masks to the percentage removed) and ``limits`` of the layers are needed where the
-    settings have a target; ``example`` is that of `Spares`.
+    settings have a target; ``example`` is that of `Spares`. In a network that has shrunk, ``left`` says
+    which of the original's entities are still there: counts, cut and masks are those of the original.
     """
 
     def __init__(
@@ -73,12 +76,14 @@ class Steering:
         count: Count | None = None,
         limits: Mapping[str, Limits] | None = None,
         example: Any = None,
+        left: Masks | None = None,
     ) -> None:
         self.settings = settings
         self.model = model
         self.spr = spr
         self.count = count
         self.limits = limits
+        self.left = left
         self.lam = settings.lam  # without the warm-up
         self.shares: list[float] = []
         wanted = count is not None and settings.method == "prox"
@@ -99,7 +104,7 @@ class Steering:
             return record
         if self.spares is not None:
             self.spares.keep(epoch)
-        self.shares.append(self.count(leaving(self.model, self.spr, self.settings)))
+        self.shares.append(self.count(self.whole(leaving(self.model, self.spr, self.settings))))
         epochs = self.settings.epochs
         record["removable_pct"] = self.shares[-1]
         record["scheduled_pct"] = scheduled_pct(target, epoch, epochs)
@@ -120,12 +125,25 @@ class Steering:
         ages = {name: value.value.double().cpu() for name, value in values.items()}
         if self.spares is not None:
             ages = {n: torch.where(gone[n].cpu(), ages[n], self.spares.age[n]) for n in ages}
+        if self.left is not None:  # what has left goes first
+            gone = self.whole(gone)
+            indicators = whole_numbers(indicators, self.left, 0.0)
+            ages = whole_numbers(ages, self.left, -math.inf)
         choice = choose(
             self.count, gone, indicators, ages, self.settings.target_removed_pct, self.limits
         )
         if self.spares is not None:
-            self.spares.give_back_(choice.masks)
+            self.spares.give_back_(self._of_left(choice.masks))
         return choice
+
+    def whole(self, masks: Masks) -> Masks:
+        """Masks of this network's entities as masks of the original's."""
+        return masks if self.left is None else whole_masks(masks, self.left)
+
+    def _of_left(self, masks: Masks) -> Masks:
+        if self.left is None:
+            return masks
+        return {n: masks[n][keep.to(masks[n].device)] for n, keep in self.left.items() if keep.any()}
 
     def state(self) -> State:
         """What `load` takes: for a checkpoint."""

@@ -19,6 +19,7 @@ from spr_or.training import checkpoint
 from spr_or.training.loop import NonFiniteLoss, train_epoch
 from spr_or.training.metrics import Record
 from spr_or.training.seed_run import PHASES, RunError, SeedRun
+from spr_or.training.shrink import Shrinking, Trainee
 from spr_or.training.step import Objective, Step, captured, make_step
 from spr_or.utils.counted import counted
 
@@ -31,6 +32,8 @@ class Phase:
 
     ``rate(epoch)`` is the learning rate; ``add_gradient``, ``after`` and ``objective`` are those of
     `make_step`; ``describe()`` adds to the record of an epoch; ``steering`` acts between epochs.
+    With ``shrinking`` the phase is the whole network's, and ``smaller(trainee)`` is that of the smaller
+    one that is trained in its place.
     """
 
     name: str
@@ -43,11 +46,22 @@ class Phase:
     describe: Callable[[], Record] = dict
     objective: Objective | None = None
     steering: Steering | None = None
+    shrinking: Shrinking | None = None
+    smaller: Callable[[Trainee], Phase] | None = None
+
+    def now(self) -> Phase:
+        """The phase of what is trained now."""
+        if self.shrinking is None or self.smaller is None or self.shrinking.left is None:
+            return self
+        return self.smaller(self.shrinking.now)
 
 
 def train_phase(run: SeedRun, phase: Phase) -> float | None:
     """Train from the run's checkpoint on; the best accuracy of an epoch, None without epochs."""
     done, best = _continue(run, phase)
+    whole = phase
+    if phase.shrinking is not None:
+        phase = phase.now()
     step = _make_step(run, phase)
     run.display.phase(f"seed {run.seed} {phase.name}", phase.epochs, run.data.train_rows, done)
     for epoch in range(done, phase.epochs):
@@ -57,7 +71,12 @@ def train_phase(run: SeedRun, phase: Phase) -> float | None:
         accuracy: float = record["eval_accuracy"]
         better = best is None or accuracy > best
         best = accuracy if best is None else max(best, accuracy)
-        state = _state(run, phase, epoch + 1, best)
+        if whole.shrinking is not None:
+            if whole.shrinking.after_epoch(epoch, epoch_seed(run.seed, phase.name, epoch)):
+                phase = whole.now()
+                step = _make_step(run, phase)
+            whole.shrinking.write_back()
+        state = _state(run, whole, epoch + 1, best)
         checkpoint.save_last(run.checkpoints, state)
         if better:
             checkpoint.save_best(run.checkpoints, state)
@@ -79,6 +98,8 @@ def _continue(run: SeedRun, phase: Phase) -> tuple[int, float | None]:
     phase.optimizer.load_state_dict(state["optimizer"])
     if phase.steering is not None:
         phase.steering.load(state["steering"])
+    if phase.shrinking is not None:
+        phase.shrinking.load(state["shrinking"])
     return state["epoch"], state["best_accuracy"]
 
 
@@ -142,6 +163,8 @@ def _state(run: SeedRun, phase: Phase, epoch: int, best: float) -> checkpoint.St
     }
     if phase.steering is not None:
         state["steering"] = phase.steering.state()
+    if phase.shrinking is not None:
+        state["shrinking"] = phase.shrinking.state()
     return state
 
 

@@ -135,6 +135,10 @@ class SprRecipe(Schedule):
     zero_below: float = Field(default=1e-4, ge=0)  # method gradient: smaller weights count as zero
     # Method gradient: an entity with more than this share of zeros is removed.
     share: float = Field(default=0.99, ge=0, le=1)
+    # Entities that are zero, and for which zero is optimal, leave the network between two epochs, and
+    # fine-tuning trains the small network. With a smaller network epochs are shorter.
+    shrink: bool = False
+    shrink_after: int = Field(default=2, ge=1)  # epochs that an entity has been zero before it leaves
 
     @model_validator(mode="before")
     @classmethod

@@ -16,7 +16,7 @@ from spr_or.training import checkpoint, distributed
 from spr_or.training.data.load import Data, load_data
 from spr_or.training.metrics import Epoch, Metrics, what_is_lost
 from spr_or.training.phases import train
-from spr_or.training.recipe import Recipe
+from spr_or.training.recipe import Recipe, RecipeError
 from spr_or.training.report.summary import Summary, report_seed, report_seeds
 from spr_or.training.run_progress import RunDisplay
 from spr_or.training.seed_run import PHASES, RunError, SeedRun
@@ -60,6 +60,11 @@ def run_recipe(
     In processes that torchrun started, all of them train together (see `distributed`), on one
     file system; the first one writes, and the summary of the others is empty.
     """
+    if recipe.spr.shrink and distributed.launched().size > 1:
+        raise RecipeError(
+            "spr.shrink = true has not been made to work with several processes: "
+            "--set spr.shrink=false"
+        )
     device = pick_device(recipe.speed)
     try:
         with distributed.joined(device):

@@ -258,6 +258,8 @@ def _draw(
         "3-entity-norms": lambda path: run_figures.norms(named, masks, path),
         "4-regimes": lambda path: run_figures.regimes(records, path),
         "5-lambda": lambda path: run_figures.course(records, path),
+        "6-each-entity": lambda path: run_figures.each_entity(records, labels, path),
+        "7-seconds-and-multiplications": lambda path: run_figures.epoch_times(records, path),
     }
     paths = {name: folder / f"{name}.png" for name in drawn}
     return [path for name, path in paths.items() if drawn[name](path)]
