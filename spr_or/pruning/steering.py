@@ -7,6 +7,7 @@ Recipes and `Pruner` steer by the same `Steering`. Three settings ask for it: ``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ State = dict[str, Any]
 # A subgradient step leaves weights trembling about zero by more than any threshold until the rate
 # has fallen. Entities on their way out have indicators below this; few end between it and twice it.
 _LEAVING = 0.1
+_LOWER = 4.0  # what lambda is divided by after a collapse
 
 
 class ZeroRule(Protocol):
@@ -45,7 +47,7 @@ class SteeringSettings(ZeroRule, Protocol):
     """What steers: [spr] of a recipe, or a `Pruner`'s settings. ``target_removed_pct`` may be None."""
 
     @property
-    def lam(self) -> float: ...
+    def lam(self) -> float | str: ...
     @property
     def lam_warmup(self) -> int: ...
     @property
@@ -79,10 +81,21 @@ class Steering:
         self.spr = spr
         self.count = count
         self.limits = limits
-        self.lam = settings.lam  # without the warm-up
+        self.start_at(0.0 if isinstance(settings.lam, str) else settings.lam)
         self.shares: list[float] = []
         wanted = count is not None and settings.method == "prox"
         self.spares = Spares(model, spr, example) if wanted else None
+
+    def start_at(self, lam: float) -> None:
+        """Let lambda start here: before the first epoch, for a lambda that is read off the network."""
+        self.start = self.lam = lam  # without the warm-up
+        self.ceiling = math.inf
+
+    def lower(self) -> None:
+        """Go on with a smaller lambda than the last epoch's, and stay below that one."""
+        failed = float(self.spr.lam)
+        self.start_at(self.lam / _LOWER)
+        self.ceiling = failed / 2
 
     def begin(self, epoch: int) -> None:
         """Before an epoch, counted from 0: lambda of the warm-up, and new bounds when it is time."""
@@ -104,7 +117,8 @@ class Steering:
         record["removable_pct"] = self.shares[-1]
         record["scheduled_pct"] = scheduled_pct(target, epoch, epochs)
         if epoch + 1 >= self.settings.lam_warmup:
-            self.lam = next_lam(self.lam, self.settings.lam, self.shares, target, epochs)
+            lam = next_lam(self.lam, self.start, self.shares, target, epochs)
+            self.lam = min(lam, self.ceiling)
         return record
 
     def cut(self) -> MaskChoice:
@@ -131,6 +145,8 @@ class Steering:
         """What `load` takes: for a checkpoint."""
         state: State = {
             "lam": self.lam,
+            "start": self.start,
+            "ceiling": self.ceiling,
             "last_lam": float(self.spr.lam),  # of the last epoch, warm-up and all
             "shares": list(self.shares),
             "bound": self.spr.bound.cpu(),
@@ -142,6 +158,9 @@ class Steering:
     def load(self, state: State) -> None:
         """Continue from `state`."""
         self.lam, self.shares = state["lam"], list(state["shares"])
+        # Checkpoints of older versions lack these.
+        self.start = state.get("start", self.start)
+        self.ceiling = state.get("ceiling", math.inf)
         self.spr.lam = state["last_lam"]
         self.spr.bound.copy_(state["bound"])
         if self.spares is not None:

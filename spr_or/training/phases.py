@@ -16,6 +16,7 @@ from spr_or.pruning.regularizer import SPR
 from spr_or.pruning.steering import Steering, decide_masks
 from spr_or.training import distributed
 from spr_or.training.distill import distilling
+from spr_or.training.first_lam import first_lam, nothing_removed
 from spr_or.training.metrics import Record
 from spr_or.training.one_phase import Phase, train_phase
 from spr_or.training.pruning import (
@@ -28,8 +29,9 @@ from spr_or.training.pruning import (
 )
 from spr_or.training.recipe import Recipe
 from spr_or.training.schedule import learning_rate
-from spr_or.training.seed_run import SeedRun
+from spr_or.training.seed_run import RunError, SeedRun
 from spr_or.training.setup import fresh_model, load_weights
+from spr_or.training.watching import watch
 from spr_or.utils.files import write_durably
 
 
@@ -126,10 +128,15 @@ def spr_phase(
         add_gradient=spr.add_gradient_ if recipe.method == "gradient" else None,
         describe=lambda: describe(model, spr, recipe),
         steering=steering,
+        watch=watch(run, dense, model, spr),
     )
+    if run.resumed("spr") is None:
+        steering.start_at(first_lam(run, model, spr, phase.rate))
     train_phase(run, phase)
     masks = decide_masks(model, spr, recipe)
     if run.counter is None:
+        if run.judge and recipe.epochs and steering.lam and all(m.all() for m in masks.values()):
+            raise RunError(nothing_removed(run, dense, bounds, phase.rate))
         return model, masks, None
     return model, *meet_budget(run, steering, run.counter(masks))
 

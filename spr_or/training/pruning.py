@@ -28,7 +28,7 @@ def make_spr(
         chosen = ChosenEntities(recipe.entities, recipe.include_norm, recipe.ignored)
     return SPR(
         model,
-        recipe.lam,
+        0.0 if isinstance(recipe.lam, str) else recipe.lam,
         recipe.alpha,
         bounds,
         variant=recipe.variant,
