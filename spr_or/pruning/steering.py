@@ -91,10 +91,9 @@ class Steering:
         self.start = self.lam = lam  # without the warm-up
         self.ceiling = math.inf
 
-    def lower(self) -> None:
-        """Go on with a smaller lambda than the last epoch's, and stay below that one."""
-        failed = float(self.spr.lam)
-        self.start_at(self.lam / _LOWER)
+    def lower(self, times: int, failed: float) -> None:
+        """Go on with lambda / 4^times, and stay below half of the one that ``failed``."""
+        self.start_at(self.lam / _LOWER**times)
         self.ceiling = failed / 2
 
     def begin(self, epoch: int) -> None:

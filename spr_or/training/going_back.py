@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -30,6 +30,13 @@ class Diverged(RunError):
     """The loss of an epoch was not finite."""
 
 
+class Fault(NamedTuple):
+    """What is wrong after an epoch; one that is not ``fatal`` is repaired by the cut to a budget."""
+
+    text: str
+    fatal: bool
+
+
 @dataclass(frozen=True)
 class Watch:
     """When an epoch counts as a collapse, and whether lambda may be lowered then.
@@ -43,17 +50,25 @@ class Watch:
     masks: Callable[[], Masks]
     steered: bool
 
-    def fault(self, record: Record, best: float | None, classes: int) -> str | None:
-        """What is wrong after an epoch, None if nothing is; ``best`` accuracy of those before."""
+    def fault(self, record: Record, best: float | None, classes: int) -> Fault | None:
+        """What is wrong after an epoch, None if nothing is; ``best`` accuracy of those before.
+
+        A layer that is empty while the network works is no fault where the budget has not got its
+        share yet: then it may belong to what is to go.
+        """
         had = max((x for x in (self.start, best) if x is not None), default=0.0)
-        fallen = all(is_chance(record[k], had, classes) for k in ("accuracy", "eval_accuracy"))
         dead = collapsed_layers(self.masks())
+        # In training mode a network may work whose running statistics lag behind, and the accuracy of
+        # training counts the steps before a layer died.
+        fallen = is_chance(record["eval_accuracy"], had, classes) and bool(
+            dead or is_chance(record["accuracy"], had, classes)
+        )
         gone = f"nothing is left of {', '.join(dead)}"
         if fallen:
             text = f"the accuracy fell to {record['eval_accuracy']:.2f} %, that of guessing"
-            return f"{text}, and {gone}" if dead else text
+            return Fault(f"{text}, and {gone}" if dead else text, fatal=True)
         ahead = record.get("removable_pct", 0.0) > record.get("scheduled_pct", 100.0)
-        return gone if dead and ahead else None
+        return Fault(gone, fatal=False) if dead and ahead else None
 
 
 def good_epoch(
@@ -74,26 +89,29 @@ def good_epoch(
             return record | ({"went_back": failed} if failed else {})
         lam = float(steering.spr.lam)
         if before is None or len(failed) + 1 == ATTEMPTS:
-            raise RunError(_advice(run, epoch, fault, lam, failed))
+            if fault.fatal:
+                raise RunError(_advice(run, epoch, fault.text, lam, failed))
+            run.display.warn(f"epoch {epoch} of phase {phase.name}: {fault.text}")
+            return record | {"went_back": failed}
+        failed.append({"lam": lam, "why": fault.text})
         _restore(phase, before)
-        steering.lower()
-        failed.append({"lam": lam, "why": fault})
+        steering.lower(len(failed), lam)
         run.display.warn(
-            f"epoch {epoch} of phase {phase.name} with lambda {lam:.4g}: {fault}; it is repeated "
-            f"with lambda {steering.lam:.4g}"
+            f"epoch {epoch} of phase {phase.name} with lambda {lam:.4g}: {fault.text}; it is "
+            f"repeated with lambda {steering.lam:.4g}"
         )
         run.display.phase(f"seed {run.seed} {phase.name}", phase.epochs, run.data.train_rows, epoch)
 
 
 def _tried(
     attempt: Callable[[], Record], watch: Watch, best: float | None, classes: int
-) -> tuple[Record, str | None]:
+) -> tuple[Record, Fault | None]:
     try:
         record = attempt()
     except Diverged as error:
         if not watch.steered:
             raise
-        return {}, str(error)
+        return {}, Fault(str(error), fatal=True)
     return record, watch.fault(record, best, classes)
 
 
