@@ -142,9 +142,12 @@ def write_(narrowing: Narrowing, whole: nn.Module) -> None:
 
 @torch.no_grad()
 def read_optimizer_(
-    narrowing: Narrowing, part: torch.optim.Optimizer, whole: torch.optim.Optimizer, model: nn.Module
+    narrowing: Narrowing,
+    part: torch.optim.Optimizer,
+    whole: torch.optim.Optimizer,
+    model: nn.Module,
 ) -> None:
-    """Give the smaller network's optimiser the state that ``whole`` has of ``model``: momentum and the like."""
+    """Give the smaller network's optimiser the state of ``whole``, of ``model``: momentum and the like."""
     originals = dict(model.named_parameters())
     for name, parameter in narrowing.network.named_parameters():
         for key, value in whole.state.get(originals[name], {}).items():
@@ -158,7 +161,10 @@ def read_optimizer_(
 
 @torch.no_grad()
 def write_optimizer_(
-    narrowing: Narrowing, part: torch.optim.Optimizer, whole: torch.optim.Optimizer, model: nn.Module
+    narrowing: Narrowing,
+    part: torch.optim.Optimizer,
+    whole: torch.optim.Optimizer,
+    model: nn.Module,
 ) -> None:
     """The inverse of `read_optimizer_`; the momentum of what is removed becomes zero."""
     originals = dict(model.named_parameters())
@@ -187,7 +193,9 @@ def _still_there(
             parameter.fill_(1)
     apply_masks_(marks, by_module, example)
     marked = dict(marks.named_parameters())
-    pairs = [(p, found.part(name, marked[name]) == 0) for name, p in found.network.named_parameters()]
+    pairs = [
+        (p, found.part(name, marked[name]) == 0) for name, p in found.network.named_parameters()
+    ]
     return [(parameter, gone) for parameter, gone in pairs if bool(gone.any())]
 
 
@@ -250,7 +258,9 @@ def _narrowed_group(narrowing: Narrowing, group: EntityGroup, keep: Tensor) -> E
             place = {old: new for new, old in enumerate(left)}
             index = torch.tensor([[place.get(i, -1) for i in row] for row in index.tolist()])
             if bool((index < 0).any()):
-                raise CannotShrink(f"an entity of {group.name!r} is left without {member.parameter!r}")
+                raise CannotShrink(
+                    f"an entity of {group.name!r} is left without {member.parameter!r}"
+                )
         members.append(Member(member.parameter, member.dim, index))
     if len({m.parameter.rpartition(".")[0] for m in members}) < len(
         {m.parameter.rpartition(".")[0] for m in group.members}

@@ -29,6 +29,7 @@ State = dict[str, Any]
 # A subgradient step leaves weights trembling about zero by more than any threshold until the rate
 # has fallen. Entities on their way out have indicators below this; few end between it and twice it.
 _LEAVING = 0.1
+_LOWER = 4.0  # what lambda is divided by after a collapse
 
 
 class ZeroRule(Protocol):
@@ -47,7 +48,7 @@ class SteeringSettings(ZeroRule, Protocol):
     """What steers: [spr] of a recipe, or a `Pruner`'s settings. ``target_removed_pct`` may be None."""
 
     @property
-    def lam(self) -> float: ...
+    def lam(self) -> float | str: ...
     @property
     def lam_warmup(self) -> int: ...
     @property
@@ -84,10 +85,20 @@ class Steering:
         self.count = count
         self.limits = limits
         self.left = left
-        self.lam = settings.lam  # without the warm-up
+        self.start_at(0.0 if isinstance(settings.lam, str) else settings.lam)
         self.shares: list[float] = []
         wanted = count is not None and settings.method == "prox"
         self.spares = Spares(model, spr, example) if wanted else None
+
+    def start_at(self, lam: float) -> None:
+        """Let lambda start here: before the first epoch, for a lambda that is read off the network."""
+        self.start = self.lam = lam  # without the warm-up
+        self.ceiling = math.inf
+
+    def lower(self, times: int, failed: float) -> None:
+        """Go on with lambda / 4^times, and stay below half of the one that ``failed``."""
+        self.start_at(self.lam / _LOWER**times)
+        self.ceiling = failed / 2
 
     def begin(self, epoch: int) -> None:
         """Before an epoch, counted from 0: lambda of the warm-up, and new bounds when it is time."""
@@ -109,7 +120,8 @@ class Steering:
         record["removable_pct"] = self.shares[-1]
         record["scheduled_pct"] = scheduled_pct(target, epoch, epochs)
         if epoch + 1 >= self.settings.lam_warmup:
-            self.lam = next_lam(self.lam, self.settings.lam, self.shares, target, epochs)
+            lam = next_lam(self.lam, self.start, self.shares, target, epochs)
+            self.lam = min(lam, self.ceiling)
         return record
 
     def cut(self) -> MaskChoice:
@@ -143,12 +155,16 @@ class Steering:
     def _of_left(self, masks: Masks) -> Masks:
         if self.left is None:
             return masks
-        return {n: masks[n][keep.to(masks[n].device)] for n, keep in self.left.items() if keep.any()}
+        return {
+            n: masks[n][keep.to(masks[n].device)] for n, keep in self.left.items() if keep.any()
+        }
 
     def state(self) -> State:
         """What `load` takes: for a checkpoint."""
         state: State = {
             "lam": self.lam,
+            "start": self.start,
+            "ceiling": self.ceiling,
             "last_lam": float(self.spr.lam),  # of the last epoch, warm-up and all
             "shares": list(self.shares),
             "bound": self.spr.bound.cpu(),
@@ -160,6 +176,9 @@ class Steering:
     def load(self, state: State) -> None:
         """Continue from `state`."""
         self.lam, self.shares = state["lam"], list(state["shares"])
+        # Checkpoints of older versions lack these.
+        self.start = state.get("start", self.start)
+        self.ceiling = state.get("ceiling", math.inf)
         self.spr.lam = state["last_lam"]
         self.spr.bound.copy_(state["bound"])
         if self.spares is not None:

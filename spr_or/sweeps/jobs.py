@@ -35,7 +35,7 @@ def run_job(job: Job) -> str | None:
     try:
         if job.dense is not None:
             begin_after(job.dense, job.folder)
-        run_recipe(job.recipe, job.folder, resume=True)
+        run_recipe(job.recipe, job.folder, resume=True, judge=False)
     except Exception:  # for any error, the other runs go on
         return traceback.format_exc()
     return None

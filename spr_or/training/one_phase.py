@@ -10,15 +10,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
 from spr_or.pruning.steering import Steering
 from spr_or.training import checkpoint
+from spr_or.training.going_back import Diverged, Watch, good_epoch
 from spr_or.training.loop import NonFiniteLoss, train_epoch
 from spr_or.training.metrics import Record
-from spr_or.training.seed_run import PHASES, RunError, SeedRun
+from spr_or.training.seed_run import PHASES, SeedRun
 from spr_or.training.shrink import Shrinking, Trainee
 from spr_or.training.step import Objective, Step, captured, make_step
 from spr_or.utils.counted import counted
@@ -31,9 +33,10 @@ class Phase:
     """What is trained, for how many epochs, and what goes with each step and epoch.
 
     ``rate(epoch)`` is the learning rate; ``add_gradient``, ``after`` and ``objective`` are those of
-    `make_step`; ``describe()`` adds to the record of an epoch; ``steering`` acts between epochs.
-    With ``shrinking`` the phase is the whole network's, and ``smaller(trainee)`` is that of the smaller
-    one that is trained in its place.
+    `make_step`; ``describe()`` adds to the record of an epoch; ``steering`` acts between epochs, and
+    ``watch`` tells an epoch in which the network collapsed. With
+    ``shrinking`` the phase is the whole network's, and ``smaller(trainee)`` is that of the smaller one
+    that is trained in its place.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Phase:
     describe: Callable[[], Record] = dict
     objective: Objective | None = None
     steering: Steering | None = None
+    watch: Watch | None = None
     shrinking: Shrinking | None = None
     smaller: Callable[[Trainee], Phase] | None = None
 
@@ -65,7 +69,7 @@ def train_phase(run: SeedRun, phase: Phase) -> float | None:
     step = _make_step(run, phase)
     run.display.phase(f"seed {run.seed} {phase.name}", phase.epochs, run.data.train_rows, done)
     for epoch in range(done, phase.epochs):
-        record = _epoch(run, phase, step, epoch)
+        record = good_epoch(run, phase, epoch, partial(_epoch, run, phase, step, epoch), best)
         run.metrics.add(record)
         run.display.epoch(record)
         accuracy: float = record["eval_accuracy"]
@@ -132,7 +136,7 @@ def _epoch(run: SeedRun, phase: Phase, step: Step, epoch: int) -> Record:
     try:
         scores = train_epoch(step, run.data.train(seed), run.display.rows)
     except NonFiniteLoss as error:
-        raise RunError(_not_finite(run, phase.name, epoch, lr, error)) from error
+        raise Diverged(_not_finite(run, phase.name, epoch, lr, error)) from error
     test = run.validate(phase.model)
     return {
         "phase": phase.name,

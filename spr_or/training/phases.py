@@ -17,6 +17,7 @@ from spr_or.pruning.regularizer import SPR
 from spr_or.pruning.steering import Steering, decide_masks
 from spr_or.training import distributed
 from spr_or.training.distill import distilling
+from spr_or.training.first_lam import first_lam, nothing_removed
 from spr_or.training.metrics import Record
 from spr_or.training.one_phase import Phase, train_phase
 from spr_or.training.pruning import (
@@ -29,9 +30,10 @@ from spr_or.training.pruning import (
 )
 from spr_or.training.recipe import Recipe
 from spr_or.training.schedule import learning_rate
-from spr_or.training.seed_run import SeedRun
+from spr_or.training.seed_run import RunError, SeedRun
 from spr_or.training.setup import fresh_model, load_weights
 from spr_or.training.shrink import Shrinking, Trainee
+from spr_or.training.watching import starting_accuracy, watch
 from spr_or.utils.files import write_durably
 
 
@@ -135,6 +137,9 @@ def spr_phase(
     if recipe.shrink:
         shrinking = Shrinking(run, whole, smaller_optimizer, smaller_steering, limits)
 
+    start = starting_accuracy(run, dense)
+    rate = _pruning_rate(run.recipe, 0)
+
     def phase_of(trainee: Trainee) -> Phase:
         assert trainee.spr is not None
         small = trainee.steering if trainee is not whole else None
@@ -144,21 +149,27 @@ def spr_phase(
             model=trainee.model,
             optimizer=trainee.optimizer,
             epochs=recipe.epochs,
-            rate=_pruning_rate(run.recipe, 0),
+            rate=rate,
             add_gradient=trainee.spr.add_gradient_ if recipe.method == "gradient" else None,
             describe=lambda: describe(model, spr, recipe, small) | size(),
             after=shrinking.hold if shrinking is not None else None,
             steering=trainee.steering,
+            watch=watch(run, start, trainee.model, trainee.spr),
             shrinking=shrinking,
             smaller=phase_of,
         )
 
+    if run.resumed("spr") is None:
+        steering.start_at(first_lam(run, model, spr, rate))
     train_phase(run, phase_of(whole))
     if shrinking is not None and shrinking.now.steering is not None:
         steering = shrinking.now.steering
     masks = steering.whole(decide_masks(steering.model, steering.spr, recipe))
     budget = None
-    if run.counter is not None:
+    if run.counter is None:
+        if run.judge and recipe.epochs and steering.lam and all(m.all() for m in masks.values()):
+            raise RunError(nothing_removed(run, dense, bounds, rate))
+    else:
         masks, budget = meet_budget(run, steering, run.counter(masks))
     if shrinking is not None:
         shrinking.write_back()  # what the budget gave back
@@ -250,7 +261,9 @@ def finetune_phase(
             after=shrinking.hold
             if shrinking is not None and trainee is not whole
             else hold_masks(model, masks, run.example),
-            describe=lambda: {"masked_filter_weights_pct": in_zero_filters_pct(model, masks)} | size(),
+            describe=lambda: (
+                {"masked_filter_weights_pct": in_zero_filters_pct(model, masks)} | size()
+            ),
             objective=objective,
             shrinking=shrinking,
             smaller=phase_of,

@@ -9,14 +9,13 @@ from spr_or.formulations.projected import Regime
 from spr_or.pruning.budget import Limits, layer_limits
 from spr_or.pruning.chosen_entities import ChosenEntities
 from spr_or.pruning.counts import count_parameters, masked_filter_weights
-from spr_or.pruning.module_masks import branches_of, module_masks
 from spr_or.pruning.left import whole_numbers
+from spr_or.pruning.module_masks import branches_of, module_masks
 from spr_or.pruning.prox_sgd import ProxSGD
 from spr_or.pruning.regularizer import SPR
 from spr_or.pruning.steering import Steering, decide_masks
 from spr_or.training.metrics import Record
 from spr_or.training.recipe import Recipe, SprRecipe
-
 
 ENTITY_REGIMES = ("zero", *(regime.name.lower() for regime in Regime))
 
@@ -32,7 +31,7 @@ def make_spr(
         chosen = ChosenEntities(recipe.entities, recipe.include_norm, recipe.ignored)
     return SPR(
         model,
-        recipe.lam,
+        0.0 if isinstance(recipe.lam, str) else recipe.lam,
         recipe.alpha,
         bounds,
         variant=recipe.variant,

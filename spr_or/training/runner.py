@@ -15,9 +15,10 @@ from spr_or.pruning.chosen_entities import ChosenEntities
 from spr_or.training import checkpoint, distributed
 from spr_or.training.data.load import Data, load_data
 from spr_or.training.metrics import Epoch, Metrics, what_is_lost
+from spr_or.training.outcome import failure
 from spr_or.training.phases import train
 from spr_or.training.recipe import Recipe, RecipeError
-from spr_or.training.report.summary import Summary, report_seed, report_seeds
+from spr_or.training.report.summary import Summary, mean_summary, report_seed, report_seeds
 from spr_or.training.run_progress import RunDisplay
 from spr_or.training.seed_run import PHASES, RunError, SeedRun
 from spr_or.training.setup import check_model, fresh_model, make_counter, pick_device, reproducible
@@ -48,13 +49,19 @@ class FolderInUse(RunError):
 
 
 def run_recipe(
-    recipe: Recipe, folder: Path, *, resume: bool = False, display: RunDisplay | None = None
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    display: RunDisplay | None = None,
+    judge: bool = True,
 ) -> Summary:
     """Train, prune, compact and report every seed of a recipe; the summary over all seeds.
 
     One seed writes into ``folder`` itself, several into ``folder/seed-N`` each. With ``resume`` a
     run that stands in the folder is continued (a finished one is only read); without it such a
-    folder is refused, and so is one in which another process trains. Raises `RecipeError`,
+    folder is refused, and so is one in which another process trains. A run that removed nothing or
+    collapsed is an error too, unless ``judge`` is False, as in a sweep over lambda. Raises `RecipeError`,
     `DataError`, `RunError` (`FolderInUse` for such folders), `CheckpointError`, `DiskFull`.
 
     In processes that torchrun started, all of them train together (see `distributed`), on one
@@ -73,9 +80,15 @@ def run_recipe(
             # Several processes must take the same way, so they look behind the lock.
             alone = distributed.world().size == 1
             if resume and alone and (summary := _read_finished(recipe, folder)) is not None:
-                return summary
-            with _alone_in(folder):
-                return _run(recipe, folder, resume, device, display)
+                summaries = [summary]
+            else:
+                with _alone_in(folder):
+                    summaries = _run(recipe, folder, resume, device, display, judge)
+            if judge and (fault := failure(summaries)):
+                raise RunError(f"{fault}; see {folder / 'report.html'}")
+            if len(summaries) < 2:  # none in a process that is not the first
+                return summaries[0] if summaries else {}
+            return mean_summary(summaries)
     except distributed.ProcessLost as error:
         raise RunError(str(error)) from error
 
@@ -108,8 +121,14 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def _run(
-    recipe: Recipe, folder: Path, resume: bool, device: torch.device, display: RunDisplay | None
-) -> Summary:
+    recipe: Recipe,
+    folder: Path,
+    resume: bool,
+    device: torch.device,
+    display: RunDisplay | None,
+    judge: bool,
+) -> list[Summary]:
+    """The summaries of all seeds; of several seeds the report of all is written, too."""
     _check_folder(recipe, folder, resume)
     seeds = {seed: folder if len(recipe.seeds) == 1 else folder / f"seed-{seed}"
              for seed in recipe.seeds}  # fmt: skip
@@ -130,13 +149,15 @@ def _run(
                     if distributed.is_first():
                         write_text(folder / RECIPE, recipe.model_dump_json(indent=2) + "\n")
                 summaries[seed] = _run_seed(
-                    recipe, seed, place, device, data, counter, chosen, shown
+                    recipe, seed, place, device, data, counter, chosen, shown, judge
                 )
     distributed.barrier()  # the first one has written its report
     if not distributed.is_first():
-        return {}
+        return []
     done = [summary for summary in summaries.values() if summary is not None]
-    return done[0] if len(done) == 1 else report_seeds(folder, done)
+    if len(done) > 1:
+        report_seeds(folder, done)
+    return done
 
 
 def _run_seed(
@@ -148,6 +169,7 @@ def _run_seed(
     counter: Count | None,
     chosen: ChosenEntities,
     display: RunDisplay,
+    judge: bool,
 ) -> Summary:
     folder.mkdir(parents=True, exist_ok=True)
     if distributed.is_first():
@@ -162,7 +184,9 @@ def _run_seed(
         if lost := what_is_lost(folder / "metrics.jsonl", _epochs_until(recipe, state)):
             display.warn(lost)
     metrics = Metrics(folder, kept=state["records"] if state else 0)
-    run = SeedRun(recipe, seed, folder, device, data, chosen, display, metrics, counter, state)
+    run = SeedRun(
+        recipe, seed, folder, device, data, chosen, display, metrics, counter, state, judge
+    )
     try:
         trained = train(run)
         if not distributed.is_first():

@@ -31,7 +31,8 @@ class SeedRun:
     """One seed of a recipe on its way; ``state`` is the checkpoint it continues from.
 
     ``chosen`` is what is regularised; ``counter`` counts for a budget, None without one. Both depend
-    on the network's shape only, so all seeds share them.
+    on the network's shape only, so all seeds share them. ``judge``: whether a run that removes nothing
+    or collapses is an error; in a sweep over lambda it is a result.
     """
 
     recipe: Recipe
@@ -44,6 +45,7 @@ class SeedRun:
     metrics: Metrics
     counter: Count | None = None
     state: checkpoint.State | None = None
+    judge: bool = True
     fixed: dict[str, Any] = field(default_factory=dict)  # in every checkpoint from here on
     scorings: dict[nn.Module, Step] = field(default_factory=dict)  # a graph is captured once
 

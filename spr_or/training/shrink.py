@@ -72,7 +72,9 @@ class Shrinking:
     make_steering: Callable[[nn.Module, SPR, Masks], Steering] | None = None
     limits: Mapping[str, Limits] = field(default_factory=dict)
     left: Masks | None = None
-    zero_epochs: dict[str, Tensor] = field(default_factory=dict)  # so long each entity has been zero
+    zero_epochs: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # so long each entity has been zero
     refused: bool = False
     _smaller: Trainee | None = None
     _narrowing: Narrowing | None = None
@@ -162,14 +164,14 @@ class Shrinking:
         if not self._worth(present, left):
             return False
         self.write_back()
-        before, after = (self._operations(m) for m in (present, left))
+        was, now = (self._operations(m) for m in (present, left))
         if not self.narrow_to(left):
             return False
         gone = sum(int((~keep).sum()) for keep in left.values())
         self.run.display.say(
             f"seed {self.run.seed} spr: after epoch {epoch} the network shrinks to "
-            f"{100 * after / self._operations({}):.0f} % of the multiplications "
-            f"(by {100 * (1 - after / before):.0f} %; {gone} entities are gone)"
+            f"{100 * now / self._operations({}):.0f} % of the multiplications "
+            f"(by {100 * (1 - now / was):.0f} %; {gone} entities are gone)"
         )
         return True
 
@@ -197,7 +199,10 @@ class Shrinking:
             last = oldest[count - 1] if count else -math.inf
             return {
                 name: _as_allowed(
-                    keep, gone[name] & (age[name] <= last), age[name], self.limits.get(name, Limits())
+                    keep,
+                    gone[name] & (age[name] <= last),
+                    age[name],
+                    self.limits.get(name, Limits()),
                 )
                 for name, keep in present.items()
             }
@@ -253,18 +258,16 @@ class Shrinking:
             self.narrow_to(state["left"])
 
 
-def narrowed_spr(
-    spr: SPR, narrowing: Narrowing, model: nn.Module, chosen: ChosenEntities
-) -> SPR:
+def narrowed_spr(spr: SPR, narrowing: Narrowing, model: nn.Module, chosen: ChosenEntities) -> SPR:
     """``spr`` of ``model`` on the smaller network: the same lambda, and M and u of what is left."""
     left = narrowed_entities(narrowing, model, spr.layers, chosen)
     return SPR(
         narrowing.network,
         float(spr.lam),
         spr.alpha,
-        numbers_of_left(spr, spr.bound, narrowing.masks),  # type: ignore[arg-type]
+        numbers_of_left(spr, spr.bound, narrowing.masks),
         variant=spr.variant,
-        u=numbers_of_left(spr, spr.importance, narrowing.masks),  # type: ignore[arg-type]
+        u=numbers_of_left(spr, spr.importance, narrowing.masks),
         **left._asdict(),
     )
 
@@ -291,7 +294,7 @@ def _loss(recipe: Recipe) -> Callable[[Tensor, Tensor], Tensor]:
 
 def _read_steering_(narrowing: Narrowing, part: Steering, whole: Steering) -> None:
     """Give the smaller network's steering what the whole one knows; its bounds are those of its SPR."""
-    part.lam, part.shares = whole.lam, list(whole.shares)
+    _copy_course_(part, whole)
     part.spr.lam = float(whole.spr.lam)
     if part.spares is None or whole.spares is None:
         return
@@ -304,7 +307,7 @@ def _read_steering_(narrowing: Narrowing, part: Steering, whole: Steering) -> No
 
 def _write_steering_(narrowing: Narrowing, part: Steering, whole: Steering) -> None:
     """The inverse of `_read_steering_`."""
-    whole.lam, whole.shares = part.lam, list(part.shares)
+    _copy_course_(whole, part)
     whole.spr.lam = float(part.spr.lam)
     mine = {layer.name: rows for layer, rows in by_layer(part.spr, part.spr.bound)}
     for layer, rows in by_layer(whole.spr, whole.spr.bound):
@@ -317,6 +320,11 @@ def _write_steering_(narrowing: Narrowing, part: Steering, whole: Steering) -> N
         originals = dict(zip(_names(whole, name), whole.spares.copies[name], strict=True))
         for key, copied in zip(_names(part, name), copies, strict=True):
             narrowing.put_(key, originals[key], copied, rest=None)
+
+
+def _copy_course_(to: Steering, of: Steering) -> None:
+    """Where lambda stands, and what was removable after each epoch."""
+    to.lam, to.start, to.ceiling, to.shares = of.lam, of.start, of.ceiling, list(of.shares)
 
 
 def _names(steering: Steering, layer: str) -> list[str]:

@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from spr_or.models.toy import digits_resnet
 from torch import nn
 
 from models.resnet_cifar import resnet20
-from spr_or.models.toy import digits_resnet
 from spr_or.pruning.chosen_entities import chosen_entities
 from spr_or.pruning.masks import apply_masks_, hold_masks
 from spr_or.pruning.module_masks import module_masks
@@ -48,7 +48,7 @@ def masked(model, kinds, share=0.5, include_norm=False, size=8, channels=1):
     chosen = chosen_entities(model, example, kinds, include_norm)
     layers = chosen.of(model)
     generator = torch.Generator().manual_seed(1)
-    masks = {l.name: torch.rand(l.count, generator=generator) > share for l in layers}
+    masks = {x.name: torch.rand(x.count, generator=generator) > share for x in layers}
     for keep in masks.values():
         keep[0] = True
     by_module = module_masks(model, layers, masks)
@@ -98,7 +98,10 @@ def test_fifty_steps_have_the_losses_of_the_masked_network(make, kinds, dtype):
     expected = losses(model, optimizer, data(50, dtype), hold_masks(model, by_module, example))
     tolerance = 1e-5 if dtype == torch.float32 else 1e-10
     torch.testing.assert_close(
-        losses(found.network, smaller, data(50, dtype), found.hold), expected, atol=tolerance, rtol=0
+        losses(found.network, smaller, data(50, dtype), found.hold),
+        expected,
+        atol=tolerance,
+        rtol=0,
     )
     # Back in the original: the same function, the same weights where any are left.
     whole = copy.deepcopy(model)
@@ -132,7 +135,9 @@ def test_proximal_steps_are_those_of_the_masked_network(kinds, include_norm):
         u=numbers_of_left(spr, spr.importance, masks), **small._asdict(),
     )  # fmt: skip
     assert float(part()) == pytest.approx(float(spr()), rel=1e-12)
-    optimizers = [ProxSGD(m, s, lr=0.05, momentum=0.9) for m, s in ((model, spr), (found.network, part))]
+    optimizers = [
+        ProxSGD(m, s, lr=0.05, momentum=0.9) for m, s in ((model, spr), (found.network, part))
+    ]
     alive = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
     for name, parameter in found.network.named_parameters():
         found.put_(name, alive[name], torch.ones_like(parameter))

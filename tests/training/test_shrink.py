@@ -15,8 +15,8 @@ from spr_or.training.recipe import Recipe, RecipeError
 from spr_or.training.runner import run_recipe
 from spr_or.training.step import make_step
 
-SPR = {
-    "lam": 25.0, "alpha": 0.1, "start": "dense", "epochs": 6, "lr": 0.05,
+SPR = {"lam": "auto",
+    "alpha": 0.1, "start": "dense", "epochs": 8, "lr": 0.05,
     "target_removed_pct": 60, "shrink": True, "shrink_after": 1,
 }  # fmt: skip
 
@@ -39,9 +39,9 @@ def sizes(folder: Path, phase: str = "spr") -> list[float]:
     [
         {},
         {"include_norm": True},
-        {"entities": "channels", "lam": 8.0},
-        {"entities": "channels", "lam": 8.0, "bounds": "entity", "bounds_every": 2},
-        {"method": "gradient", "lam": 60.0},
+        {"entities": "channels"},
+        {"entities": "channels", "bounds": "entity", "bounds_every": 2},
+        {"method": "gradient"},
     ],
     ids=lambda spr: "-".join(map(str, spr.values())) or "filters",
 )
@@ -65,7 +65,7 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_weights(tmp_path):
     whole = tmp_path / "whole"
     run_recipe(shrinking(), whole)
     assert len(set(sizes(whole))) > 1
-    for phase, epoch in [("spr", e) for e in range(1, 6)] + [("finetune", 0), ("finetune", 1)]:
+    for phase, epoch in [("spr", e) for e in range(1, 8)] + [("finetune", 0), ("finetune", 1)]:
         place = tmp_path / f"{phase}-{epoch}"
         with pytest.raises(KeyboardInterrupt), stopped_at(phase, epoch):
             run_recipe(shrinking(), place)
@@ -122,7 +122,7 @@ class Shifted(nn.Module):
 
 
 def test_a_network_that_would_train_differently_stays_whole_and_says_so(tmp_path, capsys):
-    recipe = tiny_recipe(model=f"{__name__}:Shifted", spr=SPR | {"lam": 8.0})
+    recipe = tiny_recipe(model=f"{__name__}:Shifted", spr=SPR)
     run_recipe(recipe, tmp_path)
     assert set(sizes(tmp_path) + sizes(tmp_path, "finetune")) == {100.0}
 

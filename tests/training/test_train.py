@@ -265,7 +265,7 @@ def test_a_layer_that_collapses_is_warned_of_by_name(
 ) -> None:
     warnings: list[str] = []
     monkeypatch.setattr(RunDisplay, "warn", lambda self, message: warnings.append(message))
-    summary = run_recipe(tiny_recipe(spr={"lam": 1e5}), tmp_path)
+    summary = run_recipe(tiny_recipe(spr={"lam": 1e5}), tmp_path, judge=False)
     assert summary["collapsed_layers"] == ["0", "4"]
     assert warnings[:2] == [
         "layer 0 collapsed: none of its 8 entities is left",

@@ -198,19 +198,22 @@ def each_entity(records: list[Record], labels: Mapping[str, str], path: Path) ->
     if not logged:
         return False
     order = {label: number for number, (label, _) in enumerate(_REGIME_COLOURS)}
-    rows, places, names = [], [], []
+    rows: list[Tensor] = []
+    places, names = [], []
     for name in logged[0]:
         digits = torch.tensor([[int(d) for d in record[name]] for record in logged]).T
         alive = (digits > 0).sum(1)
         digits = digits[torch.argsort(alive, descending=True, stable=True)]
-        places.append(sum(map(len, rows)) + len(digits) / 2 - 0.5)
+        places.append(sum(len(row) for row in rows) + len(digits) / 2 - 0.5)
         names.append(labels.get(name, name))
         rows.append(digits)
         rows.append(torch.full((max(1, len(digits) // 16), len(logged)), len(order)))
     picture = torch.cat(rows[:-1])
     height = min(9.0, max(3.0, 1.1 + 0.2 * len(names) + len(picture) / 250))
     figure, axis = plt.subplots(figsize=(_WIDTH, height), layout="constrained")
-    colours = matplotlib.colors.ListedColormap([colour for _, colour in _REGIME_COLOURS] + ["white"])
+    colours = matplotlib.colors.ListedColormap(
+        [colour for _, colour in _REGIME_COLOURS] + ["white"]
+    )
     axis.imshow(
         picture, aspect="auto", interpolation="nearest", cmap=colours, vmin=0, vmax=len(order),
         extent=(0.5, len(logged) + 0.5, len(picture) - 0.5, -0.5),
