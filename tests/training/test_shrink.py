@@ -27,7 +27,12 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shrinking(**spr: Any) -> Recipe:
-    return tiny_recipe(model="models.toy:digits_resnet", spr=SPR | spr)
+    return tiny_recipe(
+        model="models.toy:digits_resnet",
+        data={"train_rows": 640},
+        dense={"epochs": 3},
+        spr=SPR | spr,
+    )
 
 
 def sizes(folder: Path, phase: str = "spr") -> list[float]:
