@@ -114,7 +114,7 @@ def spr_phase(
     if recipe.start == "dense":
         model.load_state_dict(dense.state_dict())
     spr = make_spr(recipe, model, bounds, run.chosen)
-    if run.recipe.speed.compile:
+    if run.recipe.speed.compile and run.device.type != "cpu":
         spr.compile()
     steering = Steering(recipe, model, spr, run.counter, make_limits(recipe, spr), run.example)
     phase = Phase(

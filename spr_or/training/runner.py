@@ -20,7 +20,15 @@ from spr_or.training.recipe import Recipe
 from spr_or.training.report.summary import Summary, report_seed, report_seeds
 from spr_or.training.run_progress import RunDisplay
 from spr_or.training.seed_run import PHASES, RunError, SeedRun
-from spr_or.training.setup import check_model, fresh_model, make_counter, pick_device, reproducible
+from spr_or.training.setup import (
+    check_model,
+    fresh_model,
+    make_counter,
+    pick_device,
+    reproducible,
+    run_speed,
+    with_speed,
+)
 from spr_or.training.stored_run import RECIPE, DamagedFile, read_recipe, read_summary
 from spr_or.utils.files import remove_asides, write_text
 from spr_or.utils.folder_lock import FolderBusy, alone_in
@@ -36,6 +44,7 @@ _FREE = {
     "data.workers",
     "data.eval_batch_size",
     "speed.device",
+    "speed.auto",
     "speed.threads",
     "speed.channels_last",
     "speed.compile",
@@ -48,13 +57,19 @@ class FolderInUse(RunError):
 
 
 def run_recipe(
-    recipe: Recipe, folder: Path, *, resume: bool = False, display: RunDisplay | None = None
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    display: RunDisplay | None = None,
+    measuring: bool = True,
 ) -> Summary:
     """Train, prune, compact and report every seed of a recipe; the summary over all seeds.
 
     One seed writes into ``folder`` itself, several into ``folder/seed-N`` each. With ``resume`` a
     run that stands in the folder is continued (a finished one is only read); without it such a
-    folder is refused, and so is one in which another process trains. Raises `RecipeError`,
+    folder is refused, and so is one in which another process trains. ``measuring`` False: other
+    runs share the machine, so no times are taken to choose the speed. Raises `RecipeError`,
     `DataError`, `RunError` (`FolderInUse` for such folders), `CheckpointError`, `DiskFull`.
 
     In processes that torchrun started, all of them train together (see `distributed`), on one
@@ -70,7 +85,7 @@ def run_recipe(
             if resume and alone and (summary := _read_finished(recipe, folder)) is not None:
                 return summary
             with _alone_in(folder):
-                return _run(recipe, folder, resume, device, display)
+                return _run(recipe, folder, resume, device, display, measuring)
     except distributed.ProcessLost as error:
         raise RunError(str(error)) from error
 
@@ -103,7 +118,12 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def _run(
-    recipe: Recipe, folder: Path, resume: bool, device: torch.device, display: RunDisplay | None
+    recipe: Recipe,
+    folder: Path,
+    resume: bool,
+    device: torch.device,
+    display: RunDisplay | None,
+    measuring: bool,
 ) -> Summary:
     _check_folder(recipe, folder, resume)
     seeds = {seed: folder if len(recipe.seeds) == 1 else folder / f"seed-{seed}"
@@ -125,7 +145,7 @@ def _run(
                     if distributed.is_first():
                         write_text(folder / RECIPE, recipe.model_dump_json(indent=2) + "\n")
                 summaries[seed] = _run_seed(
-                    recipe, seed, place, device, data, counter, chosen, shown
+                    recipe, seed, place, device, data, counter, chosen, shown, measuring
                 )
     distributed.barrier()  # the first one has written its report
     if not distributed.is_first():
@@ -143,6 +163,7 @@ def _run_seed(
     counter: Count | None,
     chosen: ChosenEntities,
     display: RunDisplay,
+    measuring: bool,
 ) -> Summary:
     folder.mkdir(parents=True, exist_ok=True)
     if distributed.is_first():
@@ -157,13 +178,21 @@ def _run_seed(
         if lost := what_is_lost(folder / "metrics.jsonl", _epochs_until(recipe, state)):
             display.warn(lost)
     metrics = Metrics(folder, kept=state["records"] if state else 0)
-    run = SeedRun(recipe, seed, folder, device, data, chosen, display, metrics, counter, state)
+    run = SeedRun(
+        recipe, seed, folder, device, data, chosen, display, metrics, counter, state,
+        measuring=measuring, speeds=dict(state.get("speeds", {})) if state else {},
+    )  # fmt: skip
     try:
-        trained = train(run)
-        if not distributed.is_first():
-            return {}
-        with distributed.alone():
-            return report_seed(run, trained)
+        if "run" not in run.speeds:
+            model = fresh_model(recipe, seed, device)
+            run.speeds["run"] = run_speed(recipe, model, data, measuring, run.tell_once)
+        run.recipe = with_speed(recipe, run.speeds["run"])
+        with reproducible(run.recipe.speed.threads):
+            trained = train(run)
+            if not distributed.is_first():
+                return {}
+            with distributed.alone():
+                return report_seed(run, trained)
     finally:
         metrics.close()
 
