@@ -20,7 +20,7 @@ import argparse
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -203,7 +203,7 @@ def budgets_table(content: Content) -> str:
     return f"{about}\n\n{markdown(columns, rows)}"
 
 
-def markdown(columns: tuple[str, ...], rows: list[tuple[str, ...]], words: int = 1) -> str:
+def markdown(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], words: int = 1) -> str:
     """A table whose first ``words`` columns are words, the others numbers."""
     rules = tuple("---" if i < words else "---:" for i in range(len(columns)))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rules, *rows))

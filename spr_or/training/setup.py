@@ -128,10 +128,12 @@ def run_speed(
 
 
 def with_speed(recipe: Recipe, chosen: dict[str, Any]) -> Recipe:
-    """The recipe with what `run_speed` has chosen for the keys that it leaves out."""
-    given = recipe.speed.model_dump()
-    keys = ("threads", "channels_last")
-    update = {key: chosen[key] for key in keys if given[key] is None}
+    """The recipe with ``threads`` and ``channels_last`` as `run_speed` chose what it leaves out."""
+    threads, layout = recipe.speed.threads, recipe.speed.channels_last
+    update = {
+        "threads": threads or chosen["threads"] or torch.get_num_threads(),
+        "channels_last": chosen["channels_last"] if layout is None else layout,
+    }
     return recipe.model_copy(update={"speed": recipe.speed.model_copy(update=update)})
 
 

@@ -19,6 +19,7 @@ from spr_or.training import one_phase, speed, speed_table, speed_trials
 from spr_or.training.metrics import read_metrics
 from spr_or.training.run_progress import RunDisplay
 from spr_or.training.runner import run_recipe
+from spr_or.training.setup import with_speed
 from spr_or.training.speed import choose_speed
 from spr_or.training.speed_table import load_trials, network_key
 from spr_or.training.speed_trials import Speed, Trial, compiled_if_it_works, try_speeds
@@ -450,6 +451,18 @@ def test_a_run_is_computed_as_was_chosen(
     lines = [line for line in shown.lines if "speed:" in line]
     # 32 images instead of 128 in the same time
     assert lines == ["seed 0 speed: compile, channels_last, 1 thread: 113 images/s, plain 81"]
+    assert given.asked == [PLAIN, LAST, LAST, BOTH]  # by the first phase
+
+
+def test_what_is_chosen_holds_for_every_network_of_a_run() -> None:
+    """A smaller network of a later phase is asked about compiling only."""
+    recipe = tiny_recipe(speed={"threads": None})
+    for threads, expected in ((None, 1), (3, 3)):
+        settled = with_speed(recipe, {"threads": threads, "channels_last": True}).speed
+        assert (settled.threads, settled.channels_last, settled.compile) == (expected, True, None)
+    kept = with_speed(tiny_recipe(speed={"threads": 2, "channels_last": False}),
+                      {"threads": None, "channels_last": True}).speed  # fmt: skip
+    assert (kept.threads, kept.channels_last) == (2, False)
 
 
 def test_a_run_goes_on_as_it_began(
