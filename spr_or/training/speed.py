@@ -24,7 +24,15 @@ from spr_or.pruning.counts import count_macs
 from spr_or.training import distributed
 from spr_or.training.recipe import Recipe
 from spr_or.training.speed_table import load_trials, network_key, save_trials
-from spr_or.training.speed_trials import Shape, Speed, Tell, Trial, Trials, try_speeds
+from spr_or.training.speed_trials import (
+    Shape,
+    Speed,
+    Tell,
+    Trial,
+    Trials,
+    others_at_work,
+    try_speeds,
+)
 
 # Two cores at hand get through 8e10 operations a second (ResNet-20: 323 images of 2.4e8), and took
 # about a minute to compile it, which then saved a fifth of the time. Below five minutes that is lost.
@@ -49,8 +57,8 @@ def choose_speed(
 
     shape: (B, C, H, W). What ``recipe.speed`` gives is kept, and what it leaves out is plain, unless
     the model is on a CPU, ``speed.auto`` is on, and the steps are `is_long`: then the trials of this
-    network on this machine decide. Those that are missing are made, if ``measuring`` (other
-    processes at work would disturb them). ``compile = true`` means compiled where the steps are long,
+    network on this machine decide. Those that are missing are made, if ``measuring`` and no other
+    program is at work, which would disturb them. ``compile = true`` means compiled where the steps are long,
     and on an accelerator always.
 
     ``tell`` gets the choice in one line, and one for each way that was tried and refused.
@@ -76,7 +84,16 @@ def choose_speed(
     key = network_key(model, shape)
     trials = load_trials(key, tell)
 
-    def make(speeds: Sequence[Speed]) -> list[Trial]:
+    def to_try(speeds: Sequence[Speed]) -> bool:
+        """Whether some of them were not tried, and their times would mean something now."""
+        if not measuring or all(speed in trials for speed in speeds):
+            return False
+        if others_at_work():
+            tell("speed: not measured, other programs are at work on this machine")
+            return False
+        return True
+
+    def tried(speeds: Sequence[Speed]) -> list[Trial]:
         made = try_speeds(model, speeds, shape)
         for speed, trial in zip(speeds, made, strict=True):
             if trial.refused:
@@ -84,15 +101,15 @@ def choose_speed(
         return made
 
     eager = _eager_speeds(recipe, model, measuring)
-    if measuring and any(speed not in trials for speed in eager):
-        trials.update(zip(eager, make(eager), strict=True))
+    if to_try(eager):
+        trials.update(zip(eager, tried(eager), strict=True))
         save_trials(key, trials, tell)
     best = _fastest(eager, trials)
     compiled = best._replace(compile=True)
     chosen = compiled if wanted.compile else best
     if wanted.compile is None and could_pay(steps, trials.get(best)):
-        if measuring and compiled not in trials:
-            trials[compiled] = _in_time_of(trials[best], *make([best, compiled]))
+        if to_try([compiled]):
+            trials[compiled] = _in_time_of(trials[best], *tried([best, compiled]))
             save_trials(key, trials, tell)
         if pays(steps, trials[best], trials.get(compiled)):
             chosen = compiled

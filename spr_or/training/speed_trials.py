@@ -25,6 +25,8 @@ Shape = tuple[int, ...]  # of a batch of images, (B, C, H, W)
 Tell = Callable[[str], None]
 
 _TURNS = 3  # after the first step, in which caches are filled and code is compiled
+# Processors taken away in a second. Two programs that share one switch 100 times or more.
+_SWITCHES = 50
 _TIMES_ROUNDING = 10.0
 _LEAST = (1e-5, 1e-4, 1e-5)  # relative errors of loss, gradient and statistics that always pass
 
@@ -171,6 +173,25 @@ def _errors(outcome: _Outcome, exact: _Outcome) -> list[float]:
         off, size = float((found - true).norm()), float(true.norm())
         errors.append(0.0 if off == 0 else off / size if size else math.inf)
     return errors
+
+
+def others_at_work(seconds: float = 0.5) -> bool:
+    """Whether other programs take processors away from a computation on all of torch's threads.
+
+    How often the system took one away, in so many seconds of matrix products. Where it does not tell
+    (Windows), the answer is no.
+    """
+    try:
+        import resource
+    except ImportError:
+        return False
+    a = torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    begun = time.perf_counter()
+    while (passed := time.perf_counter() - begun) < seconds:
+        a @ a
+    taken_away = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - before
+    return taken_away / passed > _SWITCHES + torch.get_num_threads()
 
 
 def compiled(model: nn.Module) -> nn.Module:

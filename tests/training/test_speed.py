@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -62,6 +63,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Given:
     stand_in = Given(dict(TIMES))
     monkeypatch.setattr(speed, "try_speeds", stand_in)
     monkeypatch.setattr(speed, "LONG", 0)
+    monkeypatch.setattr(speed, "others_at_work", lambda: False)
     return stand_in
 
 
@@ -192,6 +194,32 @@ def test_without_measuring_nothing_is_tried(given: Given) -> None:
     given.times = {}
     chosen, lines = choose(measuring=False)
     assert chosen == PLAIN and lines == ["speed: plain, 1 thread"]
+
+
+def test_beside_other_programs_nothing_is_tried_and_nothing_kept(
+    given: Given, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(speed, "others_at_work", lambda: True)
+    line = "speed: not measured, other programs are at work on this machine"
+    assert choose() == (PLAIN, [line, "speed: plain, 1 thread"])
+    assert given.asked == [] and not (tmp_path / "cache").exists()
+    monkeypatch.setattr(speed, "others_at_work", lambda: False)
+    first = choose()
+    monkeypatch.setattr(speed, "others_at_work", lambda: True)
+    assert choose() == first  # what is known needs no quiet machine
+
+
+@pytest.mark.parametrize(("switches", "busy"), [(5, False), (60, True)])
+def test_other_programs_are_seen_by_the_processors_they_take(
+    switches: int, busy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resource = pytest.importorskip("resource")
+    counts = iter([1000, 1000 + switches])
+    usage = SimpleNamespace
+    monkeypatch.setattr(resource, "getrusage", lambda who: usage(ru_nivcsw=next(counts)))
+    clock = iter([0.0, 0.3, 1.0])
+    monkeypatch.setattr(speed_trials.time, "perf_counter", lambda: next(clock))
+    assert speed_trials.others_at_work(seconds=1.0) == busy
 
 
 def test_beside_other_runs_the_number_of_threads_stays(
@@ -378,6 +406,7 @@ def test_trials_leave_network_random_numbers_and_threads_alone() -> None:
 
 def test_refused_ways_are_told_once_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "LONG", 0)
+    monkeypatch.setattr(speed, "others_at_work", lambda: False)
     model = Off(in_channels_last)
     lines: list[str] = []
     recipe = tiny_recipe()
