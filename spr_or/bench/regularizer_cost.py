@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spr_or.utils import outputs, terminal
+from spr_or.utils.machine import processor
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -114,7 +115,7 @@ def describe_machine() -> dict[str, Any]:
     import torch
 
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,
@@ -387,14 +388,3 @@ def _cells(row: CostRow) -> tuple[str | Text, ...]:
         target = f"{row.target:g}"
     numbers = (f"{row.milliseconds:.2f}", ratio, f"{row.spread:.3f}", str(row.turns))
     return (row.method, *numbers, target)
-
-
-def _processor() -> str:
-    """The processor's name where the system tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -21,7 +21,11 @@ from spr_or.training.going_back import Diverged, Watch, good_epoch
 from spr_or.training.loop import NonFiniteLoss, train_epoch
 from spr_or.training.metrics import Record
 from spr_or.training.seed_run import PHASES, SeedRun
+from spr_or.training.setup import batch_shape, steps_of_epoch
 from spr_or.training.shrink import Shrinking, Trainee
+from spr_or.training.speed import choose_speed
+from spr_or.training.speed_table import network_key
+from spr_or.training.speed_trials import compiled_if_it_works
 from spr_or.training.step import Objective, Step, captured, make_step
 from spr_or.utils.counted import counted
 
@@ -66,7 +70,7 @@ def train_phase(run: SeedRun, phase: Phase) -> float | None:
     whole = phase
     if phase.shrinking is not None:
         phase = phase.now()
-    step = _make_step(run, phase)
+    step = _make_step(run, phase, phase.epochs - done)
     run.display.phase(f"seed {run.seed} {phase.name}", phase.epochs, run.data.train_rows, done)
     for epoch in range(done, phase.epochs):
         record = good_epoch(run, phase, epoch, partial(_epoch, run, phase, step, epoch), best)
@@ -78,7 +82,7 @@ def train_phase(run: SeedRun, phase: Phase) -> float | None:
         if whole.shrinking is not None:
             if whole.shrinking.after_epoch(epoch, epoch_seed(run.seed, phase.name, epoch)):
                 phase = whole.now()
-                step = _make_step(run, phase)
+                step = _make_step(run, phase, phase.epochs - epoch - 1)
             whole.shrinking.write_back()
         state = _state(run, whole, epoch + 1, best)
         checkpoint.save_last(run.checkpoints, state)
@@ -107,11 +111,11 @@ def _continue(run: SeedRun, phase: Phase) -> tuple[int, float | None]:
     return state["epoch"], state["best_accuracy"]
 
 
-def _make_step(run: SeedRun, phase: Phase) -> Step:
-    """The phase's training step, compiled or captured as the recipe says."""
+def _make_step(run: SeedRun, phase: Phase, epochs: int) -> Step:
+    """The phase's training step for so many epochs, compiled where that pays, captured if wanted."""
     speed = run.recipe.speed
     step = make_step(
-        torch.compile(phase.model) if speed.compile else phase.model,  # type: ignore[arg-type]
+        _compiled_where_it_pays(run, phase, epochs),
         phase.optimizer,
         add_gradient=phase.add_gradient,
         after=phase.after,
@@ -120,6 +124,26 @@ def _make_step(run: SeedRun, phase: Phase) -> Step:
         objective=phase.objective,
     )
     return captured(step, phase.optimizer) if speed.cuda_graph else step
+
+
+def _compiled_where_it_pays(run: SeedRun, phase: Phase, epochs: int) -> nn.Module:
+    """What the steps of so many epochs call; a phase that continues goes on as it began."""
+    recipe, shape = run.recipe, batch_shape(run.recipe, run.data)
+    key = f"{phase.name} {network_key(phase.model, shape)}"
+    if recipe.speed.compile is not None or key not in run.speeds:
+        steps = epochs * steps_of_epoch(recipe, run.data)
+        lines: list[str] = []
+        speed = choose_speed(
+            recipe, phase.model, shape, steps, measuring=run.measuring, tell=lines.append
+        )
+        run.speeds[key] = {"compile": speed.compile}
+        if speed.compile != run.speeds["run"]["compile"]:  # else it was told when the run began
+            for line in lines:
+                run.tell_once(line)
+    if epochs and run.speeds[key]["compile"]:
+        bf16 = recipe.speed.amp == "bf16"
+        return compiled_if_it_works(phase.model, shape, bf16, run.tell_once)
+    return phase.model
 
 
 def _epoch(run: SeedRun, phase: Phase, step: Step, epoch: int) -> Record:
@@ -163,6 +187,7 @@ def _state(run: SeedRun, phase: Phase, epoch: int, best: float) -> checkpoint.St
         "optimizer": phase.optimizer.state_dict(),
         "best_accuracy": best,
         "records": len(run.metrics.records),
+        "speeds": run.speeds,
         **run.fixed,
     }
     if phase.steering is not None:

@@ -118,7 +118,7 @@ def spr_phase(
     if recipe.start == "dense":
         model.load_state_dict(dense.state_dict())
     spr = make_spr(recipe, model, bounds, run.chosen)
-    if run.recipe.speed.compile:
+    if run.recipe.speed.compile and run.device.type != "cpu":
         spr.compile()
     limits = make_limits(recipe, spr)
     steering = Steering(recipe, model, spr, run.counter, limits, run.example)
@@ -126,7 +126,7 @@ def spr_phase(
 
     def smaller_optimizer(network: nn.Module, regularizer: SPR | None) -> torch.optim.Optimizer:
         assert regularizer is not None
-        if run.recipe.speed.compile:
+        if run.recipe.speed.compile and run.device.type != "cpu":
             regularizer.compile()
         return make_optimizer(run.recipe, network, regularizer)
 

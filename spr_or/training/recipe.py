@@ -236,10 +236,15 @@ class SpeedRecipe(_Section):
     """[speed]: what changes the time a run takes; of these keys only `amp` changes what is computed."""
 
     device: str = "auto"  # "auto": the accelerator if there is one, else "cpu"
+    # On a CPU a long run measures a few steps, and takes what is fastest for each of the keys
+    # threads, channels_last and compile that is left out. false: they have the values named there.
+    auto: bool = True
     threads: int | None = Field(default=None, ge=1)  # CPU threads of torch; None: torch's default
     amp: Literal["off", "bf16"] = "off"  # bf16: forward and backward pass in bfloat16
-    channels_last: bool = False  # use the memory order that GPU convolutions prefer
-    compile: bool = False  # use torch.compile
+    # Use the memory order that convolutions on GPUs, and on many CPUs, prefer; None: false.
+    channels_last: bool | None = None
+    # Use torch.compile, on a CPU in phases that are long enough to win its time back; None: false.
+    compile: bool | None = None
     cuda_graph: bool = False  # replay each training step as one captured graph
 
 

@@ -21,7 +21,15 @@ from spr_or.training.recipe import Recipe, RecipeError
 from spr_or.training.report.summary import Summary, mean_summary, report_seed, report_seeds
 from spr_or.training.run_progress import RunDisplay
 from spr_or.training.seed_run import PHASES, RunError, SeedRun
-from spr_or.training.setup import check_model, fresh_model, make_counter, pick_device, reproducible
+from spr_or.training.setup import (
+    check_model,
+    fresh_model,
+    make_counter,
+    pick_device,
+    reproducible,
+    run_speed,
+    with_speed,
+)
 from spr_or.training.stored_run import RECIPE, DamagedFile, read_recipe, read_summary
 from spr_or.utils.files import remove_asides, write_text
 from spr_or.utils.folder_lock import FolderBusy, alone_in
@@ -37,6 +45,7 @@ _FREE = {
     "data.workers",
     "data.eval_batch_size",
     "speed.device",
+    "speed.auto",
     "speed.threads",
     "speed.channels_last",
     "speed.compile",
@@ -55,13 +64,15 @@ def run_recipe(
     resume: bool = False,
     display: RunDisplay | None = None,
     judge: bool = True,
+    measuring: bool = True,
 ) -> Summary:
     """Train, prune, compact and report every seed of a recipe; the summary over all seeds.
 
     One seed writes into ``folder`` itself, several into ``folder/seed-N`` each. With ``resume`` a
     run that stands in the folder is continued (a finished one is only read); without it such a
     folder is refused, and so is one in which another process trains. A run that removed nothing or
-    collapsed is an error too, unless ``judge`` is False, as in a sweep over lambda. Raises `RecipeError`,
+    collapsed is an error too, unless ``judge`` is False, as in a sweep over lambda. ``measuring``
+    False: other runs share the machine, so no times are taken to choose the speed. Raises `RecipeError`,
     `DataError`, `RunError` (`FolderInUse` for such folders), `CheckpointError`, `DiskFull`.
 
     In processes that torchrun started, all of them train together (see `distributed`), on one
@@ -83,7 +94,7 @@ def run_recipe(
                 summaries = [summary]
             else:
                 with _alone_in(folder):
-                    summaries = _run(recipe, folder, resume, device, display, judge)
+                    summaries = _run(recipe, folder, resume, device, display, judge, measuring)
             if judge and (fault := failure(summaries)):
                 raise RunError(f"{fault}; see {folder / 'report.html'}")
             if len(summaries) < 2:  # none in a process that is not the first
@@ -127,6 +138,7 @@ def _run(
     device: torch.device,
     display: RunDisplay | None,
     judge: bool,
+    measuring: bool,
 ) -> list[Summary]:
     """The summaries of all seeds; of several seeds the report of all is written, too."""
     _check_folder(recipe, folder, resume)
@@ -149,7 +161,7 @@ def _run(
                     if distributed.is_first():
                         write_text(folder / RECIPE, recipe.model_dump_json(indent=2) + "\n")
                 summaries[seed] = _run_seed(
-                    recipe, seed, place, device, data, counter, chosen, shown, judge
+                    recipe, seed, place, device, data, counter, chosen, shown, judge, measuring
                 )
     distributed.barrier()  # the first one has written its report
     if not distributed.is_first():
@@ -170,6 +182,7 @@ def _run_seed(
     chosen: ChosenEntities,
     display: RunDisplay,
     judge: bool,
+    measuring: bool,
 ) -> Summary:
     folder.mkdir(parents=True, exist_ok=True)
     if distributed.is_first():
@@ -185,14 +198,20 @@ def _run_seed(
             display.warn(lost)
     metrics = Metrics(folder, kept=state["records"] if state else 0)
     run = SeedRun(
-        recipe, seed, folder, device, data, chosen, display, metrics, counter, state, judge
-    )
+        recipe, seed, folder, device, data, chosen, display, metrics, counter, state, judge,
+        measuring=measuring, speeds=dict(state.get("speeds", {})) if state else {},
+    )  # fmt: skip
     try:
-        trained = train(run)
-        if not distributed.is_first():
-            return {}
-        with distributed.alone():
-            return report_seed(run, trained)
+        if "run" not in run.speeds:
+            model = fresh_model(recipe, seed, device)
+            run.speeds["run"] = run_speed(recipe, model, data, measuring, run.tell_once)
+        run.recipe = with_speed(recipe, run.speeds["run"])
+        with reproducible(run.recipe.speed.threads):
+            trained = train(run)
+            if not distributed.is_first():
+                return {}
+            with distributed.alone():
+                return report_seed(run, trained)
     finally:
         metrics.close()
 

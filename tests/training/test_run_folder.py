@@ -176,7 +176,7 @@ _OTHER: dict[str, Any] = {  # a value for every key that the tiny recipe does no
 }  # fmt: skip
 _MAY: dict[str, Any] = {
     "name": "x", "note": "x", "data.cache": Path("x"), "data.workers": 1,
-    "data.eval_batch_size": 9, "speed.device": "cpu:0", "speed.threads": 2,
+    "data.eval_batch_size": 9, "speed.device": "cpu:0", "speed.auto": False, "speed.threads": 2,
     "speed.channels_last": True, "speed.compile": True, "speed.cuda_graph": True,
 }  # fmt: skip
 
