@@ -34,8 +34,12 @@ for entities of one weight. The other is the root s_0 of the closed form, if (x 
            \quad\text{for every clipped weight},
 
 so if max_j |v_j| / M_j <= s_0 (s_0 / (t alpha) - 1): then F(s_0) is not less than t (1 - alpha).
-Long rows are first solved roughly for every 16th weight, at a 16th of the price: an estimate that saves
-most steps over all weights.
+
+**Long rows.** Few of their weights are clipped, and only those have to be looked at one by one: the
+others count by the sum of their squares. The largest weight of each block of 32 gives another lower
+bound s_1: its psi_j counts as it is, the rest of the block as if it was not clipped. Blocks whose
+largest weight is not clipped at s_1 are not clipped further right either, and the root of the other
+blocks and that sum of squares, if it is right of s_1, is the root of all.
 """
 
 from __future__ import annotations
@@ -50,8 +54,9 @@ _NEWTON_STEPS = (
     16  # a cap: ten steps were enough for rows of up to 4000 weights over 18 decades of scale
 )
 _MOST_MOVING = 0.5  # below this share a copy of the moving rows pays
-_SAMPLED = 16  # of so many weights one is looked at first
-_LONG = 512  # weights of a row for which that pays
+LONG = 512  # weights of a row for which blocks pay
+BLOCK = 32  # weights
+_MOST_BLOCKS = 0.6  # above this share all weights are looked at
 _ROUGH = 1e-2
 
 
@@ -109,7 +114,7 @@ def free_roots(
 
 
 def roots(
-    magnitude: Tensor,
+    v: Tensor,
     bound: Tensor,
     t: Tensor,
     alpha: float,
@@ -117,12 +122,12 @@ def roots(
     ceiling: Tensor,
     work: Tensor | None = None,
 ) -> Tensor:
-    """s of any entities, (n,), from |v| = ``magnitude`` (n, k).
+    """s of any entities, (n,), from the signed or absolute weights v (n, k).
 
     ``bound`` is (n, 1), or (n, k) with one for each weight; the others are (n,). ``start`` is the least
     that s can be, or a lower bound of it. On a CPU, entities that have arrived are left out of the
-    steps. ``work`` is memory for as many numbers as ``magnitude`` has, or more, in its dtype: fresh
-    memory costs more than the arithmetic.
+    steps. ``work`` is memory for twice as many numbers as v has, or more, in its dtype: fresh memory
+    costs more than the arithmetic.
 
     >>> one = torch.ones(1)
     >>> roots(torch.tensor([[3.0, 4.0]]), one[:, None], one, 0.5, one, 2 * one)
@@ -130,43 +135,111 @@ def roots(
     """
     if alpha == 1:
         return ceiling
+    work = v.new_empty(2 * v.numel()) if work is None else work
     t, start, ceiling = t.unsqueeze(1), start.unsqueeze(1), ceiling.unsqueeze(1)
-    largest = _root_of_largest(magnitude, t, alpha, bound)
-    s = torch.minimum(torch.maximum(largest, start), ceiling)
-    if magnitude.shape[1] > 1:
-        ridge = t * alpha
-        scale = ridge.sqrt()
-        rows = _Rows(magnitude, bound, ridge, scale, scale * bound, t - ridge)
-        work = torch.empty_like(magnitude) if work is None else work
-        s = _climb(rows, s, ceiling, work, 4 * torch.finfo(s.dtype).eps)
-    return s.squeeze(1)
+    ridge = t * alpha
+    scale = ridge.sqrt()
+    rows = _Rows(v, bound, ridge, scale, scale * bound, t - ridge, torch.zeros_like(t))
+    cpu = v.device.type == "cpu"
+    if cpu and bound.shape[1] == 1 and v.shape[1] >= LONG and v.shape[1] % BLOCK == 0:
+        return _long_root(rows, start, ceiling, work, alpha).squeeze(1)
+    rows = _absolute(rows, work)
+    s = _above_largest(rows, start, ceiling, alpha)
+    return (s if v.shape[1] == 1 else _climb(rows, s, ceiling, work, _exact(s))).squeeze(1)
 
 
 class _Rows(NamedTuple):
-    """Entities and what Newton's steps need of them: |v| (n, k) and columns (n, 1).
+    """Entities and what Newton's steps need of them: v or |v| (n, k) and columns (n, 1).
 
     ``bound`` M and ``most`` = sqrt(t alpha) M are (n, k) where each weight has its own; ``ridge`` is
-    t alpha, ``scale`` its root and ``price`` t (1 - alpha).
+    t alpha, ``scale`` its root and ``price`` t (1 - alpha); ``rest`` is the sum of the squares of other
+    weights of the entity, which are not clipped.
     """
 
-    magnitude: Tensor
+    weights: Tensor
     bound: Tensor
     ridge: Tensor
     scale: Tensor
     most: Tensor
     price: Tensor
+    rest: Tensor
 
     def of(self, chosen: Tensor) -> _Rows:
         """Some of the entities."""
         return _Rows(*(column.index_select(0, chosen) for column in self))
 
-    def sampled(self) -> _Rows:
-        """Every 16th weight, at a 16th of the price."""
-        own = self.bound.shape[1] > 1
-        bound, most = (x[:, ::_SAMPLED] if own else x for x in (self.bound, self.most))
-        sample = self.magnitude[:, ::_SAMPLED].contiguous()
-        share = sample.shape[1] / self.magnitude.shape[1]
-        return _Rows(sample, bound, self.ridge, self.scale, most, share * self.price)
+
+def _exact(s: Tensor) -> float:
+    return 4 * torch.finfo(s.dtype).eps
+
+
+def _absolute(rows: _Rows, work: Tensor) -> _Rows:
+    """The rows with |v|, in the second half of ``work``."""
+    v = rows.weights
+    room = work[-v.numel() :].view(v.shape)
+    return rows._replace(weights=torch.abs(v, out=room))
+
+
+def _above_largest(rows: _Rows, start: Tensor, ceiling: Tensor, alpha: float) -> Tensor:
+    """``start``, or the largest root that a weight |v_j| of the entity would have by itself; (n, 1)."""
+    weights, bound, ridge, _, _, price, _ = rows
+    # Under one bound it is that of the largest weight.
+    largest = weights.amax(1, keepdim=True) if bound.shape[1] == 1 else weights
+    clipped = largest / bound + (ridge - price / bound / bound)
+    on_the_line = math.sqrt(alpha) * bound <= math.sqrt(1 - alpha)
+    root = torch.where(on_the_line, clipped, largest * math.sqrt(alpha / (1 - alpha)))
+    return torch.minimum(torch.maximum(root.amax(1, keepdim=True), start), ceiling)
+
+
+def _long_root(
+    rows: _Rows, start: Tensor, ceiling: Tensor, work: Tensor, alpha: float
+) -> Tensor:
+    """The root of rows v under one bound, from the blocks that hold clipped weights; (n, 1)."""
+    n, k = rows.weights.shape
+    blocks = rows.weights.reshape(n * (k // BLOCK), BLOCK)
+    tops = torch.maximum(blocks.amax(1), -blocks.amin(1)).view(n, -1)
+    total = _squares(rows.weights)
+    largest = rows._replace(weights=tops, rest=(total - _squares(tops)).clamp_(min=0))
+    start = _above_largest(largest, start, ceiling, alpha)
+    low = _climb(largest, start, ceiling, work, _ROUGH)
+    # A little to the left, so that a root that has been found here already is right of it.
+    low = torch.maximum(low * (1 - 0.1 * _ROUGH), start)
+    looked_at = tops > rows.bound * low
+    counts = looked_at.sum(1)
+    width = int(counts.max())
+    # Where the sum of squares is a small part of another, rounding would show.
+    rounds = rows.ridge * total > 4 * rows.price * low * low
+    if width > _MOST_BLOCKS * tops.shape[1] or bool(rounds.any()):
+        return _climb(_absolute(rows, work), low, ceiling, work, _exact(low))
+    some = _chosen_blocks(blocks, looked_at, counts, width)
+    few = rows._replace(weights=some, rest=(total - _squares(some)).clamp_(min=0))
+    s = _climb(few, low, ceiling, work, _exact(low))
+    wrong = ((s <= low) & (low > start)).squeeze(1).nonzero().squeeze(1)
+    if len(wrong):
+        again = _absolute(rows.of(wrong), work)
+        found = _climb(again, start[wrong], ceiling[wrong], work, _exact(low))
+        s = s.index_copy(0, wrong, found)
+    return s
+
+
+def _chosen_blocks(blocks: Tensor, chosen: Tensor, counts: Tensor, width: int) -> Tensor:
+    """|v| in the ``chosen`` blocks (n, b) of each of n rows, ``counts`` (n,) of them, beside each other.
+
+    Rows of fewer than ``width`` blocks end with zeros: (n, width * BLOCK).
+    """
+    n, most = chosen.shape
+    owner, place = chosen.nonzero(as_tuple=True)
+    rank = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
+    index = torch.zeros((n, width), dtype=torch.int64)
+    index[owner, rank] = owner * most + place
+    some = blocks.index_select(0, index.flatten()).abs_()
+    missing = torch.arange(width) >= counts.unsqueeze(1)
+    some.index_fill_(0, missing.flatten().nonzero().squeeze(1), 0.0)
+    return some.view(n, width * BLOCK)
+
+
+def _squares(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, 2, 1, keepdim=True).square_()
 
 
 def _climb(rows: _Rows, start: Tensor, ceiling: Tensor, work: Tensor, near: float) -> Tensor:
@@ -175,9 +248,6 @@ def _climb(rows: _Rows, start: Tensor, ceiling: Tensor, work: Tensor, near: floa
     It has been found when a step moves s by less than ``near`` times itself.
     """
     s = start
-    if rows.magnitude.shape[1] >= _LONG:
-        s = _climb(rows.sampled(), start, ceiling, work, _ROUGH)
-        s = torch.maximum(torch.minimum(_newton(rows, s, work), ceiling), start)
     root, index = s, torch.arange(len(s)) if s.device.type == "cpu" else None
     for _ in range(_NEWTON_STEPS):
         # Never to the left: close to the root, rounding could move a step there.
@@ -200,8 +270,8 @@ def _climb(rows: _Rows, start: Tensor, ceiling: Tensor, work: Tensor, near: floa
 
 def _newton(rows: _Rows, s: Tensor, work: Tensor) -> Tensor:
     """Newton's step from s, (n, 1)."""
-    magnitude, bound, ridge, scale, most, price = rows
-    room = work.flatten()[: magnitude.numel()].view(magnitude.shape)
+    magnitude, bound, ridge, scale, most, price, rest = rows
+    room = work[: magnitude.numel()].view(magnitude.shape)
     # Reductions and steps in place: torch.where and comparisons take many times as long on a CPU.
     excess = torch.sub(magnitude, bound * s, out=room).clamp_(min=0)
     # Bounds are not squared before it is known that something is clipped: they may be huge.
@@ -211,19 +281,10 @@ def _newton(rows: _Rows, s: Tensor, work: Tensor) -> Tensor:
     else:
         beyond = (bound * excess).sum(1, keepdim=True)
         steep = excess.gt_(0).mul_(bound).mul_(bound).sum(1, keepdim=True)
-    r = torch.mul(magnitude, scale / s, out=room)
+    factor = scale / s
+    r = torch.mul(magnitude, factor, out=room)
     r = torch.minimum(r, most, out=room)
-    quadratic = torch.linalg.vector_norm(r, 2, 1, keepdim=True).square()
+    quadratic = torch.addcmul(_squares(r), rest, factor.square_())
     unclipped = torch.addcmul(quadratic, ridge, steep, value=-1).clamp_(min=0)
     slope = torch.addcdiv(steep, unclipped, s, value=2).clamp_(min=torch.finfo(s.dtype).tiny)
     return torch.addcdiv(s, quadratic + beyond - price, slope)
-
-
-def _root_of_largest(magnitude: Tensor, t: Tensor, alpha: float, bound: Tensor) -> Tensor:
-    """The largest root that a weight of each entity would have by itself, (n, 1)."""
-    # Under one bound it is that of the largest weight.
-    largest = magnitude.amax(-1, keepdim=True) if bound.shape[-1] == 1 else magnitude
-    clipped = largest / bound + (alpha * t - t * (1 - alpha) / bound / bound)
-    on_the_line = math.sqrt(alpha) * bound <= math.sqrt(1 - alpha)
-    root = torch.where(on_the_line, clipped, largest * math.sqrt(alpha / (1 - alpha)))
-    return root.amax(-1, keepdim=True)

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spr_or.formulations.projected_prox import Range, free_roots, range_of, roots
+from spr_or.formulations.projected_prox import BLOCK, LONG, Range, free_roots, range_of, roots
 from spr_or.pruning import group_passes
 from spr_or.pruning.gradient_passes import column, norms_and_peaks
 from spr_or.pruning.group_entities import GroupEntities, GroupLayout, Part
@@ -30,7 +30,7 @@ from spr_or.pruning.layer_entities import LayerEntities, SliceEntities
 from spr_or.pruning.per_entity import crossed
 from spr_or.pruning.regularizer import SPR
 
-_PIECE = 2**20  # weights
+_PIECE = 2**21  # weights
 
 
 class Shrinking(NamedTuple):
@@ -64,6 +64,7 @@ class Plan:
         self.layer_of = torch.arange(len(self.layers)).repeat_interleave(torch.tensor(self.counts))
         groups = [layer for layer in self.layers if isinstance(layer, GroupEntities)]
         self.layout = GroupLayout(groups) if groups else None
+        self._room = torch.empty(0)
         self.slices = list(self._slices())
 
     def _slices(self) -> Iterator[Slices]:
@@ -80,6 +81,12 @@ class Plan:
                 dim = layer.dim if parameter.dim() > 1 else 0
                 yield Slices(parameter, lambda tensor: tensor, dim, slice(start, stop))
             start = stop
+
+    def room(self, count: int, dtype: torch.dtype) -> Tensor:
+        """Memory for ``count`` numbers, the same for every step: fresh memory is slow."""
+        if self._room.dtype != dtype or len(self._room) < count:
+            self._room = torch.empty(count, dtype=dtype)
+        return self._room[:count]
 
     def norms(self) -> tuple[Tensor, Tensor]:
         """||w||_2 and max |w_j| / M_j of every entity, (N,)."""
@@ -113,7 +120,7 @@ def shrinking(plan: Plan, steps: Tensor) -> Shrinking:
     clipped = ~free
     left = clipped.nonzero().squeeze(1)
     if len(left):
-        found = [_roots(rows, steps, alpha, s, within) for rows in _rows(plan, left)]
+        found = [_roots(plan, rows, steps, s, within) for rows in _rows(plan, left)]
         for owners, part in found:
             s.index_copy_(0, owners, part)
     y = (s - within.shift).clamp_(max=1)
@@ -165,17 +172,22 @@ class _Rows(NamedTuple):
 
 
 def _roots(
-    together: list[_Rows], steps: Tensor, alpha: float, start: Tensor, within: Range
+    plan: Plan, together: list[_Rows], steps: Tensor, start: Tensor, within: Range
 ) -> tuple[Tensor, Tensor]:
     """The numbers of some entities and their s."""
     width = max(rows.width for rows in together)
+    if width >= LONG:
+        width = -(-width // BLOCK) * BLOCK
     owners = torch.cat([rows.owners for rows in together])
-    padded = any(rows.width < width for rows in together)
-    room = torch.zeros if padded else torch.empty
-    magnitude = room((len(owners), width), dtype=start.dtype)
-    counts = [len(rows.owners) for rows in together]
-    for rows, part in zip(together, magnitude.split(counts), strict=True):
-        _write_magnitudes(rows, part[:, : rows.width])
+    weights = _whole_layer(together[0]) if len(together) == 1 else None
+    room = plan.room(3 * len(owners) * width, start.dtype)
+    if weights is None or weights.shape[1] != width:
+        weights, room = room[: len(owners) * width].view(-1, width), room[len(owners) * width :]
+        if any(rows.width < width for rows in together):
+            weights.zero_()
+        counts = [len(rows.owners) for rows in together]
+        for rows, part in zip(together, weights.split(counts), strict=True):
+            _write_weights(rows, part[:, : rows.width])
     bounds = [rows.bound for rows in together]
     if any(bound.shape[1] > 1 for bound in bounds):
         bounds = [
@@ -183,8 +195,8 @@ def _roots(
             for rows in together
         ]
     bound = torch.cat(bounds).to(start)
-    columns = steps[owners], alpha, start[owners], within.ceiling[owners]
-    return owners, roots(magnitude, bound, *columns)
+    columns = bound, steps[owners], plan.spr.alpha, start[owners], within.ceiling[owners]
+    return owners, roots(weights, *columns, room)
 
 
 def _rows(plan: Plan, left: Tensor) -> Iterator[list[_Rows]]:
@@ -216,20 +228,35 @@ def _rows(plan: Plan, left: Tensor) -> Iterator[list[_Rows]]:
     yield together
 
 
-def _write_magnitudes(rows: _Rows, target: Tensor) -> None:
-    """|w| of the entities into ``target`` (n, width), in any order within an entity of one layer."""
+def _whole_layer(rows: _Rows) -> Tensor | None:
+    """Where all entities of ``rows`` lie one after another: the weights (n, width) themselves."""
+    layer, chosen = rows.layer, rows.chosen
+    if isinstance(layer, GroupEntities) or len(layer.parameters) > 1:
+        return None
+    x = layer.parameters[0].detach()
+    whole = _in_memory_order(x, cast(SliceEntities, layer).dim)
+    if whole.data_ptr() != x.data_ptr() or not whole.is_contiguous():
+        return None
+    if chosen is None:
+        return whole
+    first, last = int(chosen[0]), int(chosen[-1])
+    return whole[first : last + 1] if last - first + 1 == len(chosen) else None
+
+
+def _write_weights(rows: _Rows, target: Tensor) -> None:
+    """The weights of the entities into ``target`` (n, width), in any order within an entity of one layer."""
     layer, chosen = rows.layer, rows.chosen
     if isinstance(layer, GroupEntities):
         parts = target.split([part.width for part in layer.parts], dim=1)
         for part, columns in zip(layer.parts, parts, strict=True):
-            torch.abs(_slices_of(part, chosen), out=columns)
+            columns.copy_(_slices_of(part, chosen))
         return
     weight, *extra = (p.detach() for p in layer.parameters)
     whole = _in_memory_order(weight, cast(SliceEntities, layer).dim)
     k = whole.shape[1]
-    torch.abs(whole if chosen is None else whole.index_select(0, chosen), out=target[:, :k])
+    target[:, :k].copy_(whole if chosen is None else whole.index_select(0, chosen))
     for i, numbers in enumerate(extra, k):
-        torch.abs(numbers if chosen is None else numbers[chosen], out=target[:, i])
+        target[:, i].copy_(numbers if chosen is None else numbers[chosen])
 
 
 def _in_memory_order(x: Tensor, dim: int) -> Tensor:
