@@ -51,7 +51,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spr_or.formulations.projected_prox import free_roots, range_of, roots
+from spr_or.formulations.projected_prox import norm_of, shrink, terms_of
 
 VARIANTS = ("exact", "printed", "authors2022")
 Bound = float | Tensor
@@ -145,16 +145,10 @@ def closed_form(w: Tensor, alpha: float, M: Bound, variant: str = "exact") -> En
     """
     _check(w, alpha, M, variant)
     x = _compute(w)
-    norm, peak = _norm_and_peak(x.abs())
-    return entity_terms(norm, peak, alpha, _per_entity(M, x), variant)
-
-
-def _norm_and_peak(magnitude: Tensor) -> tuple[Tensor, Tensor]:
-    """||w||_2 and ||w||_inf from |w|, (..., N)."""
-    peak = magnitude.amax(-1)
-    # Dividing by the peak first keeps the squares of very small or very large weights representable.
-    scale = torch.where(peak > 0, peak, 1.0)
-    return scale * torch.linalg.vector_norm(magnitude / scale.unsqueeze(-1), dim=-1), peak
+    magnitude = x.abs()
+    peak = magnitude.amax(-1, keepdim=True)
+    norm = norm_of(magnitude, peak).squeeze(-1)
+    return entity_terms(norm, peak.squeeze(-1), alpha, _per_entity(M, x), variant)
 
 
 def regime(w: Tensor, alpha: float, M: Bound, variant: str = "exact") -> Tensor:
@@ -236,27 +230,12 @@ def prox(
     rows = x.shape[:-1]
 
     def flat(number: Bound) -> Tensor:
-        return _per_entity(number, x).expand(rows).reshape(-1)
+        return _per_entity(number, x).expand(rows).reshape(-1, 1)
 
-    magnitude = x.abs().flatten(0, -2)
-    t = flat(step)
-    bound = _per_entity(M, x).flatten(0, -2) if per_weight else flat(M).unsqueeze(1)
+    bound = _per_entity(M, x).flatten(0, -2) if per_weight else flat(M)
     most = flat(upper)
-    within = range_of(t, alpha, flat(lower), most)
-    norm, peak = _norm_and_peak(magnitude)
-    ratio = (magnitude / bound).amax(-1) if per_weight else peak / bound.squeeze(1)
-    s, free = free_roots(norm, ratio, t, alpha, within)
-    if x.device.type != "cpu":
-        s = torch.where(free, s, roots(magnitude, bound, t, alpha, s, within.ceiling))
-    elif not bool(free.any()):
-        s = roots(magnitude, bound, t, alpha, s, within.ceiling)
-    elif not bool(free.all()):
-        left = (~free).nonzero().squeeze(1)
-        columns = magnitude[left], bound[left], t[left], alpha, s[left], within.ceiling[left]
-        s = s.index_copy(0, left, roots(*columns))
-    y = torch.minimum(s - within.shift, most).unsqueeze(1)
-    shrunk = torch.minimum(magnitude * (y / s.unsqueeze(1)), bound * y)
-    return (x.sign() * shrunk.view(x.shape)).to(v.dtype)
+    terms = terms_of(flat(step), alpha, bound, flat(lower), most)
+    return shrink(x.flatten(0, -2), alpha, terms, most, 1 / bound).view(x.shape).to(v.dtype)
 
 
 def slope_of(u: Tensor, alpha: float, M: Bound, *, metric: Bound = 1.0) -> Tensor:

@@ -60,100 +60,164 @@ _MOST_BLOCKS = 0.6  # above this share all weights are looked at
 _ROUGH = 1e-2
 
 
-class Range(NamedTuple):
-    """Where s of each entity lies, (N,) each: ``shift`` = 2 t alpha, ``floor``, ``ceiling``.
+class Terms(NamedTuple):
+    """What s depends on besides v, for n entities: columns (n, 1), of which none is zero but ``ridge``.
 
-    No number is zero, so that s divides.
+    ``bound`` M and ``most`` = sqrt(t alpha) M are (n, k) where each weight has its own; ``shift`` is
+    2 t alpha, and s lies between ``floor`` and ``ceiling``, lower + shift and upper + shift;
+    ``ridge`` is t alpha, ``scale`` its root and ``price`` t (1 - alpha). ``dead`` is where the closed
+    form is zero in spite of clipped weights: up to there, or nowhere where it is negative.
     """
 
+    bound: Tensor
     shift: Tensor
     floor: Tensor
     ceiling: Tensor
+    ridge: Tensor
+    scale: Tensor
+    most: Tensor
+    price: Tensor
+    dead: Tensor
 
-    def of(self, chosen: Tensor) -> Range:
-        """Some of the entities."""
-        return Range(*(column.index_select(0, chosen) for column in self))
+    def of(self, chosen: Tensor) -> Terms:
+        """Those of some of the entities."""
+        return Terms(*(column.index_select(0, chosen) for column in self))
 
 
-def range_of(t: Tensor, alpha: float, lower: float | Tensor, upper: float | Tensor) -> Range:
-    """The range of s for steps ``t`` (N,) and lower <= y <= upper, numbers or (N,).
+def terms_of(
+    t: Tensor, alpha: float, bound: Tensor, lower: float | Tensor, upper: float | Tensor
+) -> Terms:
+    """The terms for steps ``t`` (n, 1), ``bound`` (n, 1) or (n, k), and lower <= y <= upper (n, 1).
 
-    >>> [x.tolist() for x in range_of(torch.tensor([0.5]), 0.5, 0.0, 1.0)]
-    [[0.5], [0.5], [1.5]]
+    >>> t = torch.tensor([[0.5]])
+    >>> terms = terms_of(t, 0.5, t, 0.0, 1.0)
+    >>> terms.floor.item(), terms.ceiling.item()
+    (0.5, 1.5)
     """
-    shift = (t * (2 * alpha)).clamp_(min=torch.finfo(t.dtype).tiny)
-    return Range(shift, shift + lower, shift + upper)
+    ridge = t * alpha
+    # Never zero, so that s divides.
+    shift = (2 * ridge).clamp_(min=torch.finfo(t.dtype).tiny)
+    floor, scale = shift + lower, ridge.sqrt()
+    dead = torch.where(floor <= shift, shift, -1.0) if alpha > 0 else torch.full_like(t, -1.0)
+    return Terms(
+        bound, shift, floor, shift + upper, ridge, scale, scale * bound, t - ridge, dead
+    )
 
 
 def free_roots(
-    norm: Tensor, ratio: Tensor, t: Tensor, alpha: float, within: Range
+    norm: Tensor, ratio: Tensor, alpha: float, terms: Terms
 ) -> tuple[Tensor, Tensor]:
-    """s of entities of which no weight is clipped, and bool: whether it is theirs; all (N,).
+    """s of entities of which no weight is clipped, and bool: whether it is theirs; all (n, 1).
 
-    ``norm`` is ||v||_2, ``ratio`` max_j |v_j| / M_j, ``t`` the step. For the other entities s is a lower
-    bound of theirs.
+    ``norm`` is ||v||_2, ``ratio`` max_j |v_j| / M_j. What s is for the others does not matter.
 
-    >>> t = torch.full((3,), 0.5)
-    >>> norm, ratio = torch.tensor([5.0, 0.1, 1.0]), torch.tensor([0.4, 0.1, 2.0])
-    >>> [x.tolist() for x in free_roots(norm, ratio, t, 0.5, range_of(t, 0.5, 0.0, 1.0))]
-    [[1.5, 0.5, 1.0], [True, True, False]]
+    >>> t = torch.full((3, 1), 0.5)
+    >>> norm, ratio = torch.tensor([[5.0], [0.1], [1.0]]), torch.tensor([[0.4], [0.1], [2.0]])
+    >>> s, free = free_roots(norm, ratio, 0.5, terms_of(t, 0.5, t, 0.0, 1.0))
+    >>> s.flatten().tolist(), free.flatten().tolist()
+    ([1.5, 0.5, 1.0], [True, True, False])
     """
-    shift, floor, ceiling = within
-    if alpha == 1:
-        root = torch.where(norm > 0, math.inf, 0.0).to(norm)
-    else:
-        root = norm * math.sqrt(alpha / (1 - alpha))
-    s = torch.maximum(torch.minimum(root, ceiling), floor)
+    root = _unclipped_root(norm, alpha)
+    s = torch.clamp(root, terms.floor, terms.ceiling)
     # Weights that are at their bound but for rounding are left to those who clip them.
-    free = ratio <= s * (1 - 4 * torch.finfo(s.dtype).eps)
-    if alpha > 0:
-        free |= (root <= shift) & (floor <= shift)
-        below = ratio <= root * (root / (alpha * t) - 1)
-        s = torch.where(free | below, s, floor)
-    return s, free
+    free = ratio * (1 + 4 * torch.finfo(s.dtype).eps) <= s
+    return s, free.logical_or_(root <= terms.dead)
+
+
+def _unclipped_root(norm: Tensor, alpha: float) -> Tensor:
+    if alpha == 1:
+        return torch.where(norm > 0, math.inf, 0.0).to(norm)
+    return norm * math.sqrt(alpha / (1 - alpha))
 
 
 def roots(
-    v: Tensor,
-    bound: Tensor,
-    t: Tensor,
-    alpha: float,
-    start: Tensor,
-    ceiling: Tensor,
-    work: Tensor | None = None,
+    v: Tensor, norm: Tensor, ratio: Tensor, alpha: float, terms: Terms, work: Tensor | None = None
 ) -> Tensor:
-    """s of any entities, (n,), from the signed or absolute weights v (n, k).
+    """s of any entities, (n, 1), from the signed or absolute weights v (n, k); the others as above.
 
-    ``bound`` is (n, 1), or (n, k) with one for each weight; the others are (n,). ``start`` is the least
-    that s can be, or a lower bound of it. On a CPU, entities that have arrived are left out of the
-    steps. ``work`` is memory for twice as many numbers as v has, or more, in its dtype: fresh memory
-    costs more than the arithmetic.
+    On a CPU, entities that have arrived are left out of the steps. ``work`` is memory for twice as
+    many numbers as v has, or more, in its dtype: fresh memory costs more than the arithmetic.
 
-    >>> one = torch.ones(1)
-    >>> roots(torch.tensor([[3.0, 4.0]]), one[:, None], one, 0.5, one, 2 * one)
-    tensor([2.])
+    >>> one, v = torch.ones(1, 1), torch.tensor([[3.0, 4.0]])
+    >>> roots(v, 5 * one, 4 * one, 0.5, terms_of(one, 0.5, one, 0.0, 1.0)).item()
+    2.0
     """
     if alpha == 1:
-        return ceiling
+        return terms.ceiling
     work = v.new_empty(2 * v.numel()) if work is None else work
-    t, start, ceiling = t.unsqueeze(1), start.unsqueeze(1), ceiling.unsqueeze(1)
-    ridge = t * alpha
-    scale = ridge.sqrt()
-    rows = _Rows(v, bound, ridge, scale, scale * bound, t - ridge, torch.zeros_like(t))
+    start = _start(v, norm, ratio, alpha, terms)
+    if v.shape[1] == 1:
+        return start
+    rows = _Rows(
+        v, terms.bound, terms.ridge, terms.scale, terms.most, terms.price, torch.zeros_like(norm)
+    )
     cpu = v.device.type == "cpu"
-    if cpu and bound.shape[1] == 1 and v.shape[1] >= LONG and v.shape[1] % BLOCK == 0:
-        return _long_root(rows, start, ceiling, work, alpha).squeeze(1)
-    rows = _absolute(rows, work)
-    s = _above_largest(rows, start, ceiling, alpha)
-    return (s if v.shape[1] == 1 else _climb(rows, s, ceiling, work, _exact(s))).squeeze(1)
+    if cpu and terms.bound.shape[1] == 1 and v.shape[1] >= LONG and v.shape[1] % BLOCK == 0:
+        return _long_root(rows, norm, start, terms.ceiling, work)
+    return _climb(_absolute(rows, work), start, terms.ceiling, work, _exact(start))
+
+
+def _start(v: Tensor, norm: Tensor, ratio: Tensor, alpha: float, terms: Terms) -> Tensor:
+    """A lower bound of the root, moved between floor and ceiling; (n, 1)."""
+    bound, price = terms.bound, terms.price
+    # Under one bound the root of the largest weight is the largest of all weights.
+    largest = ratio if bound.shape[1] == 1 else v.abs() / bound
+    clipped = largest + (terms.ridge - price / bound / bound)
+    on_the_line = bound <= math.sqrt((1 - alpha) / alpha) if alpha > 0 else bound <= math.inf
+    root = torch.where(on_the_line, clipped, _unclipped_root(largest * bound, alpha))
+    root = root.amax(1, keepdim=True)
+    if alpha > 0 and v.shape[1] > 1:
+        free = _unclipped_root(norm, alpha)
+        below = ratio <= free * (free / terms.ridge - 1)
+        root = torch.where(below, torch.maximum(root, free), root)
+    return torch.clamp(root, terms.floor, terms.ceiling)
+
+
+def shrink(
+    v: Tensor, alpha: float, terms: Terms, upper: float | Tensor, inverse: Tensor
+) -> Tensor:
+    """The proximal points of v (n, k); ``upper`` as in `terms_of`, ``inverse`` is 1 / M.
+
+    >>> one, v = torch.ones(1, 1), torch.tensor([[3.0, 4.0], [0.1, -0.1]])
+    >>> t, ten = one.expand(2, 1) / 2, 10 * one.expand(2, 1)
+    >>> shrink(v, 0.5, terms_of(t, 0.5, ten, 0.0, 1.0), 1.0, 1 / ten)[0].tolist()
+    [2.0, 2.6666667461395264]
+    """
+    magnitude = v.abs()
+    peak = magnitude.amax(1, keepdim=True)
+    ratio = peak * inverse if inverse.shape[1] == 1 else (magnitude * inverse).amax(1, keepdim=True)
+    norm = norm_of(magnitude, peak)
+    s, free = free_roots(norm, ratio, alpha, terms)
+    cpu = v.device.type == "cpu"
+    if not cpu:
+        s = torch.where(free, s, roots(magnitude, norm, ratio, alpha, terms))
+    left = free.logical_not().flatten().nonzero().flatten() if cpu else None
+    if left is not None and len(left):
+        some = (x.index_select(0, left) for x in (magnitude, norm, ratio))
+        s.index_copy_(0, left, roots(*some, alpha, terms.of(left)))
+    y = s - terms.shift
+    y = y.clamp_(max=upper) if isinstance(upper, float | int) else torch.minimum(y, upper)
+    w = v * (y / s)
+    if left is not None and len(left) == 0:
+        return w
+    limit = terms.bound * y
+    return torch.clamp(w, -limit, limit)
+
+
+def norm_of(magnitude: Tensor, peak: Tensor) -> Tensor:
+    """||w||_2 from |w| (..., k) and its largest (..., 1): (..., 1)."""
+    if magnitude.dtype == torch.float64:
+        return torch.linalg.vector_norm(magnitude, dim=-1, keepdim=True)
+    # Dividing by the peak first keeps the squares of very small or very large weights representable.
+    scale = torch.where(peak > 0, peak, 1.0)
+    return scale * torch.linalg.vector_norm(magnitude / scale, dim=-1, keepdim=True)
 
 
 class _Rows(NamedTuple):
     """Entities and what Newton's steps need of them: v or |v| (n, k) and columns (n, 1).
 
-    ``bound`` M and ``most`` = sqrt(t alpha) M are (n, k) where each weight has its own; ``ridge`` is
-    t alpha, ``scale`` its root and ``price`` t (1 - alpha); ``rest`` is the sum of the squares of other
-    weights of the entity, which are not clipped.
+    The columns are those of `Terms`; ``rest`` is the sum of the squares of other weights of the entity,
+    which are not clipped.
     """
 
     weights: Tensor
@@ -180,27 +244,15 @@ def _absolute(rows: _Rows, work: Tensor) -> _Rows:
     return rows._replace(weights=torch.abs(v, out=room))
 
 
-def _above_largest(rows: _Rows, start: Tensor, ceiling: Tensor, alpha: float) -> Tensor:
-    """``start``, or the largest root that a weight |v_j| of the entity would have by itself; (n, 1)."""
-    weights, bound, ridge, _, _, price, _ = rows
-    # Under one bound it is that of the largest weight.
-    largest = weights.amax(1, keepdim=True) if bound.shape[1] == 1 else weights
-    clipped = largest / bound + (ridge - price / bound / bound)
-    on_the_line = math.sqrt(alpha) * bound <= math.sqrt(1 - alpha)
-    root = torch.where(on_the_line, clipped, largest * math.sqrt(alpha / (1 - alpha)))
-    return torch.minimum(torch.maximum(root.amax(1, keepdim=True), start), ceiling)
-
-
 def _long_root(
-    rows: _Rows, start: Tensor, ceiling: Tensor, work: Tensor, alpha: float
+    rows: _Rows, norm: Tensor, start: Tensor, ceiling: Tensor, work: Tensor
 ) -> Tensor:
     """The root of rows v under one bound, from the blocks that hold clipped weights; (n, 1)."""
     n, k = rows.weights.shape
     blocks = rows.weights.reshape(n * (k // BLOCK), BLOCK)
     tops = torch.maximum(blocks.amax(1), -blocks.amin(1)).view(n, -1)
-    total = _squares(rows.weights)
+    total = norm.square()
     largest = rows._replace(weights=tops, rest=(total - _squares(tops)).clamp_(min=0))
-    start = _above_largest(largest, start, ceiling, alpha)
     low = _climb(largest, start, ceiling, work, _ROUGH)
     # A little to the left, so that a root that has been found here already is right of it.
     low = torch.maximum(low * (1 - 0.1 * _ROUGH), start)

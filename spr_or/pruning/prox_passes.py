@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spr_or.formulations.projected_prox import BLOCK, LONG, Range, free_roots, range_of, roots
+from spr_or.formulations.projected_prox import BLOCK, LONG, free_roots, roots, terms_of
 from spr_or.pruning import group_passes
 from spr_or.pruning.gradient_passes import column, norms_and_peaks
 from spr_or.pruning.group_entities import GroupEntities, GroupLayout, Part
@@ -113,18 +113,22 @@ def fits(layers: Sequence[LayerEntities]) -> bool:
 def shrinking(plan: Plan, steps: Tensor) -> Shrinking:
     """What a proximal step of t_i = ``steps`` (N,) does to every entity; nothing is changed."""
     alpha = plan.spr.alpha
-    norm, ratio = plan.norms()
-    steps = steps.to(norm)
-    within = range_of(steps, alpha, 0.0, 1.0)
-    s, free = free_roots(norm, ratio, steps, alpha, within)
-    clipped = ~free
+    norm, ratio = (x.unsqueeze(1) for x in plan.norms())
+    one = torch.ones_like(norm)  # the bounds of rows come with them
+    terms = terms_of(steps.to(norm).unsqueeze(1), alpha, one, 0.0, 1.0)
+    s, free = free_roots(norm, ratio, alpha, terms)
+    clipped = free.logical_not().squeeze(1)
     left = clipped.nonzero().squeeze(1)
     if len(left):
-        found = [_roots(plan, rows, steps, s, within) for rows in _rows(plan, left)]
-        for owners, part in found:
-            s.index_copy_(0, owners, part)
-    y = (s - within.shift).clamp_(max=1)
-    return Shrinking(y, y / s, clipped)
+        for rows in _rows(plan, left):
+            owners = torch.cat([row.owners for row in rows])
+            weights, bound, work = _joined(plan, rows, norm.dtype)
+            some = terms.of(owners)
+            some = some._replace(bound=bound, most=some.scale * bound)
+            found = roots(weights, norm[owners], ratio[owners], alpha, some, work)
+            s.index_copy_(0, owners, found)
+    y = (s - terms.shift).clamp_(max=1)
+    return Shrinking(y.squeeze(1), (y / s).squeeze(1), clipped)
 
 
 def apply_(plan: Plan, step: Shrinking) -> None:
@@ -171,21 +175,21 @@ class _Rows(NamedTuple):
     bound: Tensor
 
 
-def _roots(
-    plan: Plan, together: list[_Rows], steps: Tensor, start: Tensor, within: Range
-) -> tuple[Tensor, Tensor]:
-    """The numbers of some entities and their s."""
+def _joined(
+    plan: Plan, together: list[_Rows], dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The weights of some entities as rows (n, k), their bounds, and memory to work in."""
     width = max(rows.width for rows in together)
     if width >= LONG:
         width = -(-width // BLOCK) * BLOCK
-    owners = torch.cat([rows.owners for rows in together])
+    counts = [len(rows.owners) for rows in together]
+    size = sum(counts) * width
     weights = _whole_layer(together[0]) if len(together) == 1 else None
-    room = plan.room(3 * len(owners) * width, start.dtype)
+    room = plan.room(3 * size, dtype)
     if weights is None or weights.shape[1] != width:
-        weights, room = room[: len(owners) * width].view(-1, width), room[len(owners) * width :]
+        weights, room = room[:size].view(-1, width), room[size:]
         if any(rows.width < width for rows in together):
             weights.zero_()
-        counts = [len(rows.owners) for rows in together]
         for rows, part in zip(together, weights.split(counts), strict=True):
             _write_weights(rows, part[:, : rows.width])
     bounds = [rows.bound for rows in together]
@@ -194,9 +198,7 @@ def _roots(
             F.pad(rows.bound.expand(-1, rows.width), (0, width - rows.width), value=1.0)
             for rows in together
         ]
-    bound = torch.cat(bounds).to(start)
-    columns = bound, steps[owners], plan.spr.alpha, start[owners], within.ceiling[owners]
-    return owners, roots(weights, *columns, room)
+    return weights, torch.cat(bounds).to(dtype), room
 
 
 def _rows(plan: Plan, left: Tensor) -> Iterator[list[_Rows]]:
