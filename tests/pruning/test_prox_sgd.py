@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from models.toy import convnet
 from spr_or.formulations import projected
-from spr_or.pruning import prox_sgd
+from spr_or.pruning import prox_passes
 from spr_or.pruning.prox_sgd import ProxSGD
 from spr_or.pruning.regularizer import SPR
 
@@ -37,7 +37,7 @@ def unit_rows(layer: nn.Module, axis: int, with_bias: bool) -> Tensor:
 def test_a_step_is_sgd_then_the_prox_of_every_entity(entities, momentum, merged, monkeypatch):
     if merged:  # what an accelerator does
         monkeypatch.setattr(SPR, "_batches", lambda self: self._runs)
-        monkeypatch.setattr(prox_sgd, "_in_pieces", prox_sgd._at_once)
+        monkeypatch.setattr(prox_passes, "fits", lambda layers: False)
     net, plain = network(), network()
     M = {k: 0.8 * v for k, v in SPR.bounds_from(net, entities, "entity").items()}
     spr = SPR(net, 20.0, ALPHA, M, entities=entities)
