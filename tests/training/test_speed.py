@@ -361,6 +361,18 @@ def test_statistics_count_too() -> None:
     assert "its statistics differs by" in last.refused
 
 
+def test_where_even_the_plain_way_is_far_from_float64_nothing_else_passes() -> None:
+    class Random(Off):
+        """As if its dropout drew something else in float64."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * (2.0 if x.dtype == torch.float64 else 1.0)
+
+    plain, last = try_speeds(Random(lambda x: False), [PLAIN, LAST], SHAPE)
+    assert plain.seconds is not None
+    assert last.seconds is None and "rounding explains 1.0e-02" in last.refused
+
+
 def test_rounding_is_no_reason_to_refuse() -> None:
     """In this network a few ReLUs flip with the order of summation."""
     trials = try_speeds(resnet20(), [PLAIN, LAST], (16, 3, 32, 32))
