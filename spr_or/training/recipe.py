@@ -102,7 +102,8 @@ class DenseRecipe(Schedule):
     """[dense]: the run without SPR that gives the bounds M and the accuracy to compare with."""
 
     epochs: int = Field(default=200, ge=0)  # number of epochs; 0: `weights` are not trained further
-    weights: Path | None = None  # a state dict (.safetensors or .pt) to start from
+    # A state dict (.safetensors or .pt) to start from, or the name of a stored network.
+    weights: Path | None = None
 
 
 _Kind = Literal["filters", "neurons", "channels", "heads", "blocks"]

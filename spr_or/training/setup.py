@@ -23,6 +23,7 @@ from spr_or.training.pruning import make_limits, make_spr
 from spr_or.training.recipe import Recipe, RecipeError, SpeedRecipe, build_model
 from spr_or.training.speed import choose_speed
 from spr_or.training.speed_trials import Tell
+from spr_or.utils.stored_weights import find_weights
 
 
 def pick_device(speed: SpeedRecipe) -> torch.device:
@@ -210,9 +211,12 @@ def make_counter(
 def load_weights(model: nn.Module, path: Path) -> None:
     """Fill a network from a state dict in a .safetensors or .pt file, executing nothing.
 
+    ``path`` may be the name of a stored network, see `spr_or.utils.stored_weights`.
+
     Raises `RecipeError` naming the file for one that cannot be read or does not fit.
     """
     try:
+        path = find_weights(path)
         if path.suffix == ".safetensors":
             state: dict[str, Tensor] = load_file(path)
         else:

@@ -15,7 +15,7 @@ from spr_or.training.recipe import Recipe, RecipeError
 from spr_or.training.runner import run_recipe
 from spr_or.training.step import make_step
 
-SPR = {"lam": "auto",
+SPR = {"lam": 30.0,
     "alpha": 0.1, "start": "dense", "epochs": 8, "lr": 0.05,
     "target_removed_pct": 60, "shrink": True, "shrink_after": 1,
 }  # fmt: skip
@@ -43,10 +43,13 @@ def sizes(folder: Path, phase: str = "spr") -> list[float]:
     "spr",
     [
         {},
-        {"include_norm": True},
-        {"entities": "channels"},
-        {"entities": "channels", "bounds": "entity", "bounds_every": 2},
-        {"method": "gradient"},
+        {"include_norm": True, "lam": "auto"},
+        {"entities": "channels", "lam": "auto"},
+        pytest.param(
+            {"entities": "channels", "lam": "auto", "bounds": "entity", "bounds_every": 2},
+            marks=pytest.mark.slow,
+        ),
+        {"method": "gradient", "lam": 100.0},
     ],
     ids=lambda spr: "-".join(map(str, spr.values())) or "filters",
 )
@@ -66,11 +69,12 @@ def test_the_network_becomes_smaller_and_the_result_speaks_of_the_original(spr, 
     assert sum(t.numel() for n, t in state["model"].items() if n.endswith("weight")) > total
 
 
+@pytest.mark.slow
 def test_a_run_stopped_anywhere_goes_on_to_the_same_weights(tmp_path):
     whole = tmp_path / "whole"
     run_recipe(shrinking(), whole)
     assert len(set(sizes(whole))) > 1
-    for phase, epoch in [("spr", e) for e in range(1, 8)] + [("finetune", 0), ("finetune", 1)]:
+    for phase, epoch in [*(("spr", e) for e in range(2, 8)), ("finetune", 0), ("finetune", 1)]:
         place = tmp_path / f"{phase}-{epoch}"
         with pytest.raises(KeyboardInterrupt), stopped_at(phase, epoch):
             run_recipe(shrinking(), place)
@@ -80,6 +84,16 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_weights(tmp_path):
         )
         assert_identical(one, two, f"{phase}-{epoch}")
         assert sizes(whole) == sizes(place)
+
+
+def test_a_run_stopped_in_its_small_network_goes_on(tmp_path):
+    recipe = shrinking(epochs=5)
+    with pytest.raises(KeyboardInterrupt), stopped_at("spr", 4):
+        run_recipe(recipe, tmp_path)
+    assert len(set(sizes(tmp_path))) > 1
+    run_recipe(recipe, tmp_path, resume=True)
+    during = sizes(tmp_path)
+    assert during == sorted(during, reverse=True) and len(during) == 5
 
 
 def test_without_shrinking_the_records_are_those_of_before(tmp_path):
