@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def is_chance(accuracy: float, had: float, classes: int) -> bool:
-    """Whether less than a tenth is left of what a network of accuracy ``had`` has over guessing.
+def lost(accuracy: float, had: float, classes: int, share: float = 0.1) -> bool:
+    """Whether less than ``share`` is left of what a network of accuracy ``had`` has over guessing.
 
-    >>> is_chance(10.3, 99.0, classes=10), is_chance(60.0, 99.0, classes=10)
+    >>> lost(10.3, 99.0, classes=10), lost(60.0, 99.0, classes=10)
     (True, False)
     """
     guess = 100 / classes
-    return had > guess and accuracy - guess < 0.1 * (had - guess)
+    return had > guess and accuracy - guess < share * (had - guess)
 
 
 def has_collapsed(summary: dict[str, Any]) -> bool:
@@ -24,7 +24,7 @@ def has_collapsed(summary: dict[str, Any]) -> bool:
     """
     if "classes" not in summary:  # a run of an older version
         return False
-    return is_chance(summary["accuracy"], summary["dense_accuracy"], summary["classes"])
+    return lost(summary["accuracy"], summary["dense_accuracy"], summary["classes"])
 
 
 def removed_nothing(summary: dict[str, Any]) -> bool:

@@ -231,6 +231,18 @@ def test_the_table_is_sorted_and_says_what_the_runs_say(whole: Path) -> None:
     assert rows(whole / "out" / "failed.csv") == []
 
 
+def test_what_removes_nothing_and_what_collapses_are_rows_with_a_note(tmp_path: Path) -> None:
+    sweep = 'base = "base.toml"\n[grid]\nspr.lam = [0.0, 1e-6, 1e6, "0.5 max"]\n'
+    base = BASE.replace("finetune]\nepochs = 2", "finetune]\nepochs = 0").replace("0.3", "0.1")
+    plan = load_sweep(written(tmp_path, sweep, base))
+    result = run_sweep(plan, tmp_path / "out", Here())
+    assert result.failed == []
+    notes = {row["spr.lam"]: row["note"] for row in rows(tmp_path / "out" / "table.csv")}
+    assert notes["0.0"] == "" and notes["1e-06"] == "nothing removed"
+    assert notes["1000000.0"] == "collapsed"
+    assert run_sweep(plan, tmp_path / "out", Here()).failed == []  # and it stands when run again
+
+
 def test_a_finished_sweep_does_nothing_and_guards_its_recipe(whole: Path) -> None:
     def work(job: Job) -> str | None:
         raise AssertionError(job)
