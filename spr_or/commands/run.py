@@ -49,8 +49,9 @@ def command(
     filters for good (compacts) and writes a report. How much is to go is best said as a budget,
     spr.target_removed_pct=60; lambda then follows.
 
-    Exit status: 0 done, 1 the run failed, removed nothing or left a network that guesses, 2 bad usage, recipe or data, or a folder that holds
-    another run or in which one is at work, 130 interrupted.
+    Exit status: 0 done, 1 the run failed, removed nothing or left a network that guesses, 2 bad
+    usage, recipe or data, or a folder that holds another run or in which one is at work, 130
+    interrupted.
     """
     from spr_or.training import distributed
     from spr_or.training.checkpoint import CheckpointError
