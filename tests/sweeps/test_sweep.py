@@ -233,7 +233,7 @@ def test_the_table_is_sorted_and_says_what_the_runs_say(whole: Path) -> None:
 
 def test_what_removes_nothing_and_what_collapses_are_rows_with_a_note(tmp_path: Path) -> None:
     sweep = 'base = "base.toml"\n[grid]\nspr.lam = [0.0, 1e-6, 1e6, "0.5 max"]\n'
-    base = BASE.replace("finetune]\nepochs = 2", "finetune]\nepochs = 0").replace("0.3", "0.1")
+    base = BASE.replace("dense]\nepochs = 2", "dense]\nepochs = 6").replace("0.3", "0.1")
     plan = load_sweep(written(tmp_path, sweep, base))
     result = run_sweep(plan, tmp_path / "out", Here())
     assert result.failed == []
