@@ -38,12 +38,17 @@ def failure(summaries: Sequence[dict[str, Any]]) -> str | None:
     faults = []
     for one in summaries:
         who = f"seed {one['seed']}: " if len(summaries) > 1 else ""
-        given = one["recipe"]["spr"]["lam"]
+        given, target = (one["recipe"]["spr"].get(key) for key in ("lam", "target_removed_pct"))
         if has_collapsed(one):
             faults.append(
                 f"{who}the network has collapsed: its accuracy of {one['accuracy']:.2f} % is that of "
                 f"guessing among {one['classes']} classes. Lower spr.lam (it was {given!r}), "
                 "spr.target_removed_pct or spr.lr"
+            )
+        elif removed_nothing(one) and target is not None:
+            faults.append(
+                f"{who}nothing was removed: spr.target_removed_pct = {target:g} is less than half of what "
+                "the smallest entity takes along. Ask for more"
             )
         elif removed_nothing(one):
             faults.append(

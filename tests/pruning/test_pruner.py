@@ -288,7 +288,7 @@ def test_what_makes_no_sense_is_refused(options: dict[str, Any], message: str) -
 
 def test_lambda_starts_at_a_share_of_the_largest_one() -> None:
     lams = {}
-    for lam in ("auto", "0.05 max", "0.1 max", None):
+    for lam in ("auto", "0.02 max", "0.1 max", None):
         torch.manual_seed(0)
         model = mlp()
         pruner = Pruner(
@@ -298,10 +298,10 @@ def test_lambda_starts_at_a_share_of_the_largest_one() -> None:
         lams[lam] = float(pruner.spr.lam)
         # 3 epochs of 4 steps; without a norm only the distance counts.
         total = 12 * 0.01 / (1 - 0.9)
-        share = 0.1 if lam == "0.1 max" else 0.05
+        share = 0.1 if lam == "0.1 max" else 0.02
         expected = share * Pulls(pruner.spr).largest_lam(0.1, total)
         assert lams[lam] == pytest.approx(expected, rel=1e-5)
-    assert lams["auto"] == lams["0.05 max"] == lams[None]
+    assert lams["auto"] == lams["0.02 max"] == lams[None]
 
 
 def test_a_layer_that_dies_on_the_way_is_warned_of_with_a_smaller_start() -> None:
