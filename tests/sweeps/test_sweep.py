@@ -173,7 +173,11 @@ def test_a_list_changes_what_each_run_names(tmp_path: Path) -> None:
         (GRID.replace("seeds", "sedes"), SweepError, "sedes: no such key; a sweep file has base"),
         (GRID.replace("[12.0, 4.0]", "12.0"), SweepError, "spr.lam must be a list of values"),
         (GRID.replace("[12.0, 4.0]", "[4.0, 4.0]"), SweepError, "names the run .* twice"),
-        (GRID.replace("[12.0, 4.0]", "[-1.0]"), RecipeError, r"sweep.toml: spr.lam=-1.0: lam must be"),
+        (
+            GRID.replace("[12.0, 4.0]", "[-1.0]"),
+            RecipeError,
+            r"sweep.toml: spr.lam=-1.0: lam must be",
+        ),
         (BASE, SweepError, r"sweep.toml is a recipe, not a sweep: spr-or run .*toml takes it"),
         (GRID.replace("spr.lam", "spr.lamb"), RecipeError, "did you mean 'lam'"),
         (GRID.replace("spr.lam", "seeds"), SweepError, "seeds belong at the top"),

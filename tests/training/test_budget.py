@@ -137,7 +137,9 @@ def test_a_budget_between_what_whole_entities_give_warns(
     assert any("the budget of 3 % is missed: the nearest" in warning for warning in warnings)
     assert summary["removed_params_pct"] == pytest.approx(summary["budget"]["after_cut_pct"])
     assert summary["removed_params"] == 0
-    with pytest.raises(RunError, match="target_removed_pct = 3 is less than half of what the small"):
+    with pytest.raises(
+        RunError, match="target_removed_pct = 3 is less than half of what the small"
+    ):
         run_recipe(recipe, tmp_path, resume=True)
 
 
