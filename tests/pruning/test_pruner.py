@@ -291,6 +291,9 @@ def test_lambda_starts_at_a_share_of_the_largest_one() -> None:
     for lam in ("auto", "0.02 max", "0.1 max", None):
         torch.manual_seed(0)
         model = mlp()
+        torch.optim.SGD(
+            model.parameters()
+        )  # as after a dense training: steps count once all the same
         pruner = Pruner(
             model, torch.zeros(1, 64), {"params": 0.5}, 3, entities="neurons", lr=0.01, lam=lam
         )
