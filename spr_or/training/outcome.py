@@ -9,11 +9,14 @@ from typing import Any
 def lost(accuracy: float, had: float, classes: int, share: float = 0.1) -> bool:
     """Whether less than ``share`` is left of what a network of accuracy ``had`` has over guessing.
 
+    One that has hardly learnt anything, less than a tenth of the way from guessing to 100 %, has nothing
+    to lose.
+
     >>> lost(10.3, 99.0, classes=10), lost(60.0, 99.0, classes=10)
     (True, False)
     """
     guess = 100 / classes
-    return had > guess and accuracy - guess < share * (had - guess)
+    return had - guess > 0.1 * (100 - guess) and accuracy - guess < share * (had - guess)
 
 
 def has_collapsed(summary: dict[str, Any]) -> bool:

@@ -194,7 +194,13 @@ speed = { device = "cpu", threads = 1 }
 
 @pytest.mark.parametrize(
     ("accuracy", "had", "expected"),
-    [(10.0, 99.0, True), (18.0, 99.0, True), (20.0, 99.0, False), (10.0, 9.0, False)],
+    [
+        (10.0, 99.0, True),
+        (18.0, 99.0, True),
+        (20.0, 99.0, False),
+        (10.0, 9.0, False),
+        (10.0, 18.0, False),
+    ],
 )
 def test_chance_is_relative_to_what_the_network_could_do(
     accuracy: float, had: float, expected: bool
