@@ -8,7 +8,7 @@ import re
 AUTO = "auto"
 # "auto" as shares of lambda_max: where lambda starts with a budget, which raises it when too little
 # goes, and lambda where nothing moves it. See docs/lab/lambda.md.
-START, FIXED = 0.05, 0.3
+START, FIXED = 0.02, 0.3
 
 Lam = float | str
 

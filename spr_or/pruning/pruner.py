@@ -173,6 +173,7 @@ class Pruner:
         self._count = self._counter()
         self._refuse_out_of_reach()
         self._steps = 0
+        self._in_step = False
         self._hold: Callable[[], None] | None = None
         self._pulls = None if self._share is None else Pulls(self.spr)
         self._steering = None if self._share is not None else self._steered(number)
@@ -293,12 +294,17 @@ class Pruner:
         return self._share * self._pulls.largest_lam(step, step * self._steps * self.epochs)
 
     def _before_step(self, *_: Any) -> None:
+        # Once any SGD exists, torch calls the hooks of a subclass twice: for its step and SGD's in it.
+        if self._in_step:
+            return
+        self._in_step = True
         looking = self._steering is None and self.choice is None
         if looking and self._pulls is not None and self._pulls.batches < BATCHES:
             self._pulls.add()
 
     def _after_step(self, *_: Any) -> None:
-        self._steps += self.choice is None and self.epoch == 0
+        self._steps += self._in_step and self.choice is None and self.epoch == 0
+        self._in_step = False
         self.hold()
 
     def _warn_of_collapse(self, lam: float) -> None:

@@ -30,6 +30,7 @@ State = dict[str, Any]
 # has fallen. Entities on their way out have indicators below this; few end between it and twice it.
 _LEAVING = 0.1
 _LOWER = 4.0  # what lambda is divided by after a collapse
+_EASE = 0.8  # of a lambda under which the network can hardly learn
 
 
 class ZeroRule(Protocol):
@@ -99,6 +100,11 @@ class Steering:
         """Go on with lambda / 4^times, and stay below half of the one that ``failed``."""
         self.start_at(self.lam / _LOWER**times)
         self.ceiling = failed / 2
+
+    def ease(self) -> None:
+        """Go on with a lambda somewhat below the last epoch's, and never above it again."""
+        self.ceiling = min(self.ceiling, _EASE * float(self.spr.lam))
+        self.lam = min(self.lam, self.ceiling)
 
     def begin(self, epoch: int) -> None:
         """Before an epoch, counted from 0: lambda of the warm-up, and new bounds when it is time."""

@@ -17,7 +17,7 @@ import torch
 from spr_or.pruning.budget import Masks
 from spr_or.pruning.masks import collapsed_layers
 from spr_or.training.metrics import Record
-from spr_or.training.outcome import is_chance
+from spr_or.training.outcome import lost
 from spr_or.training.seed_run import RunError, SeedRun
 
 if TYPE_CHECKING:
@@ -56,12 +56,12 @@ class Watch:
         A layer that is empty while the network works is no fault where the budget has not got its
         share yet: then it may belong to what is to go.
         """
-        had = max((x for x in (self.start, best) if x is not None), default=0.0)
+        had = self._had(best)
         dead = collapsed_layers(self.masks())
         # In training mode a network may work whose running statistics lag behind, and the accuracy of
         # training counts the steps before a layer died.
-        fallen = is_chance(record["eval_accuracy"], had, classes) and bool(
-            dead or is_chance(record["accuracy"], had, classes)
+        fallen = lost(record["eval_accuracy"], had, classes) and bool(
+            dead or lost(record["accuracy"], had, classes)
         )
         gone = f"nothing is left of {', '.join(dead)}"
         if fallen:
@@ -69,6 +69,17 @@ class Watch:
             return Fault(f"{text}, and {gone}" if dead else text, fatal=True)
         ahead = record.get("removable_pct", 0.0) > record.get("scheduled_pct", 100.0)
         return Fault(gone, fatal=False) if dead and ahead else None
+
+    def strained(self, record: Record, best: float | None, classes: int) -> bool:
+        """Whether training has lost half of what the network could do: lambda must not rise on.
+
+        What is still to go is then left to the cut, and fine-tuning starts from a network that has not
+        forgotten everything.
+        """
+        return lost(record["accuracy"], self._had(best), classes, share=0.5)
+
+    def _had(self, best: float | None) -> float:
+        return max((x for x in (self.start, best) if x is not None), default=0.0)
 
 
 def good_epoch(
@@ -86,6 +97,8 @@ def good_epoch(
     while True:
         record, fault = _tried(attempt, watch, best, run.data.classes)
         if fault is None:
+            if watch.steered and watch.strained(record, best, run.data.classes):
+                steering.ease()
             return record | ({"went_back": failed} if failed else {})
         lam = float(steering.spr.lam)
         if before is None or len(failed) + 1 == ATTEMPTS:

@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def is_chance(accuracy: float, had: float, classes: int) -> bool:
-    """Whether less than a tenth is left of what a network of accuracy ``had`` has over guessing.
+def lost(accuracy: float, had: float, classes: int, share: float = 0.1) -> bool:
+    """Whether less than ``share`` is left of what a network of accuracy ``had`` has over guessing.
 
-    >>> is_chance(10.3, 99.0, classes=10), is_chance(60.0, 99.0, classes=10)
+    One that has hardly learnt anything, less than a tenth of the way from guessing to 100 %, has nothing
+    to lose.
+
+    >>> lost(10.3, 99.0, classes=10), lost(60.0, 99.0, classes=10)
     (True, False)
     """
     guess = 100 / classes
-    return had > guess and accuracy - guess < 0.1 * (had - guess)
+    return had - guess > 0.1 * (100 - guess) and accuracy - guess < share * (had - guess)
 
 
 def has_collapsed(summary: dict[str, Any]) -> bool:
@@ -24,7 +27,7 @@ def has_collapsed(summary: dict[str, Any]) -> bool:
     """
     if "classes" not in summary:  # a run of an older version
         return False
-    return is_chance(summary["accuracy"], summary["dense_accuracy"], summary["classes"])
+    return lost(summary["accuracy"], summary["dense_accuracy"], summary["classes"])
 
 
 def removed_nothing(summary: dict[str, Any]) -> bool:
@@ -38,12 +41,17 @@ def failure(summaries: Sequence[dict[str, Any]]) -> str | None:
     faults = []
     for one in summaries:
         who = f"seed {one['seed']}: " if len(summaries) > 1 else ""
-        given = one["recipe"]["spr"]["lam"]
+        given, target = (one["recipe"]["spr"].get(key) for key in ("lam", "target_removed_pct"))
         if has_collapsed(one):
             faults.append(
                 f"{who}the network has collapsed: its accuracy of {one['accuracy']:.2f} % is that of "
                 f"guessing among {one['classes']} classes. Lower spr.lam (it was {given!r}), "
                 "spr.target_removed_pct or spr.lr"
+            )
+        elif removed_nothing(one) and target is not None:
+            faults.append(
+                f"{who}nothing was removed: spr.target_removed_pct = {target:g} is less than half of what "
+                "the smallest entity takes along. Ask for more"
             )
         elif removed_nothing(one):
             faults.append(

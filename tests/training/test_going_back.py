@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from spr_or.cli import app
 from spr_or.training import checkpoint, going_back, loop
 from spr_or.training.metrics import read_metrics
-from spr_or.training.outcome import failure, is_chance
+from spr_or.training.outcome import failure, lost
 from spr_or.training.recipe import Recipe
 from spr_or.training.run_progress import RunDisplay
 from spr_or.training.runner import run_recipe
@@ -194,9 +194,15 @@ speed = { device = "cpu", threads = 1 }
 
 @pytest.mark.parametrize(
     ("accuracy", "had", "expected"),
-    [(10.0, 99.0, True), (18.0, 99.0, True), (20.0, 99.0, False), (10.0, 9.0, False)],
+    [
+        (10.0, 99.0, True),
+        (18.0, 99.0, True),
+        (20.0, 99.0, False),
+        (10.0, 9.0, False),
+        (10.0, 18.0, False),
+    ],
 )
 def test_chance_is_relative_to_what_the_network_could_do(
     accuracy: float, had: float, expected: bool
 ) -> None:
-    assert is_chance(accuracy, had, classes=10) is expected
+    assert lost(accuracy, had, classes=10) is expected
