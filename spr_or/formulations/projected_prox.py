@@ -61,27 +61,33 @@ _ROUGH = 1e-2
 
 
 class Terms(NamedTuple):
-    """What s depends on besides v, for n entities: columns (n, 1), of which none is zero but ``ridge``.
+    """What s depends on besides v, for n entities: columns (n, 1).
 
-    ``bound`` M and ``most`` = sqrt(t alpha) M are (n, k) where each weight has its own; ``shift`` is
-    2 t alpha, and s lies between ``floor`` and ``ceiling``, lower + shift and upper + shift;
-    ``ridge`` is t alpha, ``scale`` its root and ``price`` t (1 - alpha). ``dead`` is where the closed
-    form is zero in spite of clipped weights: up to there, or nowhere where it is negative.
+    ``bound`` M, ``most`` = sqrt(t alpha) M, ``gain`` and ``offset`` are (n, k) where each weight has its own
+    bound. ``shift`` is 2 t alpha, and s lies between ``floor`` and ``ceiling``, lower + shift and
+    upper + shift; ``ridge`` is t alpha, ``scale`` its root and ``price`` t (1 - alpha). By itself weight j has
+    the root gain |v_j| / M_j + offset. ``dead`` is where the closed form is zero in spite of clipped
+    weights: up to there, or nowhere where it is negative.
     """
 
     bound: Tensor
-    shift: Tensor
+    most: Tensor
+    gain: Tensor
+    offset: Tensor
     floor: Tensor
     ceiling: Tensor
     ridge: Tensor
     scale: Tensor
-    most: Tensor
     price: Tensor
+    shift: Tensor
     dead: Tensor
 
     def of(self, chosen: Tensor) -> Terms:
         """Those of some of the entities."""
-        return Terms(*(column.index_select(0, chosen) for column in self))
+        if self.bound.shape[1] > 1:
+            return Terms(*(column.index_select(0, chosen) for column in self))
+        together = torch.cat(self, 1).index_select(0, chosen)
+        return Terms(*together.split(1, 1))
 
 
 def terms_of(
@@ -95,12 +101,18 @@ def terms_of(
     (0.5, 1.5)
     """
     ridge = t * alpha
+    scale, price = ridge.sqrt(), t - ridge
     # Never zero, so that s divides.
     shift = (2 * ridge).clamp_(min=torch.finfo(t.dtype).tiny)
-    floor, scale = shift + lower, ridge.sqrt()
+    floor = shift + lower
     dead = torch.where(floor <= shift, shift, -1.0) if alpha > 0 else torch.full_like(t, -1.0)
+    # The root of a weight is where it is clipped, or else where it is not.
+    on_the_line = math.sqrt(alpha) * bound <= math.sqrt(1 - alpha)
+    alone = bound * (math.sqrt(alpha / (1 - alpha)) if alpha < 1 else math.inf)
+    gain = torch.where(on_the_line, 1.0, alone)
+    offset = torch.where(on_the_line, ridge - price / bound / bound, 0.0)
     return Terms(
-        bound, shift, floor, shift + upper, ridge, scale, scale * bound, t - ridge, dead
+        bound, scale * bound, gain, offset, floor, shift + upper, ridge, scale, price, shift, dead
     )
 
 
@@ -159,13 +171,10 @@ def roots(
 
 def _start(v: Tensor, norm: Tensor, ratio: Tensor, alpha: float, terms: Terms) -> Tensor:
     """A lower bound of the root, moved between floor and ceiling; (n, 1)."""
-    bound, price = terms.bound, terms.price
-    # Under one bound the root of the largest weight is the largest of all weights.
-    largest = ratio if bound.shape[1] == 1 else v.abs() / bound
-    clipped = largest + (terms.ridge - price / bound / bound)
-    on_the_line = bound <= math.sqrt((1 - alpha) / alpha) if alpha > 0 else bound <= math.inf
-    root = torch.where(on_the_line, clipped, _unclipped_root(largest * bound, alpha))
-    root = root.amax(1, keepdim=True)
+    if terms.bound.shape[1] == 1:
+        root = torch.addcmul(terms.offset, ratio, terms.gain)
+    else:
+        root = (terms.offset + v.abs() / terms.bound * terms.gain).amax(1, keepdim=True)
     if alpha > 0 and v.shape[1] > 1:
         free = _unclipped_root(norm, alpha)
         below = ratio <= free * (free / terms.ridge - 1)
