@@ -116,9 +116,7 @@ def terms_of(
     )
 
 
-def free_roots(
-    norm: Tensor, ratio: Tensor, alpha: float, terms: Terms
-) -> tuple[Tensor, Tensor]:
+def free_roots(norm: Tensor, ratio: Tensor, alpha: float, terms: Terms) -> tuple[Tensor, Tensor]:
     """s of entities of which no weight is clipped, and bool: whether it is theirs; all (n, 1).
 
     ``norm`` is ||v||_2, ``ratio`` max_j |v_j| / M_j. What s is for the others does not matter.
@@ -182,9 +180,7 @@ def _start(v: Tensor, norm: Tensor, ratio: Tensor, alpha: float, terms: Terms) -
     return torch.clamp(root, terms.floor, terms.ceiling)
 
 
-def shrink(
-    v: Tensor, alpha: float, terms: Terms, upper: float | Tensor, inverse: Tensor
-) -> Tensor:
+def shrink(v: Tensor, alpha: float, terms: Terms, upper: float | Tensor, inverse: Tensor) -> Tensor:
     """The proximal points of v (n, k); ``upper`` as in `terms_of`, ``inverse`` is 1 / M.
 
     >>> one, v = torch.ones(1, 1), torch.tensor([[3.0, 4.0], [0.1, -0.1]])
@@ -253,9 +249,7 @@ def _absolute(rows: _Rows, work: Tensor) -> _Rows:
     return rows._replace(weights=torch.abs(v, out=room))
 
 
-def _long_root(
-    rows: _Rows, norm: Tensor, start: Tensor, ceiling: Tensor, work: Tensor
-) -> Tensor:
+def _long_root(rows: _Rows, norm: Tensor, start: Tensor, ceiling: Tensor, work: Tensor) -> Tensor:
     """The root of rows v under one bound, from the blocks that hold clipped weights; (n, 1)."""
     n, k = rows.weights.shape
     blocks = rows.weights.reshape(n * (k // BLOCK), BLOCK)

@@ -175,9 +175,7 @@ class _Rows(NamedTuple):
     bound: Tensor
 
 
-def _joined(
-    plan: Plan, together: list[_Rows], dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
+def _joined(plan: Plan, together: list[_Rows], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """The weights of some entities as rows (n, k), their bounds, and memory to work in."""
     width = max(rows.width for rows in together)
     if width >= LONG:
