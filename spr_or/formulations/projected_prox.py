@@ -65,9 +65,9 @@ class Terms(NamedTuple):
 
     ``bound`` M, ``most`` = sqrt(t alpha) M, ``gain`` and ``offset`` are (n, k) where each weight has its own
     bound. ``shift`` is 2 t alpha, and s lies between ``floor`` and ``ceiling``, lower + shift and
-    upper + shift; ``ridge`` is t alpha, ``scale`` its root and ``price`` t (1 - alpha). By itself weight j has
-    the root gain |v_j| / M_j + offset. ``dead`` is where the closed form is zero in spite of clipped
-    weights: up to there, or nowhere where it is negative.
+    upper + shift; ``ridge`` is t alpha, ``scale`` its root and ``price`` t (1 - alpha). Weight j by itself
+    has the root gain |v_j| / M_j + offset. Entities whose closed form is at most ``dead`` are zero in
+    spite of clipped weights; it is negative where that cannot be said.
     """
 
     bound: Tensor
@@ -265,7 +265,10 @@ def _long_root(rows: _Rows, norm: Tensor, start: Tensor, ceiling: Tensor, work: 
     # Where the sum of squares is a small part of another, rounding would show.
     rounds = rows.ridge * total > 4 * rows.price * low * low
     if width > _MOST_BLOCKS * tops.shape[1] or bool(rounds.any()):
-        return _climb(_absolute(rows, work), low, ceiling, work, _exact(low))
+        rows = _absolute(rows, work)
+        # A step from anywhere ends left of the root, where the climb has to begin.
+        below = torch.minimum(_newton(rows, low, work), ceiling)
+        return _climb(rows, torch.maximum(below, start), ceiling, work, _exact(low))
     some = _chosen_blocks(blocks, looked_at, counts, width)
     few = rows._replace(weights=some, rest=(total - _squares(some)).clamp_(min=0))
     s = _climb(few, low, ceiling, work, _exact(low))
