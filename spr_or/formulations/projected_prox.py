@@ -198,8 +198,9 @@ def shrink(v: Tensor, alpha: float, terms: Terms, upper: float | Tensor, inverse
         s = torch.where(free, s, roots(magnitude, norm, ratio, alpha, terms))
     left = free.logical_not().flatten().nonzero().flatten() if cpu else None
     if left is not None and len(left):
-        some = (x.index_select(0, left) for x in (magnitude, norm, ratio))
-        s.index_copy_(0, left, roots(*some, alpha, terms.of(left)))
+        some = magnitude.index_select(0, left)
+        n, largest = norm.index_select(0, left), ratio.index_select(0, left)
+        s.index_copy_(0, left, roots(some, n, largest, alpha, terms.of(left)))
     y = s - terms.shift
     y = y.clamp_(max=upper) if isinstance(upper, float | int) else torch.minimum(y, upper)
     w = v * (y / s)
