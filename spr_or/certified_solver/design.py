@@ -180,21 +180,42 @@ def loss_and_gradient(
 
     From the moments where they exist, else from the samples (``block``, or X itself).
     """
-    B, shape = W.shape[0], W.shape[1:]
-    flat = W.flatten(1, 2)  # (B, P, q)
     if design.moments is not None:
         G, C, c0 = design.moments
+        flat = W.flatten(1, 2)  # (B, P, q)
         product = _times_gram(flat, G)
         value = (flat * (product - 2 * C)).sum((1, 2)) + c0
-        return value, (2 * (product - C)).view(B, *shape)
+        return value, (2 * (product - C)).view(W.shape)
     samples = design.block() if block is None else block
-    loss = LOSSES[design.loss]
-    n, P, q = samples.shape[0], samples.shape[1], flat.shape[-1]
-    prediction = (flat.mT.reshape(B * q, P) @ samples.mT).view(B, q, n).mT
+    loss, prediction = LOSSES[design.loss], _predictions(W, samples)
     value = loss.value(prediction, design.Y).sum(-1) / design.n
-    slope = loss.gradient(prediction, design.Y) / design.n  # (B, n, q)
-    gradient = (slope.mT.reshape(B * q, n) @ samples).view(B, q, P).mT
-    return value, gradient.reshape(B, *shape) * design.real.unsqueeze(-1)
+    return value, _sample_gradient(design, prediction, samples, W.shape)
+
+
+def loss_gradient(design: Design, W: Tensor, block: Tensor | None = None) -> Tensor:
+    """The gradient of `loss_and_gradient`, without the loss."""
+    if design.moments is not None:
+        G, C, _ = design.moments
+        return (_times_gram(W.flatten(1, 2), G) - C).mul_(2).view(W.shape)
+    samples = design.block() if block is None else block
+    return _sample_gradient(design, _predictions(W, samples), samples, W.shape)
+
+
+def _predictions(W: Tensor, samples: Tensor) -> Tensor:
+    """(B, n, q) for W (B, N, k, q) and samples (n, P)."""
+    B, q = W.shape[0], W.shape[-1]
+    n, P = samples.shape
+    return (W.flatten(1, 2).mT.reshape(B * q, P) @ samples.mT).view(B, q, n).mT
+
+
+def _sample_gradient(
+    design: Design, prediction: Tensor, samples: Tensor, shape: torch.Size
+) -> Tensor:
+    """(B, N, k, q) from the predictions (B, n, q)."""
+    B, n, q = prediction.shape
+    slope = LOSSES[design.loss].gradient(prediction, design.Y) / design.n
+    gradient = (slope.mT.reshape(B * q, n) @ samples).view(B, q, samples.shape[1]).mT
+    return gradient.reshape(shape) * design.real.unsqueeze(-1)
 
 
 def _times_gram(flat: Tensor, G: Tensor) -> Tensor:

@@ -61,27 +61,33 @@ _ROUGH = 1e-2
 
 
 class Terms(NamedTuple):
-    """What s depends on besides v, for n entities: columns (n, 1), of which none is zero but ``ridge``.
+    """What s depends on besides v, for n entities: columns (n, 1).
 
-    ``bound`` M and ``most`` = sqrt(t alpha) M are (n, k) where each weight has its own; ``shift`` is
-    2 t alpha, and s lies between ``floor`` and ``ceiling``, lower + shift and upper + shift;
-    ``ridge`` is t alpha, ``scale`` its root and ``price`` t (1 - alpha). ``dead`` is where the closed
-    form is zero in spite of clipped weights: up to there, or nowhere where it is negative.
+    ``bound`` M, ``most`` = sqrt(t alpha) M, ``gain`` and ``offset`` are (n, k) where each weight has its own
+    bound. ``shift`` is 2 t alpha, and s lies between ``floor`` and ``ceiling``, lower + shift and
+    upper + shift; ``ridge`` is t alpha, ``scale`` its root and ``price`` t (1 - alpha). Weight j by itself
+    has the root gain |v_j| / M_j + offset. Entities whose closed form is at most ``dead`` are zero in
+    spite of clipped weights; it is negative where that cannot be said.
     """
 
     bound: Tensor
-    shift: Tensor
+    most: Tensor
+    gain: Tensor
+    offset: Tensor
     floor: Tensor
     ceiling: Tensor
     ridge: Tensor
     scale: Tensor
-    most: Tensor
     price: Tensor
+    shift: Tensor
     dead: Tensor
 
     def of(self, chosen: Tensor) -> Terms:
         """Those of some of the entities."""
-        return Terms(*(column.index_select(0, chosen) for column in self))
+        if self.bound.shape[1] > 1:
+            return Terms(*(column.index_select(0, chosen) for column in self))
+        together = torch.cat(self, 1).index_select(0, chosen)
+        return Terms(*together.split(1, 1))
 
 
 def terms_of(
@@ -95,18 +101,22 @@ def terms_of(
     (0.5, 1.5)
     """
     ridge = t * alpha
+    scale, price = ridge.sqrt(), t - ridge
     # Never zero, so that s divides.
     shift = (2 * ridge).clamp_(min=torch.finfo(t.dtype).tiny)
-    floor, scale = shift + lower, ridge.sqrt()
+    floor = shift + lower
     dead = torch.where(floor <= shift, shift, -1.0) if alpha > 0 else torch.full_like(t, -1.0)
+    # The root of a weight is where it is clipped, or else where it is not.
+    on_the_line = math.sqrt(alpha) * bound <= math.sqrt(1 - alpha)
+    alone = bound * (math.sqrt(alpha / (1 - alpha)) if alpha < 1 else math.inf)
+    gain = torch.where(on_the_line, 1.0, alone)
+    offset = torch.where(on_the_line, ridge - price / bound / bound, 0.0)
     return Terms(
-        bound, shift, floor, shift + upper, ridge, scale, scale * bound, t - ridge, dead
+        bound, scale * bound, gain, offset, floor, shift + upper, ridge, scale, price, shift, dead
     )
 
 
-def free_roots(
-    norm: Tensor, ratio: Tensor, alpha: float, terms: Terms
-) -> tuple[Tensor, Tensor]:
+def free_roots(norm: Tensor, ratio: Tensor, alpha: float, terms: Terms) -> tuple[Tensor, Tensor]:
     """s of entities of which no weight is clipped, and bool: whether it is theirs; all (n, 1).
 
     ``norm`` is ||v||_2, ``ratio`` max_j |v_j| / M_j. What s is for the others does not matter.
@@ -159,13 +169,10 @@ def roots(
 
 def _start(v: Tensor, norm: Tensor, ratio: Tensor, alpha: float, terms: Terms) -> Tensor:
     """A lower bound of the root, moved between floor and ceiling; (n, 1)."""
-    bound, price = terms.bound, terms.price
-    # Under one bound the root of the largest weight is the largest of all weights.
-    largest = ratio if bound.shape[1] == 1 else v.abs() / bound
-    clipped = largest + (terms.ridge - price / bound / bound)
-    on_the_line = bound <= math.sqrt((1 - alpha) / alpha) if alpha > 0 else bound <= math.inf
-    root = torch.where(on_the_line, clipped, _unclipped_root(largest * bound, alpha))
-    root = root.amax(1, keepdim=True)
+    if terms.bound.shape[1] == 1:
+        root = torch.addcmul(terms.offset, ratio, terms.gain)
+    else:
+        root = (terms.offset + v.abs() / terms.bound * terms.gain).amax(1, keepdim=True)
     if alpha > 0 and v.shape[1] > 1:
         free = _unclipped_root(norm, alpha)
         below = ratio <= free * (free / terms.ridge - 1)
@@ -173,9 +180,7 @@ def _start(v: Tensor, norm: Tensor, ratio: Tensor, alpha: float, terms: Terms) -
     return torch.clamp(root, terms.floor, terms.ceiling)
 
 
-def shrink(
-    v: Tensor, alpha: float, terms: Terms, upper: float | Tensor, inverse: Tensor
-) -> Tensor:
+def shrink(v: Tensor, alpha: float, terms: Terms, upper: float | Tensor, inverse: Tensor) -> Tensor:
     """The proximal points of v (n, k); ``upper`` as in `terms_of`, ``inverse`` is 1 / M.
 
     >>> one, v = torch.ones(1, 1), torch.tensor([[3.0, 4.0], [0.1, -0.1]])
@@ -193,8 +198,9 @@ def shrink(
         s = torch.where(free, s, roots(magnitude, norm, ratio, alpha, terms))
     left = free.logical_not().flatten().nonzero().flatten() if cpu else None
     if left is not None and len(left):
-        some = (x.index_select(0, left) for x in (magnitude, norm, ratio))
-        s.index_copy_(0, left, roots(*some, alpha, terms.of(left)))
+        some = magnitude.index_select(0, left)
+        n, largest = norm.index_select(0, left), ratio.index_select(0, left)
+        s.index_copy_(0, left, roots(some, n, largest, alpha, terms.of(left)))
     y = s - terms.shift
     y = y.clamp_(max=upper) if isinstance(upper, float | int) else torch.minimum(y, upper)
     w = v * (y / s)
@@ -244,9 +250,7 @@ def _absolute(rows: _Rows, work: Tensor) -> _Rows:
     return rows._replace(weights=torch.abs(v, out=room))
 
 
-def _long_root(
-    rows: _Rows, norm: Tensor, start: Tensor, ceiling: Tensor, work: Tensor
-) -> Tensor:
+def _long_root(rows: _Rows, norm: Tensor, start: Tensor, ceiling: Tensor, work: Tensor) -> Tensor:
     """The root of rows v under one bound, from the blocks that hold clipped weights; (n, 1)."""
     n, k = rows.weights.shape
     blocks = rows.weights.reshape(n * (k // BLOCK), BLOCK)
@@ -262,7 +266,10 @@ def _long_root(
     # Where the sum of squares is a small part of another, rounding would show.
     rounds = rows.ridge * total > 4 * rows.price * low * low
     if width > _MOST_BLOCKS * tops.shape[1] or bool(rounds.any()):
-        return _climb(_absolute(rows, work), low, ceiling, work, _exact(low))
+        rows = _absolute(rows, work)
+        # A step from anywhere ends left of the root, where the climb has to begin.
+        below = torch.minimum(_newton(rows, low, work), ceiling)
+        return _climb(rows, torch.maximum(below, start), ceiling, work, _exact(low))
     some = _chosen_blocks(blocks, looked_at, counts, width)
     few = rows._replace(weights=some, rest=(total - _squares(some)).clamp_(min=0))
     s = _climb(few, low, ceiling, work, _exact(low))

@@ -115,7 +115,8 @@ def shrinking(plan: Plan, steps: Tensor) -> Shrinking:
     alpha = plan.spr.alpha
     norm, ratio = (x.unsqueeze(1) for x in plan.norms())
     one = torch.ones_like(norm)  # the bounds of rows come with them
-    terms = terms_of(steps.to(norm).unsqueeze(1), alpha, one, 0.0, 1.0)
+    steps = steps.to(norm)
+    terms = terms_of(steps.unsqueeze(1), alpha, one, 0.0, 1.0)
     s, free = free_roots(norm, ratio, alpha, terms)
     clipped = free.logical_not().squeeze(1)
     left = clipped.nonzero().squeeze(1)
@@ -123,8 +124,7 @@ def shrinking(plan: Plan, steps: Tensor) -> Shrinking:
         for rows in _rows(plan, left):
             owners = torch.cat([row.owners for row in rows])
             weights, bound, work = _joined(plan, rows, norm.dtype)
-            some = terms.of(owners)
-            some = some._replace(bound=bound, most=some.scale * bound)
+            some = terms_of(steps[owners].unsqueeze(1), alpha, bound, 0.0, 1.0)
             found = roots(weights, norm[owners], ratio[owners], alpha, some, work)
             s.index_copy_(0, owners, found)
     y = (s - terms.shift).clamp_(max=1)
@@ -175,9 +175,7 @@ class _Rows(NamedTuple):
     bound: Tensor
 
 
-def _joined(
-    plan: Plan, together: list[_Rows], dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
+def _joined(plan: Plan, together: list[_Rows], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """The weights of some entities as rows (n, k), their bounds, and memory to work in."""
     width = max(rows.width for rows in together)
     if width >= LONG:
