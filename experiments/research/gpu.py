@@ -103,7 +103,9 @@ def run_regularizer(place: Place) -> Content:
         row
         for make in (resnet20, resnet56)
         for setting in regularizer_cost.SETTINGS[place.device]
-        for row in regularizer_cost.step_rows(make(), make.__name__, place.device, setting, limit)
+        for row in regularizer_cost.step_rows(
+            make(), make.__name__, place.device, setting, limit, print
+        )
     ]
     return {"rows": [asdict(row) for row in rows]}
 

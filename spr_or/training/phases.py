@@ -270,7 +270,10 @@ def finetune_phase(
         )
 
     best = train_phase(run, phase_of(whole))
-    return run.evaluate(model).accuracy, before if best is None else best
+    accuracy = run.evaluate(model).accuracy
+    if run.data.held_out is not None:  # epochs are judged by other images than the result
+        best = accuracy
+    return accuracy, before if best is None else best
 
 
 def _pruning_rate(recipe: Recipe, offset: int) -> Callable[[int], float]:
