@@ -7,6 +7,7 @@ only the original, and what is stored besides is which entities are left.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -72,9 +73,7 @@ class Shrinking:
     make_steering: Callable[[nn.Module, SPR, Masks], Steering] | None = None
     limits: Mapping[str, Limits] = field(default_factory=dict)
     left: Masks | None = None
-    zero_epochs: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # so long each entity has been zero
+    zero_epochs: dict[str, Tensor] = field(default_factory=dict)  # how long entities have been zero
     refused: bool = False
     _smaller: Trainee | None = None
     _narrowing: Narrowing | None = None
@@ -95,18 +94,21 @@ class Shrinking:
         """Go on without the entities that ``left`` (True = keep) has not; whether that was possible.
 
         The whole network is silenced there. Where the smaller one would train differently, the display
-        says why, and the whole one goes on being trained.
+        says why, nothing is changed, and what was trained goes on being trained.
         """
-        whole = self.trainee
-        layers = self.run.chosen.of(whole.model)
-        apply_masks_(whole.model, module_masks(whole.model, layers, left), self.run.example)
+        model = self.trainee.model
+        layers = self.run.chosen.of(model)
+        by_module = module_masks(model, layers, left)
+        silenced = copy.deepcopy(model)
+        apply_masks_(silenced, by_module, self.run.example)
         try:
-            narrowing = narrow(whole.model, layers, left, self.run.example)
+            narrowing = narrow(silenced, self.run.chosen.of(silenced), left, self.run.example)
             smaller = self._built(narrowing, left)
         except (CannotShrink, CompactionError) as error:
             self.refused = True
             self.run.display.warn(f"training does not shrink: {error}")
             return False
+        apply_masks_(model, by_module, self.run.example)
         self.left, self._narrowing, self._smaller = left, narrowing, smaller
         self.run.scorings.clear()
         return True

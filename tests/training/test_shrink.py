@@ -141,9 +141,14 @@ class Shifted(nn.Module):
 
 
 def test_a_network_that_would_train_differently_stays_whole_and_says_so(tmp_path, capsys):
-    recipe = tiny_recipe(model=f"{__name__}:Shifted", spr=SPR)
-    run_recipe(recipe, tmp_path)
-    assert set(sizes(tmp_path) + sizes(tmp_path, "finetune")) == {100.0}
+    found = []
+    for shrink in (True, False):
+        spr = SPR | {"shrink": shrink, "lam": "auto"}
+        run_recipe(tiny_recipe(model=f"{__name__}:Shifted", spr=spr), tmp_path / str(shrink))
+        records = read_metrics(tmp_path / str(shrink) / "metrics.jsonl")
+        found.append([(r["loss"], r["eval_loss"]) for r in records])
+    assert found[0] == found[1]
+    assert set(sizes(tmp_path / "True") + sizes(tmp_path / "True", "finetune")) == {100.0}
 
 
 def test_several_processes_are_refused(tmp_path, monkeypatch):
