@@ -57,7 +57,7 @@ def test_a_run_lands_within_a_point_of_its_budget(
         spr={"target_removed_pct": target, "epochs": 5, **spr},
         finetune={"epochs": 1},
     )
-    summary = run_recipe(recipe, tmp_path)
+    summary = run_recipe(recipe, tmp_path, judge=False)  # on 128 images it learns little
     assert summary["removed_params_pct"] == pytest.approx(target, abs=1.0)
     budget = summary["budget"]
     # The count that the cut was made by is the one that compaction arrives at.

@@ -43,10 +43,10 @@ def sizes(folder: Path, phase: str = "spr") -> list[float]:
     "spr",
     [
         {},
-        {"include_norm": True, "lam": "auto"},
-        {"entities": "channels", "lam": "auto"},
+        {"include_norm": True, "lam": 25.0},
+        {"entities": "channels", "lam": 25.0},
         pytest.param(
-            {"entities": "channels", "lam": "auto", "bounds": "entity", "bounds_every": 2},
+            {"entities": "channels", "lam": 25.0, "bounds": "entity", "bounds_every": 2},
             marks=pytest.mark.slow,
         ),
         {"method": "gradient", "lam": 100.0},
