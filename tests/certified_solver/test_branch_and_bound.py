@@ -15,6 +15,7 @@ from spr_or.certified_solver import block_curvature, incumbents
 from spr_or.certified_solver.block_curvature import SplitEngine, uniform
 from spr_or.certified_solver.bounds import Terms, dual_bound, penalty_of
 from spr_or.certified_solver.design import design_of, loss_and_gradient, theta_of
+from spr_or.certified_solver.node_threads import each_in_a_thread
 from spr_or.certified_solver.nodes import Node
 from spr_or.certified_solver.search import Search
 from spr_or.certified_solver.solver import branch_and_bound
@@ -77,6 +78,33 @@ def test_told_to_stop_it_ends_after_that_round_with_a_proof(rounds):
     truth = enumeration.solve(tree_problem()).objective
     assert certificate.bound <= truth <= certificate.objective + 1e-9
     assert math.isfinite(certificate.bound)
+
+
+def test_the_search_leaves_no_inference_tensors_and_calls_back_outside_that_mode():
+    modes = []
+
+    def note() -> bool:
+        modes.append(torch.is_inference_mode_enabled())
+        return False
+
+    certificate = branch_and_bound(
+        tree_problem(), node_batch=1, progress=lambda _: note(), stop=note
+    )
+    assert modes and not any(modes)
+    assert not certificate.weights.is_inference() and not certificate.indicators.is_inference()
+    weights = certificate.weights.clone().requires_grad_()
+    (weights * certificate.weights).sum().backward()
+    assert torch.equal(weights.grad, certificate.weights)
+
+
+@pytest.mark.parametrize("mode", [False, True])
+def test_threads_have_the_inference_mode_of_their_caller(mode):
+    modes = []
+    with torch.inference_mode(mode):
+        each_in_a_thread(
+            lambda _: modes.append(torch.is_inference_mode_enabled()), range(3), workers=2
+        )
+    assert modes == [mode] * 3
 
 
 def test_the_plain_bound_is_the_fenchel_bound_of_the_problem():
