@@ -89,7 +89,7 @@ class Terms(NamedTuple):
         if self.bound.shape[1] > 1:
             return self
         together = torch.stack(self[:-1])
-        return Terms(*together.unbind(0), together)
+        return Terms(*together.unbind(0))._replace(together=together)
 
     def of(self, chosen: Tensor) -> Terms:
         """Those of some of the entities."""
