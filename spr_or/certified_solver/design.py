@@ -10,6 +10,7 @@ needs no samples any more:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -192,13 +193,27 @@ def loss_and_gradient(
     return value, _sample_gradient(design, prediction, samples, W.shape)
 
 
-def loss_gradient(design: Design, W: Tensor, block: Tensor | None = None) -> Tensor:
-    """The gradient of `loss_and_gradient`, without the loss."""
+def descent(
+    design: Design, step: Tensor, block: Tensor | None = None
+) -> Callable[[Tensor], Tensor]:
+    """The map from W (B, N, k, q) to W less ``step`` (N,) times the gradient of `loss_and_gradient`.
+
+    With moments it is affine, and its matrix is formed here: one product for each call.
+    """
     if design.moments is not None:
         G, C, _ = design.moments
-        return (_times_gram(W.flatten(1, 2), G) - C).mul_(2).view(W.shape)
+        columns = 2 * step.repeat_interleave(design.shape[1])
+        A, shift = -G * columns, columns.unsqueeze(1) * C
+        A.diagonal().add_(1)
+        return lambda W: _times_gram(W.flatten(1, 2), A, shift).view(W.shape)
     samples = design.block() if block is None else block
-    return _sample_gradient(design, _predictions(W, samples), samples, W.shape)
+    size = step[:, None, None]
+
+    def down(W: Tensor) -> Tensor:
+        gradient = _sample_gradient(design, _predictions(W, samples), samples, W.shape)
+        return torch.addcmul(W, size, gradient, value=-1)
+
+    return down
 
 
 def _predictions(W: Tensor, samples: Tensor) -> Tensor:
@@ -218,15 +233,19 @@ def _sample_gradient(
     return gradient.reshape(shape) * design.real.unsqueeze(-1)
 
 
-def _times_gram(flat: Tensor, G: Tensor) -> Tensor:
-    """G W for W (B, P, q); of G only the rows whose columns any W uses are read."""
+def _times_gram(flat: Tensor, G: Tensor, shift: Tensor | None = None) -> Tensor:
+    """G' W for W (B, P, q), and ``shift`` (P, q) added; of G only the rows whose columns any W uses are
+    read."""
     B, P, q = flat.shape
     rows = flat.mT.reshape(B * q, P)
-    if P <= _SMALL:
+    if P > _SMALL:
+        used = (rows != 0).any(0).nonzero().flatten()
+        if 2 * used.shape[0] <= P:
+            rows, G = rows[:, used], G[used]
+    if shift is None:
         return (rows @ G).view(B, q, P).mT
-    used = (rows != 0).any(0).nonzero().flatten()
-    product = rows @ G if 2 * len(used) > P else rows[:, used] @ G[used]
-    return product.view(B, q, P).mT
+    start = shift.mT.expand(B, q, P).reshape(B * q, P) if q > 1 else shift.mT
+    return torch.addmm(start, rows, G).view(B, q, P).mT
 
 
 def _whole_columns(groups: tuple[tuple[int, ...], ...], q: int) -> list[list[int]] | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spr_or.certified_solver.bounds import Terms, dual_bound, penalty_of
-from spr_or.certified_solver.design import Design, loss_and_gradient, loss_gradient
+from spr_or.certified_solver.design import Design, descent, loss_and_gradient
 from spr_or.formulations import projected, projected_prox
 from spr_or.formulations.losses import LOSSES
 from spr_or.solvers.accelerated_gradient import Iterate, advance
@@ -92,7 +92,8 @@ def solve(
     open_ = (~done(best, tolerance, cutoff)).nonzero().flatten()
     iterate, terms = Iterate.from_rest(W[open_]), _of(terms, open_)
     metric = smooth.smoothness[:, None, None]
-    step = _proximal_step(smooth, terms)
+    down = descent(design, 1 / smooth.smoothness, block)
+    step = _proximal_step(smooth, terms, down)
     for iteration in range(1, iterations + 1):
         if len(open_) == 0:
             break
@@ -105,14 +106,16 @@ def solve(
             left = ~done(part, tolerance, cutoff)
             if not bool(left.all()):
                 open_, iterate, terms = open_[left], iterate.of(left), _of(terms, left)
-                step = _proximal_step(smooth, terms)
+                step = _proximal_step(smooth, terms, down)
             if stop():
                 break
     return best
 
 
-def _proximal_step(smooth: SmoothPart, terms: Terms) -> Callable[[Tensor], Tensor]:
-    """From V (B, N, k, q): down the slope of the loss, then the proximal operator of the penalty.
+def _proximal_step(
+    smooth: SmoothPart, terms: Terms, down: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor], Tensor]:
+    """From V (B, N, k, q): ``down`` the slope of the loss, then the proximal operator of the penalty.
 
     What `formulations.projected.prox` computes of anything but V is computed here, once.
     """
@@ -125,12 +128,11 @@ def _proximal_step(smooth: SmoothPart, terms: Terms) -> Callable[[Tensor], Tenso
     M, upper = column(design.M), column(terms.one | terms.free)
     prox = projected_prox.terms_of(
         column(step * design.weight), design.alpha, M, column(terms.one), upper
-    )
-    down, inverse = step[:, None, None], 1 / M
+    ).stacked()
+    inverse = 1 / M
 
     def advanced(V: Tensor) -> Tensor:
-        gradient = loss_gradient(design, V, smooth.block)
-        rows = torch.addcmul(V, down, gradient, value=-1).view(len(M), -1)
+        rows = down(V).reshape(prox.floor.shape[0], -1)
         return projected_prox.shrink(rows, design.alpha, prox, upper, inverse).view(V.shape)
 
     return advanced

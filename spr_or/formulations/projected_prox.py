@@ -67,7 +67,8 @@ class Terms(NamedTuple):
     bound. ``shift`` is 2 t alpha, and s lies between ``floor`` and ``ceiling``, lower + shift and
     upper + shift; ``ridge`` is t alpha, ``scale`` its root and ``price`` t (1 - alpha). Weight j by itself
     has the root gain |v_j| / M_j + offset. Entities whose closed form is at most ``dead`` are zero in
-    spite of clipped weights; it is negative where that cannot be said.
+    spite of clipped weights; it is negative where that cannot be said. ``together`` is None, or (11, n, 1)
+    with all of the columns (n, 1), as `stacked` gives them.
     """
 
     bound: Tensor
@@ -81,13 +82,21 @@ class Terms(NamedTuple):
     price: Tensor
     shift: Tensor
     dead: Tensor
+    together: Tensor | None = None
+
+    def stacked(self) -> Terms:
+        """The same, stored so that `of` selects all columns in one call: for terms used many times."""
+        if self.bound.shape[1] > 1:
+            return self
+        together = torch.stack(self[:-1])
+        return Terms(*together.unbind(0))._replace(together=together)
 
     def of(self, chosen: Tensor) -> Terms:
         """Those of some of the entities."""
         if self.bound.shape[1] > 1:
-            return Terms(*(column.index_select(0, chosen) for column in self))
-        together = torch.cat(self, 1).index_select(0, chosen)
-        return Terms(*together.split(1, 1))
+            return Terms(*(column.index_select(0, chosen) for column in self[:-1]))
+        together = torch.stack(self[:-1]) if self.together is None else self.together
+        return Terms(*together.index_select(1, chosen).unbind(0))
 
 
 def terms_of(
@@ -101,7 +110,7 @@ def terms_of(
     (0.5, 1.5)
     """
     ridge = t * alpha
-    scale, price = ridge.sqrt(), t - ridge
+    scale, price = ridge.sqrt(), t * (1 - alpha)  # t - ridge would cancel where alpha is near 1
     # Never zero, so that s divides.
     shift = (2 * ridge).clamp_(min=torch.finfo(t.dtype).tiny)
     floor = shift + lower

@@ -11,6 +11,8 @@ r"""The proximal step of a network's entities on a CPU, in place.
    pieces that a cache holds.
 3. Every parameter is multiplied by y / s, one number for each slice, and clipped where an entity is
    at its bound.
+
+Calls are most of a small network's step, so they run in torch's inference mode, without autograd's books.
 """
 
 from __future__ import annotations
@@ -111,9 +113,18 @@ def fits(layers: Sequence[LayerEntities]) -> bool:
 
 
 def shrinking(plan: Plan, steps: Tensor) -> Shrinking:
-    """What a proximal step of t_i = ``steps`` (N,) does to every entity; nothing is changed."""
+    """What a proximal step of t_i = ``steps`` (N,) does to every entity; nothing is changed.
+
+    Its tensors are inference tensors of torch.
+    """
+    # What the regularizer may cache on the way is a normal tensor.
+    norm, ratio = plan.norms()
+    with torch.inference_mode():
+        return _shrinking(plan, steps, norm.unsqueeze(1), ratio.unsqueeze(1))
+
+
+def _shrinking(plan: Plan, steps: Tensor, norm: Tensor, ratio: Tensor) -> Shrinking:
     alpha = plan.spr.alpha
-    norm, ratio = (x.unsqueeze(1) for x in plan.norms())
     one = torch.ones_like(norm)  # the bounds of rows come with them
     steps = steps.to(norm)
     terms = terms_of(steps.unsqueeze(1), alpha, one, 0.0, 1.0)
@@ -131,6 +142,7 @@ def shrinking(plan: Plan, steps: Tensor) -> Shrinking:
     return Shrinking(y.squeeze(1), (y / s).squeeze(1), clipped)
 
 
+@torch.inference_mode()
 def apply_(plan: Plan, step: Shrinking) -> None:
     """Do that to the parameters that require a gradient."""
     y, factor, clipped = step
