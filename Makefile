@@ -19,7 +19,7 @@ REQUIRE_311 = -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 # Two installations at once would step on each other.
 .NOTPARALLEL:
 
-.PHONY: setup demo demo-full test test-slow test-long lint types docs check clean
+.PHONY: setup demo demo-full test test-slow test-long lint types docs check gpu clean
 
 setup: $(DEV)
 	@touch $(RUN) $(TEST) $(LINT) $(DOCS)
@@ -85,6 +85,10 @@ docs: $(DOCS)
 	$(BIN)/mkdocs build --strict
 
 check: lint types docs test
+
+# What needs a GPU; goes on where it was stopped. Exit status of the script: 3 without a GPU.
+gpu: $(TEST)
+	$(BIN)/python experiments/research/gpu.py $(if $(GPU_OUT),--out $(GPU_OUT))
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

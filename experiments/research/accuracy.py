@@ -127,11 +127,15 @@ def run(setting: Setting, row: StudyRow, target: float, seed: int, folder: Path)
     if not dense.exists():
         only_dense = ["spr.epochs=0", "finetune.epochs=0", f"seeds=[{seed}]"]
         place = dense.parent
-        run_recipe(_recipe(setting, [*setting.shared, *only_dense]), place, resume=True)
+        run_recipe(
+            _recipe(setting, [*setting.shared, *only_dense]), place, resume=True, judge=False
+        )
     overrides = [*setting.shared, *row.overrides, f"spr.target_removed_pct={target}", *given]
     name = "".join(c if c.isalnum() else "-" for c in row.name)
     place = folder / f"{name}-{target:g}" / f"seed-{seed}"
-    return run_recipe(_recipe(setting, [*overrides, f"seeds=[{seed}]"]), place, resume=True)
+    return run_recipe(
+        _recipe(setting, [*overrides, f"seeds=[{seed}]"]), place, resume=True, judge=False
+    )
 
 
 def _recipe(setting: Setting, overrides: list[str]) -> Any:

@@ -6,6 +6,8 @@ Three questions:
    random CIFAR-sized images: plain SGD, and each way of using SPR, on copies of one network.
    The ways take turns and every turn is compared with its own plain step, so that a slow moment
    of the machine affects both; the ratio is the median over turns.
+   The same for networks of several sizes and batches, in processor time of the CPU, with ProxSGD at
+   weights and prices where entities are in every regime.
 2. How close is SPR to the speed of memory? Its gradient needs one pass that reads the weights and
    one that reads weights and gradients and writes gradients. ResNet-18's 11 million weights pass
    through `SPR.add_gradient_` and, in turns, through the two simplest kernels that move as much
@@ -32,6 +34,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spr_or.utils import outputs, terminal
+from spr_or.utils.machine import processor
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,6 +47,7 @@ COMPILED = "add_gradient_, compiled"
 _WARMUP = 1
 _CACHE_FLOATS = 2**26  # 256 MB: more than the caches hold
 _LEAST_TURNS = 5
+Tell = Callable[[str], object]  # takes where a block stands
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def command(
     with terminal.progress() as progress:
         for number, (label, block) in enumerate(blocks, 1):
             progress.step(f"[{number}/{len(blocks)}] {label}")
-            rows += block()
+            rows += block(progress.detail)
     machine = describe_machine()
     _print(terminal.console(), machine, rows)
     if json_file is not None:
@@ -114,7 +118,7 @@ def describe_machine() -> dict[str, Any]:
     import torch
 
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,
@@ -122,7 +126,7 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def _blocks(seconds: float) -> Iterator[tuple[str, Callable[[], list[CostRow]]]]:
+def _blocks(seconds: float) -> Iterator[tuple[str, Callable[[Tell], list[CostRow]]]]:
     import torch
 
     from spr_or.models.resnet import resnet18
@@ -134,15 +138,24 @@ def _blocks(seconds: float) -> Iterator[tuple[str, Callable[[], list[CostRow]]]]
         for setting in SETTINGS[device]:
 
             def block(
-                make: Any = make, device: str = device, setting: str = setting
+                tell: Tell, make: Any = make, device: str = device, setting: str = setting
             ) -> list[CostRow]:
-                return step_rows(make(), make.__name__, device, setting, seconds)
+                return step_rows(make(), make.__name__, device, setting, seconds, tell)
 
             yield f"steps of {make.__name__}, {device} {setting}", block
+    for (build, images), batch in itertools.product(TRAINED.items(), BATCHES):
+
+        def trained(
+            tell: Tell, build: str = build, images: tuple[int, ...] = images, batch: int = batch
+        ) -> list[CostRow]:
+            model = load_object(build)()
+            return training_rows(model, build.partition(":")[2], images, batch, seconds, tell)
+
+        yield f"training {build.partition(':')[2]} at batch {batch}", trained
     for device in devices:
 
-        def memory(device: str = device) -> list[CostRow]:
-            return memory_rows(resnet18(), "resnet18", device, seconds)
+        def memory(tell: Tell, device: str = device) -> list[CostRow]:
+            return memory_rows(resnet18(), "resnet18", device, seconds, tell)
 
         yield f"memory, resnet18, {device}", memory
 
@@ -150,10 +163,15 @@ def _blocks(seconds: float) -> Iterator[tuple[str, Callable[[], list[CostRow]]]]
         for entities in ("plain", "channels"):
 
             def optimizers(
-                build: str = build, images: tuple[int, ...] = images, entities: str = entities
+                tell: Tell,
+                build: str = build,
+                images: tuple[int, ...] = images,
+                entities: str = entities,
             ) -> list[CostRow]:
                 model = load_object(build)()
-                return optimizer_rows(model, build.partition(":")[2], images, entities, seconds)
+                return optimizer_rows(
+                    model, build.partition(":")[2], images, entities, seconds, tell
+                )
 
             yield f"optimisers, {build.partition(':')[2]}, {entities}", optimizers
 
@@ -163,10 +181,25 @@ OPTIMIZED = {
     "spr_or.models.mobilenet:mobilenetv2": (3, 64, 64),
     "spr_or.models.resnet:resnet18": (3, 64, 64),
 }
+# Networks in training, and the least that their batches hold.
+TRAINED = {
+    "spr_or.models.toy:digits_resnet": (1, 8, 8),
+    "spr_or.models.resnet_cifar:resnet20": (3, 32, 32),
+    "spr_or.models.mobilenet:mobilenetv2": (3, 64, 64),
+    "spr_or.models.resnet:resnet18": (3, 64, 64),
+}
+BATCHES = (32, 128)
+# alpha and lambda: entities that are mostly at their bound, all regimes, and zeros among them.
+STATES = ((0.1, 70.0), (0.5, 70.0), (0.1, 300.0))
+PROX_TARGETS = {"digits_resnet": 1.3}
+PROX_TARGET = 1.1
+_STEPS_BEFORE = 8
 SETTINGS = {"cpu": ("float32",), "cuda": ("float32", "bf16 channels_last", "bf16 captured")}
 
 
-def step_rows(model: Any, name: str, device: str, setting: str, seconds: float) -> list[CostRow]:
+def step_rows(
+    model: Any, name: str, device: str, setting: str, seconds: float, tell: Tell
+) -> list[CostRow]:
     """Training steps of ``model``, plain and with every way of using SPR.
 
     ``setting``: "float32"; "bf16 channels_last"; or "bf16 captured", the latter as a CUDA graph.
@@ -186,10 +219,70 @@ def step_rows(model: Any, name: str, device: str, setting: str, seconds: float) 
         method: _step(copy.deepcopy(model), method, setting, images, labels) for method in methods
     }
     targets = {"add_gradient_": STEP_TARGETS[device]}
-    return _rows(f"{name}, batch {BATCH}", f"{device} {setting}", steps, targets, device, seconds)
+    return _rows(
+        f"{name}, batch {BATCH}", f"{device} {setting}", steps, targets, device, seconds, tell
+    )
 
 
-def memory_rows(model: Any, name: str, device: str, seconds: float) -> list[CostRow]:
+def training_rows(
+    model: Any, name: str, images: tuple[int, ...], batch: int, seconds: float, tell: Tell
+) -> list[CostRow]:
+    """Training steps with SGD, SPR's gradient and ProxSGD, in processor time of the CPU.
+
+    Each starts from where a few steps of ProxSGD lead at its alpha and lambda, and goes back there
+    before every step: the cost of the proximal operator depends on how many entities are zero or at
+    their bound M, the largest weight of a layer at the start.
+    """
+    import torch
+
+    from spr_or.pruning.prox_sgd import ProxSGD
+    from spr_or.pruning.regularizer import SPR
+    from spr_or.training.step import make_step
+
+    rates: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
+    inputs, labels = torch.randn(batch, *images), torch.zeros(batch, dtype=torch.int64)
+    model.train()
+    steps: dict[str, Callable[[], object]] = {}
+    restores: list[Callable[[], object]] = []
+    target = PROX_TARGETS.get(name, PROX_TARGET)
+    targets: dict[str, float] = {}
+
+    def add(method: str, alpha: float, lam: float) -> None:
+        net = copy.deepcopy(model)
+        spr = SPR(net, lam, alpha, SPR.bounds_from(net))
+        optimizer = ProxSGD(net, spr, **rates)
+        warm = make_step(net, optimizer)
+        for _ in range(_STEPS_BEFORE):
+            warm(inputs, labels)
+        optimizer.proximal = method.startswith("ProxSGD")
+        adds = spr.add_gradient_ if method == "add_gradient_" else None
+        step = make_step(net, optimizer, add_gradient=adds)
+        steps[method] = lambda: step(inputs, labels)
+        saved = [parameter.detach().clone() for parameter in net.parameters()]
+
+        def restore() -> None:
+            with torch.no_grad():
+                torch._foreach_copy_(list(net.parameters()), saved)
+
+        restores.append(restore)
+
+    for method in ("plain SGD", "add_gradient_"):
+        add(method, *STATES[0])
+    for alpha, lam in STATES:
+        method = f"ProxSGD, alpha {alpha:g}, lambda {lam:g}"
+        add(method, alpha, lam)
+        targets[method] = target
+
+    def before() -> None:
+        for restore in restores:
+            restore()
+
+    setting = "cpu float32, processor time"
+    network = f"{name}, batch {batch}"
+    return _rows(network, setting, steps, targets, "cpu", seconds, tell, before, time.process_time)
+
+
+def memory_rows(model: Any, name: str, device: str, seconds: float, tell: Tell) -> list[CostRow]:
     """The gradient of SPR on all filters of ``model``, against moving as much memory."""
     import torch
 
@@ -219,11 +312,11 @@ def memory_rows(model: Any, name: str, device: str, seconds: float) -> list[Cost
     network = f"{name}, {sum(value.numel() for value in values):,} weights"
     targets = {"add_gradient_": MEMORY_TARGET}
     evicted = torch.zeros(_CACHE_FLOATS, device=device)
-    return _rows(network, f"{device} float32", steps, targets, device, seconds, evicted.neg_)
+    return _rows(network, f"{device} float32", steps, targets, device, seconds, tell, evicted.neg_)
 
 
 def optimizer_rows(
-    model: Any, name: str, images: tuple[int, ...], entities: str, seconds: float
+    model: Any, name: str, images: tuple[int, ...], entities: str, seconds: float, tell: Tell
 ) -> list[CostRow]:
     """One step of SGD and ProxSGD, and SPR's gradient, for gradients that are there already.
 
@@ -252,7 +345,7 @@ def optimizer_rows(
     }
     network = f"{name}, {sum(p.numel() for p in model.parameters()):,} parameters"
     setting = f"cpu {entities}, processor time"
-    return _rows(network, setting, steps, {}, "cpu", seconds, clock=time.process_time)
+    return _rows(network, setting, steps, {}, "cpu", seconds, tell, clock=time.process_time)
 
 
 def _step(model: Any, method: str, setting: str, images: Any, labels: Any) -> Callable[[], object]:
@@ -294,6 +387,7 @@ def _take_turns(
     runs: list[Callable[[], object]],
     device: str,
     seconds: float,
+    tell: Tell,
     before: Callable[[], object] | None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[list[float]]:
@@ -309,6 +403,7 @@ def _take_turns(
     draw = random.Random(0)
     begun = time.perf_counter()
     for turn in itertools.count():
+        tell(f"turn {turn + 1}, {time.perf_counter() - begun:.0f} of {seconds:g} s")
         for i in draw.sample(range(len(runs)), len(runs)):
             if before is not None:
                 before()
@@ -333,6 +428,7 @@ def _rows(
     targets: dict[str, float],
     device: str,
     seconds: float,
+    tell: Tell,
     before: Callable[[], object] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[CostRow]:
@@ -342,7 +438,7 @@ def _rows(
     """
     if COMPILED in steps and not _compiles(steps[COMPILED]):
         del steps[COMPILED]
-    times = _take_turns(list(steps.values()), device, seconds, before, clock)
+    times = _take_turns(list(steps.values()), device, seconds, tell, before, clock)
     rows = []
     for method, taken in zip(steps, times, strict=True):
         ratios = sorted(t / plain for t, plain in zip(taken, times[0], strict=True))
@@ -387,14 +483,3 @@ def _cells(row: CostRow) -> tuple[str | Text, ...]:
         target = f"{row.target:g}"
     numbers = (f"{row.milliseconds:.2f}", ratio, f"{row.spread:.3f}", str(row.turns))
     return (row.method, *numbers, target)
-
-
-def _processor() -> str:
-    """The processor's name where the system tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -7,7 +7,6 @@ best curvature D for all of them at a time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from spr_or.certified_solver.block_newton import BlockNodes, Quadratic, evaluate
 from spr_or.certified_solver.bounds import penalty_of
 from spr_or.certified_solver.design import Design, columns_of
+from spr_or.certified_solver.node_threads import each_in_a_thread
 from spr_or.certified_solver.nodes import FirstOrderEngine, Node
 
 _CACHED = 640_000  # numbers in all matrices R of a batch, on the CPU
@@ -44,9 +44,7 @@ class SplitEngine:
             for chunk in chunks:
                 self.evaluate(chunk)
             return None
-        with ThreadPoolExecutor(self.workers) as pool:
-            list(pool.map(self.evaluate, chunks))
-        return None
+        return each_in_a_thread(self.evaluate, chunks, self.workers)
 
     def evaluate(self, nodes: Sequence[Node]) -> None:
         """All at once, as one batch."""

@@ -10,7 +10,6 @@ can only rise.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from torch import Tensor
 from spr_or.certified_solver.bounds import Terms, allowed, dual_bound, penalty_of, supports
 from spr_or.certified_solver.cluster_newton import Clustered, ClusterPoint, maximise
 from spr_or.certified_solver.design import Design, columns_of
+from spr_or.certified_solver.node_threads import each_in_a_thread
 from spr_or.certified_solver.nodes import FirstOrderEngine, Node
 
 _COLUMNS, _ENTITIES = 24, 6  # at most, in a cluster
@@ -112,8 +112,7 @@ class ClusterEngine:
         if closed:
             self.first(closed, cutoff)
         open_ = [node for node in nodes if bool(node.free.any())]
-        with ThreadPoolExecutor(self.workers) as pool:
-            list(pool.map(self.evaluate, open_))
+        each_in_a_thread(self.evaluate, open_, self.workers)
 
     def begin(self, node: Node) -> None:
         """Turn a node whose curvature is moved entity by entity into one with clusters."""

@@ -10,6 +10,7 @@ needs no samples any more:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -180,32 +181,71 @@ def loss_and_gradient(
 
     From the moments where they exist, else from the samples (``block``, or X itself).
     """
-    B, shape = W.shape[0], W.shape[1:]
-    flat = W.flatten(1, 2)  # (B, P, q)
     if design.moments is not None:
         G, C, c0 = design.moments
+        flat = W.flatten(1, 2)  # (B, P, q)
         product = _times_gram(flat, G)
         value = (flat * (product - 2 * C)).sum((1, 2)) + c0
-        return value, (2 * (product - C)).view(B, *shape)
+        return value, (2 * (product - C)).view(W.shape)
     samples = design.block() if block is None else block
-    loss = LOSSES[design.loss]
-    n, P, q = samples.shape[0], samples.shape[1], flat.shape[-1]
-    prediction = (flat.mT.reshape(B * q, P) @ samples.mT).view(B, q, n).mT
+    loss, prediction = LOSSES[design.loss], _predictions(W, samples)
     value = loss.value(prediction, design.Y).sum(-1) / design.n
-    slope = loss.gradient(prediction, design.Y) / design.n  # (B, n, q)
-    gradient = (slope.mT.reshape(B * q, n) @ samples).view(B, q, P).mT
-    return value, gradient.reshape(B, *shape) * design.real.unsqueeze(-1)
+    return value, _sample_gradient(design, prediction, samples, W.shape)
 
 
-def _times_gram(flat: Tensor, G: Tensor) -> Tensor:
-    """G W for W (B, P, q); of G only the rows whose columns any W uses are read."""
+def descent(
+    design: Design, step: Tensor, block: Tensor | None = None
+) -> Callable[[Tensor], Tensor]:
+    """The map from W (B, N, k, q) to W less ``step`` (N,) times the gradient of `loss_and_gradient`.
+
+    With moments it is affine, and its matrix is formed here: one product for each call.
+    """
+    if design.moments is not None:
+        G, C, _ = design.moments
+        columns = 2 * step.repeat_interleave(design.shape[1])
+        A, shift = -G * columns, columns.unsqueeze(1) * C
+        A.diagonal().add_(1)
+        return lambda W: _times_gram(W.flatten(1, 2), A, shift).view(W.shape)
+    samples = design.block() if block is None else block
+    size = step[:, None, None]
+
+    def down(W: Tensor) -> Tensor:
+        gradient = _sample_gradient(design, _predictions(W, samples), samples, W.shape)
+        return torch.addcmul(W, size, gradient, value=-1)
+
+    return down
+
+
+def _predictions(W: Tensor, samples: Tensor) -> Tensor:
+    """(B, n, q) for W (B, N, k, q) and samples (n, P)."""
+    B, q = W.shape[0], W.shape[-1]
+    n, P = samples.shape
+    return (W.flatten(1, 2).mT.reshape(B * q, P) @ samples.mT).view(B, q, n).mT
+
+
+def _sample_gradient(
+    design: Design, prediction: Tensor, samples: Tensor, shape: torch.Size
+) -> Tensor:
+    """(B, N, k, q) from the predictions (B, n, q)."""
+    B, n, q = prediction.shape
+    slope = LOSSES[design.loss].gradient(prediction, design.Y) / design.n
+    gradient = (slope.mT.reshape(B * q, n) @ samples).view(B, q, samples.shape[1]).mT
+    return gradient.reshape(shape) * design.real.unsqueeze(-1)
+
+
+def _times_gram(flat: Tensor, G: Tensor, shift: Tensor | None = None) -> Tensor:
+    """G' W for W (B, P, q), and ``shift`` (P, q) added; of G only the rows whose columns any W uses are
+    read."""
     B, P, q = flat.shape
     rows = flat.mT.reshape(B * q, P)
-    if P <= _SMALL:
+    if P > _SMALL:
+        used = (rows != 0).any(0).nonzero().flatten()
+        if 2 * used.shape[0] <= P:
+            rows, G = rows[:, used], G[used]
+    if shift is None:
         return (rows @ G).view(B, q, P).mT
-    used = (rows != 0).any(0).nonzero().flatten()
-    product = rows @ G if 2 * len(used) > P else rows[:, used] @ G[used]
-    return product.view(B, q, P).mT
+    start = shift.mT.expand(B, q, P).reshape(B * q, P) if q > 1 else shift.mT
+    return torch.addmm(start, rows, G).view(B, q, P).mT
 
 
 def _whole_columns(groups: tuple[tuple[int, ...], ...], q: int) -> list[list[int]] | None:

@@ -5,8 +5,9 @@ the loss at zero weights, the relaxation has its minimum at zero when
 
 .. math::  \lambda \ge \lambda_{\max} = \max_i \frac{\lVert g_i\rVert}{2 u_i\sqrt{\alpha(1-\alpha)}},
 
-whatever M is; and since no loss is negative, also when lambda (1 - alpha) min_i u_i >= loss(0), for
-then a single entity costs more than all there is to gain.  `zero_from` is the smaller of the two.
+whatever M is (`spr_or.formulations.least_price` with M = infinity); and since no loss is negative,
+also when lambda (1 - alpha) min_i u_i >= loss(0), for then a single entity costs more than all
+there is to gain.  `zero_from` is the smaller of the two.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from spr_or.certified_solver.derived_m import AutomaticBound
+from spr_or.formulations.least_price import least_price
 from spr_or.formulations.losses import LOSSES
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.proof.certificate import ProofCertificate
@@ -61,7 +63,7 @@ def zero_from(problem: SparseTrainingProblem) -> float:
         return nothing
     slope = LOSSES[problem.loss].gradient(problem.predict(zero), problem.y) / problem.n
     rows = problem.entities.rows((problem.X.mT @ slope).flatten())
-    return min(nothing, float((rows.norm(dim=-1) / u).max()) / (2 * math.sqrt(alpha * (1 - alpha))))
+    return min(nothing, float((least_price(rows, alpha, math.inf) / u).max()))
 
 
 def grid(largest: float, count: int) -> list[float]:

@@ -1,21 +1,20 @@
 """Node relaxations by accelerated proximal gradient steps: any smooth loss, many nodes at a time.
 
 The steps are those of `spr_or.solvers.accelerated_gradient`.  The smooth part is the loss; the rest is
-`formulations.projected.prox`, with the node's fixings as lower and upper limits of the indicators.
+`formulations.projected_prox`, with the node's fixings as lower and upper limits of the indicators.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from spr_or.certified_solver.bounds import Terms, dual_bound, penalty_of
-from spr_or.certified_solver.design import Design, loss_and_gradient
-from spr_or.formulations import projected
+from spr_or.certified_solver.design import Design, descent, loss_and_gradient
+from spr_or.formulations import projected, projected_prox
 from spr_or.formulations.losses import LOSSES
 from spr_or.solvers.accelerated_gradient import Iterate, advance
 
@@ -93,10 +92,12 @@ def solve(
     open_ = (~done(best, tolerance, cutoff)).nonzero().flatten()
     iterate, terms = Iterate.from_rest(W[open_]), _of(terms, open_)
     metric = smooth.smoothness[:, None, None]
+    down = descent(design, 1 / smooth.smoothness, block)
+    step = _proximal_step(smooth, terms, down)
     for iteration in range(1, iterations + 1):
         if len(open_) == 0:
             break
-        iterate = advance(iterate, partial(_proximal_step, smooth, terms), metric)
+        iterate = advance(iterate, step, metric)
         if iteration % _CHECK_EVERY == 0:
             now = evaluate(design, iterate.at, terms, block)
             part = better(NodeAnswers(*(x[open_] for x in best)), now)
@@ -105,19 +106,36 @@ def solve(
             left = ~done(part, tolerance, cutoff)
             if not bool(left.all()):
                 open_, iterate, terms = open_[left], iterate.of(left), _of(terms, left)
+                step = _proximal_step(smooth, terms, down)
             if stop():
                 break
     return best
 
 
-def _proximal_step(smooth: SmoothPart, terms: Terms, V: Tensor) -> Tensor:
-    """From V (B, N, k, q): down the slope of the loss, then the proximal operator of the penalty."""
+def _proximal_step(
+    smooth: SmoothPart, terms: Terms, down: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor], Tensor]:
+    """From V (B, N, k, q): ``down`` the slope of the loss, then the proximal operator of the penalty.
+
+    What `formulations.projected.prox` computes of anything but V is computed here, once.
+    """
     design, step = smooth.design, 1 / smooth.smoothness
-    _, gradient = loss_and_gradient(design, V, smooth.block)
-    return projected.prox(
-        (V - step[:, None, None] * gradient).flatten(-2), step * design.weight, design.alpha, design.M,
-        lower=terms.one.to(V), upper=(terms.one | terms.free).to(V),
-    ).view(V.shape)  # fmt: skip
+    B = len(terms.one)
+
+    def column(x: Tensor) -> Tensor:
+        return x.to(step).expand(B, -1).reshape(-1, 1)
+
+    M, upper = column(design.M), column(terms.one | terms.free)
+    prox = projected_prox.terms_of(
+        column(step * design.weight), design.alpha, M, column(terms.one), upper
+    ).stacked()
+    inverse = 1 / M
+
+    def advanced(V: Tensor) -> Tensor:
+        rows = down(V).reshape(prox.floor.shape[0], -1)
+        return projected_prox.shrink(rows, design.alpha, prox, upper, inverse).view(V.shape)
+
+    return advanced
 
 
 def done(at: NodeAnswers, tolerance: float, cutoff: float) -> Tensor:

@@ -85,9 +85,10 @@ class Search:
         self.mid_round = False
         now = self.progress
         self.trace.append(now)
-        if self.listener is not None:
-            self.listener(now)
-        self.stopped = self.stopped or self.stop()
+        with torch.inference_mode(False):  # the caller's functions may do what they like
+            if self.listener is not None:
+                self.listener(now)
+            self.stopped = self.stopped or self.stop()
 
     def offer(self, found: Incumbent) -> bool:
         """Take an incumbent of the current design if it is better."""

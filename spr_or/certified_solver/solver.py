@@ -97,8 +97,10 @@ def branch_and_bound(
     with _threads(1):
         search = Search(design, clock, gap, Proof(), _empty(design), progress, stop)
         try:
-            _offer_start(search, problem, start)
-            _solve(search, batch, workers)
+            # Nothing is differentiated, and small kernels take less time without autograd's books.
+            with torch.inference_mode():
+                _offer_start(search, problem, start)
+                _solve(search, batch, workers)
             status = "interrupted" if search.stopped else "time_limit"
         except KeyboardInterrupt:
             status = "interrupted"

@@ -25,7 +25,7 @@ def command(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="Change a key: spr.lam=20, seeds=[1]. Give it several times for several keys.",
+            help="Change a key: spr.target_removed_pct=60, seeds=[1]. Repeat it for several keys.",
         ),
     ] = None,
     out: Annotated[
@@ -46,10 +46,12 @@ def command(
     """Train, prune, fine-tune and compact a network.
 
     A recipe trains a dense network, prunes it with SPR, fine-tunes what is left, removes the pruned
-    filters for good (compacts) and writes a report.
+    filters for good (compacts) and writes a report. How much is to go is best said as a budget,
+    spr.target_removed_pct=60; lambda then follows.
 
-    Exit status: 0 done, 1 the run failed, 2 bad usage, recipe or data, or a folder that holds
-    another run or in which one is at work, 130 interrupted.
+    Exit status: 0 done, 1 the run failed, removed nothing or left a network that guesses, 2 bad
+    usage, recipe or data, or a folder that holds another run or in which one is at work, 130
+    interrupted.
     """
     from spr_or.training import distributed
     from spr_or.training.checkpoint import CheckpointError

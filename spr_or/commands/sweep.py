@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -171,6 +172,10 @@ def _show(screen: Console, plan: Any, folder: Path, result: Any) -> None:
     terminal.show(screen, show.rich_table(plan.name, plan.keys, found))
     for note in notes:
         terminal.say(screen, note)
+    for outcome, count in Counter(row["note"] for row in result.finished).items():
+        if outcome:
+            runs = counted(count, "run")
+            terminal.say(screen, f"{runs}: {outcome}, see the column note of table.csv", "yellow")
     title = f"{plan.name}: {counted(len(result.finished), 'run')}"
     show.figure(title, plan.keys, result.finished, folder / "pareto.png")
     screen.print(f"{folder / 'table.csv'}, {folder / 'pareto.png'}")

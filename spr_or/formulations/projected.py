@@ -51,13 +51,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spr_or.formulations.projected_prox import norm_of, shrink, terms_of
+
 VARIANTS = ("exact", "printed", "authors2022")
 Bound = float | Tensor
-
-_NEWTON_STEPS = (
-    16  # a cap: ten steps were enough for rows of up to 4000 weights over 18 decades of scale
-)
-_MOST_MOVING = 0.5  # below this share a copy of the moving rows pays
 
 
 class Regime(IntEnum):
@@ -148,11 +145,10 @@ def closed_form(w: Tensor, alpha: float, M: Bound, variant: str = "exact") -> En
     """
     _check(w, alpha, M, variant)
     x = _compute(w)
-    peak = x.abs().amax(-1)
-    # Dividing by the peak first keeps the squares of very small or very large weights representable.
-    scale = torch.where(peak > 0, peak, 1.0)
-    norm = scale * torch.linalg.vector_norm(x / scale.unsqueeze(-1), dim=-1)
-    return entity_terms(norm, peak, alpha, _per_entity(M, x), variant)
+    magnitude = x.abs()
+    peak = magnitude.amax(-1, keepdim=True)
+    norm = norm_of(magnitude, peak).squeeze(-1)
+    return entity_terms(norm, peak.squeeze(-1), alpha, _per_entity(M, x), variant)
 
 
 def regime(w: Tensor, alpha: float, M: Bound, variant: str = "exact") -> Tensor:
@@ -214,17 +210,10 @@ def prox(
     ``step`` > 0 is a number or broadcasts against (..., N), so that step_i = t lambda u_i is one call.
     ``M`` may also have the shape of v, one bound for each weight: an entity that crosses layers.
 
-    For a given y the minimiser is w_j(y) = clip(v_j y / s, -M y, M y) with s = y + 2 step alpha, and
-    the remaining function of y is convex with derivative step (1 - alpha) - sum_j psi_j(s), where
-
-    .. math::  \psi_j(s) = t\alpha\, r_j^2 + M (|v_j| - M s)_+ ,\qquad r_j = \min(|v_j| / s, M).
-
-    Every psi_j is convex and decreasing, so Newton's method started left of the root climbs to it
-    without overshooting.  It starts at the root for the largest weight by itself, which is the
-    answer for entities of one weight, and each step also tries the root that only the unclipped
-    weights would have, s sqrt(T_u / (t (1 - alpha))): another lower bound, and the answer itself once nothing
-    is clipped.  At y = 0 the derivative is
-    t (1 - alpha - sum_j phi(v_j / t)): the result is exactly zero iff sum_j phi(v_j / t) <= 1 - alpha.
+    For a given y the minimiser is w_j(y) = clip(v_j y / s, -M y, M y) with s = y + 2 step alpha. Where
+    no weight is clipped y has a closed form, which two reductions of v decide; elsewhere Newton's
+    method finds it: `spr_or.formulations.projected_prox` derives both. The result is exactly zero
+    iff sum_j phi(v_j / t) <= 1 - alpha, phi as in `slope_of`.
 
     Raises ``ValueError`` for the other variants, which are not convex, and for step <= 0.
 
@@ -239,102 +228,14 @@ def prox(
     _check_positive(step, "step")
     x = _compute(v)
     rows = x.shape[:-1]
-    t = _per_entity(step, x).expand(rows).unsqueeze(-1)
-    bound = _per_entity(M, x)
-    bound = bound if per_weight else bound.expand(rows).unsqueeze(-1)
-    shift = 2 * alpha * t
-    floor = shift + _per_entity(lower, x).expand(rows).unsqueeze(-1)
-    ceiling = shift + _per_entity(upper, x).expand(rows).unsqueeze(-1)
-    magnitude = x.abs()
-    lives = None
-    if alpha < 1 and x.shape[-1] > 1:
-        lives = _slope_of(magnitude / t, alpha, bound, alpha).unsqueeze(-1) > 0
-    s = _prox_root(magnitude, alpha, t, bound, floor, ceiling, lives)
-    y = s - shift
-    if lives is not None:
-        y = torch.where(lives, y, floor - shift)
-    divisor = s.clamp(min=torch.finfo(x.dtype).tiny)
-    shrunk = torch.minimum(magnitude * (y / divisor), bound * y)
-    return (x.sign() * shrunk).to(v.dtype)
 
+    def flat(number: Bound) -> Tensor:
+        return _per_entity(number, x).expand(rows).reshape(-1, 1)
 
-def _prox_root(
-    magnitude: Tensor,
-    alpha: float,
-    t: Tensor,
-    bound: Tensor,
-    floor: Tensor,
-    ceiling: Tensor,
-    lives: Tensor | None,
-) -> Tensor:
-    """s between ``floor`` and ``ceiling`` where the derivative in `prox` vanishes, (..., N, 1).
-
-    ``magnitude`` is |v| (..., N, k), ``bound`` has its shape or (..., N, 1), which the others have. What
-    entities get that do not live does not matter. On a CPU those, and entities that have arrived,
-    are left out of the steps.
-    """
-    near = 1 + 4 * torch.finfo(t.dtype).eps
-    start = _root_of_largest(magnitude, alpha, t, bound) if alpha < 1 else ceiling
-    s = torch.maximum(torch.minimum(start, ceiling), floor)
-    if magnitude.shape[-1] == 1:
-        return s
-    looked_at = s.device.type == "cpu"
-    narrowed = looked_at and s.dim() == 2
-    root, index = s, torch.arange(len(s)) if narrowed else None
-    numbers = magnitude, t, bound, floor, ceiling
-    moving = lives if lives is not None else torch.ones_like(s, dtype=torch.bool)
-    for _ in range(_NEWTON_STEPS):
-        if looked_at and not bool(moving.any()):
-            break
-        if index is not None and _MOST_MOVING * len(moving) > int(moving.sum()):
-            chosen = moving.squeeze(1).nonzero().squeeze(1)
-            index, s = index[chosen], s[chosen]
-            numbers = tuple(number[chosen] for number in numbers)  # type: ignore[assignment]
-        following = _newton_step(s, alpha, *numbers)
-        moving, s = following > near * s, following
-        root = s if index is None else root.index_copy(0, index, s)
-    return root
-
-
-def _newton_step(
-    s: Tensor,
-    alpha: float,
-    magnitude: Tensor,
-    t: Tensor,
-    bound: Tensor,
-    floor: Tensor,
-    ceiling: Tensor,
-) -> Tensor:
-    """A larger lower bound of the root that `_prox_root` is after, or s if it has arrived."""
-    price, tiny = t * (1 - alpha), torch.finfo(t.dtype).tiny
-    divisor = s.clamp(min=tiny)
-    # Products instead of torch.where, which takes 20 times as long on a CPU.
-    excess = (magnitude - bound * s).clamp(min=0)
-    clipped = excess.sign()
-    r = torch.minimum(magnitude / divisor, bound)
-    quadratic = alpha * t * r * r
-    unclipped = (quadratic * (1 - clipped)).sum(-1, keepdim=True)
-    total = (quadratic + bound * excess).sum(-1, keepdim=True)
-    if bound.shape[-1] == 1:
-        steep = bound * (bound * clipped.sum(-1, keepdim=True))
-    else:
-        steep = (bound * (bound * clipped)).sum(-1, keepdim=True)
-    slope = 2 * unclipped / divisor + steep
-    newton = s + (total - price) / slope.clamp(min=tiny)
-    inner = s * (unclipped / price.clamp(min=tiny)).sqrt()
-    best = torch.maximum(torch.minimum(torch.maximum(newton, inner), ceiling), floor)
-    # Never to the left: close to the root, rounding could move a step there.
-    return torch.maximum(s, best)
-
-
-def _root_of_largest(magnitude: Tensor, alpha: float, t: Tensor, bound: Tensor) -> Tensor:
-    """The largest root that a weight of each entity would have by itself, (..., N, 1)."""
-    # Under one bound it is that of the largest weight.
-    largest = magnitude.amax(-1, keepdim=True) if bound.shape[-1] == 1 else magnitude
-    clipped = largest / bound + (alpha * t - t * (1 - alpha) / bound / bound)
-    on_the_line = math.sqrt(alpha) * bound <= math.sqrt(1 - alpha)
-    root = torch.where(on_the_line, clipped, largest * _ratio(alpha))
-    return root.amax(-1, keepdim=True)
+    bound = _per_entity(M, x).flatten(0, -2) if per_weight else flat(M)
+    most = flat(upper)
+    terms = terms_of(flat(step), alpha, bound, flat(lower), most)
+    return shrink(x.flatten(0, -2), alpha, terms, most, 1 / bound).view(x.shape).to(v.dtype)
 
 
 def slope_of(u: Tensor, alpha: float, M: Bound, *, metric: Bound = 1.0) -> Tensor:

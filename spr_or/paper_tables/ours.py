@@ -201,13 +201,13 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.fmean(values), deviation)
 
 
-def plain(value: float | None) -> str:
-    """A number as a recipe would write it; nothing for None.
+def plain(value: float | str | None) -> str:
+    """A number as a recipe would write it; nothing for None, text as it is.
 
-    >>> plain(0.10), plain(None)
-    ('0.1', '')
+    >>> plain(0.10), plain(None), plain("0.1 max")
+    ('0.1', '', '0.1 max')
     """
-    return "" if value is None else f"{value:g}"
+    return value if isinstance(value, str) else "" if value is None else f"{value:g}"
 
 
 def find_runs(
@@ -251,7 +251,13 @@ def settings(runs: Sequence[Run]) -> list[Setting]:
         key = json.dumps([recipe, run.summary["dataset"]], sort_keys=True)
         groups.setdefault(key, {}).setdefault(run.summary["seed"], run)
     found = [Setting(tuple(group.values())) for group in groups.values()]
-    return sorted(found, key=lambda s: (s.problem, s.recipe.spr.lam, s.recipe.spr.alpha))
+
+    def order(setting: Setting) -> tuple[Problem, bool, float, str, float]:
+        lam, alpha = setting.recipe.spr.lam, setting.recipe.spr.alpha
+        words = isinstance(lam, str)
+        return setting.problem, words, 0.0 if words else float(lam), str(lam), alpha
+
+    return sorted(found, key=order)
 
 
 def canonical_dataset(name: str) -> str:

@@ -157,9 +157,11 @@ def _nothing() -> Row:
 def matches(line: Published, one: Setting) -> bool:
     """Whether a setting has the λ, α and (where the line names it) the rate of a published line.
 
-    A run with a budget moves λ, so it matches none.
+    A run with a budget moves λ, so it matches none, nor does one whose λ is a share of the largest.
     """
     spr = one.recipe.spr
+    if isinstance(spr.lam, str):
+        return False
     wanted = ((line.lam, spr.lam), (line.alpha, spr.alpha), (line.lr, spr.lr))
     return (
         one.problem == line.problem

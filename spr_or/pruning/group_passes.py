@@ -71,13 +71,13 @@ def penalties_and_slopes(
     values, slopes = penalties_and_slopes_of(
         entity.norm, entity.peak, lam, importance, entity.bound, alpha, variant
     )
-    largest = _of_pieces(entity.peak / entity.bound, pieces, torch.inf)
+    largest = of_pieces(entity.peak / entity.bound, pieces, torch.inf)
     attained = peak / bounds >= largest
     # The slope is d / (M |w_j|), and entities have it for the M and |w_j| of one of their pieces.
-    other = (_of_pieces(entity.bound, pieces, 1.0) / bounds).square()
-    slope = torch.where(attained, _of_pieces(slopes.slope, pieces, 0.0) * other, 0.0)
+    other = (of_pieces(entity.bound, pieces, 1.0) / bounds).square()
+    slope = torch.where(attained, of_pieces(slopes.slope, pieces, 0.0) * other, 0.0)
     sought = torch.where(slope != 0, peak, -1.0)
-    return values, Slopes(_of_pieces(slopes.radial, pieces, 0.0), slope, sought)
+    return values, Slopes(of_pieces(slopes.radial, pieces, 0.0), slope, sought)
 
 
 def gradients(batches: Sequence[Batch], pieces: Pieces, slopes: Slopes) -> list[Tensor]:
@@ -149,7 +149,7 @@ def _combined(norm: Tensor, peak: Tensor, bounds: Tensor, pieces: Pieces) -> Ent
     return EntityNorms(torch.cat(norms), peak[largest], bounds[largest])
 
 
-def _of_pieces(values: Tensor, pieces: Pieces, nobody: float) -> Tensor:
+def of_pieces(values: Tensor, pieces: Pieces, nobody: float) -> Tensor:
     """Every piece's value from its entity's, (N,) to (P,); ``nobody`` for slices in no entity."""
     return torch.cat([values, values.new_full((1,), nobody)])[pieces.owner]
 
@@ -157,7 +157,7 @@ def _of_pieces(values: Tensor, pieces: Pieces, nobody: float) -> Tensor:
 def _shared(slopes: Slopes, ties: Tensor, pieces: Pieces) -> Slopes:
     """The slopes when all weights of an entity that attain its maximum share the slope equally."""
     per_entity = torch.cat([ties[index].sum(1) for index in pieces.of_entities])
-    count = _of_pieces(per_entity, pieces, 1.0).clamp(min=1)
+    count = of_pieces(per_entity, pieces, 1.0).clamp(min=1)
     return slopes._replace(slope=slopes.slope / count)
 
 

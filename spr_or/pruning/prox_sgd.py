@@ -15,6 +15,7 @@ Weights of no entity take the step of SGD, to the last bit.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spr_or.formulations import projected
+from spr_or.pruning import prox_passes
 from spr_or.pruning.gradient_passes import Batch, Parts, rows_of
 from spr_or.pruning.group_entities import GroupEntities
 from spr_or.pruning.regularizer import SPR
@@ -29,7 +31,6 @@ from spr_or.pruning.regularizer import SPR
 # The proximal operator is defined for positive steps; below this one it is the projection on the
 # box |w| <= M, which is what lambda = 0 asks for.
 _SMALLEST_STEP = 1e-12
-_PIECE = 2**17  # weights
 _PADDED = 4  # times the weights
 
 
@@ -122,16 +123,24 @@ class ProxSGD(torch.optim.SGD):
     @torch.no_grad()
     def _shrink(self, groups: list[dict[str, Any]]) -> None:
         """Replace every entity by its proximal point; ``groups`` as in `_layer_groups`."""
+        steps = self._steps(groups, self.spr.lam)
+        if prox_passes.fits(self.spr.layers):
+            prox_passes.apply_(self._plan, prox_passes.shrinking(self._plan, steps))
+            return
         batches = self.spr.gather()
-        shrunk = self._points(batches, self._steps(groups, self.spr.lam))
-        pairs = self._within_bounds(batches, self._new_weights(batches, shrunk))
+        pairs = self._within_bounds(
+            batches, self._new_weights(batches, self._points(batches, steps))
+        )
         torch._foreach_copy_([p for p, _ in pairs], [part for _, part in pairs])
+
+    @cached_property
+    def _plan(self) -> prox_passes.Plan:
+        return prox_passes.Plan(self.spr)
 
     def _points(self, batches: list[Batch], steps: Tensor) -> list[Tensor]:
         """The proximal points of each batch's entities, as rows (N, k)."""
         rows = [rows_of(batch) for batch in batches]
-        shrink = _in_pieces if rows[0].device.type == "cpu" else _at_once
-        return shrink(rows, steps, self._bounds(), self.spr.alpha)
+        return _at_once(rows, steps, self._bounds(), self.spr.alpha)
 
     @torch.no_grad()
     def zero_after_shrinking(self, lam: float) -> Tensor:
@@ -146,9 +155,10 @@ class ProxSGD(torch.optim.SGD):
         >>> optimizer.zero_after_shrinking(4.9).any(), optimizer.zero_after_shrinking(5.1).all()
         (tensor(False), tensor(True))
         """
-        price = torch.full_like(self.spr.lam, lam)
-        points = self._points(self.spr.gather(), self._steps(self._layer_groups(), price))
-        return torch.cat([(rows == 0).all(1) for rows in points])
+        steps = self._steps(self._layer_groups(), torch.full_like(self.spr.lam, lam))
+        if prox_passes.fits(self.spr.layers):
+            return prox_passes.shrinking(self._plan, steps).indicator == 0
+        return torch.cat([(rows == 0).all(1) for rows in self._points(self.spr.gather(), steps)])
 
     def _new_weights(
         self, batches: list[Batch], rows: list[Tensor]
@@ -284,23 +294,10 @@ def _prox(rows: Tensor, steps: Tensor, bounds: Tensor, alpha: float) -> Tensor:
     return projected.prox(rows, steps, alpha, bounds.squeeze(1) if per_entity else bounds)
 
 
-def _in_pieces(
-    rows: list[Tensor], steps: Tensor, bounds: list[_Bounds], alpha: float
-) -> list[Tensor]:
-    """The proximal points of each batch (N, k), in pieces whose temporaries a CPU's cache holds."""
-    shrunk = []
-    for x, step, bound in zip(rows, steps.split([len(x) for x in rows]), bounds, strict=True):
-        count = max(1, _PIECE // x.shape[1])
-        starts = range(0, len(x), count)
-        pieces = zip(starts, x.split(count), step.split(count), strict=True)
-        shrunk.append(torch.cat([_prox(w, t, bound(i, i + len(w)), alpha) for i, w, t in pieces]))
-    return shrunk
-
-
 def _at_once(
     rows: list[Tensor], steps: Tensor, bounds: list[_Bounds], alpha: float
 ) -> list[Tensor]:
-    """The same in one call, padded to one width: an accelerator pays for each kernel.
+    """The proximal points of each batch (N, k), in one padded call: an accelerator pays for each kernel.
 
     Rows of very different widths go in several calls, for the padding would be most of the work.
     """

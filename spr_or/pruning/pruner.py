@@ -22,14 +22,15 @@ from spr_or.pruning.chosen_entities import chosen_entities
 from spr_or.pruning.compaction.api import CompactionWarning, compact
 from spr_or.pruning.counts import Example
 from spr_or.pruning.ignored import Ignored
+from spr_or.pruning.lam_words import share_of_max
+from spr_or.pruning.largest_lam import BATCHES, Pulls
 from spr_or.pruning.layer_entities import EntitySpec
-from spr_or.pruning.masks import apply_masks_, hold_masks
+from spr_or.pruning.masks import apply_masks_, collapsed_layers, hold_masks
 from spr_or.pruning.measures import MEASURES, counter_of
 from spr_or.pruning.module_masks import branches_of, module_masks
 from spr_or.pruning.prox_sgd import ProxSGD
 from spr_or.pruning.pruning_report import PruningReport, pruning_report
 from spr_or.pruning.regularizer import SPR, PerEntity
-from spr_or.pruning.starting_lam import starting_lam
 from spr_or.pruning.steering import Steering, decide_masks
 from spr_or.pruning.unwrap import unwrap
 
@@ -41,7 +42,7 @@ Masks = dict[str, Tensor]
 class _Settings:
     """What `Steering` asks of a `Pruner`."""
 
-    lam: float
+    lam: float | str
     epochs: int
     target_removed_pct: float
     method: str = "prox"
@@ -50,6 +51,10 @@ class _Settings:
     bounds_every: int = 0
     zero_below: float = 0.0
     share: float = 1.0
+
+
+class CollapseWarning(UserWarning):
+    """A layer has lost all of its entities while lambda was on its way to the target."""
 
 
 class Pruner:
@@ -82,8 +87,9 @@ class Pruner:
         ``min_keep=0``. A residual branch (``"blocks"``) stays or goes whole.
     round_to : the number that a layer keeps is a multiple of it (or everything), for hardware. Those
         with the largest indicators stay.
-    lam : where λ starts; None: from the weights and the number of steps, see
-        `spr_or.pruning.starting_lam`. The first epoch then trains without SPR and counts its steps.
+    lam : where λ starts: ``"auto"``, a share of the largest λ of this network such as ``"0.1 max"``
+        (see `spr_or.pruning.largest_lam`), or a number. For the first two the first epoch trains
+        without SPR, to count its steps and look at gradients. None is ``"auto"``.
     alpha, u : as for `SPR`
     lr, momentum, weight_decay, nesterov : of the optimiser. A scheduler works as on any other.
 
@@ -121,7 +127,7 @@ class Pruner:
         min_keep: Amount | Mapping[str, Amount] = 1,
         max_keep: Amount | Mapping[str, Amount] = 1.0,
         round_to: int = 1,
-        lam: float | None = None,
+        lam: float | str | None = "auto",
         alpha: float = 0.1,
         u: str | PerEntity = "share",
         lr: float = 0.01,
@@ -132,7 +138,10 @@ class Pruner:
         self.measure, share = _checked_target(target)
         if epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {epochs}")
-        if lam is not None and lam <= 0:
+        lam = "auto" if lam is None else lam
+        self._share = share_of_max(lam, budget=True)
+        number = 0.0 if isinstance(lam, str) else lam
+        if self._share is None and not number:
             raise ValueError(f"lam must be positive, for it is moved by factors, got {lam}")
         self.model = unwrap(model)
         self.example = example
@@ -142,7 +151,7 @@ class Pruner:
         here = _on_device(example, self.model)
         which = chosen_entities(self.model, here, entities, include_norm, ignored)._asdict()
         bounds = SPR.bounds_from(self.model, **which)
-        self.spr = SPR(self.model, lam or 0.0, alpha, bounds, u=u, **which)
+        self.spr = SPR(self.model, number, alpha, bounds, u=u, **which)
         self.limits = layer_limits(
             {layer.name: layer.count for layer in self.spr.layers},
             min_keep,
@@ -158,13 +167,16 @@ class Pruner:
             weight_decay=weight_decay,
             nesterov=nesterov,
         )
+        self.optimizer.register_step_pre_hook(self._before_step)
         self.optimizer.register_step_post_hook(self._after_step)
-        self._settings = _Settings(lam or 0.0, epochs, 100 * share)
+        self._settings = _Settings(lam, epochs, 100 * share)
         self._count = self._counter()
         self._refuse_out_of_reach()
         self._steps = 0
+        self._in_step = False
         self._hold: Callable[[], None] | None = None
-        self._steering = None if lam is None else self._steered(lam)
+        self._pulls = None if self._share is None else Pulls(self.spr)
+        self._steering = None if self._share is not None else self._steered(number)
 
     def step(self) -> None:
         """One step of the optimiser; ``pruner.optimizer.step()`` is the same."""
@@ -182,10 +194,12 @@ class Pruner:
         if self._steering is None:
             if not self._steps:
                 raise ValueError("epoch_end() before any step of pruner.optimizer")
-            self._steering = self._steered(starting_lam(self.optimizer, self._steps * self.epochs))
+            self._steering = self._steered(self._start())
         record = self._steering.end(self.epoch)
         if first:  # an epoch without SPR says nothing about where lambda should go
-            self._steering.lam = self._steering.settings.lam
+            self._steering.lam = self._steering.start
+        if not first:
+            self._warn_of_collapse(record["lam"])
         self.epoch += 1
         if self.epoch == self.epochs:
             self.cut()
@@ -199,7 +213,7 @@ class Pruner:
         `epoch_end` calls it when it is time; call it to stop earlier.
         """
         if self.choice is None:
-            steering = self._steering or self._steered(self._settings.lam)
+            steering = self._steering or self._steered(0.0)
             choice = steering.cut()
             self._keep_only(choice)
         assert self.choice is not None
@@ -251,7 +265,7 @@ class Pruner:
             "epoch": self.epoch,
             "steps": self._steps,
             "lam": float(self.spr.lam),
-            "start": None if self._steering is None else self._steering.settings.lam,
+            "start": None if self._steering is None else self._steering.start,
             "steering": None if self._steering is None else self._steering.state(),
             "choice": None if self.choice is None else self.choice._asdict(),
         }
@@ -272,9 +286,44 @@ class Pruner:
             return self.choice.masks
         return decide_masks(self.model, self.spr, self._settings)
 
+    def _start(self) -> float:
+        """Where lambda starts after a first epoch without SPR."""
+        assert self._pulls is not None and self._share is not None
+        group = self.optimizer.param_groups[0]
+        step = float(group["lr"]) / (1 - group["momentum"])
+        return self._share * self._pulls.largest_lam(step, step * self._steps * self.epochs)
+
+    def _before_step(self, *_: Any) -> None:
+        # Once any SGD exists, torch calls the hooks of a subclass twice: for its step and SGD's in it.
+        if self._in_step:
+            return
+        self._in_step = True
+        looking = self._steering is None and self.choice is None
+        if looking and self._pulls is not None and self._pulls.batches < BATCHES:
+            self._pulls.add()
+
     def _after_step(self, *_: Any) -> None:
-        self._steps += self.choice is None and self.epoch == 0
+        self._steps += self._in_step and self.choice is None and self.epoch == 0
+        self._in_step = False
         self.hold()
+
+    def _warn_of_collapse(self, lam: float) -> None:
+        """Name the layers that have nothing left, though the limits want something to stay."""
+        may_go = branches_of(self.spr.layers)
+        masks = {
+            name: keep
+            for name, keep in self._entity_masks().items()
+            if name not in may_go and self.limits[name].least > 0
+        }
+        if dead := collapsed_layers(masks):
+            warnings.warn(
+                f"nothing is left of {', '.join(dead)} after epoch {self.epoch} with lambda {lam:.4g}: "
+                "the network may have collapsed. What is zero hardly returns, though the cut gives "
+                f"each of these layers an entity back. Start with a smaller one, Pruner(lam={lam / 10:.2g}"
+                "), or ask for less",
+                CollapseWarning,
+                stacklevel=3,
+            )
 
     def _keep_only(self, choice: MaskChoice) -> None:
         self.choice = choice
@@ -283,8 +332,11 @@ class Pruner:
         self._hold = hold_masks(self.model, self.masks, self.example)
 
     def _steered(self, lam: float) -> Steering:
-        settings = _Settings(lam, self.epochs, self._settings.target_removed_pct)
-        return Steering(settings, self.model, self.spr, self._count, self.limits, self.example)
+        steering = Steering(
+            self._settings, self.model, self.spr, self._count, self.limits, self.example
+        )
+        steering.start_at(lam)
+        return steering
 
     def _counter(self) -> Count:
         count = counter_of(self.measure, self.model, _on_device(self.example, self.model))

@@ -7,6 +7,7 @@ Recipes and `Pruner` steer by the same `Steering`. Three settings ask for it: ``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from torch import nn
 from spr_or.pruning.budget import Count, Limits, MaskChoice, Masks, choose, next_lam, scheduled_pct
 from spr_or.pruning.entity_masks import entity_masks
 from spr_or.pruning.group_entities import GroupEntities
+from spr_or.pruning.left import whole_masks, whole_numbers
 from spr_or.pruning.masks import masks_by_threshold
 from spr_or.pruning.per_entity import crossed
 from spr_or.pruning.regularizer import SPR, largest_weights
@@ -27,6 +29,8 @@ State = dict[str, Any]
 # A subgradient step leaves weights trembling about zero by more than any threshold until the rate
 # has fallen. Entities on their way out have indicators below this; few end between it and twice it.
 _LEAVING = 0.1
+_LOWER = 4.0  # what lambda is divided by after a collapse
+_EASE = 0.8  # of a lambda under which the network can hardly learn
 
 
 class ZeroRule(Protocol):
@@ -45,7 +49,7 @@ class SteeringSettings(ZeroRule, Protocol):
     """What steers: [spr] of a recipe, or a `Pruner`'s settings. ``target_removed_pct`` may be None."""
 
     @property
-    def lam(self) -> float: ...
+    def lam(self) -> float | str: ...
     @property
     def lam_warmup(self) -> int: ...
     @property
@@ -62,7 +66,8 @@ class Steering:
     """Sets ``spr.lam`` and ``spr.bound`` before each epoch, and measures after it.
 
     ``count`` (masks to the percentage removed) and ``limits`` of the layers are needed where the
-    settings have a target; ``example`` is that of `Spares`.
+    settings have a target; ``example`` is that of `Spares`. In a network that has shrunk, ``left`` says
+    which of the original's entities are still there: counts, cut and masks are those of the original.
     """
 
     def __init__(
@@ -73,16 +78,33 @@ class Steering:
         count: Count | None = None,
         limits: Mapping[str, Limits] | None = None,
         example: Any = None,
+        left: Masks | None = None,
     ) -> None:
         self.settings = settings
         self.model = model
         self.spr = spr
         self.count = count
         self.limits = limits
-        self.lam = settings.lam  # without the warm-up
+        self.left = left
+        self.start_at(0.0 if isinstance(settings.lam, str) else settings.lam)
         self.shares: list[float] = []
         wanted = count is not None and settings.method == "prox"
         self.spares = Spares(model, spr, example) if wanted else None
+
+    def start_at(self, lam: float) -> None:
+        """Let lambda start here: before the first epoch, for a lambda that is read off the network."""
+        self.start = self.lam = lam  # without the warm-up
+        self.ceiling = math.inf
+
+    def lower(self, times: int, failed: float) -> None:
+        """Go on with lambda / 4^times, and stay below half of the one that ``failed``."""
+        self.start_at(self.lam / _LOWER**times)
+        self.ceiling = failed / 2
+
+    def ease(self) -> None:
+        """Go on with a lambda somewhat below the last epoch's, and never above it again."""
+        self.ceiling = min(self.ceiling, _EASE * float(self.spr.lam))
+        self.lam = min(self.lam, self.ceiling)
 
     def begin(self, epoch: int) -> None:
         """Before an epoch, counted from 0: lambda of the warm-up, and new bounds when it is time."""
@@ -99,12 +121,13 @@ class Steering:
             return record
         if self.spares is not None:
             self.spares.keep(epoch)
-        self.shares.append(self.count(leaving(self.model, self.spr, self.settings)))
+        self.shares.append(self.count(self.whole(leaving(self.model, self.spr, self.settings))))
         epochs = self.settings.epochs
         record["removable_pct"] = self.shares[-1]
         record["scheduled_pct"] = scheduled_pct(target, epoch, epochs)
         if epoch + 1 >= self.settings.lam_warmup:
-            self.lam = next_lam(self.lam, self.settings.lam, self.shares, target, epochs)
+            lam = next_lam(self.lam, self.start, self.shares, target, epochs)
+            self.lam = min(lam, self.ceiling)
         return record
 
     def cut(self) -> MaskChoice:
@@ -120,17 +143,34 @@ class Steering:
         ages = {name: value.value.double().cpu() for name, value in values.items()}
         if self.spares is not None:
             ages = {n: torch.where(gone[n].cpu(), ages[n], self.spares.age[n]) for n in ages}
+        if self.left is not None:  # what has left goes first
+            gone = self.whole(gone)
+            indicators = whole_numbers(indicators, self.left, 0.0)
+            ages = whole_numbers(ages, self.left, -math.inf)
         choice = choose(
             self.count, gone, indicators, ages, self.settings.target_removed_pct, self.limits
         )
         if self.spares is not None:
-            self.spares.give_back_(choice.masks)
+            self.spares.give_back_(self._of_left(choice.masks))
         return choice
+
+    def whole(self, masks: Masks) -> Masks:
+        """Masks of this network's entities as masks of the original's."""
+        return masks if self.left is None else whole_masks(masks, self.left)
+
+    def _of_left(self, masks: Masks) -> Masks:
+        if self.left is None:
+            return masks
+        return {
+            n: masks[n][keep.to(masks[n].device)] for n, keep in self.left.items() if keep.any()
+        }
 
     def state(self) -> State:
         """What `load` takes: for a checkpoint."""
         state: State = {
             "lam": self.lam,
+            "start": self.start,
+            "ceiling": self.ceiling,
             "last_lam": float(self.spr.lam),  # of the last epoch, warm-up and all
             "shares": list(self.shares),
             "bound": self.spr.bound.cpu(),
@@ -142,6 +182,9 @@ class Steering:
     def load(self, state: State) -> None:
         """Continue from `state`."""
         self.lam, self.shares = state["lam"], list(state["shares"])
+        # Checkpoints of older versions lack these.
+        self.start = state.get("start", self.start)
+        self.ceiling = state.get("ceiling", math.inf)
         self.spr.lam = state["last_lam"]
         self.spr.bound.copy_(state["bound"])
         if self.spares is not None:

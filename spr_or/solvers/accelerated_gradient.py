@@ -51,6 +51,6 @@ def advance(
     move = following - iterate.at
     turns = (metric * (iterate.ahead - following) * move).flatten(1).sum(-1) > 0
     t = torch.where(turns, 1.0, iterate.t)
-    grown = (1 + (1 + 4 * t.square()).sqrt()) / 2
+    grown = (0.25 + t.square()).sqrt_() + 0.5
     momentum = ((t - 1) / grown).view(-1, *[1] * (move.dim() - 1))
-    return Iterate(following, following + momentum * move, grown)
+    return Iterate(following, torch.addcmul(following, momentum, move), grown)

@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
@@ -72,7 +73,7 @@ class LocalPool:
     def submit(self, job: Job) -> None:
         """Give a job to a free worker."""
         process, connection = self._idle.pop() if self._idle else self._start()
-        connection.send(job)
+        connection.send(replace(job, measuring=self._workers == 1))
         self._busy[connection] = (process, job)
 
     def wait(self) -> Ended:
@@ -173,7 +174,8 @@ class RayPool:
 
     def submit(self, job: Job) -> None:
         """Hand a job to Ray."""
-        self._running[self._task.remote(self._work, job, Path.cwd())] = job
+        sent = replace(job, measuring=False)  # nobody knows what else runs there
+        self._running[self._task.remote(self._work, sent, Path.cwd())] = job
 
     def wait(self) -> Ended:
         """The next job to end."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from spr_or.sweeps.sweep_file import SweepPlan, SweepRun
 from spr_or.training.metrics import read_metrics
+from spr_or.training.outcome import note
 from spr_or.training.report.summary import MEASURES, Summary
 from spr_or.training.stored_run import DamagedFile, read_summary
 from spr_or.utils.files import write_csv
@@ -38,7 +39,7 @@ def write_tables(
         key = {**{k: point.changes.get(k, "") for k in plan.keys}, "seed": point.seed}
         run = runs / point.folder_name
         if (summary := sound_summary(run)) is not None:
-            rows.append(key | {name: summary[name] for name in RESULTS})
+            rows.append(key | {name: summary[name] for name in RESULTS} | {"note": note(summary)})
             clocked = {name: summary[name] for name in CLOCKED}
             times.append(key | clocked | seconds(run) | {"device": summary["device"]})
         elif (run / ERROR).exists():
@@ -46,7 +47,7 @@ def write_tables(
             failed.append(key | {"error": last_line(text), "traceback": str(run / ERROR)})
     keys = [*plan.keys, "seed"]
     phases = [f"{phase}_seconds" for phase in ("dense", "spr", "finetune")]
-    write_csv(folder / "table.csv", [*keys, *RESULTS], rows)
+    write_csv(folder / "table.csv", [*keys, *RESULTS, "note"], rows)
     write_csv(folder / "times.csv", [*keys, *CLOCKED, *phases, "device"], times)
     write_csv(folder / "failed.csv", [*keys, "error", "traceback"], failed)
     return rows, failed

@@ -119,7 +119,7 @@ def state_of(point: SweepRun, folder: Path) -> str:
         speed = SpeedRecipe(device="cpu", amp=point.recipe.speed.amp)
         reading = point.recipe.model_copy(update={"speed": speed})
         try:
-            run_recipe(reading, run, resume=True)
+            run_recipe(reading, run, resume=True, judge=False)
         except RunError as error:
             raise SweepError(str(error)) from None
         return "finished"

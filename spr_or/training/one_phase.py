@@ -10,15 +10,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
 from spr_or.pruning.steering import Steering
 from spr_or.training import checkpoint
+from spr_or.training.going_back import Diverged, Watch, good_epoch
 from spr_or.training.loop import NonFiniteLoss, train_epoch
 from spr_or.training.metrics import Record
-from spr_or.training.seed_run import PHASES, RunError, SeedRun
+from spr_or.training.seed_run import PHASES, SeedRun
+from spr_or.training.setup import batch_shape, steps_of_epoch
+from spr_or.training.shrink import Shrinking, Trainee
+from spr_or.training.speed import choose_speed
+from spr_or.training.speed_table import network_key
+from spr_or.training.speed_trials import compiled_if_it_works
 from spr_or.training.step import Objective, Step, captured, make_step
 from spr_or.utils.counted import counted
 
@@ -30,7 +37,10 @@ class Phase:
     """What is trained, for how many epochs, and what goes with each step and epoch.
 
     ``rate(epoch)`` is the learning rate; ``add_gradient``, ``after`` and ``objective`` are those of
-    `make_step`; ``describe()`` adds to the record of an epoch; ``steering`` acts between epochs.
+    `make_step`; ``describe()`` adds to the record of an epoch; ``steering`` acts between epochs, and
+    ``watch`` tells an epoch in which the network collapsed. With
+    ``shrinking`` the phase is the whole network's, and ``smaller(trainee)`` is that of the smaller one
+    that is trained in its place.
     """
 
     name: str
@@ -43,21 +53,38 @@ class Phase:
     describe: Callable[[], Record] = dict
     objective: Objective | None = None
     steering: Steering | None = None
+    watch: Watch | None = None
+    shrinking: Shrinking | None = None
+    smaller: Callable[[Trainee], Phase] | None = None
+
+    def now(self) -> Phase:
+        """The phase of what is trained now."""
+        if self.shrinking is None or self.smaller is None or self.shrinking.left is None:
+            return self
+        return self.smaller(self.shrinking.now)
 
 
 def train_phase(run: SeedRun, phase: Phase) -> float | None:
     """Train from the run's checkpoint on; the best accuracy of an epoch, None without epochs."""
     done, best = _continue(run, phase)
-    step = _make_step(run, phase)
+    whole = phase
+    if phase.shrinking is not None:
+        phase = phase.now()
+    step = _make_step(run, phase, phase.epochs - done)
     run.display.phase(f"seed {run.seed} {phase.name}", phase.epochs, run.data.train_rows, done)
     for epoch in range(done, phase.epochs):
-        record = _epoch(run, phase, step, epoch)
+        record = good_epoch(run, phase, epoch, partial(_epoch, run, phase, step, epoch), best)
         run.metrics.add(record)
         run.display.epoch(record)
         accuracy: float = record["eval_accuracy"]
         better = best is None or accuracy > best
         best = accuracy if best is None else max(best, accuracy)
-        state = _state(run, phase, epoch + 1, best)
+        if whole.shrinking is not None:
+            if whole.shrinking.after_epoch(epoch, epoch_seed(run.seed, phase.name, epoch)):
+                phase = whole.now()
+                step = _make_step(run, phase, phase.epochs - epoch - 1)
+            whole.shrinking.write_back()
+        state = _state(run, whole, epoch + 1, best)
         checkpoint.save_last(run.checkpoints, state)
         if better:
             checkpoint.save_best(run.checkpoints, state)
@@ -79,14 +106,16 @@ def _continue(run: SeedRun, phase: Phase) -> tuple[int, float | None]:
     phase.optimizer.load_state_dict(state["optimizer"])
     if phase.steering is not None:
         phase.steering.load(state["steering"])
+    if phase.shrinking is not None:
+        phase.shrinking.load(state["shrinking"])
     return state["epoch"], state["best_accuracy"]
 
 
-def _make_step(run: SeedRun, phase: Phase) -> Step:
-    """The phase's training step, compiled or captured as the recipe says."""
+def _make_step(run: SeedRun, phase: Phase, epochs: int) -> Step:
+    """The phase's training step for so many epochs, compiled where that pays, captured if wanted."""
     speed = run.recipe.speed
     step = make_step(
-        torch.compile(phase.model) if speed.compile else phase.model,  # type: ignore[arg-type]
+        _compiled_where_it_pays(run, phase, epochs),
         phase.optimizer,
         add_gradient=phase.add_gradient,
         after=phase.after,
@@ -95,6 +124,26 @@ def _make_step(run: SeedRun, phase: Phase) -> Step:
         objective=phase.objective,
     )
     return captured(step, phase.optimizer) if speed.cuda_graph else step
+
+
+def _compiled_where_it_pays(run: SeedRun, phase: Phase, epochs: int) -> nn.Module:
+    """What the steps of so many epochs call; a phase that continues goes on as it began."""
+    recipe, shape = run.recipe, batch_shape(run.recipe, run.data)
+    key = f"{phase.name} {network_key(phase.model, shape)}"
+    if recipe.speed.compile is not None or key not in run.speeds:
+        steps = epochs * steps_of_epoch(recipe, run.data)
+        lines: list[str] = []
+        speed = choose_speed(
+            recipe, phase.model, shape, steps, measuring=run.measuring, tell=lines.append
+        )
+        run.speeds[key] = {"compile": speed.compile}
+        if speed.compile != run.speeds["run"]["compile"]:  # else it was told when the run began
+            for line in lines:
+                run.tell_once(line)
+    if epochs and run.speeds[key]["compile"]:
+        bf16 = recipe.speed.amp == "bf16"
+        return compiled_if_it_works(phase.model, shape, bf16, run.tell_once)
+    return phase.model
 
 
 def _epoch(run: SeedRun, phase: Phase, step: Step, epoch: int) -> Record:
@@ -111,7 +160,7 @@ def _epoch(run: SeedRun, phase: Phase, step: Step, epoch: int) -> Record:
     try:
         scores = train_epoch(step, run.data.train(seed), run.display.rows)
     except NonFiniteLoss as error:
-        raise RunError(_not_finite(run, phase.name, epoch, lr, error)) from error
+        raise Diverged(_not_finite(run, phase.name, epoch, lr, error)) from error
     test = run.validate(phase.model)
     return {
         "phase": phase.name,
@@ -138,10 +187,13 @@ def _state(run: SeedRun, phase: Phase, epoch: int, best: float) -> checkpoint.St
         "optimizer": phase.optimizer.state_dict(),
         "best_accuracy": best,
         "records": len(run.metrics.records),
+        "speeds": run.speeds,
         **run.fixed,
     }
     if phase.steering is not None:
         state["steering"] = phase.steering.state()
+    if phase.shrinking is not None:
+        state["shrinking"] = phase.shrinking.state()
     return state
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from spr_or.pruning.regularizer import SPR
 from spr_or.pruning.steering import Steering, decide_masks
 from spr_or.training import distributed
 from spr_or.training.distill import distilling
+from spr_or.training.first_lam import first_lam, nothing_removed
 from spr_or.training.metrics import Record
 from spr_or.training.one_phase import Phase, train_phase
 from spr_or.training.pruning import (
@@ -28,8 +30,10 @@ from spr_or.training.pruning import (
 )
 from spr_or.training.recipe import Recipe
 from spr_or.training.schedule import learning_rate
-from spr_or.training.seed_run import SeedRun
+from spr_or.training.seed_run import RunError, SeedRun
 from spr_or.training.setup import fresh_model, load_weights
+from spr_or.training.shrink import Shrinking, Trainee
+from spr_or.training.watching import starting_accuracy, watch
 from spr_or.utils.files import write_durably
 
 
@@ -72,7 +76,7 @@ def train(run: SeedRun) -> Trained:
         "before": before,
         "budget": budget,
     }
-    accuracy, best = finetune_phase(run, dense, model, masks, before)
+    accuracy, best = finetune_phase(run, dense, model, kept, masks, before)
     return Trained(
         dense, model, kept, masks, bounds, dense_accuracy, before, accuracy, best, budget
     )
@@ -114,24 +118,62 @@ def spr_phase(
     if recipe.start == "dense":
         model.load_state_dict(dense.state_dict())
     spr = make_spr(recipe, model, bounds, run.chosen)
-    if run.recipe.speed.compile:
+    if run.recipe.speed.compile and run.device.type != "cpu":
         spr.compile()
-    steering = Steering(recipe, model, spr, run.counter, make_limits(recipe, spr), run.example)
-    phase = Phase(
-        name="spr",
-        model=model,
-        optimizer=make_optimizer(run.recipe, model, spr),
-        epochs=recipe.epochs,
-        rate=_pruning_rate(run.recipe, 0),
-        add_gradient=spr.add_gradient_ if recipe.method == "gradient" else None,
-        describe=lambda: describe(model, spr, recipe),
-        steering=steering,
-    )
-    train_phase(run, phase)
-    masks = decide_masks(model, spr, recipe)
+    limits = make_limits(recipe, spr)
+    steering = Steering(recipe, model, spr, run.counter, limits, run.example)
+    whole = Trainee(model, make_optimizer(run.recipe, model, spr), spr, steering)
+
+    def smaller_optimizer(network: nn.Module, regularizer: SPR | None) -> torch.optim.Optimizer:
+        assert regularizer is not None
+        if run.recipe.speed.compile and run.device.type != "cpu":
+            regularizer.compile()
+        return make_optimizer(run.recipe, network, regularizer)
+
+    def smaller_steering(network: nn.Module, regularizer: SPR, left: dict[str, Tensor]) -> Steering:
+        return Steering(recipe, network, regularizer, run.counter, limits, run.example, left)
+
+    shrinking = None
+    if recipe.shrink:
+        shrinking = Shrinking(run, whole, smaller_optimizer, smaller_steering, limits)
+
+    start = starting_accuracy(run, dense)
+    rate = _pruning_rate(run.recipe, 0)
+
+    def phase_of(trainee: Trainee) -> Phase:
+        assert trainee.spr is not None
+        small = trainee.steering if trainee is not whole else None
+        size = shrinking.describe if shrinking is not None else dict
+        return Phase(
+            name="spr",
+            model=trainee.model,
+            optimizer=trainee.optimizer,
+            epochs=recipe.epochs,
+            rate=rate,
+            add_gradient=trainee.spr.add_gradient_ if recipe.method == "gradient" else None,
+            describe=lambda: describe(model, spr, recipe, small) | size(),
+            after=shrinking.hold if shrinking is not None else None,
+            steering=trainee.steering,
+            watch=watch(run, start, trainee.model, trainee.spr),
+            shrinking=shrinking,
+            smaller=phase_of,
+        )
+
+    if run.resumed("spr") is None:
+        steering.start_at(first_lam(run, model, spr, rate))
+    train_phase(run, phase_of(whole))
+    if shrinking is not None and shrinking.now.steering is not None:
+        steering = shrinking.now.steering
+    masks = steering.whole(decide_masks(steering.model, steering.spr, recipe))
+    budget = None
     if run.counter is None:
-        return model, masks, None
-    return model, *meet_budget(run, steering, run.counter(masks))
+        if run.judge and recipe.epochs and steering.lam and all(m.all() for m in masks.values()):
+            raise RunError(nothing_removed(run, dense, bounds, rate))
+    else:
+        masks, budget = meet_budget(run, steering, run.counter(masks))
+    if shrinking is not None:
+        shrinking.write_back()  # what the budget gave back
+    return model, masks, budget
 
 
 def meet_budget(
@@ -180,9 +222,17 @@ def silence(run: SeedRun, model: nn.Module, masks: dict[str, Tensor]) -> float:
 
 
 def finetune_phase(
-    run: SeedRun, dense: nn.Module, model: nn.Module, masks: dict[str, Tensor], before: float
+    run: SeedRun,
+    dense: nn.Module,
+    model: nn.Module,
+    kept: dict[str, Tensor],
+    masks: dict[str, Tensor],
+    before: float,
 ) -> tuple[float, float]:
-    """Train on with the masks held; accuracy of the last and of the best epoch."""
+    """Train on without what is masked; accuracy of the last and of the best epoch.
+
+    ``kept`` are the masks of the entities, ``masks`` the same by module.
+    """
     recipe = run.recipe.finetune
     objective = None
     if recipe.distill > 0:
@@ -193,18 +243,37 @@ def finetune_phase(
             run.recipe.train.label_smoothing,
             run.recipe.speed.amp == "bf16",
         )
-    phase = Phase(
-        name="finetune",
-        model=model,
-        optimizer=make_sgd(run.recipe, model),
-        epochs=recipe.epochs,
-        rate=_pruning_rate(run.recipe, run.recipe.spr.epochs),
-        after=hold_masks(model, masks, run.example),
-        describe=lambda: {"masked_filter_weights_pct": in_zero_filters_pct(model, masks)},
-        objective=objective,
-    )
-    best = train_phase(run, phase)
-    return run.evaluate(model).accuracy, before if best is None else best
+    whole = Trainee(model, make_sgd(run.recipe, model))
+    shrinking = None
+    if run.recipe.spr.shrink:
+        shrinking = Shrinking(run, whole, lambda network, _: make_sgd(run.recipe, network))
+        if run.resumed("finetune") is None:
+            shrinking.narrow_to(kept)
+
+    def phase_of(trainee: Trainee) -> Phase:
+        size = shrinking.describe if shrinking is not None else dict
+        return Phase(
+            name="finetune",
+            model=trainee.model,
+            optimizer=trainee.optimizer,
+            epochs=recipe.epochs,
+            rate=_pruning_rate(run.recipe, run.recipe.spr.epochs),
+            after=shrinking.hold
+            if shrinking is not None and trainee is not whole
+            else hold_masks(model, masks, run.example),
+            describe=lambda: (
+                {"masked_filter_weights_pct": in_zero_filters_pct(model, masks)} | size()
+            ),
+            objective=objective,
+            shrinking=shrinking,
+            smaller=phase_of,
+        )
+
+    best = train_phase(run, phase_of(whole))
+    accuracy = run.evaluate(model).accuracy
+    if run.data.held_out is not None:  # epochs are judged by other images than the result
+        best = accuracy
+    return accuracy, before if best is None else best
 
 
 def _pruning_rate(recipe: Recipe, offset: int) -> Callable[[int], float]:

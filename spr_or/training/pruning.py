@@ -9,12 +9,15 @@ from spr_or.formulations.projected import Regime
 from spr_or.pruning.budget import Limits, layer_limits
 from spr_or.pruning.chosen_entities import ChosenEntities
 from spr_or.pruning.counts import count_parameters, masked_filter_weights
+from spr_or.pruning.left import whole_numbers
 from spr_or.pruning.module_masks import branches_of, module_masks
 from spr_or.pruning.prox_sgd import ProxSGD
 from spr_or.pruning.regularizer import SPR
-from spr_or.pruning.steering import decide_masks
+from spr_or.pruning.steering import Steering, decide_masks
 from spr_or.training.metrics import Record
 from spr_or.training.recipe import Recipe, SprRecipe
+
+ENTITY_REGIMES = ("zero", *(regime.name.lower() for regime in Regime))
 
 
 def make_spr(
@@ -28,7 +31,7 @@ def make_spr(
         chosen = ChosenEntities(recipe.entities, recipe.include_norm, recipe.ignored)
     return SPR(
         model,
-        recipe.lam,
+        0.0 if isinstance(recipe.lam, str) else recipe.lam,
         recipe.alpha,
         bounds,
         variant=recipe.variant,
@@ -59,8 +62,18 @@ def make_optimizer(recipe: Recipe, model: nn.Module, spr: SPR) -> torch.optim.Op
     )
 
 
-def describe(model: nn.Module, spr: SPR, recipe: SprRecipe) -> Record:
-    """The value of SPR, how many entities are in which regime or gone, and what that weighs."""
+def describe(
+    whole: nn.Module, whole_spr: SPR, recipe: SprRecipe, now: Steering | None = None
+) -> Record:
+    """The value of SPR, how many entities are in which regime or gone, and what that weighs.
+
+    ``fractional`` counts those whose indicator lies strictly between 0 and 1, which the mixed-integer
+    program does not allow. ``entity_regimes`` holds a digit for each entity of a layer, its place in
+    `ENTITY_REGIMES`.
+
+    ``now`` has the smaller network that is trained in place of the ``whole`` one, if there is one.
+    """
+    model, spr = (whole, whole_spr) if now is None else (now.model, now.spr)
     masks = decide_masks(model, spr, recipe)
     values = spr.entity_values()
     keep = torch.cat([masks[name] for name in values])
@@ -68,12 +81,22 @@ def describe(model: nn.Module, spr: SPR, recipe: SprRecipe) -> Record:
     counts = {r.name.lower(): int(((regime == r) & keep).sum()) for r in Regime}
     with torch.no_grad():
         penalty = float(spr())
+    everywhere = masks if now is None else now.whole(masks)
+    digits = {name: value.regime.cpu() + 1 for name, value in values.items()}
+    if now is not None and now.left is not None:
+        digits = whole_numbers(digits, now.left, 0)
+    indicator = torch.cat([value.indicator for value in values.values()])
     return {
         "spr": penalty,
         "masked_filter_weights_pct": in_zero_filters_pct(
-            model, module_masks(model, spr.layers, masks)
+            whole, module_masks(whole, whole_spr.layers, everywhere)
         ),
-        "regimes": {"zero": int((~keep).sum()), **counts},
+        "regimes": {"zero": sum(int((~m).sum()) for m in everywhere.values()), **counts},
+        "fractional": int(((indicator > 0) & (indicator < 1) & keep).sum()),
+        "entity_regimes": {
+            name: "".join(map(str, (digits[name] * mask.cpu()).tolist()))
+            for name, mask in everywhere.items()
+        },
     }
 
 

@@ -14,9 +14,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from torch import nn
 
+from spr_or.pruning.lam_words import share_of_max
 from spr_or.utils.import_path import load_object
 from spr_or.utils.shipped import find_shipped
 
@@ -93,7 +102,8 @@ class DenseRecipe(Schedule):
     """[dense]: the run without SPR that gives the bounds M and the accuracy to compare with."""
 
     epochs: int = Field(default=200, ge=0)  # number of epochs; 0: `weights` are not trained further
-    weights: Path | None = None  # a state dict (.safetensors or .pt) to start from
+    # A state dict (.safetensors or .pt) to start from, or the name of a stored network.
+    weights: Path | None = None
 
 
 _Kind = Literal["filters", "neurons", "channels", "heads", "blocks"]
@@ -107,7 +117,9 @@ class SprRecipe(Schedule):
     method: Literal["gradient", "prox"] = "gradient"
     # Which closed form: exact, as printed in the paper, or as in the authors' code of 2022.
     variant: Literal["exact", "printed", "authors2022"] = "exact"
-    lam: float = Field(ge=0)  # lambda, the strength of the penalty; with a budget, where it starts
+    # Lambda, the strength of the penalty: a number, a share of the largest one such as "0.1 max", or
+    # "auto". With a budget it is where lambda starts, and may be left out.
+    lam: float | str = "auto"
     alpha: float = Field(ge=0, le=1)  # share of the penalty on squared weights
     # What is kept or removed as a whole, one kind or several that share no weights: channels contain
     # filters and neurons, blocks are residual branches. Layers that write the outputs keep everything.
@@ -119,7 +131,7 @@ class SprRecipe(Schedule):
     bounds: Literal["layer", "entity"] = "layer"  # whether M is that of the layer or of each entity
     bounds_every: int = Field(default=0, ge=0)  # renew M after this many epochs; 0: never
     lam_warmup: int = Field(default=0, ge=0)  # epochs in which lambda rises linearly
-    # A budget: lam is where lambda starts, and it is moved so that this share goes, of all parameters.
+    # A budget: lambda is moved so that this share of all parameters goes, in percent.
     target_removed_pct: float | None = Field(default=None, gt=0, lt=100)
     # What the budget is a share of: parameters, multiplications, or the measured time of the layers.
     target_of: Literal["params", "macs", "latency"] = "params"
@@ -135,6 +147,12 @@ class SprRecipe(Schedule):
     zero_below: float = Field(default=1e-4, ge=0)  # method gradient: smaller weights count as zero
     # Method gradient: an entity with more than this share of zeros is removed.
     share: float = Field(default=0.99, ge=0, le=1)
+    # Entities that are zero, and for which zero is optimal, leave the network between two epochs, and
+    # fine-tuning trains the small network. With a smaller network epochs are shorter.
+    shrink: bool = False
+    shrink_after: int = Field(
+        default=2, ge=1
+    )  # epochs that an entity has been zero before it leaves
 
     @model_validator(mode="before")
     @classmethod
@@ -164,6 +182,23 @@ class SprRecipe(Schedule):
         if self.target_removed_pct is None and given != (1, 1, "params"):
             raise ValueError(
                 "round_to, min_keep and target_of belong to a budget: set target_removed_pct"
+            )
+        return self
+
+    @field_validator("lam", mode="before")
+    @classmethod
+    def _lambda_is_understood(cls, lam: Any) -> Any:
+        if not isinstance(lam, int | float | str):
+            raise ValueError(f"must be a number or text, not a {type(lam).__name__}")
+        share_of_max(lam, budget=False)
+        return lam
+
+    @model_validator(mode="after")
+    def _lambda_is_given(self) -> SprRecipe:
+        if self.target_removed_pct is None and "lam" not in self.model_fields_set:
+            raise ValueError(
+                "say how much is to go, with target_removed_pct = 60 for instance, or set lam: "
+                '"auto", a share of the largest lambda such as "0.1 max", or a number'
             )
         return self
 
@@ -202,10 +237,15 @@ class SpeedRecipe(_Section):
     """[speed]: what changes the time a run takes; of these keys only `amp` changes what is computed."""
 
     device: str = "auto"  # "auto": the accelerator if there is one, else "cpu"
+    # On a CPU a long run measures a few steps, and takes what is fastest for each of the keys
+    # threads, channels_last and compile that is left out. false: they have the values named there.
+    auto: bool = True
     threads: int | None = Field(default=None, ge=1)  # CPU threads of torch; None: torch's default
     amp: Literal["off", "bf16"] = "off"  # bf16: forward and backward pass in bfloat16
-    channels_last: bool = False  # use the memory order that GPU convolutions prefer
-    compile: bool = False  # use torch.compile
+    # Use the memory order that convolutions on GPUs, and on many CPUs, prefer; None: false.
+    channels_last: bool | None = None
+    # Use torch.compile, on a CPU in phases that are long enough to win its time back; None: false.
+    compile: bool | None = None
     cuda_graph: bool = False  # replay each training step as one captured graph
 
 
@@ -350,7 +390,8 @@ def _fault(kind: str, location: tuple[int | str, ...], fault: Mapping[str, Any])
             f"{keys[0]} is a section, whose keys are set one by one: {', '.join(_keys()[keys[0]])}"
         )
     message = fault["msg"].removeprefix("Value error, ")
-    got = "" if isinstance(fault["input"], dict) else f", got {fault['input']!r}"
+    told = isinstance(fault["input"], dict) or ", got " in message
+    got = "" if told else f", got {fault['input']!r}"
     return f"{'.'.join(map(str, location)) or 'the recipe'}: {message}{got}"
 
 

@@ -15,12 +15,21 @@ from spr_or.pruning.chosen_entities import ChosenEntities
 from spr_or.training import checkpoint, distributed
 from spr_or.training.data.load import Data, load_data
 from spr_or.training.metrics import Epoch, Metrics, what_is_lost
+from spr_or.training.outcome import failure
 from spr_or.training.phases import train
-from spr_or.training.recipe import Recipe
-from spr_or.training.report.summary import Summary, report_seed, report_seeds
+from spr_or.training.recipe import Recipe, RecipeError
+from spr_or.training.report.summary import Summary, mean_summary, report_seed, report_seeds
 from spr_or.training.run_progress import RunDisplay
 from spr_or.training.seed_run import PHASES, RunError, SeedRun
-from spr_or.training.setup import check_model, fresh_model, make_counter, pick_device, reproducible
+from spr_or.training.setup import (
+    check_model,
+    fresh_model,
+    make_counter,
+    pick_device,
+    reproducible,
+    run_speed,
+    with_speed,
+)
 from spr_or.training.stored_run import RECIPE, DamagedFile, read_recipe, read_summary
 from spr_or.utils.files import remove_asides, write_text
 from spr_or.utils.folder_lock import FolderBusy, alone_in
@@ -36,6 +45,7 @@ _FREE = {
     "data.workers",
     "data.eval_batch_size",
     "speed.device",
+    "speed.auto",
     "speed.threads",
     "speed.channels_last",
     "speed.compile",
@@ -48,18 +58,31 @@ class FolderInUse(RunError):
 
 
 def run_recipe(
-    recipe: Recipe, folder: Path, *, resume: bool = False, display: RunDisplay | None = None
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    display: RunDisplay | None = None,
+    judge: bool = True,
+    measuring: bool = True,
 ) -> Summary:
     """Train, prune, compact and report every seed of a recipe; the summary over all seeds.
 
     One seed writes into ``folder`` itself, several into ``folder/seed-N`` each. With ``resume`` a
     run that stands in the folder is continued (a finished one is only read); without it such a
-    folder is refused, and so is one in which another process trains. Raises `RecipeError`,
+    folder is refused, and so is one in which another process trains. A run that removed nothing or
+    collapsed is an error too, unless ``judge`` is False, as in a sweep over lambda. ``measuring``
+    False: other runs share the machine, so no times are taken to choose the speed. Raises `RecipeError`,
     `DataError`, `RunError` (`FolderInUse` for such folders), `CheckpointError`, `DiskFull`.
 
     In processes that torchrun started, all of them train together (see `distributed`), on one
     file system; the first one writes, and the summary of the others is empty.
     """
+    if recipe.spr.shrink and distributed.launched().size > 1:
+        raise RecipeError(
+            "spr.shrink = true has not been made to work with several processes: "
+            "--set spr.shrink=false"
+        )
     device = pick_device(recipe.speed)
     try:
         with distributed.joined(device):
@@ -68,9 +91,15 @@ def run_recipe(
             # Several processes must take the same way, so they look behind the lock.
             alone = distributed.world().size == 1
             if resume and alone and (summary := _read_finished(recipe, folder)) is not None:
-                return summary
-            with _alone_in(folder):
-                return _run(recipe, folder, resume, device, display)
+                summaries = [summary]
+            else:
+                with _alone_in(folder):
+                    summaries = _run(recipe, folder, resume, device, display, judge, measuring)
+            if judge and (fault := failure(summaries)):
+                raise RunError(f"{fault}; see {folder / 'report.html'}")
+            if len(summaries) < 2:  # none in a process that is not the first
+                return summaries[0] if summaries else {}
+            return mean_summary(summaries)
     except distributed.ProcessLost as error:
         raise RunError(str(error)) from error
 
@@ -103,8 +132,15 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def _run(
-    recipe: Recipe, folder: Path, resume: bool, device: torch.device, display: RunDisplay | None
-) -> Summary:
+    recipe: Recipe,
+    folder: Path,
+    resume: bool,
+    device: torch.device,
+    display: RunDisplay | None,
+    judge: bool,
+    measuring: bool,
+) -> list[Summary]:
+    """The summaries of all seeds; of several seeds the report of all is written, too."""
     _check_folder(recipe, folder, resume)
     seeds = {seed: folder if len(recipe.seeds) == 1 else folder / f"seed-{seed}"
              for seed in recipe.seeds}  # fmt: skip
@@ -125,13 +161,15 @@ def _run(
                     if distributed.is_first():
                         write_text(folder / RECIPE, recipe.model_dump_json(indent=2) + "\n")
                 summaries[seed] = _run_seed(
-                    recipe, seed, place, device, data, counter, chosen, shown
+                    recipe, seed, place, device, data, counter, chosen, shown, judge, measuring
                 )
     distributed.barrier()  # the first one has written its report
     if not distributed.is_first():
-        return {}
+        return []
     done = [summary for summary in summaries.values() if summary is not None]
-    return done[0] if len(done) == 1 else report_seeds(folder, done)
+    if len(done) > 1:
+        report_seeds(folder, done)
+    return done
 
 
 def _run_seed(
@@ -143,6 +181,8 @@ def _run_seed(
     counter: Count | None,
     chosen: ChosenEntities,
     display: RunDisplay,
+    judge: bool,
+    measuring: bool,
 ) -> Summary:
     folder.mkdir(parents=True, exist_ok=True)
     if distributed.is_first():
@@ -157,13 +197,21 @@ def _run_seed(
         if lost := what_is_lost(folder / "metrics.jsonl", _epochs_until(recipe, state)):
             display.warn(lost)
     metrics = Metrics(folder, kept=state["records"] if state else 0)
-    run = SeedRun(recipe, seed, folder, device, data, chosen, display, metrics, counter, state)
+    run = SeedRun(
+        recipe, seed, folder, device, data, chosen, display, metrics, counter, state, judge,
+        measuring=measuring, speeds=dict(state.get("speeds", {})) if state else {},
+    )  # fmt: skip
     try:
-        trained = train(run)
-        if not distributed.is_first():
-            return {}
-        with distributed.alone():
-            return report_seed(run, trained)
+        if "run" not in run.speeds:
+            model = fresh_model(recipe, seed, device)
+            run.speeds["run"] = run_speed(recipe, model, data, measuring, run.tell_once)
+        run.recipe = with_speed(recipe, run.speeds["run"])
+        with reproducible(run.recipe.speed.threads):
+            trained = train(run)
+            if not distributed.is_first():
+                return {}
+            with distributed.alone():
+                return report_seed(run, trained)
     finally:
         metrics.close()
 

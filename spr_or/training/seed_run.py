@@ -31,7 +31,8 @@ class SeedRun:
     """One seed of a recipe on its way; ``state`` is the checkpoint it continues from.
 
     ``chosen`` is what is regularised; ``counter`` counts for a budget, None without one. Both depend
-    on the network's shape only, so all seeds share them.
+    on the network's shape only, so all seeds share them. ``judge``: whether a run that removes nothing
+    or collapses is an error; in a sweep over lambda it is a result.
     """
 
     recipe: Recipe
@@ -44,8 +45,13 @@ class SeedRun:
     metrics: Metrics
     counter: Count | None = None
     state: checkpoint.State | None = None
+    judge: bool = True
     fixed: dict[str, Any] = field(default_factory=dict)  # in every checkpoint from here on
     scorings: dict[nn.Module, Step] = field(default_factory=dict)  # a graph is captured once
+    measuring: bool = True  # whether times may be taken: nothing else of ours is at work here
+    # What was chosen for the whole run and for each phase and network; in every checkpoint.
+    speeds: dict[str, dict[str, Any]] = field(default_factory=dict)
+    told: set[str] = field(default_factory=set)
 
     @property
     def checkpoints(self) -> Path:
@@ -64,6 +70,12 @@ class SeedRun:
     def is_past(self, phase: str) -> bool:
         """Whether the checkpoint lies in a later phase."""
         return self.state is not None and PHASES.index(self.state["phase"]) > PHASES.index(phase)
+
+    def tell_once(self, line: str) -> None:
+        """Show a line, unless it was shown before."""
+        if line not in self.told:
+            self.told.add(line)
+            self.display.say(f"seed {self.seed} {line}")
 
     def evaluate(self, model: nn.Module) -> Scores:
         """Scores on the evaluation split."""

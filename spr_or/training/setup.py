@@ -21,6 +21,9 @@ from spr_or.training import distributed
 from spr_or.training.data.load import Data
 from spr_or.training.pruning import make_limits, make_spr
 from spr_or.training.recipe import Recipe, RecipeError, SpeedRecipe, build_model
+from spr_or.training.speed import choose_speed
+from spr_or.training.speed_trials import Tell
+from spr_or.utils.stored_weights import find_weights
 
 
 def pick_device(speed: SpeedRecipe) -> torch.device:
@@ -99,6 +102,42 @@ def fresh_model(recipe: Recipe, seed: int, device: torch.device) -> nn.Module:
     return model
 
 
+def batch_shape(recipe: Recipe, data: Data) -> tuple[int, ...]:
+    """(B, C, H, W) of the images of a training step."""
+    return min(recipe.data.batch_size, data.train_rows), *data.shape
+
+
+def steps_of_epoch(recipe: Recipe, data: Data) -> int:
+    """Training steps of an epoch; a rest that is smaller than a batch is left out."""
+    return data.train_rows // batch_shape(recipe, data)[0]
+
+
+def run_speed(
+    recipe: Recipe, model: nn.Module, data: Data, measuring: bool, tell: Tell
+) -> dict[str, Any]:
+    """What `choose_speed` finds for the first phase of a run, which runs of a sweep share.
+
+    ``threads`` is None where torch's own number is best. It holds for the whole run, as
+    ``channels_last`` does; whether to compile is decided for each phase and network.
+    """
+    phases = (recipe.dense.epochs, recipe.spr.epochs, recipe.finetune.epochs)
+    steps = next((epochs for epochs in phases if epochs), 0) * steps_of_epoch(recipe, data)
+    shape = batch_shape(recipe, data)
+    speed = choose_speed(recipe, model, shape, steps, measuring=measuring, tell=tell)
+    own = speed.threads == torch.get_num_threads()
+    return speed._asdict() | {"threads": None if own else speed.threads}
+
+
+def with_speed(recipe: Recipe, chosen: dict[str, Any]) -> Recipe:
+    """The recipe with ``threads`` and ``channels_last`` as `run_speed` chose what it leaves out."""
+    threads, layout = recipe.speed.threads, recipe.speed.channels_last
+    update = {
+        "threads": threads or chosen["threads"] or torch.get_num_threads(),
+        "channels_last": chosen["channels_last"] if layout is None else layout,
+    }
+    return recipe.model_copy(update={"speed": recipe.speed.model_copy(update=update)})
+
+
 def check_model(
     recipe: Recipe, model: nn.Module, data: Data, device: torch.device
 ) -> ChosenEntities:
@@ -172,9 +211,12 @@ def make_counter(
 def load_weights(model: nn.Module, path: Path) -> None:
     """Fill a network from a state dict in a .safetensors or .pt file, executing nothing.
 
+    ``path`` may be the name of a stored network, see `spr_or.utils.stored_weights`.
+
     Raises `RecipeError` naming the file for one that cannot be read or does not fit.
     """
     try:
+        path = find_weights(path)
         if path.suffix == ".safetensors":
             state: dict[str, Tensor] = load_file(path)
         else:

@@ -11,11 +11,11 @@ from typing import Literal
 
 _PACKAGE = Path(__file__).parents[1]
 
-Kind = Literal["recipes", "tables", "reference"]
+Kind = Literal["recipes", "tables", "reference", "results"]
 
 
 def shipped_folder(kind: Kind) -> Path:
-    """The folder of the shipped recipes, of the sweeps for the paper's tables, or of its figures.
+    """The folder of the shipped recipes, of the paper's tables and figures, or of stored results.
 
     >>> (shipped_folder("reference") / "paper_results.csv").is_file()
     True

@@ -18,6 +18,8 @@ def test_the_bench_reports_every_method(tmp_path, monkeypatch):
     monkeypatch.setattr("spr_or.models.resnet.resnet18", digits_colour)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(bench, "OPTIMIZED", {"models.toy:digits_resnet": (1, 8, 8)})
+    monkeypatch.setattr(bench, "TRAINED", {"models.toy:digits_resnet": (1, 8, 8)})
+    monkeypatch.setattr(bench, "BATCHES", (2,))
     path = tmp_path / "bench.json"
     from spr_or.cli import app
 
@@ -26,13 +28,16 @@ def test_the_bench_reports_every_method(tmp_path, monkeypatch):
     assert result.exit_code == 0
     assert "add_gradient_" in result.stdout
     assert [line[:5] for line in result.stderr.splitlines() if line.startswith("[")] == [
-        "[1/5]", "[2/5]", "[3/5]", "[4/5]", "[5/5]"]  # fmt: skip
+        "[1/6]", "[2/6]", "[3/6]", "[4/6]", "[5/6]", "[6/6]"]  # fmt: skip
     content = json.loads(path.read_text())
     assert content["machine"]["threads"] >= 1
     methods = [row["method"] for row in content["rows"]]
     steps = ["plain SGD", "add_gradient_", "loss + spr()", "ProxSGD"]
     optimizers = ["step of SGD", "add_gradient_", "step of ProxSGD"]
-    assert methods == steps * 2 + ["read; read, read, write", "add_gradient_"] + optimizers * 2
+    trained = [f"ProxSGD, alpha {alpha:g}, lambda {lam:g}" for alpha, lam in bench.STATES]
+    passes = ["read; read, read, write", "add_gradient_"]
+    assert methods == steps * 2 + steps[:2] + trained + passes + optimizers * 2
+    assert {r["target"] for r in content["rows"] if r["method"] in trained} == {1.3}
     kinds = [row["setting"] for row in content["rows"] if row["method"] == "step of ProxSGD"]
     assert kinds == ["cpu filters, processor time", "cpu channels, processor time"]
     for row in content["rows"]:

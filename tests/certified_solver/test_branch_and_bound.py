@@ -14,7 +14,8 @@ from slow_cases import slow_unless
 from spr_or.certified_solver import block_curvature, incumbents
 from spr_or.certified_solver.block_curvature import SplitEngine, uniform
 from spr_or.certified_solver.bounds import Terms, dual_bound, penalty_of
-from spr_or.certified_solver.design import design_of, loss_and_gradient, theta_of
+from spr_or.certified_solver.design import descent, design_of, loss_and_gradient, theta_of
+from spr_or.certified_solver.node_threads import each_in_a_thread
 from spr_or.certified_solver.nodes import Node
 from spr_or.certified_solver.search import Search
 from spr_or.certified_solver.solver import branch_and_bound
@@ -77,6 +78,50 @@ def test_told_to_stop_it_ends_after_that_round_with_a_proof(rounds):
     truth = enumeration.solve(tree_problem()).objective
     assert certificate.bound <= truth <= certificate.objective + 1e-9
     assert math.isfinite(certificate.bound)
+
+
+def test_the_search_leaves_no_inference_tensors_and_calls_back_outside_that_mode():
+    modes = []
+
+    def note() -> bool:
+        modes.append(torch.is_inference_mode_enabled())
+        return False
+
+    certificate = branch_and_bound(
+        tree_problem(), node_batch=1, progress=lambda _: note(), stop=note
+    )
+    assert modes and not any(modes)
+    assert not certificate.weights.is_inference() and not certificate.indicators.is_inference()
+    weights = certificate.weights.clone().requires_grad_()
+    (weights * certificate.weights).sum().backward()
+    assert torch.equal(weights.grad, certificate.weights)
+
+
+@pytest.mark.parametrize("mode", [False, True])
+def test_threads_have_the_inference_mode_of_their_caller(mode):
+    modes = []
+    with torch.inference_mode(mode):
+        each_in_a_thread(
+            lambda _: modes.append(torch.is_inference_mode_enabled()), range(3), workers=2
+        )
+    assert modes == [mode] * 3
+
+
+@pytest.mark.parametrize("moments", [False, True])
+@pytest.mark.parametrize("groups, q", [(5, 1), (5, 3), (140, 1), (140, 2)])
+def test_descent_is_a_step_along_the_gradient(groups, q, moments):
+    generator = torch.Generator().manual_seed(groups + q)
+    X, Y, W = (
+        torch.randn(*shape, dtype=torch.float64, generator=generator)
+        for shape in ((20, 2 * groups), (20, q), (3, groups, 2, q))
+    )
+    columns = torch.arange(2 * groups).view(groups, 2).tolist()
+    design = design_of(SparseTrainingProblem.linear(X, Y, columns, lam=0.1, alpha=0.5, M=3.0))
+    design = design.with_moments() if moments else design
+    W[:, groups // 3 :] = 0  # few columns used
+    step = torch.rand(groups, dtype=torch.float64, generator=generator)
+    expected = W - step[:, None, None] * loss_and_gradient(design, W)[1]
+    torch.testing.assert_close(descent(design, step)(W), expected, rtol=1e-11, atol=1e-11)
 
 
 def test_the_plain_bound_is_the_fenchel_bound_of_the_problem():

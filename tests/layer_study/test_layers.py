@@ -478,6 +478,6 @@ def test_a_network_without_convolutions_is_refused(tmp_path):
         model="models.toy:mlp", dense={"epochs": 1}, spr={"epochs": 1, "entities": "neurons"},
         finetune={"epochs": 1},
     )  # fmt: skip
-    run_recipe(recipe, folder)
+    run_recipe(recipe, folder, judge=False)
     with pytest.raises(LayersError, match="no convolutions"):
         study_run(folder)

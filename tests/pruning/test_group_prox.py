@@ -20,7 +20,8 @@ from grouped_networks import (
 from projected_reference import golden
 from torch import Tensor, nn
 
-from spr_or.pruning import prox_sgd
+from spr_or.formulations import projected
+from spr_or.pruning import prox_passes, prox_sgd
 from spr_or.pruning.groups import EntityGroup, Member
 from spr_or.pruning.prox_sgd import ProxSGD
 from spr_or.pruning.regularizer import SPR
@@ -59,7 +60,7 @@ def least(v: Tensor, M: Tensor, step: float) -> Tensor:
 @pytest.mark.parametrize("per", ["layer", "entity"])
 def test_a_step_is_sgd_then_the_prox_of_every_entity(momentum, merged, per, monkeypatch):
     if merged:  # what an accelerator does
-        monkeypatch.setattr(prox_sgd, "_in_pieces", prox_sgd._at_once)
+        monkeypatch.setattr(prox_passes, "fits", lambda layers: False)
     net, plain, groups = streams(), streams(), all_groups()
     M = {name: 0.8 * bound for name, bound in SPR.bounds_from(net, groups, per).items()}
     lam, rates = 15 * (1 - momentum), dict(lr=0.1, momentum=momentum, weight_decay=1e-3)
@@ -201,11 +202,11 @@ def test_training_makes_channels_exactly_zero_in_every_layer():
 
 @pytest.mark.parametrize("widths", [(3, 3), (1, 200, 4000), (5, 900)])
 def test_rows_of_any_width_go_in_few_calls(widths):
-    """What an accelerator does with very different widths is what a CPU does row by row."""
+    """What an accelerator does with very different widths is the prox of each batch."""
     torch.manual_seed(1)
     rows = [torch.randn(4, width, dtype=torch.float64) for width in widths]
     steps = torch.rand(4 * len(widths), dtype=torch.float64)
     bounds = [prox_sgd._Bounds(torch.rand(4, dtype=torch.float64) + 0.1) for _ in widths]
-    one, other = (f(rows, steps, bounds, ALPHA) for f in (prox_sgd._in_pieces, prox_sgd._at_once))
-    for a, b in zip(one, other, strict=True):
-        torch.testing.assert_close(a, b)
+    together = prox_sgd._at_once(rows, steps, bounds, ALPHA)
+    for found, x, step, limits in zip(together, rows, steps.split(4), bounds, strict=True):
+        torch.testing.assert_close(found, projected.prox(x, step, ALPHA, limits.bound))

@@ -1,12 +1,15 @@
 """ProxSGD: the step of SGD, then the proximal operator on each entity."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from models.toy import convnet
 from spr_or.formulations import projected
-from spr_or.pruning import prox_sgd
+from spr_or.pruning import prox_passes
+from spr_or.pruning.chosen_entities import chosen_entities
 from spr_or.pruning.prox_sgd import ProxSGD
 from spr_or.pruning.regularizer import SPR
 
@@ -37,7 +40,7 @@ def unit_rows(layer: nn.Module, axis: int, with_bias: bool) -> Tensor:
 def test_a_step_is_sgd_then_the_prox_of_every_entity(entities, momentum, merged, monkeypatch):
     if merged:  # what an accelerator does
         monkeypatch.setattr(SPR, "_batches", lambda self: self._runs)
-        monkeypatch.setattr(prox_sgd, "_in_pieces", prox_sgd._at_once)
+        monkeypatch.setattr(prox_passes, "fits", lambda layers: False)
     net, plain = network(), network()
     M = {k: 0.8 * v for k, v in SPR.bounds_from(net, entities, "entity").items()}
     spr = SPR(net, 20.0, ALPHA, M, entities=entities)
@@ -297,3 +300,29 @@ def test_a_step_does_not_synchronise():
         torch.cuda.set_sync_debug_mode("default")
     for p, q in zip(net.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(p.cpu(), q, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("entities", ["filters", "groups"])
+def test_after_a_step_everything_can_be_differentiated(entities):
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    chosen = "neurons"
+    if entities == "groups":
+        chosen = chosen_entities(net, torch.zeros(2, 6), "channels").entities
+    spr = SPR(net, 0.5, ALPHA, SPR.bounds_from(net, entities=chosen), entities=chosen)
+    optimizer = ProxSGD(net, spr, lr=0.1, momentum=0.9)
+    x = torch.randn(4, 6)
+    loss = net(x).square().sum()
+    loss.backward()
+    stale = net(x).square().sum()
+    optimizer.step()
+    zero = optimizer.zero_after_shrinking(1.0)
+    assert not zero.is_inference()
+    assert not any(p.is_inference() or not p.requires_grad for p in net.parameters())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        stale.backward()
+    (net(x).square().sum() + spr()).backward()
+    spr.add_gradient_()
+    copied, _ = copy.deepcopy((optimizer, net))
+    copied.step()
+    optimizer.step()
+    assert all(bool(p.isfinite().all()) for p in net.parameters())

@@ -11,7 +11,8 @@ from models.toy import convnet, digits_resnet, mlp
 from spr_or.pruning.budget import next_lam
 from spr_or.pruning.counts import count_macs, count_parameters
 from spr_or.pruning.groups import EntityGroup, Member
-from spr_or.pruning.pruner import Pruner
+from spr_or.pruning.largest_lam import Pulls
+from spr_or.pruning.pruner import CollapseWarning, Pruner
 from spr_or.pruning.regularizer import SPR
 from spr_or.pruning.spares import Spares
 
@@ -270,6 +271,8 @@ def test_a_report_before_the_cut_says_so_and_that_nothing_was_removed() -> None:
         ),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"lam": 0.0}, "lam must be positive"),
+        ({"lam": -1.0}, "lam must be a finite number"),
+        ({"lam": "much"}, 'lam must be a number, "auto" or a share'),
         ({"round_to": 0}, "round_to must be a whole number"),
         ({"min_keep": {"9*": 2}}, "min_keep names '9\\*', which fits no regularised layer: 1, 3"),
         ({"min_keep": 1.5}, "a float from 0 to 1"),
@@ -281,3 +284,42 @@ def test_what_makes_no_sense_is_refused(options: dict[str, Any], message: str) -
     arguments: dict[str, Any] = {"target": {"params": 0.5}, "entities": "neurons", **options}
     with pytest.raises(ValueError, match=message):
         Pruner(mlp(), torch.zeros(1, 64), **arguments)
+
+
+def test_lambda_starts_at_a_share_of_the_largest_one() -> None:
+    lams = {}
+    for lam in ("auto", "0.02 max", "0.1 max", None):
+        torch.manual_seed(0)
+        model = mlp()
+        torch.optim.SGD(
+            model.parameters()
+        )  # as after a dense training: steps count once all the same
+        pruner = Pruner(
+            model, torch.zeros(1, 64), {"params": 0.5}, 3, entities="neurons", lr=0.01, lam=lam
+        )
+        train(pruner, model, batches((64,)), 1)
+        lams[lam] = float(pruner.spr.lam)
+        # 3 epochs of 4 steps; without a norm only the distance counts.
+        total = 12 * 0.01 / (1 - 0.9)
+        share = 0.1 if lam == "0.1 max" else 0.02
+        expected = share * Pulls(pruner.spr).largest_lam(0.1, total)
+        assert lams[lam] == pytest.approx(expected, rel=1e-5)
+    assert lams["auto"] == lams["0.02 max"] == lams[None]
+
+
+def test_a_layer_that_dies_on_the_way_is_warned_of_with_a_smaller_start() -> None:
+    model = mlp()
+    pruner = Pruner(
+        model, torch.zeros(1, 64), {"params": 0.3}, 3, entities="neurons", lam=1e4, lr=0.05
+    )
+    with pytest.warns(CollapseWarning, match=r"nothing is left of 1, 3 .* Pruner\(lam=1e\+03\)"):
+        train(pruner, model, batches((64,)), 1)
+
+
+def test_a_residual_branch_may_die_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    model = digits_resnet()
+    pruner = Pruner(
+        model, torch.zeros(2, *IMAGE), {"params": 0.3}, 3, entities="blocks", lam=1e4, lr=0.05
+    )
+    train(pruner, model, batches(IMAGE), 1)
+    assert not [w for w in recwarn if issubclass(w.category, CollapseWarning)]

@@ -173,7 +173,11 @@ def test_a_list_changes_what_each_run_names(tmp_path: Path) -> None:
         (GRID.replace("seeds", "sedes"), SweepError, "sedes: no such key; a sweep file has base"),
         (GRID.replace("[12.0, 4.0]", "12.0"), SweepError, "spr.lam must be a list of values"),
         (GRID.replace("[12.0, 4.0]", "[4.0, 4.0]"), SweepError, "names the run .* twice"),
-        (GRID.replace("[12.0, 4.0]", "[-1.0]"), RecipeError, r"sweep.toml: spr.lam=-1.0: Input"),
+        (
+            GRID.replace("[12.0, 4.0]", "[-1.0]"),
+            RecipeError,
+            r"sweep.toml: spr.lam=-1.0: lam must be",
+        ),
         (BASE, SweepError, r"sweep.toml is a recipe, not a sweep: spr-or run .*toml takes it"),
         (GRID.replace("spr.lam", "spr.lamb"), RecipeError, "did you mean 'lam'"),
         (GRID.replace("spr.lam", "seeds"), SweepError, "seeds belong at the top"),
@@ -231,6 +235,18 @@ def test_the_table_is_sorted_and_says_what_the_runs_say(whole: Path) -> None:
     assert rows(whole / "out" / "failed.csv") == []
 
 
+def test_what_removes_nothing_and_what_collapses_are_rows_with_a_note(tmp_path: Path) -> None:
+    sweep = 'base = "base.toml"\n[grid]\nspr.lam = [0.0, 1e-6, 1e6, "0.5 max"]\n'
+    base = BASE.replace("dense]\nepochs = 2", "dense]\nepochs = 6").replace("0.3", "0.1")
+    plan = load_sweep(written(tmp_path, sweep, base))
+    result = run_sweep(plan, tmp_path / "out", Here())
+    assert result.failed == []
+    notes = {row["spr.lam"]: row["note"] for row in rows(tmp_path / "out" / "table.csv")}
+    assert notes["0.0"] == "" and notes["1e-06"] == "nothing removed"
+    assert notes["1000000.0"] == "collapsed"
+    assert run_sweep(plan, tmp_path / "out", Here()).failed == []  # and it stands when run again
+
+
 def test_a_finished_sweep_does_nothing_and_guards_its_recipe(whole: Path) -> None:
     def work(job: Job) -> str | None:
         raise AssertionError(job)
@@ -250,7 +266,7 @@ def test_failures_stand_apart_and_are_retried_on_demand(tmp_path: Path) -> None:
     result = run_sweep(plan, tmp_path / "out", Here(), on_end=ended.append)
     assert [row["spr.lr"] for row in result.finished] == [0.05]
     (failed,) = rows(tmp_path / "out" / "failed.csv")
-    assert failed["spr.lr"] == "1e+30" and "RunError: the loss became" in failed["error"]
+    assert failed["spr.lr"] == "1e+30" and "the loss became" in failed["error"]
     assert "Traceback" in Path(failed["traceback"]).read_text()
     told = [(p.error is None, p.done, p.total) for p in ended]
     assert told == [(True, 0, 2), (False, 1, 2), (True, 2, 2)]  # the dense phase first

@@ -23,7 +23,7 @@ def test_a_recipe_removes_half_of_its_network(
 ) -> None:
     no_pictures_in(monkeypatch)
     recipe = load_recipe(name, _SHORT)
-    summary = run_recipe(recipe, tmp_path)
+    summary = run_recipe(recipe, tmp_path, judge=False)  # hardly trained, it may only guess
     assert summary["removed_params_pct"] == pytest.approx(50, abs=1)
     small = load_compact(tmp_path / "compact.safetensors")
     assert small(torch.zeros(3, 1, 8, 8)).shape == (3, 10)

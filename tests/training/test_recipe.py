@@ -96,7 +96,10 @@ def test_set_changes_keys_with_the_types_of_toml(tmp_path: Path) -> None:
         ("=3", "section.key=value"),
         ("model.a=3", "no section"),
         ("spr.lamm=3", r"^--set spr\.lamm=3: \[spr\] has no key 'lamm'; did you mean 'lam'"),
-        ("spr.lam=abc", r"^--set spr\.lam=abc: Input should be a valid number"),
+        (
+            "spr.lam=abc",
+            r"^--set spr\.lam=abc: lam must be a number, \"auto\" or a share .*, got 'abc'$",
+        ),
         ("spr=3", r"^--set spr=3: spr is a section, whose keys are set one by one: lr, "),
         ("spr.lam_warmup=999", r"^/.*r\.toml with --set spr\.lam_warmup=999: spr: lam_warmup = "),
     ]:

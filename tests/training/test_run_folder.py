@@ -159,7 +159,8 @@ def test_torchrun_takes_the_lock_once_and_both_processes_end_when_it_is_taken(
 _OTHER: dict[str, Any] = {  # a value for every key that the tiny recipe does not have
     "model": "models.toy:mlp", "model_kwargs": {"num_classes": 11}, "seeds": (1,),
     "data.source": "other/set", "data.name": "x", "data.revision": "x", "data.train_split": "x",
-    "data.eval_split": "x", "data.train_rows": 65, "data.eval_rows": 33, "data.size": 9,
+    "data.eval_split": "x", "data.train_rows": 65, "data.held_out": 0.25, "data.eval_rows": 33,
+    "data.size": 9,
     "data.crop": 2, "data.flip": True, "data.random_resized_crop": True, "data.mean": (0.5,),
     "data.std": (0.5,), "data.batch_size": 16, "data.memory": "stream", "train.momentum": 0.5,
     "train.weight_decay": 0.1, "train.nesterov": True, "train.label_smoothing": 0.1,
@@ -171,12 +172,13 @@ _OTHER: dict[str, Any] = {  # a value for every key that the tiny recipe does no
     "spr.bounds": "entity", "spr.bounds_every": 2, "spr.lam_warmup": 1,
     "spr.target_removed_pct": 50.0, "spr.target_of": "macs", "spr.round_to": 8, "spr.min_keep": 2,
     "spr.ignored": ("0",), "spr.start": "dense", "spr.zero_below": 0.1, "spr.share": 0.5,
+    "spr.shrink": True, "spr.shrink_after": 3,
     "finetune.epochs": 3, "finetune.distill": 0.5, "finetune.temperature": 2.0,
     "speed.amp": "bf16",
 }  # fmt: skip
 _MAY: dict[str, Any] = {
     "name": "x", "note": "x", "data.cache": Path("x"), "data.workers": 1,
-    "data.eval_batch_size": 9, "speed.device": "cpu:0", "speed.threads": 2,
+    "data.eval_batch_size": 9, "speed.device": "cpu:0", "speed.auto": False, "speed.threads": 2,
     "speed.channels_last": True, "speed.compile": True, "speed.cuda_graph": True,
 }  # fmt: skip
 

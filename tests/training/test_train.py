@@ -216,7 +216,13 @@ def test_a_streamed_set_is_trained_on_and_resumed_like_any_other(tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_network_gives_the_same_losses(tmp_path: Path) -> None:
+def test_a_compiled_network_gives_the_same_losses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spr_or.training.speed.LONG", 0)  # else so few steps are not compiled
+    compile = torch.compile
+    seen: list[nn.Module] = []
+    monkeypatch.setattr(torch, "compile", lambda m, **keys: seen.append(m) or compile(m, **keys))
     losses = []
     for compiled in (False, True):
         recipe = tiny_recipe(spr={"epochs": 1}, finetune={"epochs": 1}, speed={"compile": compiled})
@@ -224,6 +230,7 @@ def test_a_compiled_network_gives_the_same_losses(tmp_path: Path) -> None:
         records = read_metrics(tmp_path / str(compiled) / "metrics.jsonl")
         losses.append([record["loss"] for record in records])
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert len(seen) == 2 * 3  # each phase's network, after a copy of it
 
 
 def test_the_rate_runs_on_from_spr_through_finetuning(tmp_path: Path) -> None:
@@ -265,7 +272,7 @@ def test_a_layer_that_collapses_is_warned_of_by_name(
 ) -> None:
     warnings: list[str] = []
     monkeypatch.setattr(RunDisplay, "warn", lambda self, message: warnings.append(message))
-    summary = run_recipe(tiny_recipe(spr={"lam": 1e5}), tmp_path)
+    summary = run_recipe(tiny_recipe(spr={"lam": 1e5}), tmp_path, judge=False)
     assert summary["collapsed_layers"] == ["0", "4"]
     assert warnings[:2] == [
         "layer 0 collapsed: none of its 8 entities is left",

@@ -354,7 +354,9 @@ def _streamed(
     recipe: DataRecipe, device: torch.device, train: ParquetSplit, test: ParquetSplit, classes: int
 ) -> Data:
     if recipe.held_out:
-        raise DataError('data.held_out needs images in memory, and these are streamed: memory = "device"')
+        raise DataError(
+            'data.held_out needs images in memory, and these are streamed: memory = "device"'
+        )
     if not classes:
         raise DataError(f"{train.files[0]} names no classes, which a streamed set needs")
     train_rows = _first_of(train, recipe.train_rows, "train_rows")

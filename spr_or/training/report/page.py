@@ -27,6 +27,11 @@ _CAPTIONS = {
     "are its three cases; those called zero are zero by the rule that makes the masks.",
     "5-lambda": "λ over the epochs with SPR and, where a share to remove was asked for, the share of "
     "all parameters that would be removed after each.",
+    "6-each-entity": "The case of the closed form in which each filter or neuron was after every epoch "
+    "with SPR, layer by layer from the input on. A line is one of them; in a layer those that became "
+    "zero first are at the bottom.",
+    "7-seconds-and-multiplications": "Seconds of each epoch, evaluation included, over the size of the "
+    "network that was trained. The line is proportional to the multiplications.",
 }
 
 _MOST_FOLDED = 5  # columns of numbers that 400 pixels have room for

@@ -29,6 +29,12 @@ REGIMES = (
     ("norm", "norm", ORANGE),
     ("zero", "zero", LIGHT_GREY),
 )
+_REGIME_COLOURS = (  # in the order of `pruning.ENTITY_REGIMES`
+    ("zero", LIGHT_GREY),
+    ("norm", ORANGE),
+    ("bound", GREEN),
+    ("full", BLUE),
+)
 _WIDTH = 5.6  # inches
 _SEED_COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY)
 _SEED_LINES = ("-", "--", "-.", ":")
@@ -179,6 +185,79 @@ def regimes(records: list[Record], path: Path) -> bool:
     axis.set_ylim(0, 100)
     axis.set_xlabel("epoch with SPR")
     axis.set_ylabel("share of filters or neurons (%)")
+    _legend_above(axis)
+    return _save(figure, path)
+
+
+def each_entity(records: list[Record], labels: Mapping[str, str], path: Path) -> bool:
+    """The regime of every entity over the epochs with SPR, layer by layer from the input on.
+
+    An entity is one line; those of a layer are sorted by the time at which they became zero.
+    """
+    logged = [r["entity_regimes"] for r in records if "entity_regimes" in r]
+    if not logged:
+        return False
+    order = {label: number for number, (label, _) in enumerate(_REGIME_COLOURS)}
+    rows: list[Tensor] = []
+    places, names = [], []
+    for name in logged[0]:
+        digits = torch.tensor([[int(d) for d in record[name]] for record in logged]).T
+        alive = (digits > 0).sum(1)
+        digits = digits[torch.argsort(alive, descending=True, stable=True)]
+        places.append(sum(len(row) for row in rows) + len(digits) / 2 - 0.5)
+        names.append(labels.get(name, name))
+        rows.append(digits)
+        rows.append(torch.full((max(1, len(digits) // 16), len(logged)), len(order)))
+    picture = torch.cat(rows[:-1])
+    height = min(9.0, max(3.0, 1.1 + 0.2 * len(names) + len(picture) / 250))
+    figure, axis = plt.subplots(figsize=(_WIDTH, height), layout="constrained")
+    colours = matplotlib.colors.ListedColormap(
+        [colour for _, colour in _REGIME_COLOURS] + ["white"]
+    )
+    axis.imshow(
+        picture, aspect="auto", interpolation="nearest", cmap=colours, vmin=0, vmax=len(order),
+        extent=(0.5, len(logged) + 0.5, len(picture) - 0.5, -0.5),
+    )  # fmt: skip
+    axis.set_yticks(places, [picture_text(name) for name in names], fontsize=7)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.tick_params(axis="y", length=0)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_xlabel("epoch with SPR")
+    patches = [matplotlib.patches.Patch(color=c, label=name) for name, c in _REGIME_COLOURS]
+    figure.legend(
+        handles=patches, frameon=False, fontsize=9, ncols=4, columnspacing=1.2, handletextpad=0.5,
+        loc="outside upper left",
+    )  # fmt: skip
+    return _save(figure, path)
+
+
+def epoch_times(records: list[Record], path: Path) -> bool:
+    """Seconds of every epoch over the size of the network; False where it never changed.
+
+    The dashed line is proportional to the multiplications, from the largest network on.
+    """
+    sized = [r for r in records if "macs_pct" in r]
+    if len({r["macs_pct"] for r in sized}) < 2:
+        return False
+    figure, axis = plt.subplots(figsize=(_WIDTH, 3.3), layout="constrained")
+    whole = [r["seconds"] for r in records if r["phase"] == "dense"]
+    if whole:
+        axis.scatter([100.0] * len(whole), whole, s=16, color=GREY, label="dense")
+    for phase, colour in (("spr", ORANGE), ("finetune", BLUE)):
+        found = [r for r in sized if r["phase"] == phase]
+        axis.scatter(
+            [r["macs_pct"] for r in found], [r["seconds"] for r in found], s=16, color=colour,
+            label=PHASE_NAMES[phase],
+        )  # fmt: skip
+    largest = max(r["macs_pct"] for r in sized)
+    at_largest = torch.tensor([r["seconds"] for r in sized if r["macs_pct"] == largest])
+    axis.plot([0, 100], [0, float(at_largest.median()) * 100 / largest], color=GREY, linestyle="--",
+              label="in proportion")  # fmt: skip
+    axis.set_xlim(0, 105)
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("multiplications of the network that is trained (% of the original's)")
+    axis.set_ylabel("seconds of an epoch")
+    axis.spines[["top", "right"]].set_visible(False)
     _legend_above(axis)
     return _save(figure, path)
 

@@ -48,7 +48,10 @@ MEASURES = (
 )
 
 # Not in all summaries: there is no clock without epochs, and no ratio to a network without layers.
-_OPTIONAL = ("magnitude_accuracy", "macs_ratio", "speedup", "epoch_seconds", "data_wait_pct")
+_OPTIONAL = (
+    "magnitude_accuracy", "macs_ratio", "speedup", "epoch_seconds", "data_wait_pct",
+    "held_out_accuracy", "dense_held_out_accuracy",
+)  # fmt: skip
 
 
 def compacted(run: SeedRun, trained: Trained, images: Tensor) -> nn.Module:
@@ -117,6 +120,7 @@ def summarise(
     return {
         **measured,
         **ratios(measured),
+        **on_held_out(run, trained),
         "magnitude_accuracy": magnitude_accuracy(run, trained.dense, trained.entity_masks),
         "name": recipe.name,
         "note": recipe.note,
@@ -145,6 +149,17 @@ def summarise(
         "budget": trained.budget,
         **clock(run.metrics.records),
         "recipe": recipe.model_dump(mode="json"),
+    }
+
+
+def on_held_out(run: SeedRun, trained: Trained) -> dict[str, float]:
+    """Accuracies on the training images that were set aside, by which settings are chosen."""
+    if run.data.held_out is None:
+        return {}
+    return {
+        "held_out_images": run.data.held_out_rows,
+        "held_out_accuracy": run.validate(trained.pruned).accuracy,
+        "dense_held_out_accuracy": run.validate(trained.dense).accuracy,
     }
 
 
@@ -258,6 +273,8 @@ def _draw(
         "3-entity-norms": lambda path: run_figures.norms(named, masks, path),
         "4-regimes": lambda path: run_figures.regimes(records, path),
         "5-lambda": lambda path: run_figures.course(records, path),
+        "6-each-entity": lambda path: run_figures.each_entity(records, labels, path),
+        "7-seconds-and-multiplications": lambda path: run_figures.epoch_times(records, path),
     }
     paths = {name: folder / f"{name}.png" for name in drawn}
     return [path for name, path in paths.items() if drawn[name](path)]

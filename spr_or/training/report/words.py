@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from spr_or.pruning.lam_words import AUTO
 from spr_or.pruning.measures import MEASURES
+from spr_or.training.outcome import has_collapsed
 from spr_or.utils.counted import counted
 
 _METHODS = {"gradient": "gradient steps", "prox": "proximal steps"}
@@ -36,8 +38,13 @@ def what_was_done(summary: dict[str, Any], seeds: Sequence[dict[str, Any]]) -> s
 
 
 def _strength(spr: dict[str, Any]) -> str:
-    lam = "λ from the data" if spr.get("lam") is None else f"λ = {spr['lam']:g}"
-    return f"{lam}, α = {spr['alpha']:g}"
+    return f"{_lam(spr.get('lam'))}, α = {spr['alpha']:g}"
+
+
+def _lam(lam: float | str | None) -> str:
+    if lam is None or lam == AUTO:
+        return "λ from the network"
+    return f"λ = {lam} of this network" if isinstance(lam, str) else f"λ = {lam:g}"
 
 
 def noise(summary: dict[str, Any], seeds: Sequence[dict[str, Any]]) -> str:
@@ -70,16 +77,3 @@ def warnings(seeds: Sequence[dict[str, Any]]) -> list[str]:
             names = ", ".join(one["collapsed_layers"])
             found.append(f"{who}layers with nothing left: {names}.")
     return [text[0].upper() + text[1:] for text in found]
-
-
-def has_collapsed(summary: dict[str, Any]) -> bool:
-    """Whether less than a tenth is left of what the dense network has over guessing.
-
-    >>> has_collapsed({"classes": 10, "dense_accuracy": 99.0, "accuracy": 10.3})
-    True
-    """
-    if "classes" not in summary:  # a run of an older version
-        return False
-    guess = 100 / summary["classes"]
-    ability = summary["dense_accuracy"] - guess
-    return ability > 0 and summary["accuracy"] - guess < 0.1 * ability

@@ -3,6 +3,7 @@
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -417,3 +418,31 @@ def test_tiny_imagenet_streams() -> None:
     assert (data.shape, data.classes, data.train_rows) == ((3, 32, 32), 200, 25_000)
     images, labels = next(data.train(0))
     assert images.shape == (128, 3, 32, 32) and len(labels.unique()) > 50
+
+
+def test_held_out_images_are_never_trained_on() -> None:
+    plain: dict[str, Any] = {"train_rows": 100, "batch_size": 10, "mean": (0.0,), "std": (1.0,)}
+    data = load_data(DataRecipe(held_out=0.2, **plain), CPU)
+    assert (data.train_rows, data.held_out_rows) == (80, 20)
+
+    def images_of(batches: Any) -> list[bytes]:
+        return [bytes(image.numpy()) for images, _ in batches for image in images]
+
+    assert data.held_out is not None
+    aside, trained = images_of(data.held_out(0)), images_of(data.train(3))
+    assert sorted(aside + trained) == sorted(
+        images_of(load_data(DataRecipe(**plain), CPU).train(0))
+    )
+    again = load_data(DataRecipe(held_out=0.2, **plain), CPU).held_out
+    assert again is not None and images_of(again(9)) == aside
+
+
+def test_a_share_that_holds_out_nothing_is_refused() -> None:
+    with pytest.raises(DataError, match=r"data\.held_out = 0\.004 of 100 training images is 0"):
+        load_data(DataRecipe(train_rows=100, held_out=0.004), CPU)
+
+
+def test_streamed_images_cannot_be_held_out(folder: Path) -> None:
+    recipe = DataRecipe(source=str(folder), memory="stream", workers=0, held_out=0.5)
+    with pytest.raises(DataError, match=r"data\.held_out needs images in memory"):
+        load_data(recipe, CPU)

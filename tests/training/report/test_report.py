@@ -76,7 +76,7 @@ def test_a_run_of_two_seeds_reports_each_and_their_mean(tmp_path: Path) -> None:
         assert summary["latency_ms_dense"] > 0 and summary["spr_step_overhead"] > 0
         assert summary["best_accuracy"] >= summary["accuracy"]
         figures = sorted(path.name for path in (folder / "figures").iterdir())
-        assert [name[0] for name in figures] == ["1", "2", "3", "4"]
+        assert [name[0] for name in figures] == ["1", "2", "3", "4", "6"]
         for path in (folder / "figures").iterdir():
             with Image.open(path) as image:
                 assert image.width > 500 and len(image.convert("RGB").getcolors(1 << 24) or ()) > 20
@@ -89,7 +89,7 @@ def test_a_run_of_two_seeds_reports_each_and_their_mean(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     parser = Pictures()
     parser.feed(page)
-    assert len(parser.sources) == 9  # one of all seeds, four of each, and nothing from outside
+    assert len(parser.sources) == 11  # one of all seeds, five of each, and nothing from outside
     assert all(source.startswith("data:image/png;base64,") for source in parser.sources)
     assert "a note &lt;here&gt;" in page and "<th>seed 1" in page
     assert f"{merged['accuracy']:.2f} %" in page
@@ -173,17 +173,17 @@ def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-
 
 
 def test_the_command_runs_resumes_and_names_the_report(invoke, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    result = invoke("--set", "spr.lam=30", "--set", "name=mine")
+    result = invoke("--set", "spr.lam=10", "--set", "name=mine")
     assert result.exit_code == 0, result.output
     assert "runs/small/report.html" in result.output
     assert "parameters removed" in result.output and "mine: models.toy:convnet" in result.output
     assert json.loads((tmp_path / "runs/small/summary.json").read_text())["recipe"]["spr"][
         "lam"
-    ] == pytest.approx(30)
+    ] == pytest.approx(10)
 
-    again = invoke("--set", "spr.lam=30")
+    again = invoke("--set", "spr.lam=10")
     assert again.exit_code == 2 and "--resume" in again.output
-    resumed = invoke("--set", "spr.lam=30", "--resume")
+    resumed = invoke("--set", "spr.lam=10", "--resume")
     assert resumed.exit_code == 0 and "report.html" in resumed.output
 
 

@@ -297,3 +297,42 @@ def test_long_names_of_layers_leave_the_legend_whole(
 
 def test_the_measures_of_a_summary_are_all_in_the_table() -> None:
     assert {key for _, key, _ in ROWS} == set(MEASURES)
+
+
+def test_every_entity_has_a_line_and_those_that_went_first_are_at_the_bottom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(run_figures, "_save", lambda figure, path: figures.append(figure))
+    assert not run_figures.each_entity([{"phase": "dense"}], {}, tmp_path / "6.png") and not figures
+    records = [
+        {"phase": "spr", "entity_regimes": {"a": a, "b": b}}
+        for a, b in [("321", "22"), ("302", "02"), ("300", "02")]
+    ]
+    run_figures.each_entity(records, {"a": "first"}, tmp_path / "6.png")
+    (axis,) = figures[0].axes
+    (picture,) = axis.images
+    white = len(run_figures._REGIME_COLOURS)
+    assert picture.get_array().tolist() == [
+        [3, 3, 3], [1, 2, 0], [2, 0, 0], [white] * 3, [2, 2, 2], [2, 0, 0]
+    ]  # fmt: skip
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["first", "b"]
+
+
+def test_seconds_stand_over_the_size_of_a_network_that_shrank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(run_figures, "_save", lambda figure, path: figures.append(figure))
+
+    def records(sizes: list[float]) -> list[dict[str, Any]]:
+        return [{"phase": "spr", "macs_pct": size, "seconds": size / 10} for size in sizes]
+
+    assert not run_figures.epoch_times(records([100.0, 100.0]), tmp_path / "7.png") and not figures
+    dense = [{"phase": "dense", "seconds": 9.0}]
+    run_figures.epoch_times(dense + records([100.0, 50.0]), tmp_path / "7.png")
+    (axis,) = figures[0].axes
+    points = [collection.get_offsets().tolist() for collection in axis.collections]
+    assert points == [[[100.0, 9.0]], [[100.0, 10.0], [50.0, 5.0]], []]
+    (line,) = axis.lines
+    assert list(line.get_ydata()) == [0, 10.0]

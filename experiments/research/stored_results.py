@@ -1,0 +1,199 @@
+"""Keep finished runs in the project, and write the page that shows them.
+
+    python experiments/research/stored_results.py keep cifar10_resnet20 RUN …
+    python experiments/research/stored_results.py page cifar10_resnet20
+
+``keep`` copies the recipe, ``summary.json``, ``metrics.jsonl`` and the compact network of each run into
+``experiments/results/NAME/RUN``, and with ``--dense FILE`` a dense network with its hash. ``page`` makes
+the tables of ``docs/lab/NAME.md`` between its marks, and the picture, from what is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from spr_or.utils.files import write_aside, write_text
+from spr_or.utils.palette import BLUE, GREEN, GREY, ORANGE
+
+ROOT = Path(__file__).parents[2]
+KEPT = ("recipe.json", "summary.json", "metrics.jsonl", "compact.safetensors")
+BEGIN, END = "<!-- written by stored_results.py -->", "<!-- end -->"
+FORMS = {
+    ("prox", "exact"): ("ProxSGD, exact", BLUE, "o"),
+    ("gradient", "exact"): ("gradient, exact", GREEN, "s"),
+    ("gradient", "printed"): ("gradient, printed", ORANGE, "^"),
+}
+
+
+def results(name: str) -> Path:
+    """The folder of the kept runs."""
+    return ROOT / "experiments" / "results" / name
+
+
+def keep(name: str, runs: list[Path], dense: Path | None) -> None:
+    """Copy finished runs; a run without a summary is refused."""
+    for run in runs:
+        if not (run / "summary.json").is_file():
+            sys.exit(f"{run} has no summary.json: the run is not finished")
+        place = results(name) / run.name
+        place.mkdir(parents=True, exist_ok=True)
+        for file in KEPT:
+            shutil.copyfile(run / file, place / file)
+    if dense is not None:
+        target = results(name) / "dense.safetensors"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(dense, target)
+        digest = hashlib.sha256(target.read_bytes()).hexdigest()
+        write_text(target.parent / "SHA256SUMS", f"{digest}  {target.name}\n")
+
+
+def load(name: str) -> list[dict[str, Any]]:
+    """The summaries of the kept runs, with their records."""
+    found = []
+    for file in sorted(results(name).glob("*/summary.json")):
+        summary = json.loads(file.read_text(encoding="utf-8"))
+        lines = (file.parent / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        found.append(summary | {"run": file.parent.name, "records": list(map(json.loads, lines))})
+    return found
+
+
+def form_of(summary: dict[str, Any]) -> str:
+    """ProxSGD or gradient, exact or printed."""
+    spr = summary["recipe"]["spr"]
+    return FORMS[spr["method"], spr["variant"]][0]
+
+
+def seconds(summary: dict[str, Any], phase: str) -> float | None:
+    """Mean seconds of an epoch of a phase."""
+    found = [r["seconds"] for r in summary["records"] if r["phase"] == phase]
+    return statistics.fmean(found) if found else None
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """A line for each run, by form, budget and seed."""
+    head = (
+        "| form | budget | seed | removed | MACs left | held-out | test | before fine-tuning | dense (test) "
+        "| SPR epoch | fine-tuning epoch |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+    )
+    lines = []
+    for run in sorted(runs, key=_order):
+        spr = run["recipe"]["spr"]
+        held = run.get("held_out_accuracy")
+        shrink = "" if spr.get("shrink") else " (whole)"
+        lines.append(
+            f"| {form_of(run)}{shrink} | {spr['target_removed_pct']:g} % | {run['seed']} "
+            f"| {run['removed_params_pct']:.1f} % | {100 * run['macs_compact'] / run['macs_dense']:.1f} % "
+            f"| {_number(held, ' %')} | {run['accuracy']:.2f} % | {run['accuracy_before_finetune']:.2f} % "
+            f"| {run['dense_accuracy']:.2f} % | {_number(seconds(run, 'spr'), ' s')} "
+            f"| {_number(seconds(run, 'finetune'), ' s')} |\n"
+        )
+    return head + "".join(lines)
+
+
+def _order(run: dict[str, Any]) -> tuple[str, float, int]:
+    return form_of(run), run["recipe"]["spr"]["target_removed_pct"], run["seed"]
+
+
+def _number(value: float | None, unit: str) -> str:
+    return (
+        "not measured"
+        if value is None
+        else f"{value:.2f}{unit}"
+        if unit == " %"
+        else f"{value:.0f}{unit}"
+    )
+
+
+def integrality(runs: list[dict[str, Any]]) -> str:
+    """How integral the relaxation was at the end of the SPR phase."""
+    head = "| run | entities | zero | y~ = 1 | 0 < y~ < 1 |\n| --- | ---: | ---: | ---: | ---: |\n"
+    lines = []
+    for run in sorted(runs, key=_order):
+        last = [r for r in run["records"] if r["phase"] == "spr" and "fractional" in r]
+        if not last:
+            continue
+        total = sum(last[-1]["regimes"].values())
+        zero, between = last[-1]["regimes"]["zero"], last[-1]["fractional"]
+        lines.append(
+            f"| {run['run']} | {total} | {100 * zero / total:.1f} % "
+            f"| {100 * (total - zero - between) / total:.1f} % | {100 * between / total:.1f} % |\n"
+        )
+    return head + "".join(lines) if lines else ""
+
+
+def picture(runs: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy on the test images over what is removed: parameters and multiplications."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for run in runs:
+        groups[run["recipe"]["spr"]["method"], run["recipe"]["spr"]["variant"]].append(run)
+    for form, members in groups.items():
+        label, colour, marker = FORMS[form]
+        for axis, removed in zip(axes, (_params, _macs), strict=True):
+            members.sort(key=removed)
+            axis.plot([removed(r) for r in members], [r["accuracy"] for r in members], marker,
+                      color=colour, label=label, linestyle="none")  # fmt: skip
+    for axis, what in zip(axes, ("parameters", "multiplications"), strict=True):
+        axis.axhline(runs[0]["dense_accuracy"], color=GREY, linestyle="--", label="dense")
+        axis.set_xlabel(f"{what} removed (%)")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("accuracy on the test images (%)")
+    axes[0].legend(frameon=False, loc="lower left")
+    write_aside(path, lambda aside: figure.savefig(aside, dpi=150))
+    plt.close(figure)
+
+
+def _params(run: dict[str, Any]) -> float:
+    return run["removed_params_pct"]
+
+
+def _macs(run: dict[str, Any]) -> float:
+    return 100 * (1 - run["macs_compact"] / run["macs_dense"])
+
+
+def write_page(name: str) -> None:
+    """Replace what stands between the marks of the page."""
+    runs = load(name)
+    if not runs:
+        sys.exit(f"nothing is kept in {results(name)}")
+    page = ROOT / "docs" / "lab" / f"{name}.md"
+    text = page.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    made = f"{table(runs)}\n{integrality(runs)}"
+    write_text(page, f"{before}{BEGIN}\n\n{made}\n{END}{after}")
+    picture(runs, ROOT / "docs" / "figures" / f"{name}.png")
+
+
+def main() -> None:
+    """Run a command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    kept = commands.add_parser("keep")
+    kept.add_argument("name")
+    kept.add_argument("runs", nargs="*", type=Path)
+    kept.add_argument("--dense", type=Path)
+    commands.add_parser("page").add_argument("name")
+    given = parser.parse_args()
+    if given.command == "keep":
+        keep(given.name, given.runs, given.dense)
+    else:
+        write_page(given.name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""What lambda may be: a number, a share of lambda_max, or "auto"."""
+
+from __future__ import annotations
+
+import math
+import re
+
+AUTO = "auto"
+# "auto" as shares of lambda_max: where lambda starts with a budget, which raises it when too little
+# goes, and lambda where nothing moves it. See docs/lab/lambda.md.
+START, FIXED = 0.02, 0.3
+
+Lam = float | str
+
+
+def share_of_max(lam: Lam, budget: bool) -> float | None:
+    """The share of lambda_max that ``lam`` stands for; None for a number.
+
+    ``budget``: whether lambda is moved to meet a target. Raises ``ValueError`` for other text, and
+    for numbers that are negative or not finite.
+
+    >>> share_of_max("0.1 max", budget=False), share_of_max(0.1, budget=False)
+    (0.1, None)
+    """
+    if not isinstance(lam, str):
+        if isinstance(lam, bool) or not 0 <= lam < math.inf:
+            raise ValueError(f"lam must be a finite number >= 0, got {lam!r}")
+        return None
+    if lam.strip() == AUTO:
+        return START if budget else FIXED
+    found = re.fullmatch(r"\s*([\d.]+(?:[eE][-+]?\d+)?)\s+max\s*", lam)
+    try:
+        share = float(found[1]) if found else 0.0
+    except ValueError:  # such as 0.1.2
+        share = 0.0
+    if not 0 < share < math.inf:
+        raise ValueError(
+            f'lam must be a number, "auto" or a share of the largest lambda such as "0.1 max", '
+            f"got {lam!r}"
+        )
+    return share

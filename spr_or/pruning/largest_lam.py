@@ -1,0 +1,143 @@
+r"""lambda_max of a network under training: the unit in which lambda means the same everywhere.
+
+Zero is optimal for entity i against a pull p_i iff the conjugate z*(p_i / (lambda u_i)) is zero, which
+is lambda u_i >= N(p_i) with N of `spr_or.formulations.least_price`. So
+
+.. math::  \lambda_{\max} = \max_i N(p_i) / u_i
+
+is the smallest lambda at which this holds for all entities. For a linear model at zero weights the
+pull is the negative gradient of the loss. A network does not start at zero, and its mean gradient at
+the start weights says little: where training has converged it vanishes. What holds an entity is
+
+* its distance from zero. Without a loss, n proximal steps of length t act about as one of length n t.
+  So over a phase whose steps add up to T, the pull is w_i / T;
+* in front of a normalisation, noise. The loss does not see the scale of such an entity: its gradient
+  is orthogonal to w_i and grows as 1 / ||w_i||. The steps then lengthen w_i as much as the penalty
+  shortens it, until one step reaches zero. At that point the pull is
+  w_i (||g_i|| / (t ||w_i||))^{1/2}, where g_i is the gradient of a batch at the start weights.
+
+Where both apply the larger one counts. `Pulls` tells the second kind of layer by its gradients.
+docs/lab/lambda.md has measurements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from spr_or.formulations.least_price import least_price
+from spr_or.pruning.gradient_passes import rows_of
+from spr_or.pruning.group_entities import GroupEntities
+from spr_or.pruning.regularizer import SPR
+
+BATCHES = 8  # so many are enough to see noise and directions
+# Largest |cos| between weights and gradient of a layer whose scale the loss does not see. Measured:
+# below 1e-3 in front of a BatchNorm, above 0.2 elsewhere.
+_ORTHOGONAL = 0.01
+
+
+class Pulls:
+    """What holds the entities of ``spr``, from the gradients of a few batches.
+
+    Call `add` after the backward pass of each, without SPR's part in the gradients; then `largest_lam`.
+    Without any gradient it knows only distances.
+
+    >>> from torch import nn
+    >>> net = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Linear(3, 1))
+    >>> _ = nn.init.constant_(net[0].weight, 0.5)
+    >>> spr = SPR(net, lam=0.0, alpha=0.0, M=0.5, entities={"0": "neurons"}, u="uniform")
+    >>> round(Pulls(spr).largest_lam(step=0.1, total=10.0), 6)  # N(w) = M ||w||_1 = 0.5
+    0.05
+    """
+
+    def __init__(self, spr: SPR) -> None:
+        self.spr = spr
+        self.batches = 0
+        # Sums over batches of ||g_i||^2, <g_i, w_i>^2 and ||g_i||^2 ||w_i||^2.
+        self._squares = torch.zeros_like(spr.importance)
+        self._radial = torch.zeros_like(spr.importance)
+        self._whole = torch.zeros_like(spr.importance)
+
+    @torch.no_grad()
+    def add(self) -> None:
+        """Take in the ``.grad`` of the parameters."""
+        weights = _rows(self.spr)
+        with _gradients_as_weights(self.spr):
+            gradients = _rows(self.spr)
+        square = torch.cat([g.square().sum(1) for g in gradients])
+        pairs = zip(gradients, weights, strict=True)
+        self.batches += 1
+        self._squares += square
+        self._radial += torch.cat([(g * w).sum(1) for g, w in pairs]).square()
+        self._whole += square * torch.cat([w.square().sum(1) for w in weights])
+
+    def largest_lam(self, step: float, total: float) -> float:
+        """lambda_max from the present weights on, for steps of length ``step`` that add up to ``total``.
+
+        A step is the learning rate over 1 - momentum. Raises ``ValueError`` for alpha = 1, and where
+        no entity has both weights that are not zero and a price u > 0.
+        """
+        return float(self.lams(step, total).max())
+
+    @torch.no_grad()
+    def lams(self, step: float, total: float) -> Tensor:
+        """N(p_i) / u_i of all entities, (N,) float64, in the order of ``spr.ordered_layers()``."""
+        weights = _rows(self.spr)
+        bounds = zip(weights, _bounds(self.spr), strict=True)
+        reach = torch.cat([least_price(w, self.spr.alpha, M) for w, M in bounds])
+        price = self.spr.importance.double()
+        if not bool(((reach > 0) & (price > 0)).any()):
+            raise ValueError(
+                "no lambda makes an entity zero: the network must have weights that are not zero, "
+                "and entities a price u > 0"
+            )
+        norm = torch.cat([w.norm(dim=1) for w in weights])
+        gradient = (self._squares / max(1, self.batches)).sqrt()
+        noise = torch.where(norm > 0, gradient / (step * norm), 0.0).sqrt()
+        noise = torch.where(self._scale_unseen(), noise, 0.0)
+        return torch.where(price > 0, reach * noise.clamp(min=1 / total) / price, 0.0)
+
+    def _scale_unseen(self) -> Tensor:
+        """Which entities are of layers whose scale the loss does not see."""
+        counts = [layer.count for layer in self.spr.ordered_layers()]
+        parts = zip(self._radial.split(counts), self._whole.split(counts), counts, strict=True)
+        return torch.cat(
+            [
+                (radial.sum() <= _ORTHOGONAL**2 * whole.sum()).expand(count)
+                for radial, whole, count in parts
+            ]
+        )
+
+
+def _rows(spr: SPR) -> list[Tensor]:
+    """Copies of the parameters' values as rows of entities (N, k)."""
+    return [rows_of(batch).clone() for batch in spr.gather()]
+
+
+def _bounds(spr: SPR) -> Sequence[Tensor]:
+    """M of each batch of `_rows`: (N,), or (N, k) where entities cross several layers."""
+    layers = spr.ordered_layers()
+    if not isinstance(layers[0], GroupEntities):
+        return spr.bounds()
+    return [
+        layer.bounds_of_weights(bound) if bound.dim() > 1 else bound
+        for layer, bound in zip(layers, spr.bounds(), strict=True)
+        if isinstance(layer, GroupEntities)
+    ]
+
+
+@contextmanager
+def _gradients_as_weights(spr: SPR) -> Iterator[None]:
+    """Inside, every parameter holds its gradient, so that `SPR.gather` reads gradients."""
+    parameters = {id(p): p for layer in spr.layers for p in layer.parameters}.values()
+    kept = [p.data for p in parameters]
+    for p in parameters:
+        p.data = torch.zeros_like(p) if p.grad is None else p.grad.to(p.dtype)
+    try:
+        yield
+    finally:
+        for p, data in zip(parameters, kept, strict=True):
+            p.data = data

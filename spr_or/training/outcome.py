@@ -1,0 +1,68 @@
+"""Whether a run has done what was asked: pruned something, and left a network that works."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def lost(accuracy: float, had: float, classes: int, share: float = 0.1) -> bool:
+    """Whether less than ``share`` is left of what a network of accuracy ``had`` has over guessing.
+
+    One that has hardly learnt anything, less than a tenth of the way from guessing to 100 %, has nothing
+    to lose.
+
+    >>> lost(10.3, 99.0, classes=10), lost(60.0, 99.0, classes=10)
+    (True, False)
+    """
+    guess = 100 / classes
+    return had - guess > 0.1 * (100 - guess) and accuracy - guess < share * (had - guess)
+
+
+def has_collapsed(summary: dict[str, Any]) -> bool:
+    """Whether the final network of a seed guesses where the dense one did not.
+
+    >>> has_collapsed({"classes": 10, "dense_accuracy": 99.0, "accuracy": 10.3})
+    True
+    """
+    if "classes" not in summary:  # a run of an older version
+        return False
+    return lost(summary["accuracy"], summary["dense_accuracy"], summary["classes"])
+
+
+def removed_nothing(summary: dict[str, Any]) -> bool:
+    """Whether a run that was to prune removed nothing; with lambda 0 or no epoch it was not."""
+    spr = summary["recipe"]["spr"]
+    return bool(spr["lam"] and spr["epochs"]) and not summary["removed_params"]
+
+
+def failure(summaries: Sequence[dict[str, Any]]) -> str | None:
+    """Why the runs of these seeds are no success, with the key to change; None if they are one."""
+    faults = []
+    for one in summaries:
+        who = f"seed {one['seed']}: " if len(summaries) > 1 else ""
+        given, target = (one["recipe"]["spr"].get(key) for key in ("lam", "target_removed_pct"))
+        if has_collapsed(one):
+            faults.append(
+                f"{who}the network has collapsed: its accuracy of {one['accuracy']:.2f} % is that of "
+                f"guessing among {one['classes']} classes. Lower spr.lam (it was {given!r}), "
+                "spr.target_removed_pct or spr.lr"
+            )
+        elif removed_nothing(one) and target is not None:
+            faults.append(
+                f"{who}nothing was removed: spr.target_removed_pct = {target:g} is less than half of what "
+                "the smallest entity takes along. Ask for more"
+            )
+        elif removed_nothing(one):
+            faults.append(
+                f"{who}nothing was removed: no entity became zero. Raise spr.lam (it was {given!r}), "
+                "or say how much is to go: spr.target_removed_pct=50"
+            )
+    return "; ".join(faults) or None
+
+
+def note(summary: dict[str, Any]) -> str:
+    """What a table says beside the figures of a seed that failed; empty where all is well."""
+    if has_collapsed(summary):
+        return "collapsed"
+    return "nothing removed" if removed_nothing(summary) else ""

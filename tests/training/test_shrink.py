@@ -1,0 +1,157 @@
+"""`spr.shrink`: a run whose network becomes smaller between epochs, also across a stop."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import assert_identical, no_pictures_in, stopped_at, tiny_recipe
+from torch import nn
+
+from spr_or.pruning.compaction.api import load_compact
+from spr_or.training import checkpoint, distributed
+from spr_or.training.metrics import read_metrics
+from spr_or.training.recipe import Recipe, RecipeError
+from spr_or.training.runner import run_recipe
+from spr_or.training.step import make_step
+
+SPR = {"lam": 30.0,
+    "alpha": 0.1, "start": "dense", "epochs": 8, "lr": 0.05,
+    "target_removed_pct": 60, "shrink": True, "shrink_after": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_pictures_in(monkeypatch)
+
+
+def shrinking(**spr: Any) -> Recipe:
+    return tiny_recipe(
+        model="models.toy:digits_resnet",
+        data={"train_rows": 640},
+        dense={"epochs": 3},
+        spr=SPR | spr,
+    )
+
+
+def sizes(folder: Path, phase: str = "spr") -> list[float]:
+    return [r["macs_pct"] for r in read_metrics(folder / "metrics.jsonl") if r["phase"] == phase]
+
+
+@pytest.mark.parametrize(
+    "spr",
+    [
+        {},
+        {"include_norm": True, "lam": 25.0},
+        {"entities": "channels", "lam": 25.0},
+        pytest.param(
+            {"entities": "channels", "lam": 25.0, "bounds": "entity", "bounds_every": 2},
+            marks=pytest.mark.slow,
+        ),
+        {"method": "gradient", "lam": 100.0},
+    ],
+    ids=lambda spr: "-".join(map(str, spr.values())) or "filters",
+)
+def test_the_network_becomes_smaller_and_the_result_speaks_of_the_original(spr, tmp_path):
+    summary = run_recipe(shrinking(**spr), tmp_path)
+    during, after = sizes(tmp_path), sizes(tmp_path, "finetune")
+    assert during[0] == 100 and during == sorted(during, reverse=True)
+    assert during[-1] < 95, "nothing left the network during the phase"
+    assert after[0] < during[-1] + 1e-9 and len(set(after)) == 1
+    assert summary["removed_params_pct"] == pytest.approx(60, abs=2)
+    assert summary["max_abs_logit_diff"] < 1e-3
+    smaller = load_compact(tmp_path / "compact.safetensors")
+    total = summary["parameters"] - summary["removed_params"]
+    assert sum(p.numel() for p in smaller.parameters()) == total
+    # The checkpoint is one of the original network.
+    state = checkpoint.load(tmp_path / "checkpoints" / checkpoint.LAST)
+    assert sum(t.numel() for n, t in state["model"].items() if n.endswith("weight")) > total
+
+
+@pytest.mark.slow
+def test_a_run_stopped_anywhere_goes_on_to_the_same_weights(tmp_path):
+    whole = tmp_path / "whole"
+    run_recipe(shrinking(), whole)
+    assert len(set(sizes(whole))) > 1
+    for phase, epoch in [*(("spr", e) for e in range(2, 8)), ("finetune", 0), ("finetune", 1)]:
+        place = tmp_path / f"{phase}-{epoch}"
+        with pytest.raises(KeyboardInterrupt), stopped_at(phase, epoch):
+            run_recipe(shrinking(), place)
+        run_recipe(shrinking(), place, resume=True)
+        one, two = (
+            checkpoint.load(folder / "checkpoints" / checkpoint.LAST) for folder in (whole, place)
+        )
+        assert_identical(one, two, f"{phase}-{epoch}")
+        assert sizes(whole) == sizes(place)
+
+
+def test_a_run_stopped_in_its_small_network_goes_on(tmp_path):
+    recipe = shrinking(epochs=5)
+    with pytest.raises(KeyboardInterrupt), stopped_at("spr", 4):
+        run_recipe(recipe, tmp_path)
+    assert len(set(sizes(tmp_path))) > 1
+    run_recipe(recipe, tmp_path, resume=True)
+    during = sizes(tmp_path)
+    assert during == sorted(during, reverse=True) and len(during) == 5
+
+
+def test_without_shrinking_the_records_are_those_of_before(tmp_path):
+    run_recipe(shrinking(shrink=False), tmp_path)
+    assert all("macs_pct" not in r for r in read_metrics(tmp_path / "metrics.jsonl"))
+
+
+def test_the_small_network_is_what_is_trained(tmp_path, monkeypatch):
+    seen: list[int] = []
+
+    def watched(model: nn.Module, *arguments: Any, **settings: Any) -> Any:
+        seen.append(sum(p.numel() for p in model.parameters()))
+        return make_step(model, *arguments, **settings)
+
+    monkeypatch.setattr("spr_or.training.one_phase.make_step", watched)
+    summary = run_recipe(shrinking(), tmp_path)
+    assert seen[-1] == summary["parameters"] - summary["removed_params"]
+    assert len(seen) >= 4  # dense, SPR, at least one smaller network, fine-tuning
+
+
+def test_no_more_leaves_than_the_budget_asks_for(tmp_path):
+    """Lambda is far too strong: nearly all entities die, and the budget wants most of them back."""
+    summary = run_recipe(shrinking(lam=200.0, target_removed_pct=30), tmp_path)
+    assert summary["removed_params_pct"] == pytest.approx(30, abs=2)
+
+
+def test_multiples_are_kept_on_the_way(tmp_path):
+    summary = run_recipe(shrinking(round_to=4), tmp_path)
+    for row in summary["layers"]:
+        if row["filters_after"] is not None and row["layer"] != "fc":
+            assert row["filters_after"] % 4 == 0, row
+
+
+class Shifted(nn.Module):
+    """A bias of its own behind the layer, which no mask of the layer silences."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 16, 3)
+        self.shift = nn.Parameter(torch.ones(16, 1, 1))
+        self.head = nn.Linear(16, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.conv(x) + self.shift).mean((2, 3)))
+
+
+def test_a_network_that_would_train_differently_stays_whole_and_says_so(tmp_path, capsys):
+    found = []
+    for shrink in (True, False):
+        spr = SPR | {"shrink": shrink, "lam": "auto"}
+        run_recipe(tiny_recipe(model=f"{__name__}:Shifted", spr=spr), tmp_path / str(shrink))
+        records = read_metrics(tmp_path / str(shrink) / "metrics.jsonl")
+        found.append([(r["loss"], r["eval_loss"]) for r in records])
+    assert found[0] == found[1]
+    assert set(sizes(tmp_path / "True") + sizes(tmp_path / "True", "finetune")) == {100.0}
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "launched", lambda: distributed.World(0, 2))
+    with pytest.raises(RecipeError, match=r"spr\.shrink"):
+        run_recipe(shrinking(), tmp_path)
