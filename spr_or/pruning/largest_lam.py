@@ -31,6 +31,7 @@ from torch import Tensor
 from spr_or.formulations.least_price import least_price
 from spr_or.pruning.gradient_passes import rows_of
 from spr_or.pruning.group_entities import GroupEntities
+from spr_or.pruning.lam_words import FIRST_LAYER, START
 from spr_or.pruning.regularizer import SPR
 
 BATCHES = 8  # so many are enough to see noise and directions
@@ -81,6 +82,17 @@ class Pulls:
         no entity has both weights that are not zero and a price u > 0.
         """
         return float(self.lams(step, total).max())
+
+    def starting_lam(self, step: float, total: float) -> float:
+        """Where lambda starts with a budget: a share of lambda_max, below all that empties a layer.
+
+        lambda_max is that of the entity that is held most, often one of the first layer, and may lie far
+        above what makes a whole later layer zero. So the start is also a share of the smallest lambda at
+        which all entities of some layer go. Arguments and errors as for `largest_lam`.
+        """
+        counts = [layer.count for layer in self.spr.ordered_layers()]
+        of_layers = [float(part.max()) for part in self.lams(step, total).split(counts)]
+        return min(START * max(of_layers), FIRST_LAYER * min(x for x in of_layers if x > 0))
 
     @torch.no_grad()
     def lams(self, step: float, total: float) -> Tensor:

@@ -22,7 +22,7 @@ from spr_or.pruning.chosen_entities import chosen_entities
 from spr_or.pruning.compaction.api import CompactionWarning, compact
 from spr_or.pruning.counts import Example
 from spr_or.pruning.ignored import Ignored
-from spr_or.pruning.lam_words import share_of_max
+from spr_or.pruning.lam_words import AUTO, share_of_max
 from spr_or.pruning.largest_lam import BATCHES, Pulls
 from spr_or.pruning.layer_entities import EntitySpec
 from spr_or.pruning.masks import apply_masks_, collapsed_layers, hold_masks
@@ -140,6 +140,7 @@ class Pruner:
             raise ValueError(f"epochs must be at least 1, got {epochs}")
         lam = "auto" if lam is None else lam
         self._share = share_of_max(lam, budget=True)
+        self._auto = lam == AUTO
         number = 0.0 if isinstance(lam, str) else lam
         if self._share is None and not number:
             raise ValueError(f"lam must be positive, for it is moved by factors, got {lam}")
@@ -291,7 +292,10 @@ class Pruner:
         assert self._pulls is not None and self._share is not None
         group = self.optimizer.param_groups[0]
         step = float(group["lr"]) / (1 - group["momentum"])
-        return self._share * self._pulls.largest_lam(step, step * self._steps * self.epochs)
+        total = step * self._steps * self.epochs
+        if self._auto:
+            return self._pulls.starting_lam(step, total)
+        return self._share * self._pulls.largest_lam(step, total)
 
     def _before_step(self, *_: Any) -> None:
         # Once any SGD exists, torch calls the hooks of a subclass twice: for its step and SGD's in it.

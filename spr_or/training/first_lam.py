@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spr_or.pruning.lam_words import share_of_max
+from spr_or.pruning.lam_words import AUTO, share_of_max
 from spr_or.pruning.largest_lam import BATCHES, Pulls
 from spr_or.pruning.regularizer import SPR
 from spr_or.training.one_phase import epoch_seed
@@ -33,17 +33,29 @@ def first_lam(run: SeedRun, model: nn.Module, spr: SPR, rate: Callable[[int], fl
     if not recipe.epochs:
         return 0.0
     try:
-        largest = largest_lam(run, model, spr, rate)
+        pulls, step, total = _pulls(run, model, spr, rate)
+        largest = pulls.largest_lam(step, total)
+        lam = share * largest
+        if recipe.lam == AUTO and recipe.target_removed_pct is not None:
+            lam = pulls.starting_lam(step, total)
     except ValueError as error:
         raise RunError(f"spr.lam = {recipe.lam!r} of the recipe: {error}") from None
     run.display.say(
-        f"seed {run.seed} spr: lambda {share * largest:.4g}, {share:g} of the largest of {largest:.4g}"
+        f"seed {run.seed} spr: lambda {lam:.4g}, {lam / largest:.2g} of the largest of {largest:.4g}"
     )
-    return share * largest
+    return lam
 
 
 def largest_lam(run: SeedRun, model: nn.Module, spr: SPR, rate: Callable[[int], float]) -> float:
     """lambda_max of the SPR phase from ``model`` on, which is left as it was. See `Pulls`."""
+    pulls, step, total = _pulls(run, model, spr, rate)
+    return pulls.largest_lam(step, total)
+
+
+def _pulls(
+    run: SeedRun, model: nn.Module, spr: SPR, rate: Callable[[int], float]
+) -> tuple[Pulls, float, float]:
+    """What holds the entities, the largest step of the phase, and the sum of its steps."""
     seed = epoch_seed(run.seed, "spr", 0)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     network = replica(model)
@@ -63,7 +75,7 @@ def largest_lam(run: SeedRun, model: nn.Module, spr: SPR, rate: Callable[[int], 
     scale = 1 / (1 - run.recipe.train.momentum)
     rates = [rate(epoch) * scale for epoch in range(run.recipe.spr.epochs)]
     steps = max(1, run.data.train_rows // run.recipe.data.batch_size)
-    return pulls.largest_lam(max(rates), steps * sum(rates))
+    return pulls, max(rates), steps * sum(rates)
 
 
 def nothing_removed(

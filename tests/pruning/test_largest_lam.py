@@ -198,3 +198,21 @@ def test_other_words_are_refused(lam: str) -> None:
 def test_numbers_that_are_no_lambda_are_refused(lam: float) -> None:
     with pytest.raises(ValueError, match="lam must be a finite number >= 0"):
         share_of_max(lam, budget=True)
+
+
+def test_a_budget_starts_below_what_empties_the_weakest_layer() -> None:
+    net = nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 5, bias=False))
+    with torch.no_grad():
+        net[0].weight.fill_(1.0)
+        net[2].weight.fill_(1e-3)  # the weakest layer by far
+        net[2].weight[1] = 2e-3
+    kinds = {"0": "neurons", "2": "neurons"}
+    spr = SPR(net, lam=0.0, alpha=0.0, M={"0": 1.0, "2": 2e-3}, entities=kinds, u="uniform")
+    # alpha = 0: a step of length t makes w zero iff t >= M ||w||_1, so N = 3 and 2e-3 * 8e-3.
+    pulls = Pulls(spr)
+    assert pulls.largest_lam(0.1, 10.0) == pytest.approx(3 / 10)
+    assert pulls.starting_lam(0.1, 10.0) == pytest.approx(0.05 * 1.6e-5 / 10)
+    with torch.no_grad():
+        net[2].weight.fill_(1.0)
+    alike = Pulls(SPR(net, lam=0.0, alpha=0.0, M=2.0, entities=kinds, u="uniform"))
+    assert alike.starting_lam(0.1, 10.0) == pytest.approx(0.02 * 2 * 4 / 10)

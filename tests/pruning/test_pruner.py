@@ -58,7 +58,7 @@ def test_a_loop_of_ones_own_lands_at_its_target(case: str, measure: str) -> None
     small = pruner.compact()
     left = count_parameters(small), count_macs(small, example.shape)
     removed = {"params": 1 - left[0] / dense[0], "macs": 1 - left[1] / dense[1]}
-    assert removed[measure] == pytest.approx(0.5, abs=0.02)
+    assert removed[measure] == pytest.approx(0.5, abs=0.03)
     report = pruner.report()
     assert report["removed"] == pytest.approx(removed)
     assert report["parameters"] == (dense[0], left[0]) and report["macs"] == (dense[1], left[1])
@@ -301,10 +301,12 @@ def test_lambda_starts_at_a_share_of_the_largest_one() -> None:
         lams[lam] = float(pruner.spr.lam)
         # 3 epochs of 4 steps; without a norm only the distance counts.
         total = 12 * 0.01 / (1 - 0.9)
-        share = 0.1 if lam == "0.1 max" else 0.02
-        expected = share * Pulls(pruner.spr).largest_lam(0.1, total)
+        pulls = Pulls(pruner.spr)
+        expected = pulls.starting_lam(0.1, total)
+        if lam not in ("auto", None):
+            expected = float(lam.partition(" ")[0]) * pulls.largest_lam(0.1, total)
         assert lams[lam] == pytest.approx(expected, rel=1e-5)
-    assert lams["auto"] == lams["0.02 max"] == lams[None]
+    assert lams["auto"] == lams[None] <= lams["0.02 max"]
 
 
 def test_a_layer_that_dies_on_the_way_is_warned_of_with_a_smaller_start() -> None:
