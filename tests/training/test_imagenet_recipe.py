@@ -104,7 +104,7 @@ def test_the_path_runs_from_a_weight_file_over_streamed_shards(
     values["spr"] |= {"epochs": 1, "lr": 0.01}
     values["finetune"]["epochs"] = 1
     values["speed"] |= {"device": "cpu", "threads": 1, "amp": "off"}
-    summary = run_recipe(parse_recipe(values), tmp_path / "run")
+    summary = run_recipe(parse_recipe(values), tmp_path / "run", judge=False)
     assert (summary["train_images"], summary["eval_images"]) == (24, 10)
     assert summary["parameters"] == 11_689_512
     records = read_metrics(tmp_path / "run" / "metrics.jsonl")

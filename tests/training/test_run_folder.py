@@ -143,6 +143,7 @@ def test_torchrun_takes_the_lock_once_and_both_processes_end_when_it_is_taken(
         "-m", "spr_or.cli", "run", "digits", "--out", str(out),
         "--set", "seeds=[0]", "--set", "dense.epochs=1", "--set", "spr.epochs=1",
         "--set", "finetune.epochs=1", "--set", "data.train_rows=128",
+        "--set", "spr.target_removed_pct=30",
     ]  # fmt: skip
     with alone_in(out, "run"):
         refused = subprocess.run(command, capture_output=True, text=True, timeout=120)
