@@ -27,6 +27,12 @@ def test_the_wheel_holds_the_package_with_networks_recipes_and_figures(wheel: Pa
         files = list((ROOT / "experiments" / folder).glob(pattern))
         assert files
         expected |= {f"spr_or/shipped/{folder}/{file.name}" for file in files}
+    results = ROOT / "experiments" / "results"
+    expected |= {
+        f"spr_or/shipped/results/{file.relative_to(results)}"
+        for file in results.glob("*/*")
+        if file.is_file()
+    }
     assert names == expected
     # The networks themselves, not the checkout's signpost to them.
     assert network == (ROOT / "models" / "__init__.py").read_bytes()
