@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from spr_or.pruning.chosen_entities import ChosenEntities
-from spr_or.pruning.compaction.api import CompactionWarning, compact
+from spr_or.pruning.compaction.api import TOLERANCES, CompactionWarning, compact
 from spr_or.pruning.groups import EntityGroup, Member
 from spr_or.pruning.layer_entities import LayerEntities
 from spr_or.pruning.masks import apply_masks_, filter_rows
@@ -31,9 +31,6 @@ from spr_or.pruning.regularizer import SPR
 
 Kept = dict[str, list[list[int] | None]]
 
-# Relative difference of outputs of both networks that rounding explains.
-_TOLERANCE = {torch.float64: 1e-9}
-_TOLERANCE_32 = 1e-3
 _SAMPLES = 8  # images on which both are compared
 
 
@@ -112,8 +109,8 @@ def narrow(
     found.held.extend(_still_there(found, twin, by_module, example))
     read_(found, model)
     network.train(model.training)
-    for network_mode in (False, True):
-        _compare(model, network, example, network_mode)
+    for training in (False, True):
+        _compare(model, network, example, training)
     return found
 
 
@@ -150,13 +147,13 @@ def read_optimizer_(
     """Give the smaller network's optimiser the state of ``whole``, of ``model``: momentum and the like."""
     originals = dict(model.named_parameters())
     for name, parameter in narrowing.network.named_parameters():
-        for key, value in whole.state.get(originals[name], {}).items():
-            if torch.is_tensor(value) and value.shape == originals[name].shape:
-                own = torch.empty_like(parameter, dtype=value.dtype)
-                value = own.copy_(narrowing.part(name, value))
-            elif torch.is_tensor(value):
-                value = value.clone()
-            part.state[parameter][key] = value
+        original = originals[name]
+
+        def moved(value: Tensor, name: str = name, parameter: Tensor = parameter) -> Tensor:
+            own = torch.empty_like(parameter, dtype=value.dtype)
+            return own.copy_(narrowing.part(name, value))
+
+        _copy_state_(part, parameter, whole, original, moved)
 
 
 @torch.no_grad()
@@ -170,14 +167,27 @@ def write_optimizer_(
     originals = dict(model.named_parameters())
     for name, parameter in narrowing.network.named_parameters():
         original = originals[name]
-        for key, value in part.state.get(parameter, {}).items():
-            if torch.is_tensor(value) and value.shape == parameter.shape:
-                own = torch.zeros_like(original, dtype=value.dtype)
-                narrowing.put_(name, own, value)
-                value = own
-            elif torch.is_tensor(value):
-                value = value.clone()
-            whole.state[original][key] = value
+
+        def moved(value: Tensor, name: str = name, original: Tensor = original) -> Tensor:
+            own = torch.zeros_like(original, dtype=value.dtype)
+            narrowing.put_(name, own, value)
+            return own
+
+        _copy_state_(whole, original, part, parameter, moved)
+
+
+def _copy_state_(
+    to: torch.optim.Optimizer,
+    target: nn.Parameter,
+    of: torch.optim.Optimizer,
+    source: nn.Parameter,
+    moved: Callable[[Tensor], Tensor],
+) -> None:
+    """Copy a parameter's state from one optimiser to another; what has its shape is ``moved``."""
+    for key, value in of.state.get(source, {}).items():
+        if torch.is_tensor(value):
+            value = moved(value) if value.shape == source.shape else value.clone()
+        to.state[target][key] = value
 
 
 def _still_there(
@@ -304,7 +314,7 @@ def _compare(whole: nn.Module, part: nn.Module, example: Any, training: bool) ->
     if training and _difference(one, again) > 0:
         return
     difference = _difference(one, other)
-    if difference > _TOLERANCE.get(images.dtype, _TOLERANCE_32):
+    if difference > TOLERANCES[torch.float64 if images.dtype == torch.float64 else torch.float32]:
         mode = "training" if training else "evaluation"
         raise CannotShrink(f"in {mode} mode the outputs would differ by {difference:.2g}")
 

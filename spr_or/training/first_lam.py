@@ -17,7 +17,7 @@ from spr_or.training.one_phase import epoch_seed
 from spr_or.training.pruning import make_spr
 from spr_or.training.replica import replica
 from spr_or.training.seed_run import RunError, SeedRun
-from spr_or.training.setup import fresh_model
+from spr_or.training.setup import fresh_model, steps_of_epoch
 
 
 def first_lam(run: SeedRun, model: nn.Module, spr: SPR, rate: Callable[[int], float]) -> float:
@@ -74,8 +74,7 @@ def _pulls(
             buffer.copy_(before[name])
     scale = 1 / (1 - run.recipe.train.momentum)
     rates = [rate(epoch) * scale for epoch in range(run.recipe.spr.epochs)]
-    steps = max(1, run.data.train_rows // run.recipe.data.batch_size)
-    return pulls, max(rates), steps * sum(rates)
+    return pulls, max(rates), steps_of_epoch(run.recipe, run.data) * sum(rates)
 
 
 def nothing_removed(

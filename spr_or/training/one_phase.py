@@ -68,8 +68,7 @@ def train_phase(run: SeedRun, phase: Phase) -> float | None:
     """Train from the run's checkpoint on; the best accuracy of an epoch, None without epochs."""
     done, best = _continue(run, phase)
     whole = phase
-    if phase.shrinking is not None:
-        phase = phase.now()
+    phase = phase.now()
     step = _make_step(run, phase, phase.epochs - done)
     run.display.phase(f"seed {run.seed} {phase.name}", phase.epochs, run.data.train_rows, done)
     for epoch in range(done, phase.epochs):

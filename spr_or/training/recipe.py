@@ -150,9 +150,7 @@ class SprRecipe(Schedule):
     # Entities that are zero, and for which zero is optimal, leave the network between two epochs, and
     # fine-tuning trains the small network. With a smaller network epochs are shorter.
     shrink: bool = False
-    shrink_after: int = Field(
-        default=2, ge=1
-    )  # epochs that an entity has been zero before it leaves
+    shrink_after: int = Field(default=2, ge=1)  # epochs that an entity is zero before it leaves
 
     @model_validator(mode="before")
     @classmethod

@@ -74,6 +74,7 @@ class Shrinking:
     limits: Mapping[str, Limits] = field(default_factory=dict)
     left: Masks | None = None
     zero_epochs: dict[str, Tensor] = field(default_factory=dict)  # how long entities have been zero
+    macs_pct: float = 100.0  # the multiplications of what is trained now, in percent of all
     refused: bool = False
     _smaller: Trainee | None = None
     _narrowing: Narrowing | None = None
@@ -110,6 +111,7 @@ class Shrinking:
             return False
         apply_masks_(model, by_module, self.run.example)
         self.left, self._narrowing, self._smaller = left, narrowing, smaller
+        self.macs_pct = self._macs_pct(left)
         self.run.scorings.clear()
         return True
 
@@ -151,8 +153,8 @@ class Shrinking:
         present = {name: keep.cpu() for name, keep in present.items()}
         found = {n: keep.cpu() for n, keep in whole_masks(masks, present).items()}
         for name, keep in found.items():
-            before = self.zero_epochs.get(name, torch.zeros(len(keep), dtype=torch.int64))
-            self.zero_epochs[name] = torch.where(keep, 0, before + 1)
+            so_far = self.zero_epochs.get(name, torch.zeros(len(keep), dtype=torch.int64))
+            self.zero_epochs[name] = torch.where(keep, 0, so_far + 1)
         if epoch + 1 >= recipe.spr.epochs:
             return False  # the cut by the budget comes next
         left = self._without_long_zeros(present, None)
@@ -166,14 +168,14 @@ class Shrinking:
         if not self._worth(present, left):
             return False
         self.write_back()
-        was, now = (self._operations(m) for m in (present, left))
+        before = self.macs_pct
         if not self.narrow_to(left):
             return False
         gone = sum(int((~keep).sum()) for keep in left.values())
         self.run.display.say(
             f"seed {self.run.seed} spr: after epoch {epoch} the network shrinks to "
-            f"{100 * now / self._operations({}):.0f} % of the multiplications "
-            f"(by {100 * (1 - now / was):.0f} %; {gone} entities are gone)"
+            f"{self.macs_pct:.0f} % of the multiplications "
+            f"(by {100 * (1 - self.macs_pct / before):.0f} %; {gone} entities are gone)"
         )
         return True
 
@@ -235,19 +237,18 @@ class Shrinking:
     def _worth(self, before: Masks, after: Masks) -> bool:
         if all(torch.equal(before[name], after[name]) for name in before):
             return False
-        return self._operations(after) <= (1 - _WORTH) * self._operations(before)
+        return self._macs_pct(after) <= (1 - _WORTH) * self._macs_pct(before)
 
-    def _operations(self, masks: Masks) -> int:
+    def _macs_pct(self, masks: Masks) -> float:
+        """The multiplications of the network that ``masks`` leave, in percent of all."""
         model = self.trainee.model
         if self._counter is None:
             self._counter = Counter(model, self.run.example, of="macs")
-        layers = self.run.chosen.of(model)
-        return self._counter.sizes(module_masks(model, layers, masks) if masks else {}).operations
+        return 100 - self._counter(module_masks(model, self.run.chosen.of(model), masks))
 
     def describe(self) -> Record:
-        """The present size, for the record of an epoch: multiplications, in percent of all."""
-        share = self._operations(self.left or {}) / self._operations({})
-        return {"macs_pct": round(100 * share, 2)}
+        """The present size, for the record of an epoch."""
+        return {"macs_pct": round(self.macs_pct, 2)}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs besides the whole trainee's state."""

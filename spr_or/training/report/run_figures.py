@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spr_or.training.metrics import Record
+from spr_or.training.pruning import ENTITY_REGIMES
 from spr_or.utils.files import write_aside
 from spr_or.utils.palette import BLUE, GREEN, GREY, LIGHT_GREY, ORANGE, PURPLE, RED, SKY
 from spr_or.utils.printable import picture_text
@@ -29,11 +30,9 @@ REGIMES = (
     ("norm", "norm", ORANGE),
     ("zero", "zero", LIGHT_GREY),
 )
-_REGIME_COLOURS = (  # in the order of `pruning.ENTITY_REGIMES`
-    ("zero", LIGHT_GREY),
-    ("norm", ORANGE),
-    ("bound", GREEN),
-    ("full", BLUE),
+# The digits of `entity_regimes` are places in this order.
+_REGIME_COLOURS = tuple(
+    (label, colour) for name in ENTITY_REGIMES for key, label, colour in REGIMES if key == name
 )
 _WIDTH = 5.6  # inches
 _SEED_COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY)
@@ -197,7 +196,7 @@ def each_entity(records: list[Record], labels: Mapping[str, str], path: Path) ->
     logged = [r["entity_regimes"] for r in records if "entity_regimes" in r]
     if not logged:
         return False
-    order = {label: number for number, (label, _) in enumerate(_REGIME_COLOURS)}
+    white = len(_REGIME_COLOURS)
     rows: list[Tensor] = []
     places, names = [], []
     for name in logged[0]:
@@ -207,7 +206,7 @@ def each_entity(records: list[Record], labels: Mapping[str, str], path: Path) ->
         places.append(sum(len(row) for row in rows) + len(digits) / 2 - 0.5)
         names.append(labels.get(name, name))
         rows.append(digits)
-        rows.append(torch.full((max(1, len(digits) // 16), len(logged)), len(order)))
+        rows.append(torch.full((max(1, len(digits) // 16), len(logged)), white))
     picture = torch.cat(rows[:-1])
     height = min(9.0, max(3.0, 1.1 + 0.2 * len(names) + len(picture) / 250))
     figure, axis = plt.subplots(figsize=(_WIDTH, height), layout="constrained")
@@ -215,7 +214,7 @@ def each_entity(records: list[Record], labels: Mapping[str, str], path: Path) ->
         [colour for _, colour in _REGIME_COLOURS] + ["white"]
     )
     axis.imshow(
-        picture, aspect="auto", interpolation="nearest", cmap=colours, vmin=0, vmax=len(order),
+        picture, aspect="auto", interpolation="nearest", cmap=colours, vmin=0, vmax=white,
         extent=(0.5, len(logged) + 0.5, len(picture) - 0.5, -0.5),
     )  # fmt: skip
     axis.set_yticks(places, [picture_text(name) for name in names], fontsize=7)
