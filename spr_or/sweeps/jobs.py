@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spr_or.training import checkpoint
-from spr_or.training.recipe import FinetuneRecipe, Recipe, SprRecipe
+from spr_or.training.recipe import FinetuneRecipe, MethodRecipe, Recipe, SprRecipe
 from spr_or.training.runner import run_recipe
 from spr_or.utils.files import write_text
 
@@ -47,7 +47,9 @@ def dense_recipe(recipe: Recipe) -> Recipe:
     spr = SprRecipe(lam=0.0, alpha=0.5, epochs=0, entities=recipe.spr.entities)
     rest = FinetuneRecipe(epochs=0)
     name = f"dense phase, seed {recipe.seeds[0]}"
-    return recipe.model_copy(update={"name": name, "note": "", "spr": spr, "finetune": rest})
+    return recipe.model_copy(
+        update={"name": name, "note": "", "spr": spr, "method": MethodRecipe(), "finetune": rest}
+    )
 
 
 def dense_folder_name(dense: Recipe) -> str:

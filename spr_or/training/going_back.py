@@ -16,6 +16,7 @@ import torch
 
 from spr_or.pruning.budget import Masks
 from spr_or.pruning.masks import collapsed_layers
+from spr_or.pruning.steering import Steering
 from spr_or.training.metrics import Record
 from spr_or.training.outcome import lost
 from spr_or.training.seed_run import RunError, SeedRun
@@ -90,7 +91,7 @@ def good_epoch(
     ``best`` is the best accuracy of the epochs before.
     """
     watch, steering = phase.watch, phase.steering
-    if watch is None or steering is None:
+    if watch is None or not isinstance(steering, Steering):
         return attempt()
     before = _kept(phase) if watch.steered else None
     failed: list[Record] = []

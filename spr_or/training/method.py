@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from spr_or.pruning.budget import Count, EntityNumbers, Limits, MaskChoice, Mask
 from spr_or.pruning.layer_entities import LayerEntities
 from spr_or.utils.import_path import load_object
 
+SPR_ITSELF = "spr"  # the name in [method] for what this project is about
 SHIPPED = "spr_or.methods"
 Kind = Literal[
     "score", "regulariser", "optimiser", "dynamic", "learning", "structure search", "exact"
@@ -211,15 +213,17 @@ def find_method(name: str) -> Method:
     'score'
     """
     if ":" not in name:
-        known = shipped_methods()
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(
-                f"there is no method {name!r}; {hint}There are {', '.join(known)}, and your own "
-                'as "module:name"'
-            )
-        return importlib.import_module(f"{SHIPPED}.{name}").METHOD
+        if name.isidentifier() and importlib.util.find_spec(f"{SHIPPED}.{name}") is not None:
+            module = importlib.import_module(f"{SHIPPED}.{name}")
+            if hasattr(module, "METHOD"):
+                return module.METHOD
+        known = (SPR_ITSELF, *shipped_methods())
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"there is no method {name!r}; {hint}There are {', '.join(known)}, and your own as "
+            '"module:name"'
+        )
     try:
         method = load_object(name)
     except (ValueError, ImportError, AttributeError) as error:

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from spr_or.pruning.steering import Steering
 from spr_or.training import checkpoint
 from spr_or.training.going_back import Diverged, Watch, good_epoch
 from spr_or.training.loop import NonFiniteLoss, train_epoch
@@ -32,13 +32,23 @@ from spr_or.utils.counted import counted
 _KEYS = {"dense": "dense.lr", "spr": "spr.lr and spr.lam", "finetune": "spr.lr"}
 
 
+class BetweenEpochs(Protocol):
+    """What acts between the epochs of a phase, and is kept in its checkpoints: `Steering` is one."""
+
+    def begin(self, epoch: int) -> None: ...
+    def end(self, epoch: int) -> Record: ...
+    def state(self) -> dict[str, Any]: ...
+    def load(self, state: dict[str, Any]) -> None: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Phase:
     """What is trained, for how many epochs, and what goes with each step and epoch.
 
-    ``rate(epoch)`` is the learning rate; ``add_gradient``, ``after`` and ``objective`` are those of
-    `make_step`; ``describe()`` adds to the record of an epoch; ``steering`` acts between epochs, and
-    ``watch`` tells an epoch in which the network collapsed. With
+    ``title`` is what people read in place of the name. ``rate(epoch)`` is the learning rate;
+    ``add_gradient``, ``after`` and ``objective`` are those of `make_step`; ``describe()`` adds to the
+    record of an epoch; ``steering`` acts between epochs, and ``watch`` tells an epoch in which the
+    network collapsed; ``eager`` forbids compilation. With
     ``shrinking`` the phase is the whole network's, and ``smaller(trainee)`` is that of the smaller one
     that is trained in its place.
     """
@@ -52,10 +62,12 @@ class Phase:
     after: Callable[[], None] | None = None
     describe: Callable[[], Record] = dict
     objective: Objective | None = None
-    steering: Steering | None = None
+    steering: BetweenEpochs | None = None
     watch: Watch | None = None
     shrinking: Shrinking | None = None
     smaller: Callable[[Trainee], Phase] | None = None
+    title: str = ""
+    eager: bool = False
 
     def now(self) -> Phase:
         """The phase of what is trained now."""
@@ -70,7 +82,9 @@ def train_phase(run: SeedRun, phase: Phase) -> float | None:
     whole = phase
     phase = phase.now()
     step = _make_step(run, phase, phase.epochs - done)
-    run.display.phase(f"seed {run.seed} {phase.name}", phase.epochs, run.data.train_rows, done)
+    run.display.phase(
+        f"seed {run.seed} {phase.title or phase.name}", phase.epochs, run.data.train_rows, done
+    )
     for epoch in range(done, phase.epochs):
         record = good_epoch(run, phase, epoch, partial(_epoch, run, phase, step, epoch), best)
         run.metrics.add(record)
@@ -90,7 +104,7 @@ def train_phase(run: SeedRun, phase: Phase) -> float | None:
     if phase.epochs > done:
         last = run.metrics.records[-1]
         run.display.say(
-            f"seed {run.seed} {phase.name}: {counted(phase.epochs, 'epoch')}, "
+            f"seed {run.seed} {phase.title or phase.name}: {counted(phase.epochs, 'epoch')}, "
             f"accuracy {last['eval_accuracy']:.2f} %"
         )
     return best
@@ -127,6 +141,8 @@ def _make_step(run: SeedRun, phase: Phase, epochs: int) -> Step:
 
 def _compiled_where_it_pays(run: SeedRun, phase: Phase, epochs: int) -> nn.Module:
     """What the steps of so many epochs call; a phase that continues goes on as it began."""
+    if phase.eager:
+        return phase.model
     recipe, shape = run.recipe, batch_shape(run.recipe, run.data)
     key = f"{phase.name} {network_key(phase.model, shape)}"
     if recipe.speed.compile is not None or key not in run.speeds:

@@ -18,6 +18,8 @@ from spr_or.pruning.steering import Steering, decide_masks
 from spr_or.training import distributed
 from spr_or.training.distill import distilling
 from spr_or.training.first_lam import first_lam, nothing_removed
+from spr_or.training.method import SPR_ITSELF
+from spr_or.training.method_phase import Course, method_phase
 from spr_or.training.metrics import Record
 from spr_or.training.one_phase import Phase, train_phase
 from spr_or.training.pruning import (
@@ -65,8 +67,15 @@ def train(run: SeedRun) -> Trained:
         kept = {name: keep.to(run.device) for name, keep in state["masks"].items()}
         masks = module_masks(model, run.chosen.of(model), kept)
         before, budget = state["before"], state["budget"]
+        course = Course(
+            state.get("pruning_epochs", run.recipe.spr.epochs), state.get("restart", False)
+        )
     else:
-        model, kept, budget = spr_phase(run, dense, bounds)
+        if run.recipe.method.name == SPR_ITSELF:
+            model, kept, budget = spr_phase(run, dense, bounds)
+            course = Course(run.recipe.spr.epochs)
+        else:
+            model, kept, budget, course = method_phase(run, dense, bounds)
         layers = run.chosen.of(model)
         masks = module_masks(model, layers, kept)
         warn_of_collapse(run, {n: kept[n] for n in kept if n not in branches_of(layers)})
@@ -75,8 +84,10 @@ def train(run: SeedRun) -> Trained:
         "masks": {name: keep.cpu() for name, keep in kept.items()},
         "before": before,
         "budget": budget,
+        "pruning_epochs": course.epochs,
+        "restart": course.restart,
     }
-    accuracy, best = finetune_phase(run, dense, model, kept, masks, before)
+    accuracy, best = finetune_phase(run, dense, model, kept, masks, before, course)
     return Trained(
         dense, model, kept, masks, bounds, dense_accuracy, before, accuracy, best, budget
     )
@@ -95,7 +106,7 @@ def dense_phase(run: SeedRun) -> nn.Module:
     phase = Phase(
         name="dense",
         model=model,
-        optimizer=make_sgd(run.recipe, model),
+        optimizer=make_sgd(run.recipe, model.parameters()),
         epochs=recipe.epochs,
         rate=lambda epoch: learning_rate(recipe, epoch, recipe.epochs),
     )
@@ -228,12 +239,14 @@ def finetune_phase(
     kept: dict[str, Tensor],
     masks: dict[str, Tensor],
     before: float,
+    course: Course,
 ) -> tuple[float, float]:
     """Train on without what is masked; accuracy of the last and of the best epoch.
 
     ``kept`` are the masks of the entities, ``masks`` the same by module.
     """
     recipe = run.recipe.finetune
+    epochs, rate = finetune_schedule(run.recipe, course)
     objective = None
     if recipe.distill > 0:
         objective = distilling(
@@ -243,10 +256,12 @@ def finetune_phase(
             run.recipe.train.label_smoothing,
             run.recipe.speed.amp == "bf16",
         )
-    whole = Trainee(model, make_sgd(run.recipe, model))
+    whole = Trainee(model, make_sgd(run.recipe, model.parameters()))
     shrinking = None
     if run.recipe.spr.shrink:
-        shrinking = Shrinking(run, whole, lambda network, _: make_sgd(run.recipe, network))
+        shrinking = Shrinking(
+            run, whole, lambda network, _: make_sgd(run.recipe, network.parameters())
+        )
         if run.resumed("finetune") is None:
             shrinking.narrow_to(kept)
 
@@ -256,8 +271,8 @@ def finetune_phase(
             name="finetune",
             model=trainee.model,
             optimizer=trainee.optimizer,
-            epochs=recipe.epochs,
-            rate=_pruning_rate(run.recipe, run.recipe.spr.epochs),
+            epochs=epochs,
+            rate=rate,
             after=shrinking.hold
             if shrinking is not None and trainee is not whole
             else hold_masks(model, masks, run.example),
@@ -274,6 +289,22 @@ def finetune_phase(
     if run.data.held_out is not None:  # epochs are judged by other images than the result
         best = accuracy
     return accuracy, before if best is None else best
+
+
+def finetune_schedule(recipe: Recipe, course: Course) -> tuple[int, Callable[[int], float]]:
+    """Epochs of fine-tuning, and the learning rate of each.
+
+    What the pruning phase has not trained is added, so all methods see the images equally often. A
+    network that starts again from new weights is trained as long as the dense one was, and then
+    fine-tuned, with the dense network's schedule; where the dense one came from a file, with SPR's.
+    """
+    left = recipe.spr.epochs - course.epochs + recipe.finetune.epochs
+    if course.restart and recipe.dense.epochs:
+        epochs = recipe.dense.epochs + left
+        return epochs, lambda epoch: learning_rate(recipe.dense, epoch, epochs)
+    if course.restart:
+        return left, lambda epoch: learning_rate(recipe.spr, epoch, left)
+    return left, _pruning_rate(recipe, course.epochs)
 
 
 def _pruning_rate(recipe: Recipe, offset: int) -> Callable[[int], float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -50,7 +52,7 @@ def make_limits(recipe: SprRecipe, spr: SPR) -> dict[str, Limits]:
 def make_optimizer(recipe: Recipe, model: nn.Module, spr: SPR) -> torch.optim.Optimizer:
     """SGD for the gradient method, ProxSGD for the proximal one."""
     if recipe.spr.method == "gradient":
-        return make_sgd(recipe, model)
+        return make_sgd(recipe, model.parameters())
     shared = recipe.train
     return ProxSGD(
         model,
@@ -105,11 +107,11 @@ def in_zero_filters_pct(model: nn.Module, masks: dict[str, Tensor]) -> float:
     return 100 * masked_filter_weights(model, masks) / count_parameters(model)
 
 
-def make_sgd(recipe: Recipe, model: nn.Module) -> torch.optim.SGD:
+def make_sgd(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.SGD:
     """SGD with the momentum and weight decay that all phases share."""
     shared = recipe.train
     return torch.optim.SGD(
-        model.parameters(),
+        parameters,
         lr=0.1,  # set anew each epoch
         momentum=shared.momentum,
         weight_decay=shared.weight_decay,

@@ -26,6 +26,7 @@ from pydantic import (
 from torch import nn
 
 from spr_or.pruning.lam_words import share_of_max
+from spr_or.training.method import SPR_ITSELF, MethodKeys, find_method
 from spr_or.utils.import_path import load_object
 from spr_or.utils.shipped import find_shipped
 
@@ -211,6 +212,36 @@ class SprRecipe(Schedule):
         return self
 
 
+class MethodRecipe(BaseModel):
+    """[method]: who decides what goes; epochs, learning rate, entities and budget stay those of [spr].
+
+    The other keys are those of the method.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = (
+        SPR_ITSELF  # "spr", a name that `spr-or methods` lists, or your own as "module:name"
+    )
+
+    @model_validator(mode="after")
+    def _method_has_these_keys(self) -> MethodRecipe:
+        given = self.model_extra or {}
+        keys = MethodKeys if self.name == SPR_ITSELF else find_method(self.name).keys
+        for key in given:
+            if key not in keys.model_fields:
+                near = difflib.get_close_matches(key, keys.model_fields, n=1)
+                known = ", ".join(keys.model_fields) or "no keys of its own"
+                hint = f"; did you mean {near[0]!r}?" if near else f"; it has {known}"
+                raise ValueError(f"{self.name} has no key {key!r}{hint}")
+        try:
+            keys.model_validate(given)
+        except ValidationError as error:
+            faults = (f"{f['loc'][0]}: {f['msg']}, got {f['input']!r}" for f in error.errors())
+            raise ValueError("; ".join(faults)) from None
+        return self
+
+
 class FinetuneRecipe(_Section):
     """[finetune]: training in which the masked weights stay zero."""
 
@@ -264,8 +295,17 @@ class Recipe(_Section):
     train: TrainRecipe = TrainRecipe()
     dense: DenseRecipe = DenseRecipe()
     spr: SprRecipe
+    method: MethodRecipe = MethodRecipe()
     finetune: FinetuneRecipe = FinetuneRecipe()
     speed: SpeedRecipe = SpeedRecipe()
+
+    @model_validator(mode="after")
+    def _rivals_have_a_budget(self) -> Recipe:
+        if self.method.name != SPR_ITSELF and self.spr.target_removed_pct is None:
+            raise ValueError(
+                f"method {self.method.name} needs a budget: set spr.target_removed_pct = 60 for instance"
+            )
+        return self
 
     @model_validator(mode="after")
     def _seeds_differ(self) -> Recipe:

@@ -253,7 +253,8 @@ def _kept_recipe(folder: Path) -> dict[str, Any] | None:
 
 def _epochs_until(recipe: Recipe, state: checkpoint.State) -> list[Epoch]:
     """The epochs that a checkpoint has behind it."""
-    counts = (recipe.dense.epochs, recipe.spr.epochs, recipe.finetune.epochs)
+    pruning = state.get("pruning_epochs", recipe.spr.epochs)  # none of a method that only scores
+    counts = (recipe.dense.epochs, pruning, 0)
     epochs = dict(zip(PHASES, counts, strict=True))
     before = PHASES[: PHASES.index(state["phase"])]
     done = [(phase, epoch) for phase in before for epoch in range(epochs[phase])]

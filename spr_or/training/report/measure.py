@@ -49,8 +49,10 @@ def spr_step_overhead(
     for regularised in (False, True):
         network = copy.deepcopy(model).train()
         spr = make_spr(recipe.spr, network, bounds, chosen)
-        make = partial(make_optimizer, spr=spr) if regularised else make_sgd
-        optimizer = make(recipe, network)
+        if regularised:
+            optimizer = make_optimizer(recipe, network, spr)
+        else:
+            optimizer = make_sgd(recipe, network.parameters())
         for group in optimizer.param_groups:
             group["lr"] = _RATE
         add = spr.add_gradient_ if regularised and recipe.spr.method == "gradient" else None

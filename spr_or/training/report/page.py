@@ -132,7 +132,7 @@ def _budget(columns: Sequence[dict[str, Any]]) -> str:
         return ""
     rows = [_row("th", ["", *(f"seed {column['seed']}" for column in columns)])]
     for label, key, form in BUDGET_ROWS:
-        rows.append(_row("td", [label, *(form.format(c["budget"][key]) for c in columns)]))
+        rows.append(_row("td", [label, *(shown(form, c["budget"].get(key)) for c in columns)]))
     caption = "<caption>How the share to remove was met</caption>"
     return _scroll(caption + "".join(rows), len(columns))
 

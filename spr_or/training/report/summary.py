@@ -18,6 +18,7 @@ from spr_or.pruning.layer_rows import layer_label, layer_rows
 from spr_or.pruning.masks import collapsed_layers
 from spr_or.pruning.module_masks import branches_of
 from spr_or.pruning.pruning_report import group_rows
+from spr_or.training.method import SPR_ITSELF
 from spr_or.training.metrics import Record, read_metrics
 from spr_or.training.phases import Trained
 from spr_or.training.pruning import make_spr
@@ -115,7 +116,9 @@ def summarise(
         "max_abs_logit_diff": max_logit_difference(run, trained.pruned, smaller),
         "spr_step_overhead": spr_step_overhead(
             recipe, trained.dense, trained.bounds, batch, run.chosen
-        ),
+        )
+        if recipe.method.name == SPR_ITSELF
+        else None,
     }
     return {
         **measured,
@@ -205,7 +208,9 @@ def entity_norms(run: SeedRun, trained: Trained) -> dict[str, tuple[list[float],
 def mean_summary(summaries: list[Summary]) -> Summary:
     """Mean over seeds of every measure, with the standard deviation beside it under ``std``."""
     first = summaries[0]
-    columns = {key: [float(s[key]) for s in summaries] for key in MEASURES}
+    # What a method other than SPR has no figure for is None in all of them.
+    known = [key for key in MEASURES if first[key] is not None]
+    columns = {key: [float(s[key]) for s in summaries] for key in known}
     merged = copy.deepcopy(first)
     merged |= {key: statistics.fmean(values) for key, values in columns.items()}
     for key in _OPTIONAL:

@@ -7,6 +7,7 @@ from typing import Any
 
 from spr_or.pruning.lam_words import AUTO
 from spr_or.pruning.measures import MEASURES
+from spr_or.training.method import SPR_ITSELF
 from spr_or.training.outcome import has_collapsed
 from spr_or.utils.counted import counted
 
@@ -21,18 +22,24 @@ def what_was_done(summary: dict[str, Any], seeds: Sequence[dict[str, Any]]) -> s
     if dense.get("weights"):
         begun = f"loaded from {dense['weights']} and {begun}"
     start = "its weights" if spr.get("start") == "dense" else "new random weights"
-    goal = ""
+    goal, method = "", recipe.get("method", {}).get("name", SPR_ITSELF)
     if spr.get("target_removed_pct") is not None:
         measure = MEASURES[spr.get("target_of", "params")]
-        goal = f", λ moved so that {spr['target_removed_pct']:g} % of the {measure} go"
+        share = f"{spr['target_removed_pct']:g} % of the {measure}"
+        goal = f", λ moved so that {share} go" if method == SPR_ITSELF else f", cut to {share}"
+    pruned = f"with {method}{goal}"
+    if method == SPR_ITSELF:
+        pruned = (
+            f"with SPR ({_METHODS.get(spr['method'], spr['method'])}, {spr['variant']} form, "
+            f"{_strength(spr)}{goal})"
+        )
     numbers = [str(one["seed"]) for one in seeds]
     which = f"seeds {', '.join(numbers)}" if len(numbers) > 1 else f"seed {numbers[0]}"
     return (
         f"{summary['model']} ({summary['parameters']:,} parameters) was {begun} on "
         f"{summary['dataset']} ({summary['train_images']:,} training and "
         f"{summary['eval_images']:,} evaluation images), then from {start} for "
-        f"{counted(spr['epochs'], 'epoch')} with SPR ({_METHODS.get(spr['method'], spr['method'])}, "
-        f"{spr['variant']} form, {_strength(spr)}{goal}), and fine-tuned without the removed parts "
+        f"{counted(spr['epochs'], 'epoch')} {pruned}, and fine-tuned without the removed parts "
         f"for {counted(fine['epochs'], 'epoch')}; {which}."
     )
 
