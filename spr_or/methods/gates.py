@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spr_or.pruning.budget import EntityNumbers
 from spr_or.pruning.counts import Example
 from spr_or.pruning.following_norms import CONVOLUTIONS, LAYERS, NORMS, TRANSPOSED, following_norms
 from spr_or.pruning.group_entities import GroupEntities
@@ -84,9 +85,10 @@ class Gates:
 
         return multiply
 
-    def by_layer(self, numbers: Tensor) -> tuple[Tensor, ...]:
-        """Numbers for all gates (n,) as those of each layer."""
-        return numbers.split(self.sizes)
+    def of_entities(self, numbers: Tensor, layers: Sequence[LayerEntities]) -> EntityNumbers:
+        """Numbers for all gates (n,) by the names of the first layers that have them."""
+        parts = numbers.detach().split(self.sizes)
+        return {layer.name: part for layer, part in zip(layers, parts, strict=False)}
 
     def detach(self) -> None:
         """Remove the hooks; the network computes without gates."""
@@ -97,7 +99,9 @@ class Gates:
     @torch.no_grad()
     def fold(self) -> None:
         """Multiply the gates into the network and remove the hooks."""
-        for gate, places in zip(self.by_layer(self.effective(self.values)), self.places, strict=True):
+        for gate, places in zip(
+            self.effective(self.values).split(self.sizes), self.places, strict=True
+        ):
             for place in places:
                 module, factors = place.module, place.factors(gate)
                 dim = 0 if isinstance(module, NORMS) else output_dim(module)

@@ -36,7 +36,6 @@ from spr_or.methods.gates import (
     soft_threshold,
     zero_scores,
 )
-from spr_or.pruning.budget import EntityNumbers
 from spr_or.training.method import Method, MethodKeys, PruningPlan, PruningTask
 
 MOMENTUM = 0.9
@@ -91,10 +90,6 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
         idle.add_(1).mul_(factors == 0)
         factors.grad = None
 
-    def scores() -> EntityNumbers:
-        found = gates.by_layer(zero_scores(factors.detach(), idle))
-        return {layer.name: score for layer, score in zip(task.layers, found, strict=True)}
-
     def state() -> dict[str, Any]:
         return {"factors": factors.detach().clone(), "velocity": velocity.clone(), "idle": idle.clone()}
 
@@ -105,7 +100,7 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
         idle.copy_(state["idle"])
 
     return PruningPlan(
-        scores=scores,
+        scores=lambda: gates.of_entities(zero_scores(factors, idle), task.layers),
         trains=True,
         after_backward=step,
         before_epoch=begin,
