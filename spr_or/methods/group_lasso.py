@@ -1,0 +1,92 @@
+r"""Group lasso: a price on the length of each entity, paid by a proximal step.
+
+.. math::  \min_w L(w) + \lambda \sum_i \sqrt{k_i}\, \lVert w_i \rVert_2, \qquad
+           w_i \leftarrow \Bigl(1 - \frac{\eta \lambda \sqrt{k_i}}{\lVert w_i \rVert_2}\Bigr)_+ w_i
+
+The optimiser's step on the loss is followed by the operator on the right with its learning rate, so
+entities become exactly zero and may return. The penalty is that of Yuan and Lin 2006 (Model selection and
+estimation in regression with grouped variables, JRSS B 68); on filters of networks it was used by Wen,
+Wu, Wang, Chen, Li 2016 (Learning structured sparsity in deep neural networks, arXiv:1608.03665), who add
+its gradient to that of the loss.
+
+The end of the phase cuts by ||w_i|| / sqrt(k_i). Without ``lam`` the budget moves lambda between epochs
+as it does for SPR (`spr_or.pruning.budget.next_lam`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from spr_or.methods.budgeted_lam import BudgetedLam, starting_lam
+from spr_or.methods.entity_writes import entity_norms, scale_
+from spr_or.training.method import Method, MethodKeys, PruningPlan, PruningTask
+
+
+class Keys(MethodKeys):
+    """Keys of the group lasso."""
+
+    lam: float | None = Field(default=None, ge=0)  # lambda; None: the budget moves it
+
+
+def soft_threshold(norm: Tensor, step: Tensor) -> Tensor:
+    """The factor (1 - step / norm)_+ of the group soft threshold, (N,); 0 for a norm of 0.
+
+    >>> soft_threshold(torch.tensor([2.0, 1.0, 0.0]), torch.tensor([0.5, 3.0, 0.0]))
+    tensor([0.7500, 0.0000, 0.0000])
+    """
+    return torch.where(norm > 0, 1 - step / norm, 0.0).clamp(min=0)
+
+
+def plan(task: PruningTask, keys: Keys) -> PruningPlan:
+    """Train with the penalty; score by the norms that are left."""
+    prices = [layer.sizes.sqrt().to(layer.parameters[0]) for layer in task.layers]
+    counts = [layer.count for layer in task.layers]
+    price = torch.cat(prices)
+    total = task.steps * sum(task.rate(epoch) for epoch in range(task.epochs))
+    start = keys.lam
+    if start is None:
+        start = starting_lam([entity_norms(layer) for layer in task.layers], prices, total)
+    lam = BudgetedLam(start, task.target_pct, task.epochs, moves=keys.lam is None)
+    rate = 0.0
+
+    def before_epoch(epoch: int) -> None:
+        nonlocal rate
+        rate = task.rate(epoch)
+
+    def shrink() -> None:
+        norms = torch.cat([entity_norms(layer) for layer in task.layers])
+        factors = soft_threshold(norms, rate * lam.lam * price).split(counts)
+        for layer, factor in zip(task.layers, factors, strict=True):
+            scale_(layer, factor)
+
+    def after_epoch(epoch: int) -> dict[str, Any]:
+        masks = {layer.name: (entity_norms(layer) > 0).cpu() for layer in task.layers}
+        return lam.after_epoch(task.removed_pct(masks))
+
+    def scores() -> dict[str, Tensor]:
+        pairs = zip(task.layers, prices, strict=True)
+        return {layer.name: entity_norms(layer) / root for layer, root in pairs}
+
+    return PruningPlan(
+        scores=scores,
+        trains=True,
+        before_epoch=before_epoch,
+        after_step=shrink,
+        after_epoch=after_epoch,
+        state=lam.state,
+        load=lam.load,
+    )
+
+
+METHOD = Method(
+    title="Group lasso",
+    kind="regulariser",
+    paper="Yuan, Lin 2006, JRSS B 68; on filters Wen, Wu, Wang, Chen, Li 2016, arXiv:1608.03665",
+    plan=plan,
+    keys=Keys,
+    differs="a proximal step instead of the penalty's gradient; the budget moves lambda",
+)
