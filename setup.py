@@ -11,6 +11,8 @@ setup(
     package_dir={"spr_or.models": "models", "spr_or.shipped": "experiments"},
     package_data={
         "spr_or": ["py.typed"],
-        "spr_or.shipped": ["recipes/*.toml", "tables/*.toml", "reference/*.csv", "results/*/*"],
+        "spr_or.shipped": [
+            "recipes/*.toml", "tables/*.toml", "comparisons/*.toml", "reference/*.csv", "results/*/*",
+        ],
     },
 )

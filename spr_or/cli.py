@@ -49,6 +49,8 @@ COMMANDS = {
     ),
     "run": _Place("spr_or.commands.run", "Train, prune, fine-tune and compact a network."),
     "sweep": _Place("spr_or.commands.sweep", "Run a recipe with many settings."),
+    "compare": _Place("spr_or.commands.compare", "Compare pruning methods at equal budgets."),
+    "methods": _Place("spr_or.commands.methods", "List the pruning methods, or the keys of one."),
     "layers": _Place(
         "spr_or.commands.layers", "Compare the channels SPR kept with the best of each layer."
     ),

@@ -5,14 +5,14 @@ The meaning of a key is the description of its field, or the comment beside or a
 
 import inspect
 import re
-import tokenize
 from collections.abc import Iterator
-from io import StringIO
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+
+from spr_or.utils.field_comments import field_comments
 
 _HEAD = """# Recipe keys
 
@@ -47,7 +47,7 @@ def sections() -> Iterator[tuple[str, type[BaseModel]]]:
 
 def keys(section: str, model: type[BaseModel]) -> list[Key]:
     """The keys of one section in the order of the source."""
-    meanings = _meanings(model)
+    meanings = field_comments(model)
     return [
         Key(
             section,
@@ -128,37 +128,6 @@ def _limits(field: FieldInfo) -> str:
         if getattr(rule, name, None) is not None
     ]
     return ", ".join(found)
-
-
-def _meanings(model: type[BaseModel]) -> dict[str, str]:
-    """{field: the comments above it and within its lines}, of this class and those it extends."""
-    meanings: dict[str, str] = {}
-    for base in reversed(model.__mro__):
-        if issubclass(base, BaseModel) and base is not BaseModel:
-            meanings |= _comments(inspect.getsource(base))
-    return meanings
-
-
-def _comments(source: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    waiting: list[str] = []
-    name, depth = "", 0
-    for token in tokenize.generate_tokens(StringIO(source).readline):
-        text = token.string
-        if token.type == tokenize.COMMENT:
-            waiting.append(re.sub(r"\bNone:", "unset:", text.lstrip("# ").rstrip()))
-        elif token.type == tokenize.OP and text in "([{":
-            depth += 1
-        elif token.type == tokenize.OP and text in ")]}":
-            depth -= 1
-        elif token.type == tokenize.NAME and not name and depth == 0:
-            match = re.match(r"\s+(\w+)\s*:", token.line)
-            name = match[1] if match and match[1] == text else ""
-        elif token.type == tokenize.NEWLINE:
-            if name and waiting:
-                found[name] = " ".join(waiting)
-            name, waiting = "", []
-    return found
 
 
 def on_files(files, config, **_):

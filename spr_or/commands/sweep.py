@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from spr_or.commands.many_runs import Engine, carry_out, end_with, list_runs, load
 from spr_or.utils import outputs, terminal
 from spr_or.utils.counted import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-
-class Engine(StrEnum):
-    """Where the runs of a sweep are computed."""
-
-    local = "local"
-    ray = "ray"
 
 
 def command(
@@ -73,56 +66,17 @@ def command(
     Exit status: 0 done, 1 runs have failed, 2 bad usage, sweep, recipe or data, or a folder in
     which another sweep is at work, 130 interrupted.
     """
-    from spr_or.sweeps.sweep import run_sweep
-    from spr_or.sweeps.sweep_file import SweepError, load_sweep
-    from spr_or.training.data.parquet import DataError
-    from spr_or.training.recipe import RecipeError
-    from spr_or.utils.files import DiskFull
+    from spr_or.sweeps.sweep_file import load_sweep
 
-    errors, screen = terminal.console(stderr=True), terminal.console()
-    try:
-        plan = load_sweep(sweep, set_ or [])
-        folder = out or Path("runs") / sweep.stem
-        if dry_run:
-            _list(screen, plan, folder)
-            return
-        terminal.say(errors, f"{plan.name}: {counted(len(plan.runs), 'run')} in {folder}")
-        pool = _pool(engine, jobs, gpus)
-        result = run_sweep(
-            plan,
-            folder,
-            pool,
-            retry_failed=resume,
-            # The machines of a Ray cluster have folders of their own.
-            on_begin=_find_data if engine is Engine.local else lambda todo: None,
-            on_end=_teller(errors, plan),
-            warn=lambda message: terminal.say(errors, f"warning: {message}", "yellow"),
-        )
-    except (SweepError, RecipeError, DataError) as error:
-        raise terminal.failed(error, 2) from None
-    except DiskFull as error:
-        raise terminal.failed(error, 1) from None
-    except ConnectionError as error:
-        raise terminal.failed(f"no Ray cluster answers at $RAY_ADDRESS: {error}", 2) from None
-    except ImportError as error:
-        raise terminal.failed(
-            f"--engine ray needs Ray: pip install 'spr-or[ray]' ({error})", 2
-        ) from None
-    except KeyboardInterrupt:
-        raise terminal.failed("interrupted; the same command continues", 130) from None
+    screen = terminal.console()
+    plan = load(lambda: load_sweep(sweep, set_ or []))
+    folder = out or Path("runs") / sweep.stem
+    if dry_run:
+        list_runs(screen, plan, folder)
+        return
+    result = carry_out(plan, folder, jobs, engine, gpus, resume, _find_data)
     _show(screen, plan, folder, result)
-    if result.failed:
-        raise terminal.failed(
-            f"{len(result.failed)} of {counted(len(plan.runs), 'run')} failed, see {folder / 'failed.csv'}; "
-            "--resume runs them again",
-            1,
-        )
-
-
-def _pool(engine: Engine, jobs: int, gpus: float | None) -> Any:
-    from spr_or.sweeps.pools import LocalPool, RayPool
-
-    return RayPool(jobs, gpus=gpus) if engine is Engine.ray else LocalPool(jobs)
+    end_with(result, plan, folder)
 
 
 def _find_data(todo: Any) -> None:
@@ -131,35 +85,6 @@ def _find_data(todo: Any) -> None:
 
     for data in dict.fromkeys(point.recipe.data for point in todo):
         find_splits(data)
-
-
-def _list(screen: Console, plan: Any, folder: Path) -> None:
-    from spr_or.sweeps.jobs import dense_folder_name, dense_recipe
-    from spr_or.sweeps.sweep import state_of
-
-    rows, shared = [], set()
-    for point in plan.runs:
-        values = [str(point.changes.get(key, "")) for key in plan.keys]
-        dense = "none"
-        if point.recipe.dense.epochs:
-            dense = dense_folder_name(dense_recipe(point.recipe))
-            shared.add(dense)
-        rows.append((*values, str(point.seed), state_of(point, folder.absolute()), dense))
-    columns = (*plan.keys, "seed", "state", "dense phase")
-    title = f"{plan.name} in {folder}"
-    terminal.show(screen, terminal.table(columns, rows, title=title, text=("state", "dense phase")))
-    screen.print(f"{counted(len(plan.runs), 'run')}, {counted(len(shared), 'dense phase')}")
-
-
-def _teller(errors: Console, plan: Any) -> Any:
-    """A line for each run that ends."""
-
-    def tell(progress: Any) -> None:
-        outcome = f"failed: {progress.error}" if progress.error else "done"
-        line = f"[{progress.done}/{progress.total}] {progress.job.name}: {outcome}"
-        terminal.say(errors, line, "red" if progress.error else None)
-
-    return tell
 
 
 def _show(screen: Console, plan: Any, folder: Path, result: Any) -> None:

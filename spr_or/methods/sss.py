@@ -91,7 +91,11 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
         factors.grad = None
 
     def state() -> dict[str, Any]:
-        return {"factors": factors.detach().clone(), "velocity": velocity.clone(), "idle": idle.clone()}
+        return {
+            "factors": factors.detach().clone(),
+            "velocity": velocity.clone(),
+            "idle": idle.clone(),
+        }
 
     @torch.no_grad()
     def load(state: dict[str, Any]) -> None:

@@ -100,18 +100,18 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = ()) -> SweepPlan:
             raise SweepError(_is_a_recipe(path)) from None
         raise SweepError(f"no sweep file at {path}: {error}") from None
     sweep = _read(path)
-    base = _base(path, sweep.base)
+    base = find_base(path, sweep.base)
     changes = _changes(path, sweep)
     keys = tuple(dict.fromkeys(key for change in changes for key in change))
     given = {override.partition("=")[0].strip() for override in overrides}
     if lost := given & set(keys):
         raise SweepError(f"{path}: its runs change {', '.join(sorted(lost))}, so --set cannot")
     given_changes = [Change("--set ", override) for override in overrides]
-    shared = [*_as_changes(path, flatten(sweep.set)), *given_changes]
+    shared = [*as_changes(path, flatten(sweep.set)), *given_changes]
     name = sweep.name or path.stem
     runs: list[SweepRun] = []
     for change in changes:
-        recipe = load_changed(base, [*shared, *_as_changes(path, change)])
+        recipe = load_changed(base, [*shared, *as_changes(path, change)])
         for seed in recipe.seeds if "seeds" in given else sweep.seeds or recipe.seeds:
             run = SweepRun(change, recipe.model_copy(update={"seeds": (seed,)}))
             titled = run.recipe.model_copy(update={"name": f"{name}: {run.name}"})
@@ -147,7 +147,8 @@ def _is_a_recipe(path: str | Path) -> str:
     return f"{path} is a recipe, not a sweep: spr-or run {path} takes it"
 
 
-def _base(path: Path, base: Path) -> Path:
+def find_base(path: Path, base: Path) -> Path:
+    """The base recipe that the file at ``path`` names: beside it, in the current folder, or shipped."""
     for candidate in (path.parent / base, base):
         if candidate.exists():
             return candidate
@@ -192,7 +193,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _as_changes(path: Path, changes: Mapping[str, Any]) -> list[Change]:
+def as_changes(path: Path, changes: Mapping[str, Any]) -> list[Change]:
     """ "key=value" of a sweep file, with the value as TOML writes it, which for these types is also JSON."""
     try:
         return [Change(f"{path}: ", f"{key}={json.dumps(value)}") for key, value in changes.items()]

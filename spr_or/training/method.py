@@ -179,7 +179,8 @@ def cut_by_score(
     """
     for name, score in scores.items():
         if not torch.isfinite(score).all():
-            raise ValueError(f"the scores of layer {name} are not finite: {score.tolist()}")
+            bad = int((~torch.isfinite(score)).sum())
+            raise ValueError(f"{bad} of {len(score)} scores of layer {name} are not finite")
     plain = {name: score.detach().double().cpu() for name, score in scores.items()}
     ranked = plain if across == "network" else {n: _rank_share(s) for n, s in plain.items()}
     gone = {name: torch.ones(len(score), dtype=torch.bool) for name, score in plain.items()}

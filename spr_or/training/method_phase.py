@@ -6,15 +6,20 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spr_or.pruning.budget import TOLERANCE, Masks
+from spr_or.pruning.budget import TOLERANCE, Count, Masks
+from spr_or.pruning.chosen_entities import ChosenEntities
 from spr_or.pruning.measures import MEASURES
-from spr_or.training.method import PruningPlan, PruningTask, find_method
+from spr_or.training.data.load import Data
+from spr_or.training.loop import evaluate
+from spr_or.training.method import SPR_ITSELF, PruningPlan, PruningTask, find_method
 from spr_or.training.metrics import Record
 from spr_or.training.one_phase import Phase, epoch_seed, train_phase
 from spr_or.training.pruning import make_limits, make_sgd, make_spr
+from spr_or.training.recipe import Recipe, RecipeError
 from spr_or.training.schedule import learning_rate
 from spr_or.training.seed_run import RunError, SeedRun
 from spr_or.training.setup import fresh_model, steps_of_epoch
@@ -31,9 +36,7 @@ class Course:
     restart: bool = False  # from new weights
 
 
-def method_phase(
-    run: SeedRun, dense: nn.Module, bounds: dict[str, Tensor]
-) -> tuple[nn.Module, Masks, Record, Course]:
+def method_phase(run: SeedRun, dense: nn.Module) -> tuple[nn.Module, Masks, Record, Course]:
     """The network after the method's phase, masks that meet the budget, and how that went.
 
     Raises `RunError` for a network that the method does not understand, and for scores that are not
@@ -44,11 +47,11 @@ def method_phase(
     model = fresh_model(recipe, run.seed, run.device)
     if recipe.spr.start == "dense":
         model.load_state_dict(dense.state_dict())
-    task = pruning_task(run, model, dense, bounds)
+    task = pruning_task(recipe, run.seed, run.data, run.chosen, run.counter, model, dense)
     watch = time.perf_counter
     try:
         started = watch()
-        plan = method.plan(task, method.keys.model_validate(recipe.method.model_extra or {}))
+        plan = _plan(recipe, task)
         planned = watch() - started
         epochs = recipe.spr.epochs if plan.trains else 0
         train_phase(run, phase_of(run, task, plan, epochs, method.title))
@@ -81,28 +84,58 @@ def method_phase(
     return model, choice.masks, record, Course(epochs, plan.restart)
 
 
+def check_method(
+    recipe: Recipe,
+    data: Data,
+    device: torch.device,
+    chosen: ChosenEntities,
+    counter: Count | None,
+) -> None:
+    """Raise `RecipeError` where the recipe's method does not take its network."""
+    if recipe.method.name == SPR_ITSELF:
+        return
+    model, dense = (fresh_model(recipe, recipe.seeds[0], device) for _ in range(2))
+    try:
+        _plan(recipe, pruning_task(recipe, recipe.seeds[0], data, chosen, counter, model, dense))
+    except ValueError as error:
+        raise RecipeError(f"method {recipe.method.name} on {recipe.model}: {error}") from error
+
+
+def _plan(recipe: Recipe, task: PruningTask) -> PruningPlan:
+    method = find_method(recipe.method.name)
+    return method.plan(task, method.keys.model_validate(recipe.method.model_extra or {}))
+
+
 def pruning_task(
-    run: SeedRun, model: nn.Module, dense: nn.Module, bounds: dict[str, Tensor]
+    recipe: Recipe,
+    seed: int,
+    data: Data,
+    chosen: ChosenEntities,
+    counter: Count | None,
+    model: nn.Module,
+    dense: nn.Module,
 ) -> PruningTask:
     """What a run gives to a method."""
-    recipe = run.recipe
     target = recipe.spr.target_removed_pct
-    assert run.counter is not None and target is not None
+    assert counter is not None and target is not None
     total = recipe.spr.epochs + recipe.finetune.epochs
+    regularizer = make_spr(recipe.spr, model, 1.0, chosen)
+    parameter = next(model.parameters())
+    judges = data.held_out or data.evaluate
     return PruningTask(
         model=model,
         dense=dense,
-        layers=run.chosen.of(model),
-        example=run.example,
-        classes=run.data.classes,
-        batches=lambda seed: run.data.train(epoch_seed(run.seed, "spr", _SCORING_EPOCH + seed)),
-        accuracy=lambda network: run.validate(network).accuracy,
+        layers=chosen.of(model),
+        example=torch.zeros(2, *data.shape, device=parameter.device),
+        classes=data.classes,
+        batches=lambda number: data.train(epoch_seed(seed, "spr", _SCORING_EPOCH + number)),
+        accuracy=lambda network: evaluate(network, judges(0)).accuracy,
         epochs=recipe.spr.epochs,
-        steps=steps_of_epoch(recipe, run.data),
+        steps=steps_of_epoch(recipe, data),
         target_pct=target,
-        removed_pct=run.counter,
-        limits=make_limits(recipe.spr, make_spr(recipe.spr, model, bounds, run.chosen)),
-        seed=run.seed,
+        removed_pct=counter,
+        limits=make_limits(recipe.spr, regularizer),
+        seed=seed,
         rate=lambda epoch: learning_rate(recipe.spr, epoch, total),
         make_optimizer=lambda parameters: make_sgd(recipe, parameters),
     )

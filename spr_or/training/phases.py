@@ -75,7 +75,7 @@ def train(run: SeedRun) -> Trained:
             model, kept, budget = spr_phase(run, dense, bounds)
             course = Course(run.recipe.spr.epochs)
         else:
-            model, kept, budget, course = method_phase(run, dense, bounds)
+            model, kept, budget, course = method_phase(run, dense)
         layers = run.chosen.of(model)
         masks = module_masks(model, layers, kept)
         warn_of_collapse(run, {n: kept[n] for n in kept if n not in branches_of(layers)})

@@ -14,6 +14,7 @@ from spr_or.pruning.budget import Count
 from spr_or.pruning.chosen_entities import ChosenEntities
 from spr_or.training import checkpoint, distributed
 from spr_or.training.data.load import Data, load_data
+from spr_or.training.method_phase import check_method
 from spr_or.training.metrics import Epoch, Metrics, what_is_lost
 from spr_or.training.outcome import failure
 from spr_or.training.phases import train
@@ -104,6 +105,14 @@ def run_recipe(
         raise RunError(str(error)) from error
 
 
+def check_recipe(recipe: Recipe, data: Data, device: torch.device) -> None:
+    """Raise `RecipeError` for what can be known to be wrong with a recipe before it is trained."""
+    model = fresh_model(recipe, recipe.seeds[0], device)
+    chosen = check_model(recipe, model, data, device)
+    counter = make_counter(recipe, data, device, chosen)
+    check_method(recipe, data, device, chosen, counter)
+
+
 def _read_finished(recipe: Recipe, folder: Path) -> Summary | None:
     """The summary of a run of one seed that is finished: nothing is written, so no lock is needed."""
     if len(recipe.seeds) > 1:
@@ -156,6 +165,7 @@ def _run(
                     model = fresh_model(recipe, seed, device)
                     chosen = check_model(recipe, model, data, device)
                     counter = make_counter(recipe, data, device, chosen)
+                    check_method(recipe, data, device, chosen, counter)
                     shown.say(f"network: {recipe.model} from {source_file(recipe.model)}")
                     folder.mkdir(parents=True, exist_ok=True)
                     if distributed.is_first():

@@ -10,13 +10,15 @@ from spr_or.training.report.summary import MEASURES, Summary
 from spr_or.utils.untrusted import UnreadableFile, read_json
 
 RECIPE, SUMMARY = "recipe.json", "summary.json"
+# Methods other than SPR have no step of SPR to measure.
+_NEEDED = tuple(key for key in MEASURES if key != "spr_step_overhead")
 
 
 class DamagedFile(ValueError):
     """A file that is cut, or holds something else than it should; the message names it."""
 
 
-def read_summary(folder: Path, needed: Sequence[str] = MEASURES) -> Summary | None:
+def read_summary(folder: Path, needed: Sequence[str] = _NEEDED) -> Summary | None:
     """``summary.json`` of a finished run; None if it is not there.
 
     Raises `DamagedFile`, also where a measure of ``needed`` is no number or the recipe is missing.

@@ -11,7 +11,7 @@ from typing import Literal
 
 _PACKAGE = Path(__file__).parents[1]
 
-Kind = Literal["recipes", "tables", "reference", "results"]
+Kind = Literal["recipes", "tables", "comparisons", "reference", "results"]
 
 
 def shipped_folder(kind: Kind) -> Path:
@@ -24,7 +24,7 @@ def shipped_folder(kind: Kind) -> Path:
     return wheel if wheel.is_dir() else _PACKAGE.parent / "experiments" / kind
 
 
-def shipped_names(kind: Literal["recipes", "tables"]) -> list[str]:
+def shipped_names(kind: Literal["recipes", "tables", "comparisons"]) -> list[str]:
     """The names that `find_shipped` knows.
 
     >>> "digits" in shipped_names("recipes")
@@ -33,7 +33,7 @@ def shipped_names(kind: Literal["recipes", "tables"]) -> list[str]:
     return sorted(file.stem for file in shipped_folder(kind).glob("*.toml"))
 
 
-def find_shipped(given: str | Path, kind: Literal["recipes", "tables"]) -> Path:
+def find_shipped(given: str | Path, kind: Literal["recipes", "tables", "comparisons"]) -> Path:
     """The file that ``given`` means: an existing file, else the shipped one of that name.
 
     Raises ``FileNotFoundError`` that lists the shipped names, the nearest one first.

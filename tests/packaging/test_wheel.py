@@ -23,8 +23,9 @@ def test_the_wheel_holds_the_package_with_networks_recipes_and_figures(wheel: Pa
         *(str(file.relative_to(ROOT)) for file in ROOT.glob("spr_or/**/*.py")),
         *(f"spr_or/{file.relative_to(ROOT)}" for file in ROOT.glob("models/*.py")),
     }
-    for folder, pattern in {"recipes": "*.toml", "tables": "*.toml", "reference": "*.csv"}.items():
-        files = list((ROOT / "experiments" / folder).glob(pattern))
+    kinds = {"recipes": "toml", "tables": "toml", "comparisons": "toml", "reference": "csv"}
+    for folder, ending in kinds.items():
+        files = list((ROOT / "experiments" / folder).glob(f"*.{ending}"))
         assert files
         expected |= {f"spr_or/shipped/{folder}/{file.name}" for file in files}
     results = ROOT / "experiments" / "results"

@@ -42,7 +42,9 @@ def test_an_unknown_name_is_told_the_nearest_and_all(given: str) -> None:
 
 
 def test_a_name_near_to_nothing_is_told_all() -> None:
-    with pytest.raises(SweepError, match="no file qqqq. Shipped are cifar10_\\w+, table01") as error:
+    with pytest.raises(
+        SweepError, match="no file qqqq. Shipped are cifar10_\\w+, table01"
+    ) as error:
         load_sweep("qqqq")
     assert "did you mean" not in str(error.value)
 

@@ -1,0 +1,222 @@
+"""What a comparison of methods has found: a table and a picture, from the files of its runs.
+
+A method that could not be run, or whose network collapsed, is a line with its reason.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spr_or.sweeps.run_table import ERROR, last_line, seconds, sound_summary
+from spr_or.sweeps.sweep_file import SweepPlan, SweepRun
+from spr_or.training.method import SPR_ITSELF, find_method
+from spr_or.training.outcome import note
+from spr_or.utils import palette, pareto
+from spr_or.utils.files import write_csv, write_text
+from spr_or.utils.printable import one_line
+from spr_or.utils.terminal import table
+
+NOT_RUN = "not run"
+BEYOND = 2.0  # deviations by which the best method must lead to be marked
+_COLOURS = (palette.BLUE, palette.ORANGE, palette.GREEN, palette.RED, palette.PURPLE, palette.GREY)
+_MARKERS = "os^DvP"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method at one budget, over its seeds.
+
+    ``accuracy`` and the others hold one number for each seed that ended well; ``reasons`` say what
+    became of the others. ``pruning_seconds`` is the time of the pruning phase with all that the method
+    computes; accuracies and shares are in percent.
+    """
+
+    method: str
+    kind: str
+    budget: float
+    seeds: tuple[int, ...]
+    accuracy: tuple[float, ...]
+    dense: tuple[float, ...]
+    removed: tuple[float, ...]
+    macs_removed: tuple[float, ...]
+    pruning_seconds: tuple[float, ...]
+    speedup: tuple[float, ...]
+    reasons: tuple[str, ...]
+    waiting: int  # runs that have not ended
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy; lower than any where no seed ended well."""
+        return statistics.fmean(self.accuracy) if self.accuracy else float("-inf")
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation of the accuracy over seeds; None for fewer than two."""
+        return statistics.stdev(self.accuracy) if len(self.accuracy) > 1 else None
+
+
+def lines_of(plan: SweepPlan, folder: Path) -> list[Line]:
+    """A line for each method and budget, in the order of the comparison's file."""
+    groups: dict[tuple[str, float], list[SweepRun]] = {}
+    for point in plan.runs:
+        groups.setdefault((point.changes["method"], point.changes["budget"]), []).append(point)
+    return [_line(method, budget, points, folder) for (method, budget), points in groups.items()]
+
+
+def _line(method: str, budget: float, points: Sequence[SweepRun], folder: Path) -> Line:
+    done: list[tuple[int, dict[str, Any], float]] = []
+    reasons, waiting = [], 0
+    for point in points:
+        run = folder / "runs" / point.folder_name
+        summary = sound_summary(run)
+        if summary is not None:
+            if fault := note(summary):
+                reasons.append(f"seed {point.seed}: {fault}")
+            scoring = (summary["budget"] or {}).get("scoring_seconds", 0.0)
+            done.append((point.seed, summary, seconds(run)["spr_seconds"] + scoring))
+        elif (run / ERROR).exists():
+            text = last_line((run / ERROR).read_text(encoding="utf-8"))
+            reasons.append(f"seed {point.seed}: {text.partition(': ')[2] or text}")
+        else:
+            waiting += 1
+    return Line(
+        method,
+        kind_of(points[0].recipe.method.name),
+        budget,
+        tuple(seed for seed, _, _ in done),
+        tuple(s["accuracy"] for _, s, _ in done),
+        tuple(s["dense_accuracy"] for _, s, _ in done),
+        tuple(s["removed_params_pct"] for _, s, _ in done),
+        tuple(100 * (1 - s["macs_compact"] / s["macs_dense"]) for _, s, _ in done),
+        tuple(spent for _, _, spent in done),
+        tuple(s["latency_ms_dense"] / s["latency_ms_compact"] for _, s, _ in done),
+        tuple(reasons),
+        waiting,
+    )
+
+
+def kind_of(name: str) -> str:
+    """What decides in the method of that name."""
+    return "regulariser" if name == SPR_ITSELF else find_method(name).kind
+
+
+def winners(lines: Sequence[Line]) -> set[tuple[str, float]]:
+    """(method, budget) of the methods that lead their budget by more than two deviations.
+
+    The lead over the second is measured by the larger of both standard deviations over seeds. With
+    fewer than two seeds nobody is marked, for the noise is not known.
+    """
+    found = set()
+    for budget in {line.budget for line in lines}:
+        ranked = sorted(
+            (x for x in lines if x.budget == budget and x.accuracy), key=lambda x: -x.mean
+        )
+        if len(ranked) < 2 or ranked[0].deviation is None or ranked[1].deviation is None:
+            continue
+        if ranked[0].mean - ranked[1].mean > BEYOND * max(ranked[0].deviation, ranked[1].deviation):
+            found.add((ranked[0].method, budget))
+    return found
+
+
+def rows_of(lines: Sequence[Line]) -> list[dict[str, str]]:
+    """The table as text, each budget from the most accurate method to the least."""
+    best = winners(lines)
+    found = []
+    for line in sorted(lines, key=lambda line: (line.budget, -line.mean)):
+        reasons = [*dict.fromkeys(line.reasons)]
+        if line.waiting:
+            reasons.append(f"{line.waiting} {NOT_RUN}")
+        found.append(
+            {
+                "budget %": f"{line.budget:g}",
+                "method": line.method + (" *" if (line.method, line.budget) in best else ""),
+                "kind": line.kind,
+                "accuracy %": _spread(line.accuracy),
+                "dense %": _spread(line.dense),
+                "removed %": _mean(line.removed, ".1f"),
+                "MACs removed %": _mean(line.macs_removed, ".1f"),
+                "speed": _mean(line.speedup, ".2f", "×"),
+                "pruning s": _mean(line.pruning_seconds, ".1f"),
+                "seeds": str(len(line.seeds)),
+                "note": "; ".join(reasons),
+            }
+        )
+    return found
+
+
+def _spread(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return _mean(values, ".2f")
+    return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def _mean(values: Sequence[float], form: str, unit: str = "") -> str:
+    return f"{statistics.fmean(values):{form}}{unit}" if values else "–"
+
+
+def significance(lines: Sequence[Line]) -> str:
+    """What differences mean here, in a sentence or two."""
+    seeds = {len(line.seeds) for line in lines if line.seeds}
+    if not seeds:
+        return "No run has ended yet."
+    if max(seeds) < 2:
+        return (
+            "One seed: how far seeds differ is not known, so no method is marked as the best, and "
+            "small differences mean nothing."
+        )
+    return (
+        "Mean ± standard deviation over seeds. A star marks a method that leads the second by more "
+        f"than {BEYOND:g} deviations (the larger of both); without one, the first few cannot be told apart."
+    )
+
+
+def rich_table(title: str, lines: Sequence[Line]) -> Any:
+    """The table for the terminal."""
+    rows = rows_of(lines)
+    columns = tuple(rows[0])
+    text = ("method", "kind", "note")
+    return table(columns, [tuple(row.values()) for row in rows], title=title, text=text)
+
+
+def write_comparison(plan: SweepPlan, folder: Path) -> list[Line]:
+    """Write ``comparison.csv``, ``comparison.md`` and ``comparison.png``; the lines."""
+    lines = lines_of(plan, folder)
+    rows = rows_of(lines)
+    write_csv(folder / "comparison.csv", list(rows[0]), rows)
+    head = "| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0])
+    body = ["| " + " | ".join(one_line(cell).replace("|", "\\|") for cell in row.values()) + " |"
+            for row in rows]  # fmt: skip
+    text = "\n".join([head, *body])
+    write_text(folder / "comparison.md", f"{text}\n\n{significance(lines)}\n")
+    figure(plan.name, lines, folder / "comparison.png")
+    return lines
+
+
+def figure(title: str, lines: Sequence[Line], path: Path) -> bool:
+    """Accuracy over the share removed, a colour and marker for each method; False without a run."""
+    methods = list(dict.fromkeys(line.method for line in lines if line.accuracy))
+    series = []
+    for number, method in enumerate(methods):
+        own = [line for line in lines if line.method == method and line.accuracy]
+        series.append(
+            pareto.Series(
+                method,
+                [statistics.fmean(line.removed) for line in own],
+                [line.mean for line in own],
+                _COLOURS[number % len(_COLOURS)],
+                _MARKERS[number // len(_COLOURS) % len(_MARKERS)],
+                [line.deviation or 0.0 for line in own],
+            )
+        )
+    dense = [accuracy for line in lines for accuracy in line.dense]
+    return pareto.draw(
+        series,
+        path,
+        xlabel="parameters removed (% of all parameters)",
+        title=title,
+        dense=[("dense network", statistics.fmean(dense), "black")] if dense else [],
+    )
