@@ -97,19 +97,30 @@ class Gates:
         self._now = ()
 
     @torch.no_grad()
-    def fold(self) -> None:
-        """Multiply the gates into the network and remove the hooks."""
-        for gate, places in zip(
-            self.effective(self.values).split(self.sizes), self.places, strict=True
-        ):
+    def fold(self, keep: Sequence[Tensor | None]) -> None:
+        """Multiply the gates into the network and remove the hooks.
+
+        ``keep`` holds a mask (N,) for each layer, True = stays, or None. An entity that stays with a gate
+        of zero would be dead, and compaction would take it beyond the budget: it gets the smallest factor
+        of its layer that is not zero, or one.
+        """
+        factors = self.effective(self.values).split(self.sizes)
+        for gate, stays, places in zip(factors, keep, self.places, strict=True):
+            alive = gate if stays is None else _alive(gate, stays.to(gate.device))
             for place in places:
-                module, factors = place.module, place.factors(gate)
+                module, scale = place.module, place.factors(alive)
                 dim = 0 if isinstance(module, NORMS) else output_dim(module)
                 shape = [-1 if d == dim else 1 for d in range(module.weight.dim())]
-                module.weight.mul_(factors.view(shape).to(module.weight.dtype))
+                module.weight.mul_(scale.view(shape).to(module.weight.dtype))
                 if getattr(module, "bias", None) is not None:
-                    module.bias.mul_(factors.to(module.bias.dtype))
+                    module.bias.mul_(scale.to(module.bias.dtype))
         self.detach()
+
+
+def _alive(gate: Tensor, stays: Tensor) -> Tensor:
+    """Gates of which none is zero where ``stays``."""
+    size = torch.where(gate == 0, torch.inf, gate.abs()).amin()
+    return torch.where(stays & (gate == 0), torch.where(size.isinf(), 1.0, size), gate)
 
 
 def add_gates(
@@ -131,7 +142,7 @@ def add_gates(
     >>> with torch.no_grad():
     ...     _ = gates.values.copy_(torch.tensor([0.0, 0.5]))
     >>> gated = net(x)
-    >>> gates.fold()
+    >>> gates.fold([None])
     >>> net[1].weight.tolist(), torch.allclose(net(x), gated)
     ([0.0, 0.5], True)
     """

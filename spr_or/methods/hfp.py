@@ -48,7 +48,7 @@ from spr_or.training.method import Method, MethodKeys, PruningPlan, PruningTask
 class Keys(MethodKeys):
     """The keys of HFP."""
 
-    lam: float = Field(2.0, ge=0)  # weight of the loss on parameters and operations
+    lam: float = Field(0.5, ge=0)  # weight of the loss on parameters and operations
     threshold: float = Field(0.1, gt=0, lt=1)  # t, below which a channel is off
 
 
@@ -190,7 +190,7 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
         after_epoch=after_epoch,
         state=lambda: {"scales": scales.detach().clone()},
         load=load,
-        finish=lambda masks: gates.fold(),
+        finish=lambda masks: gates.fold([masks[layer.name] for layer in task.layers]),
     )
 
 

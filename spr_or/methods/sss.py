@@ -111,7 +111,7 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
         after_epoch=lambda epoch: {"zero_factors_pct": 100 * float((factors == 0).float().mean())},
         state=state,
         load=load,
-        finish=lambda masks: gates.fold(),
+        finish=lambda masks: gates.fold([masks[layer.name] for layer in task.layers]),
     )
 
 
