@@ -20,6 +20,7 @@ def command(
     Exit status: 0 done, 2 no such method.
     """
     from spr_or.training.method import SPR_ITSELF, find_method, shipped_methods
+    from spr_or.utils.field_comments import field_comments
 
     screen = terminal.console()
     if name is None:
@@ -40,12 +41,13 @@ def command(
     terminal.say(screen, f"{method.title} ({method.kind}): {method.paper}")
     if method.differs:
         terminal.say(screen, f"Differs from the paper: {method.differs}.")
-    fields = method.keys.model_fields
-    rows_ = [
-        (key, f"{field.get_default()!r}", field.description or "") for key, field in fields.items()
+    meanings = field_comments(method.keys)
+    keys = [
+        (key, repr(field.get_default()), field.description or meanings.get(key, ""))
+        for key, field in method.keys.model_fields.items()
     ]
-    if rows_:
+    if keys:
         heads = ("key", "default", "meaning")
-        terminal.show(screen, terminal.table(heads, rows_, title="[method]", text=heads))
+        terminal.show(screen, terminal.table(heads, keys, title="[method]", text=heads))
     else:
         terminal.say(screen, "It has no keys of its own.")
