@@ -99,21 +99,56 @@ def network_groups(
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be among {', '.join(KINDS)}, not {kind!r}")
+    graph, facts, trainable = _traced(model, example)
+    if kind == "blocks":
+        groups = branches(graph, facts, trainable)
+    else:
+        walk = _Walk(graph, facts, trainable, heads=kind == "heads")
+        groups = walk.groups(kind, columns)
+    if not groups:
+        raise NoSuchEntities(f"{type(unwrap(model)).__name__} has no {kind}")
+    return tuple(groups)
+
+
+class Features(NamedTuple):
+    """Which slices of a network's parameters belong to which feature.
+
+    Both map (parameter, dimension) to the numbers of features, int64 (n,), one for each slice along that
+    dimension; equal numbers are one feature. The dimension of a vector is -1.
+
+    Attributes
+    ----------
+    written : slices that make the feature: rows of layers, biases, scales, shifts
+    read : columns of layers; 0 for what the inputs write, -1 for constants
+    """
+
+    written: dict[tuple[str, int], Tensor]
+    read: dict[tuple[str, int], Tensor]
+
+
+def features(model: nn.Module, example: Example) -> Features:
+    """The features of a network; ``example`` and errors as `network_groups` has them.
+
+    Columns of convolutions in groups are left out.
+
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    >>> found = features(net, torch.zeros(2, 2))
+    >>> torch.equal(found.written["0.weight", 0], found.read["2.weight", 1])
+    True
+    """
+    graph, facts, trainable = _traced(model, example)
+    return _Walk(graph, facts, trainable, heads=False).features()
+
+
+def _traced(model: nn.Module, example: Example) -> tuple[fx.GraphModule, Facts, set[str]]:
+    """The graph of a network, what is known of its nodes, and the names of its parameters."""
     inner = unwrap(model)
     with torch.no_grad():
         copied = prepared(inner)
         inputs = like_model(copied, example)
         graph = trace(copied, example)
         facts = facts_of(graph, pytree.tree_leaves((inputs.args, inputs.kwargs)))
-        trainable = {name for name, _ in inner.named_parameters(remove_duplicate=False)}
-        if kind == "blocks":
-            groups = branches(graph, facts, trainable)
-        else:
-            walk = _Walk(graph, facts, trainable, heads=kind == "heads")
-            groups = walk.groups(kind, columns)
-    if not groups:
-        raise NoSuchEntities(f"{type(inner).__name__} has no {kind}")
-    return tuple(groups)
+    return graph, facts, {name for name, _ in inner.named_parameters(remove_duplicate=False)}
 
 
 class _Atoms:
@@ -381,6 +416,21 @@ class _Walk:
             self.head_atoms |= found
 
     # From classes to groups
+
+    def features(self) -> Features:
+        """The class of every slice that writes a feature, and of every column that reads one."""
+        find = self.atoms.find
+        written: dict[tuple[str, int], list[int]] = {}
+        for atom, piece in enumerate(self.atoms.slices):
+            if atom:
+                written.setdefault((piece.parameter, piece.dim), []).append(find(atom))
+        sizes = {str(n.target): f.shape for n, f in self.facts.items() if n.op == "get_attr"}
+        read = {
+            (name, dim): torch.tensor([find(a) if a > 0 else a for a in labels.tolist()])
+            for labels, name, dim in self.readers
+            if len(labels) == sizes[name][dim]
+        }
+        return Features({key: torch.tensor(found) for key, found in written.items()}, read)
 
     def groups(self, kind: str, columns: bool) -> list[EntityGroup]:
         """The classes of that kind as groups of entities with equal members."""
