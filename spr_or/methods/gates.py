@@ -97,16 +97,16 @@ class Gates:
         self._now = ()
 
     @torch.no_grad()
-    def fold(self, keep: Sequence[Tensor | None]) -> None:
+    def fold(self, keep: Sequence[Tensor]) -> None:
         """Multiply the gates into the network and remove the hooks.
 
-        ``keep`` holds a mask (N,) for each layer, True = stays, or None. An entity that stays with a gate
+        ``keep`` holds a mask (N,) for each layer, True = stays. An entity that stays with a gate
         of zero would be dead, and compaction would take it beyond the budget: it gets the smallest factor
         of its layer that is not zero, or one.
         """
         factors = self.effective(self.values).split(self.sizes)
         for gate, stays, places in zip(factors, keep, self.places, strict=True):
-            alive = gate if stays is None else _alive(gate, stays.to(gate.device))
+            alive = _alive(gate, stays.to(gate.device))
             for place in places:
                 module, scale = place.module, place.factors(alive)
                 dim = 0 if isinstance(module, NORMS) else output_dim(module)
@@ -142,7 +142,7 @@ def add_gates(
     >>> with torch.no_grad():
     ...     _ = gates.values.copy_(torch.tensor([0.0, 0.5]))
     >>> gated = net(x)
-    >>> gates.fold([None])
+    >>> gates.fold([torch.tensor([False, True])])
     >>> net[1].weight.tolist(), torch.allclose(net(x), gated)
     ([0.0, 0.5], True)
     """

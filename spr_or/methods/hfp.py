@@ -164,7 +164,9 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
         lambda scales: switched(scales, layer_sizes, keys.threshold),
     )  # fmt: skip
     scales = gates.values
+    gates.detach()  # sizes are those of the network without gates
     sizes = sizes_of(task.model, task.layers, task.example)
+    gates.attach(task.model)
     target = 1 - task.target_pct / 100
     owner = torch.arange(len(layer_sizes)).repeat_interleave(torch.tensor(layer_sizes))
     owner = owner.to(scales.device)

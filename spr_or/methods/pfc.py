@@ -12,8 +12,8 @@ What differs: the ratio r is the share of entities with which the budget is met 
 same share. The paper sets r by hand and then finds the threshold of the gates that meets its budget, by
 bisection, which is the cut that all methods share here. In its residual networks only the inner layers
 of a block have gates, here all entities of the recipe. The search takes the epochs of the pruning phase
-(the paper: ten on CIFAR-10), and training from scratch those of fine-tuning, so it is far shorter here
-than in the paper, where it takes a whole schedule.
+(the authors' code: ten on CIFAR-10), and the network that it finds is trained as long as the dense one and
+then fine-tuned.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ METHOD = Method(
     plan=plan,
     keys=Keys,
     differs=(
-        "gates on all entities, not on the inner layers of residual blocks only; training from scratch "
-        "takes the epochs of fine-tuning, not a whole schedule"
+        "gates on all entities, not on the inner layers of residual blocks only; the ratio of the penalty "
+        "follows from the budget"
     ),
 )
