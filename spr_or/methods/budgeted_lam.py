@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from spr_or.methods.entity_rows import entity_rows
+from spr_or.methods.entity_writes import entity_norms, gradient_rows
 from spr_or.pruning.budget import next_lam
-from spr_or.pruning.lam_words import FIRST_LAYER, START
+from spr_or.pruning.largest_lam import BATCHES, ORTHOGONAL
+from spr_or.training.method import PruningTask
 
 
 @dataclass
@@ -55,20 +61,85 @@ class BudgetedLam:
         self.shares = [float(share) for share in state["shares"]]
 
 
-def starting_lam(norms: Sequence[Tensor], prices: Sequence[Tensor], total: float) -> float:
-    r"""Where lambda begins: a share of the smallest lambda at which, without a loss, all is zero at the end.
+@dataclass(frozen=True)
+class StepLength:
+    """What a step of an optimiser moves in the long run: lr (1 - dampening) / (1 - momentum).
 
-    Shrinking ||w_i|| by lambda p_i in steps that add up to T makes entity i zero at
-    lambda_i = ||w_i|| / (T p_i). The start is 2 % of the largest lambda_i, and at most 5 % of what
-    empties some layer. ``norms`` and ``prices`` are (N,) for each layer. Raises ``ValueError``
-    where all weights are zero.
+    ``lr`` is read from the optimiser, so it may be a tensor there. An optimiser without momentum
+    moves lr.
 
-    >>> starting_lam([torch.tensor([1.0, 2.0])], [torch.ones(2)], total=4.0)  # 2 % of 2 / 4
-    0.01
+    >>> net = nn.Linear(1, 1)
+    >>> round(StepLength(torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.5)).now, 6)
+    0.2
     """
-    if total <= 0:
-        return 0.0
-    of_layers = [float((n / (p * total)).max()) for n, p in zip(norms, prices, strict=True)]
+
+    optimizer: torch.optim.Optimizer
+
+    @property
+    def scale(self) -> float:
+        """(1 - dampening) / (1 - momentum)."""
+        defaults = self.optimizer.defaults
+        return (1 - defaults.get("dampening", 0.0)) / (1 - defaults.get("momentum", 0.0))
+
+    @property
+    def now(self) -> Any:
+        """The length at the present rate."""
+        return self.optimizer.param_groups[0]["lr"] * self.scale
+
+
+def emptying_lams(task: PruningTask, prices: Sequence[Tensor], scale: float) -> list[float]:
+    r"""The lambda that empties each layer, for a penalty lambda p_i ||w_i|| with prices p (N,) of a layer.
+
+    Zero needs lambda p_i >= ||pull of entity i||, where the pull is that of
+    `spr_or.pruning.largest_lam`: w_i / T for steps that add up to T, or, in front of a norm and where
+    that is more, w_i (||g_i|| / (t ||w_i||))^{1/2} for steps of length t and the gradient g_i of a
+    batch. ``scale`` is that of `StepLength`. The network is left as it was. Raises ``ValueError``
+    where all weights are zero, or where the phase has no steps.
+    """
+    rates = [task.rate(epoch) * scale for epoch in range(task.epochs)]
+    total = task.steps * sum(rates)
+    if not total:
+        raise ValueError("the pruning phase has no steps to shrink anything in: spr.epochs = 0")
+    gradients = _gradient_norms(task)
+    of_layers = []
+    for layer, price, (gradient, unseen) in zip(task.layers, prices, gradients, strict=True):
+        norm = entity_norms(layer)
+        pull = norm / total
+        if unseen:
+            pull = torch.maximum(pull, (gradient * norm / max(rates)).sqrt())
+        of_layers.append(float((pull / price).max()))
     if not any(of_layers):
         raise ValueError("all entities are zero at the start, so there is nothing to shrink")
-    return min(START * max(of_layers), FIRST_LAYER * min(x for x in of_layers if x > 0))
+    return of_layers
+
+
+def _gradient_norms(task: PruningTask) -> list[tuple[Tensor, bool]]:
+    """Of each layer ||g_i|| over batches, (N,), and whether the loss does not see the weights' scale."""
+    model = task.model
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    squares = [torch.zeros(layer.count).to(layer.parameters[0]) for layer in task.layers]
+    radial, whole = [0.0] * len(squares), [0.0] * len(squares)
+    training, batches = model.training, 0
+    model.train()
+    with torch.random.fork_rng():
+        torch.manual_seed(task.seed)
+        for images, labels in islice(task.batches(0), BATCHES):
+            model.zero_grad()
+            F.cross_entropy(model(images), labels).backward()
+            batches += 1
+            for i, (layer, rows) in enumerate(
+                zip(task.layers, entity_rows(task.layers).values(), strict=True)
+            ):
+                gradient = gradient_rows(layer)
+                square = gradient.square().sum(1)
+                squares[i] += square
+                radial[i] += float((gradient * rows).sum(1).square().sum())
+                whole[i] += float((square * rows.square().sum(1)).sum())
+    model.zero_grad()
+    model.train(training)
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+    means = [(square / max(1, batches)).sqrt() for square in squares]
+    pairs = zip(means, radial, whole, strict=True)
+    return [(mean, along <= ORTHOGONAL**2 * all_of_it) for mean, along, all_of_it in pairs]

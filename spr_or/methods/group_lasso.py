@@ -3,8 +3,8 @@ r"""Group lasso: a price on the length of each entity, paid by a proximal step.
 .. math::  \min_w L(w) + \lambda \sum_i \sqrt{k_i}\, \lVert w_i \rVert_2, \qquad
            w_i \leftarrow \Bigl(1 - \frac{\eta \lambda \sqrt{k_i}}{\lVert w_i \rVert_2}\Bigr)_+ w_i
 
-The optimiser's step on the loss is followed by the operator on the right with its learning rate, so
-entities become exactly zero and may return. The penalty is that of Yuan and Lin 2006 (Model selection and
+The optimiser's step on the loss is followed by the operator on the right, so entities become exactly
+zero and may return; eta is the learning rate over 1 - momentum. The penalty is that of Yuan and Lin 2006 (Model selection and
 estimation in regression with grouped variables, JRSS B 68); on filters of networks it was used by Wen,
 Wu, Wang, Chen, Li 2016 (Learning structured sparsity in deep neural networks, arXiv:1608.03665), who add
 its gradient to that of the loss.
@@ -21,8 +21,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from spr_or.methods.budgeted_lam import BudgetedLam, starting_lam
+from spr_or.methods.budgeted_lam import BudgetedLam, StepLength, emptying_lams
 from spr_or.methods.entity_writes import entity_norms, scale_
+from spr_or.pruning.lam_words import FIRST_LAYER, START
 from spr_or.training.method import Method, MethodKeys, PruningPlan, PruningTask
 
 
@@ -43,23 +44,25 @@ def soft_threshold(norm: Tensor, step: Tensor) -> Tensor:
 
 def plan(task: PruningTask, keys: Keys) -> PruningPlan:
     """Train with the penalty; score by the norms that are left."""
+    optimizer = task.make_optimizer(task.model.parameters())
+    length = StepLength(optimizer)
     prices = [layer.sizes.sqrt().to(layer.parameters[0]) for layer in task.layers]
     counts = [layer.count for layer in task.layers]
-    price = torch.cat(prices)
-    total = task.steps * sum(task.rate(epoch) for epoch in range(task.epochs))
     start = keys.lam
     if start is None:
-        start = starting_lam([entity_norms(layer) for layer in task.layers], prices, total)
+        of_layers = emptying_lams(task, prices, length.scale)
+        start = min(START * max(of_layers), FIRST_LAYER * min(x for x in of_layers if x > 0))
     lam = BudgetedLam(start, task.target_pct, task.epochs, moves=keys.lam is None)
-    rate = 0.0
+    price = torch.cat(prices)
+    charge = torch.empty_like(price)  # lambda p, in one place: a captured step reads it there
 
     def before_epoch(epoch: int) -> None:
-        nonlocal rate
-        rate = task.rate(epoch)
+        torch.mul(price, lam.lam, out=charge)
 
+    @torch.no_grad()
     def shrink() -> None:
         norms = torch.cat([entity_norms(layer) for layer in task.layers])
-        factors = soft_threshold(norms, rate * lam.lam * price).split(counts)
+        factors = soft_threshold(norms, charge * length.now).split(counts)
         for layer, factor in zip(task.layers, factors, strict=True):
             scale_(layer, factor)
 
@@ -74,6 +77,7 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
     return PruningPlan(
         scores=scores,
         trains=True,
+        optimizer=optimizer,
         before_epoch=before_epoch,
         after_step=shrink,
         after_epoch=after_epoch,

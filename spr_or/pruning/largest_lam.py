@@ -37,7 +37,7 @@ from spr_or.pruning.regularizer import SPR
 BATCHES = 8  # so many are enough to see noise and directions
 # Largest |cos| between weights and gradient of a layer whose scale the loss does not see. Measured:
 # below 1e-3 in front of a BatchNorm, above 0.2 elsewhere.
-_ORTHOGONAL = 0.01
+ORTHOGONAL = 0.01
 
 
 class Pulls:
@@ -118,7 +118,7 @@ class Pulls:
         parts = zip(self._radial.split(counts), self._whole.split(counts), counts, strict=True)
         return torch.cat(
             [
-                (radial.sum() <= _ORTHOGONAL**2 * whole.sum()).expand(count)
+                (radial.sum() <= ORTHOGONAL**2 * whole.sum()).expand(count)
                 for radial, whole, count in parts
             ]
         )
