@@ -23,8 +23,12 @@ from torch import Tensor
 
 from spr_or.methods.budgeted_lam import BudgetedLam, StepLength, emptying_lams
 from spr_or.methods.entity_writes import entity_norms, scale_
-from spr_or.pruning.lam_words import FIRST_LAYER, START
+from spr_or.pruning.lam_words import START
 from spr_or.training.method import Method, MethodKeys, PruningPlan, PruningTask
+
+
+# Lambda also starts at most at this share of the smallest one that empties a layer.
+_FIRST_LAYER = 0.05
 
 
 class Keys(MethodKeys):
@@ -51,7 +55,7 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
     start = keys.lam
     if start is None:
         of_layers = emptying_lams(task, prices, length.scale)
-        start = min(START * max(of_layers), FIRST_LAYER * min(x for x in of_layers if x > 0))
+        start = min(START * max(of_layers), _FIRST_LAYER * min(x for x in of_layers if x > 0))
     lam = BudgetedLam(start, task.target_pct, task.epochs, moves=keys.lam is None)
     price = torch.cat(prices)
     charge = torch.empty_like(price)  # lambda p, in one place: a captured step reads it there

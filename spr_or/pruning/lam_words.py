@@ -9,8 +9,6 @@ AUTO = "auto"
 # "auto" as shares of lambda_max: where lambda starts with a budget, which raises it when too little
 # goes, and lambda where nothing moves it. See docs/lab/lambda.md.
 START, FIXED = 0.02, 0.3
-# With a budget the start is also at most this share of the smallest lambda that empties a layer.
-FIRST_LAYER = 0.05
 
 Lam = float | str
 

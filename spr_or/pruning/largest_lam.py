@@ -31,7 +31,7 @@ from torch import Tensor
 from spr_or.formulations.least_price import least_price
 from spr_or.pruning.gradient_passes import rows_of
 from spr_or.pruning.group_entities import GroupEntities
-from spr_or.pruning.lam_words import FIRST_LAYER, START
+from spr_or.pruning.lam_words import START
 from spr_or.pruning.regularizer import SPR
 
 BATCHES = 8  # so many are enough to see noise and directions
@@ -83,22 +83,35 @@ class Pulls:
         """
         return float(self.lams(step, total).max())
 
-    def starting_lam(self, step: float, total: float) -> float:
-        """Where lambda starts with a budget: a share of lambda_max, below all that empties a layer.
+    def starting_lam(self, step: float, total: float, target_pct: float) -> float:
+        """Where lambda starts with a budget: a share of lambda_max, and not above what distances ask for.
 
-        lambda_max is that of the entity that is held most, often one of the first layer, and may lie far
-        above what makes a whole later layer zero. So the start is also a share of the smallest lambda at
-        which all entities of some layer go. Arguments and errors as for `largest_lam`.
+        If the loss held nothing, the budget would be met at the end of the phase by the lambda at which
+        the entities that are nearest to zero, w_i / T / u_i, hold ``target_pct`` percent of the weights.
+        The noise that lambda_max counts with holds less in a long phase than in a short one; this
+        bound does not rest on it. Arguments and errors as for `largest_lam`.
         """
-        counts = [layer.count for layer in self.spr.ordered_layers()]
-        of_layers = [float(part.max()) for part in self.lams(step, total).split(counts)]
-        return min(START * max(of_layers), FIRST_LAYER * min(x for x in of_layers if x > 0))
+        near = self._distances() / total
+        sizes = torch.cat([layer.sizes for layer in self.spr.ordered_layers()]).to(near)
+        order = near.argsort()
+        order = order[near[order] > 0]
+        reached = sizes[order].cumsum(0) >= target_pct / 100 * sizes[order].sum()
+        unheld = float(near[order[int(reached.int().argmax())]])
+        return min(START * self.largest_lam(step, total), unheld)
 
     @torch.no_grad()
     def lams(self, step: float, total: float) -> Tensor:
         """N(p_i) / u_i of all entities, (N,) float64, in the order of ``spr.ordered_layers()``."""
-        weights = _rows(self.spr)
-        bounds = zip(weights, _bounds(self.spr), strict=True)
+        norm = torch.cat([w.norm(dim=1) for w in _rows(self.spr)])
+        gradient = (self._squares / max(1, self.batches)).sqrt()
+        noise = torch.where(norm > 0, gradient / (step * norm), 0.0).sqrt()
+        noise = torch.where(self._scale_unseen(), noise, 0.0)
+        return self._distances() * noise.clamp(min=1 / total)
+
+    @torch.no_grad()
+    def _distances(self) -> Tensor:
+        """N(w_i) / u_i, 0 where u_i = 0: (N,) float64."""
+        bounds = zip(_rows(self.spr), _bounds(self.spr), strict=True)
         reach = torch.cat([least_price(w, self.spr.alpha, M) for w, M in bounds])
         price = self.spr.importance.double()
         if not bool(((reach > 0) & (price > 0)).any()):
@@ -106,11 +119,7 @@ class Pulls:
                 "no lambda makes an entity zero: the network must have weights that are not zero, "
                 "and entities a price u > 0"
             )
-        norm = torch.cat([w.norm(dim=1) for w in weights])
-        gradient = (self._squares / max(1, self.batches)).sqrt()
-        noise = torch.where(norm > 0, gradient / (step * norm), 0.0).sqrt()
-        noise = torch.where(self._scale_unseen(), noise, 0.0)
-        return torch.where(price > 0, reach * noise.clamp(min=1 / total) / price, 0.0)
+        return torch.where(price > 0, reach / price, 0.0)
 
     def _scale_unseen(self) -> Tensor:
         """Which entities are of layers whose scale the loss does not see."""

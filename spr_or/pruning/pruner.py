@@ -294,7 +294,7 @@ class Pruner:
         step = float(group["lr"]) / (1 - group["momentum"])
         total = step * self._steps * self.epochs
         if self._auto:
-            return self._pulls.starting_lam(step, total)
+            return self._pulls.starting_lam(step, total, self._settings.target_removed_pct)
         return self._share * self._pulls.largest_lam(step, total)
 
     def _before_step(self, *_: Any) -> None:

@@ -37,7 +37,7 @@ def first_lam(run: SeedRun, model: nn.Module, spr: SPR, rate: Callable[[int], fl
         largest = pulls.largest_lam(step, total)
         lam = share * largest
         if recipe.lam == AUTO and recipe.target_removed_pct is not None:
-            lam = pulls.starting_lam(step, total)
+            lam = pulls.starting_lam(step, total, recipe.target_removed_pct)
     except ValueError as error:
         raise RunError(f"spr.lam = {recipe.lam!r} of the recipe: {error}") from None
     run.display.say(

@@ -105,14 +105,6 @@ def run_recipe(
         raise RunError(str(error)) from error
 
 
-def check_recipe(recipe: Recipe, data: Data, device: torch.device) -> None:
-    """Raise `RecipeError` for what can be known to be wrong with a recipe before it is trained."""
-    model = fresh_model(recipe, recipe.seeds[0], device)
-    chosen = check_model(recipe, model, data, device)
-    counter = make_counter(recipe, data, device, chosen)
-    check_method(recipe, data, device, chosen, counter)
-
-
 def _read_finished(recipe: Recipe, folder: Path) -> Summary | None:
     """The summary of a run of one seed that is finished: nothing is written, so no lock is needed."""
     if len(recipe.seeds) > 1:

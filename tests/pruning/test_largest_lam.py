@@ -200,19 +200,31 @@ def test_numbers_that_are_no_lambda_are_refused(lam: float) -> None:
         share_of_max(lam, budget=True)
 
 
-def test_a_budget_starts_below_what_empties_the_weakest_layer() -> None:
+def test_a_budget_starts_where_it_would_be_met_if_nothing_held_the_weights() -> None:
     net = nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 5, bias=False))
     with torch.no_grad():
-        net[0].weight.fill_(1.0)
-        net[2].weight.fill_(1e-3)  # the weakest layer by far
-        net[2].weight[1] = 2e-3
-    kinds = {"0": "neurons", "2": "neurons"}
-    spr = SPR(net, lam=0.0, alpha=0.0, M={"0": 1.0, "2": 2e-3}, entities=kinds, u="uniform")
-    # alpha = 0: a step of length t makes w zero iff t >= M ||w||_1, so N = 3 and 2e-3 * 8e-3.
+        net[0].weight.copy_(torch.tensor([1.0, 2.0, 3.0, 400.0])[:, None].expand(4, 3))
+    spr = SPR(net, lam=0.0, alpha=0.0, M=400.0, entities={"0": "neurons"}, u="uniform")
+    # alpha = 0: a step of length t makes w zero iff t >= M ||w||_1, so N = 400 * 3 w, over T.
     pulls = Pulls(spr)
-    assert pulls.largest_lam(0.1, 10.0) == pytest.approx(3 / 10)
-    assert pulls.starting_lam(0.1, 10.0) == pytest.approx(0.05 * 1.6e-5 / 10)
+    assert pulls.largest_lam(0.1, 10.0) == pytest.approx(400 * 1200 / 10)
+    for target, nearest in ((10, 1.0), (25, 1.0), (26, 2.0), (75, 3.0)):
+        assert pulls.starting_lam(0.1, 10.0, target) == pytest.approx(400 * 3 * nearest / 10)
+    # Where all are equally far, that would be lambda_max itself.
+    assert pulls.starting_lam(0.1, 10.0, 80) == pytest.approx(0.02 * 400 * 1200 / 10)
     with torch.no_grad():
-        net[2].weight.fill_(1.0)
-    alike = Pulls(SPR(net, lam=0.0, alpha=0.0, M=2.0, entities=kinds, u="uniform"))
-    assert alike.starting_lam(0.1, 10.0) == pytest.approx(0.02 * 2 * 4 / 10)
+        net[0].weight[0] = 0.0  # what is zero already has no distance to go
+    assert pulls.starting_lam(0.1, 10.0, 33) == pytest.approx(400 * 3 * 2.0 / 10)
+
+
+def test_a_longer_phase_starts_lower_although_noise_holds_as_before() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten())
+    spr = SPR(net, lam=0.0, alpha=0.1, M=1.0)
+    pulls = Pulls(spr)
+    for images in torch.randn(3, 8, 1, 6, 6, generator=torch.Generator().manual_seed(0)):
+        net.zero_grad()
+        net(images).pow(3).mean().backward()
+        pulls.add()
+    short, long = (pulls.starting_lam(0.5, total, 50) for total in (1e4, 1e6))
+    assert short == pytest.approx(100 * long)
+    assert pulls.largest_lam(0.5, 1e4) == pulls.largest_lam(0.5, 1e6)

@@ -302,7 +302,7 @@ def test_lambda_starts_at_a_share_of_the_largest_one() -> None:
         # 3 epochs of 4 steps; without a norm only the distance counts.
         total = 12 * 0.01 / (1 - 0.9)
         pulls = Pulls(pruner.spr)
-        expected = pulls.starting_lam(0.1, total)
+        expected = pulls.starting_lam(0.1, total, 50.0)
         if lam not in ("auto", None):
             expected = float(lam.partition(" ")[0]) * pulls.largest_lam(0.1, total)
         assert lams[lam] == pytest.approx(expected, rel=1e-5)
