@@ -126,6 +126,7 @@ def cases() -> dict[str, tuple[Scores, Callable[[Across], object]]]:
 
 
 def main() -> int:
+    """Print the agreement of every case; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
