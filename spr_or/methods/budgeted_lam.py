@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from spr_or.methods.entity_rows import entity_rows
 from spr_or.methods.entity_writes import entity_norms, gradient_rows
