@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from spr_or.methods.entity_rows import entity_rows
 from spr_or.methods.entity_writes import entity_norms, gradient_rows
@@ -68,7 +68,7 @@ class StepLength:
     ``lr`` is read from the optimiser, so it may be a tensor there. An optimiser without momentum
     moves lr.
 
-    >>> net = nn.Linear(1, 1)
+    >>> net = torch.nn.Linear(1, 1)
     >>> round(StepLength(torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.5)).now, 6)
     0.2
     """
