@@ -18,8 +18,8 @@ images and of images moved by e sign(gradient), the fast gradient sign method.
 
 Our reading of the abstract and of sparse momentum (Dettmers, Zettlemoyer 2019, arXiv:1907.04840), which
 the momentum rule resembles: the paper starts from new weights and a random mask, here the dense network
-is masked by magnitude; and what returns has the weights it died with, for a whole channel that starts from
-zero may get no gradient at all.
+is masked by magnitude; what returns has the weights it died with; and an entity that no gradient reaches
+(a whole channel of zeros, or a zero filter in front of a ReLU) is ranked by the last momentum it had.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from torch import Tensor
 
 from spr_or.methods.entity_rows import entity_rows
 from spr_or.methods.entity_writes import add_to_gradients_, gradient_rows, scale_, write_
-from spr_or.methods.with_norms import with_norms
+from spr_or.methods.first_gradients import first_gradients
 from spr_or.pruning.budget import EntityNumbers, Masks
 from spr_or.training.method import Method, MethodKeys, PruningPlan, PruningTask
 
@@ -121,12 +121,12 @@ class Rewiring:
 
     def __init__(self, task: PruningTask, keys: Keys) -> None:
         self.task, self.keys = task, keys
-        # A filter of zero behind a norm is silent only without the shift. The scale stays: it lets the
-        # gradient through to the dead.
-        self.layers = with_norms(task.model, task.layers, ("bias",), task.example)
+        self.layers = task.layers
         rows = entity_rows(self.layers)
         self.kept = {name: values.clone() for name, values in rows.items()}  # what returns
-        self.momentum = {name: torch.zeros_like(values) for name, values in rows.items()}
+        batches = list(first_gradients(task, self.layers))
+        pairs = zip(rows, zip(*batches, strict=True), strict=True)
+        self.momentum = {name: torch.stack(gradients).mean(0) for name, gradients in pairs}
         self.dual = {name: torch.zeros_like(values) for name, values in rows.items()}
         self.alive = {
             name: keep.to(rows[name].device)
@@ -165,7 +165,9 @@ class Rewiring:
         rows = entity_rows(self.layers)
         for layer in self.layers:
             gradient = gradient_rows(layer)
-            self.momentum[layer.name].lerp_(gradient, 1 - _DECAY)
+            momentum = self.momentum[layer.name]
+            seen = gradient.any(1, keepdim=True)  # else the last momentum counts
+            momentum.copy_(torch.where(seen, momentum.lerp(gradient, 1 - _DECAY), momentum))
             pull = (rows[layer.name] - self.anchor[layer.name]).mul_(self.keys.rho)
             # The optimiser does not see the gradients of the dead: behind a norm they are huge.
             alive = self.alive[layer.name].unsqueeze(1)
@@ -193,9 +195,7 @@ class Rewiring:
             order = {}
             for name, alive in before.items():
                 stays = (alive & ~goes[name]).cpu()
-                early = places(
-                    of_layers[name], ~stays, momentum[name].cpu(), length[name].cpu()
-                )
+                early = places(of_layers[name], ~stays, momentum[name].cpu(), length[name].cpu())
                 # Those that live come after all that are dead, the shortest first, should the
                 # budget ask for more.
                 rank = length[name].double().cpu() / (1 + float(length[name].max()))
