@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from spr_or.methods.entity_rows import entity_rows
-from spr_or.methods.entity_writes import entity_norms, gradient_rows
+from spr_or.methods.entity_writes import entity_norms
+from spr_or.methods.first_gradients import first_gradients
 from spr_or.pruning.budget import next_lam
-from spr_or.pruning.largest_lam import BATCHES, ORTHOGONAL
+from spr_or.pruning.largest_lam import ORTHOGONAL
 from spr_or.training.method import PruningTask
 
 
@@ -68,7 +67,7 @@ class StepLength:
     ``lr`` is read from the optimiser, so it may be a tensor there. An optimiser without momentum
     moves lr.
 
-    >>> net = nn.Linear(1, 1)
+    >>> net = torch.nn.Linear(1, 1)
     >>> round(StepLength(torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.5)).now, 6)
     0.2
     """
@@ -115,31 +114,17 @@ def emptying_lams(task: PruningTask, prices: Sequence[Tensor], scale: float) -> 
 
 def _gradient_norms(task: PruningTask) -> list[tuple[Tensor, bool]]:
     """Of each layer ||g_i|| over batches, (N,), and whether the loss does not see the weights' scale."""
-    model = task.model
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    squares = [torch.zeros(layer.count).to(layer.parameters[0]) for layer in task.layers]
+    weights = [rows.clone() for rows in entity_rows(task.layers).values()]
+    squares = [rows.new_zeros(len(rows)) for rows in weights]
     radial, whole = [0.0] * len(squares), [0.0] * len(squares)
-    training, batches = model.training, 0
-    model.train()
-    with torch.random.fork_rng():
-        torch.manual_seed(task.seed)
-        for images, labels in islice(task.batches(0), BATCHES):
-            model.zero_grad()
-            F.cross_entropy(model(images), labels).backward()
-            batches += 1
-            for i, (layer, rows) in enumerate(
-                zip(task.layers, entity_rows(task.layers).values(), strict=True)
-            ):
-                gradient = gradient_rows(layer)
-                square = gradient.square().sum(1)
-                squares[i] += square
-                radial[i] += float((gradient * rows).sum(1).square().sum())
-                whole[i] += float((square * rows.square().sum(1)).sum())
-    model.zero_grad()
-    model.train(training)
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
+    batches = 0
+    for gradients in first_gradients(task, task.layers):
+        batches += 1
+        for i, (gradient, rows) in enumerate(zip(gradients, weights, strict=True)):
+            square = gradient.square().sum(1)
+            squares[i] += square
+            radial[i] += float((gradient * rows).sum(1).square().sum())
+            whole[i] += float((square * rows.square().sum(1)).sum())
     means = [(square / max(1, batches)).sqrt() for square in squares]
     pairs = zip(means, radial, whole, strict=True)
     return [(mean, along <= ORTHOGONAL**2 * all_of_it) for mean, along, all_of_it in pairs]

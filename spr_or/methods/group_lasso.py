@@ -4,13 +4,13 @@ r"""Group lasso: a price on the length of each entity, paid by a proximal step.
            w_i \leftarrow \Bigl(1 - \frac{\eta \lambda \sqrt{k_i}}{\lVert w_i \rVert_2}\Bigr)_+ w_i
 
 The optimiser's step on the loss is followed by the operator on the right, so entities become exactly
-zero and may return; eta is the learning rate over 1 - momentum. The penalty is that of Yuan and Lin 2006 (Model selection and
-estimation in regression with grouped variables, JRSS B 68); on filters of networks it was used by Wen,
-Wu, Wang, Chen, Li 2016 (Learning structured sparsity in deep neural networks, arXiv:1608.03665), who add
-its gradient to that of the loss.
+zero and may return; eta is the learning rate over 1 - momentum. The penalty is that of Yuan and Lin
+2006 (Model selection and estimation in regression with grouped variables, JRSS B 68). On filters of
+networks it was used by Wen, Wu, Wang, Chen, Li 2016 (Learning structured sparsity in deep neural networks,
+arXiv:1608.03665), who add its gradient to that of the loss.
 
-The end of the phase cuts by ||w_i|| / sqrt(k_i). Without ``lam`` the budget moves lambda between epochs
-as it does for SPR (`spr_or.pruning.budget.next_lam`).
+The end of the phase cuts by ||w_i|| / sqrt(k_i). Without ``lam`` it starts at a share of what would
+empty a layer, and the budget moves it between epochs as it does for SPR (`spr_or.pruning.budget.next_lam`).
 """
 
 from __future__ import annotations
