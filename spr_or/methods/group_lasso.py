@@ -26,7 +26,6 @@ from spr_or.methods.entity_writes import entity_norms, scale_
 from spr_or.pruning.lam_words import START
 from spr_or.training.method import Method, MethodKeys, PruningPlan, PruningTask
 
-
 # Lambda also starts at most at this share of the smallest one that empties a layer.
 _FIRST_LAYER = 0.05
 

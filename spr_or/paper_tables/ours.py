@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 import statistics
@@ -18,6 +19,7 @@ from pydantic import ValidationError
 
 from spr_or.paper_tables.published import PROTOCOLS, Problem
 from spr_or.training.data import parquet
+from spr_or.training.method import SPR_ITSELF
 from spr_or.training.metrics import read_metrics
 from spr_or.training.recipe import DataRecipe, FinetuneRecipe, Recipe, SprRecipe, TrainRecipe
 from spr_or.training.stored_run import SUMMARY, DamagedFile, read_summary
@@ -116,8 +118,31 @@ class Setting:
         return statistics.median(found) if found else None
 
     @property
+    def is_spr(self) -> bool:
+        """Whether SPR decided what goes, not another method."""
+        return self.recipe.method.name == SPR_ITSELF
+
+    @property
+    def budget(self) -> float:
+        """The share that was to be removed, in percent; infinite without a budget."""
+        target = self.recipe.spr.target_removed_pct
+        return math.inf if target is None else target
+
+    @property
+    def lam(self) -> str:
+        """λ as the recipe has it; nothing for another method."""
+        return plain(self.recipe.spr.lam) if self.is_spr else ""
+
+    @property
+    def alpha(self) -> str:
+        """α as the recipe has it; nothing for another method."""
+        return plain(self.recipe.spr.alpha) if self.is_spr else ""
+
+    @property
     def form(self) -> str:
-        """Variant of the formula and method."""
+        """Variant of the formula and method; of another method its name."""
+        if not self.is_spr:
+            return self.recipe.method.name
         return f"{self.recipe.spr.variant}, {self.recipe.spr.method}"
 
     @property

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from spr_or.paper_tables.ours import Setting, Spread, plain
+from spr_or.paper_tables.ours import Setting, Spread
 from spr_or.paper_tables.published import DENOMINATORS, Problem, Published
 from spr_or.utils import palette, pareto
 
@@ -90,7 +90,7 @@ def our_series(
     for number, form in enumerate(forms):
         ours = [one for one in found if one.form == form]
         accuracy = [one.spread("accuracy") for one in ours]
-        names = [f"λ={plain(o.recipe.spr.lam)}, α={plain(o.recipe.spr.alpha)}" for o in ours]
+        names = [f"λ={o.lam}, α={o.alpha}" if o.is_spr else o.form for o in ours]
         series.append(
             pareto.Series(
                 f"ours, {form}",

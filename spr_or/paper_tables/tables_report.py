@@ -39,12 +39,13 @@ def write_report(
     for number in sorted({line.table for line in published}):
         lines = [line for line in published if line.table == number]
         problem = lines[0].problem
-        found = [one for one in settings if one.problem == problem]
+        found = [one for one in settings if one.problem == problem and one.is_spr]
         if lines[0].method == "SPR":
             table, note = spr_rows(lines, found), _denominator(problem)
             what = f"SPR, {lines[0].setting}" if lines[0].setting else "SPR"
         else:
-            table, note, what = rival_rows(lines), _NOTES["rivals"], "other methods"
+            rivals = [one for one in settings if one.problem == problem and not one.is_spr]
+            table, note, what = rival_rows(lines, rivals), _NOTES["rivals"], "other methods"
         body = f"{what}, {problem.network} on {problem.dataset}\n\n{note}\n\n{markdown(table)}"
         figures = figures_of(folder, problem, published, found) if number <= 7 else []
         parts[number] = "\n\n".join([body, *figures])
@@ -64,8 +65,9 @@ def write_report(
 
 
 _NOTES = {
-    "rivals": "Published figures of other methods, over denominators of their own. None of these methods is "
-    "implemented here.",
+    "rivals": "Published figures of other methods, over denominators of their own. Beside a line stands our "
+    "run of the method whose budget is nearest (`spr-or compare`). It started from our dense network and was "
+    "trained as all methods here are, so the columns do not compare protocols.",
     "seconds per epoch, with and without SPR": "Medians over the logged epochs, evaluation included: "
     "those of the SPR phase against those of the dense phase. Runs that share a machine slow each "
     "other down. The paper used another machine and other code, so only the ratios can be compared.",
@@ -116,17 +118,30 @@ def _dense_rows(line: Published, settings: Sequence[Setting]) -> list[Row]:
     return list(told.values()) or [head | _nothing()]
 
 
-def rival_rows(lines: Sequence[Published]) -> list[Row]:
-    """Published figures of other methods, which are not run here."""
-    return [
-        {
+def rival_rows(lines: Sequence[Published], settings: Sequence[Setting] = ()) -> list[Row]:
+    """Published figures of other methods, each beside our run of that method with the nearest budget."""
+    rows = []
+    for line in lines:
+        head = {
             "method": line.method, "setting": line.setting,
             "published top-1": f"{line.top1:.2f}",
             **({"published top-5": f"{line.top5:.2f}"} if line.top5 is not None else {}),
-            "published pruned %": f"{line.pruned_pct:.2f}", "top-1": NOT_RUN,
-        }
-        for line in lines
-    ]  # fmt: skip
+            "published pruned %": f"{line.pruned_pct:.2f}",
+        }  # fmt: skip
+        ours = [one for one in settings if one.recipe.method.name == line.method.lower()]
+        nearest = min(ours, key=lambda one: abs(one.budget - line.pruned_pct), default=None)
+        if nearest is None:
+            rows.append(head | {"top-1": NOT_RUN})
+            continue
+        rows.append(head | {
+            "dense": _spread(nearest.spread("dense_accuracy")),
+            "top-1": _spread(nearest.spread("accuracy")),
+            "removed %": _spread(nearest.spread("removed_params_pct")),
+            "MACs removed %": _spread(nearest.macs_removed()),
+            "seeds": _seeds(nearest), "epochs": nearest.epochs,
+            "data": nearest.runs[0].summary["dataset"],
+        })  # fmt: skip
+    return rows
 
 
 def ours_columns(one: Setting) -> Row:
@@ -184,12 +199,12 @@ def time_rows(epoch_times: Sequence[EpochTime], settings: Sequence[Setting]) -> 
         timed = []
         for one in settings:
             with_spr, without = one.epoch_seconds("spr"), one.epoch_seconds("dense")
-            if one.problem == line.problem and with_spr and without:
+            if one.is_spr and one.problem == line.problem and with_spr and without:
                 summary = one.runs[0].summary
                 timed.append({
                     "with SPR": f"{with_spr:.2f}", "without": f"{without:.2f}",
-                    "ratio": f"{with_spr / without:.2f}", "λ": plain(one.recipe.spr.lam),
-                    "α": plain(one.recipe.spr.alpha), "form": one.form, "seeds": _seeds(one),
+                    "ratio": f"{with_spr / without:.2f}", "λ": one.lam,
+                    "α": one.alpha, "form": one.form, "seeds": _seeds(one),
                     "device": summary["device"], "images": f"{summary['train_images']:,}",
                 })  # fmt: skip
         nothing = {"with SPR": NOT_RUN, "without": NOT_RUN, "ratio": NOT_RUN}
@@ -204,7 +219,7 @@ def finetune_rows(settings: Sequence[Setting]) -> list[Row]:
         gained = one.spread("accuracy").mean - one.spread("accuracy_before_finetune").mean
         rows.append({
             "data set": one.problem.dataset, "network": one.problem.network,
-            "λ": plain(one.recipe.spr.lam), "α": plain(one.recipe.spr.alpha),
+            "λ": one.lam, "α": one.alpha,
             "before": _spread(one.spread("accuracy_before_finetune")),
             "after": _spread(one.spread("accuracy")), "gained": f"{gained:+.2f}",
             "removed %": _spread(one.spread("removed_params_pct")), "seeds": _seeds(one),
@@ -277,7 +292,7 @@ def _elsewhere(
     for problem in dict.fromkeys(one.problem for one in left):
         mine = [one for one in left if one.problem == problem]
         table = [
-            {"λ": plain(one.recipe.spr.lam), "α": plain(one.recipe.spr.alpha),
+            {"λ": one.lam, "α": one.alpha,
              "lr": plain(one.recipe.spr.lr), "dense": _spread(one.spread("dense_accuracy")),
              **ours_columns(one)}
             for one in mine

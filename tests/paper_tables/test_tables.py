@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from spr_or.paper_tables.tables_figures import our_series
 from spr_or.paper_tables.tables_report import (
     markdown,
     matches,
+    rival_rows,
     spr_rows,
     time_rows,
     write_report,
@@ -219,6 +221,31 @@ def test_epoch_times_are_medians_of_the_logs(tmp_path: Path) -> None:
     assert (first["with SPR"], first["without"], first["ratio"]) == ("3.00", "2.00", "1.50")
     assert first["published ratio"] == "2.00"
     assert len(others) == 3 and {row["with SPR"] for row in others} == {"not run"}
+
+
+def test_a_rivals_line_stands_beside_our_run_of_the_nearest_budget(tmp_path: Path) -> None:
+    def ours(name: str, budget: float) -> Recipe:
+        return resnet20(spr={"target_removed_pct": budget}, method={"name": name})
+
+    runs = [leave(tmp_path / f"{b}-{s}", ours("sss", b), s) for b in (20.0, 50.0) for s in (0, 1)]
+    runs += [leave(tmp_path / "spr", resnet20(spr={"target_removed_pct": 50.0}), 5)]
+    found = settings(runs)
+    write_report(tmp_path, found, PUBLISHED, read_epoch_times())
+    text = (tmp_path / "tables.md").read_text()
+    table = text[text.index("## Table 8:") : text.index("## Table 9:")]
+    rows = [[cell.strip() for cell in line.split("|")] for line in table.splitlines()]
+    (p1,) = [row for row in rows if row[1:3] == ["SSS", "P1"]]  # 44.44 % pruned
+    assert p1[3:5] == ["90.80", "44.44"] and p1[6] == "90.50 ± 0.71" and p1[9] == "0, 1"
+    others = [row for row in rows if row[1:2] in (["EPFS"], ["PFC"], ["L2PF"])]
+    assert others and all(row[5] == "not run" or row[6] == "not run" for row in others)
+    nearest = rival_rows(
+        [replace(PUBLISHED[0], method="SSS", pruned_pct=p) for p in (1.0, 99.0)], found
+    )
+    assert [row["top-1"] for row in nearest] == ["90.50 ± 0.71"] * 2
+    # A rival has no line among the figures of SPR, nor a λ of its own.
+    assert "| sss |" not in text[: text.index("## Table 8:")]
+    (sss, *_) = [one for one in found if not one.is_spr]
+    assert (sss.lam, sss.alpha, sss.form) == ("", "", "sss")
 
 
 # --- the pictures ---------------------------------------------------------------------------
