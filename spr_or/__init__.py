@@ -24,8 +24,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "SPR": "spr_or.pruning.regularizer:SPR",
     "Certificate": "spr_or.formulations.certificate:Certificate",
+    "Method": "spr_or.training.method:Method",
+    "MethodKeys": "spr_or.training.method:MethodKeys",
     "ProxSGD": "spr_or.pruning.prox_sgd:ProxSGD",
     "Pruner": "spr_or.pruning.pruner:Pruner",
+    "PruningPlan": "spr_or.training.method:PruningPlan",
+    "PruningTask": "spr_or.training.method:PruningTask",
     "SparseTrainingProblem": "spr_or.formulations.problem:SparseTrainingProblem",
     "apply_masks_": "spr_or.pruning.masks:apply_masks_",
     "bigm": "spr_or.formulations.bigm",
@@ -34,6 +38,7 @@ _HOMES = {
     "compact": "spr_or.pruning.compaction.api:compact",
     "count_macs": "spr_or.pruning.counts:count_macs",
     "count_parameters": "spr_or.pruning.counts:count_parameters",
+    "entity_rows": "spr_or.methods.entity_rows:entity_rows",
     "export_onnx": "spr_or.pruning.export:export_onnx",
     "features": "spr_or.formulations.entities:features",
     "filters": "spr_or.formulations.entities:filters",
@@ -63,6 +68,7 @@ if TYPE_CHECKING:
     from spr_or.formulations.certificate import Certificate
     from spr_or.formulations.entities import features, filters, groups, neurons
     from spr_or.formulations.problem import SparseTrainingProblem
+    from spr_or.methods.entity_rows import entity_rows
     from spr_or.pruning.adapters import lightning_callback, trainer_callback
     from spr_or.pruning.compaction import rules
     from spr_or.pruning.compaction.api import compact, load_compact, save_compact
@@ -74,6 +80,7 @@ if TYPE_CHECKING:
     from spr_or.pruning.pruner import Pruner
     from spr_or.pruning.regularizer import SPR
     from spr_or.tabular.check import check, load_certificate
+    from spr_or.training.method import Method, MethodKeys, PruningPlan, PruningTask
     from spr_or.training.recipe import load_recipe
     from spr_or.training.runner import run_recipe
     from spr_or.verification.ladder_of_bounds import verify
@@ -81,8 +88,12 @@ if TYPE_CHECKING:
 __all__ = [
     "SPR",
     "Certificate",
+    "Method",
+    "MethodKeys",
     "ProxSGD",
     "Pruner",
+    "PruningPlan",
+    "PruningTask",
     "SparseTrainingProblem",
     "__version__",
     "apply_masks_",
@@ -92,6 +103,7 @@ __all__ = [
     "compact",
     "count_macs",
     "count_parameters",
+    "entity_rows",
     "export_onnx",
     "features",
     "filters",

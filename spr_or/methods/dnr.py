@@ -1,4 +1,4 @@
-r"""DNR: entities die by magnitude and return by momentum (Kundu, Nazemi, Beerel, Pedram 2021, arXiv:2011.03083).
+r"""DNR: entities die by magnitude and return by momentum (Kundu et al. 2021, arXiv:2011.03083).
 
 From the first epoch on, only as many entities live as the budget allows. After each epoch a share r of
 those of each layer dies, the shortest first, and as much as the budget allows returns. Layer l gets places

@@ -15,8 +15,8 @@ After each episode REINFORCE moves the policy's means,
 
 .. math::  \theta \leftarrow \theta + \eta\, A\, \frac1L \sum_l \frac{a_l - \theta \cdot f_l}{\sigma}\, f_l,
 
-with A the reward less the mean of those so far, over their deviation. The first episode takes the means, which
-remove the same share everywhere. The structure with the largest reward is the result.
+with A the reward less the mean of those so far, over their deviation. The first episode takes the means,
+which remove the same share everywhere. The structure with the largest reward is the result.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ from spr_or.methods.entity_rows import entity_rows
 from spr_or.methods.entity_writes import add_to_gradients_, entity_norms, scale_
 from spr_or.methods.with_norms import with_norms
 from spr_or.pruning.budget import EntityNumbers, Masks
+from spr_or.pruning.layer_entities import LayerEntities
 from spr_or.training.method import Method, MethodKeys, PruningPlan, PruningTask
 
 
@@ -98,11 +99,7 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
     groups = with_norms(task.model, task.layers, example=task.example)
     optimizer = task.make_optimizer(task.model.parameters())
     names, counts = [group.name for group in groups], [group.count for group in groups]
-    lam = keys.lam
-    if lam is None:
-        prices = [torch.ones(group.count).to(group.parameters[0]) for group in groups]
-        scale = StepLength(optimizer).scale
-        lam = max(emptying_lams(replace(task, layers=groups), prices, scale))
+    lam = _lam(task, groups, StepLength(optimizer).scale) if keys.lam is None else keys.lam
     switch = round(keys.switch * task.epochs)
     projecting = full = False  # full: as much is zero as the budget allows
     present: list[Tensor] = []
@@ -157,6 +154,12 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
         state=lambda: {"lam": lam, "full": full},
         load=load,
     )
+
+
+def _lam(task: PruningTask, groups: tuple[LayerEntities, ...], scale: float) -> float:
+    """The smallest lambda at which, without a loss, all groups would be zero at the end of the phase."""
+    prices = [torch.ones(group.count).to(group.parameters[0]) for group in groups]
+    return max(emptying_lams(replace(task, layers=groups), prices, scale))
 
 
 METHOD = Method(

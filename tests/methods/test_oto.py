@@ -61,7 +61,7 @@ def test_one_projected_step_by_hand(entities: str) -> None:
 
 def test_a_zero_group_is_a_zero_channel_and_stays_zero() -> None:
     task = small_task(epochs=6, target_pct=40.0)
-    plan = METHOD.plan(task, Keys(lam=0.3, switch=0.3))
+    plan = METHOD.plan(task, Keys(lam=0.3, switch=0))
     train(task, plan, 4)
     zero = {name: score == 0 for name, score in plan.scores().items()}
     assert sum(int(z.sum()) for z in zero.values()) > 0
