@@ -26,7 +26,7 @@ _RAMP = 0.75  # of the epochs after which the whole target is asked for
 HORIZON = 10  # lambda is weighed against where the run will be after a tenth of the phase
 _GAIN = 12.0  # a share that will be one point off moves log lambda by 0.12 over one horizon
 _RISE, _FALL = 2.0, 4.0  # at most these factors over one horizon: too much lambda cannot be undone
-_RISE_FROM_NOTHING = 3.0  # as long as nothing could go at all
+_RISE_FROM_NOTHING = 3.0  # as long as hardly anything could go
 _RANGE = 10_000.0  # lambda stays within this factor of where it began
 _TRIES = 40  # steps tried one by one where a whole prefix of the ranking does not fit
 
@@ -57,8 +57,8 @@ def next_lam(
                \frac1h \operatorname{clip}\Bigl(12\,\frac{\rho - 2r + r'}{100},\ -\log 4,\ \log 2\Bigr)
 
     Looking ahead is what keeps it stable: entities answer to lambda only after several epochs, and
-    once zero they hardly return. For the same reason λ falls faster than it rises, but as long as nothing
-    can go it may rise by a factor of 3. It stays within a factor of 10,000 of ``start``. Time is counted
+    once zero they hardly return. For the same reason λ falls faster than it rises, but as long as less than
+    a hundredth can go it may rise by a factor of 3. It stays within a factor of 10,000 of ``start``. Time is counted
     in h, so that short and long phases behave alike.
 
     >>> round(next_lam(10.0, 10.0, [0.0, 0.0], target=50.0, epochs=20), 2)  # nothing yet: rise
@@ -72,7 +72,7 @@ def next_lam(
     pace = (before[-1] - before[-1 - span]) * horizon / span
     ahead = min(len(shares) - 1 + horizon, epochs - 1)
     error = (scheduled_pct(target, ahead, epochs) - before[-1] - pace) / 100
-    rise = _RISE if any(shares) else _RISE_FROM_NOTHING
+    rise = _RISE if max(shares) >= TOLERANCE else _RISE_FROM_NOTHING
     change = min(max(_GAIN * error, -math.log(_FALL)), math.log(rise)) / horizon
     return min(max(lam * math.exp(change), start / _RANGE), start * _RANGE)
 

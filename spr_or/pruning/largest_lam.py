@@ -31,7 +31,7 @@ from torch import Tensor
 from spr_or.formulations.least_price import least_price
 from spr_or.pruning.gradient_passes import rows_of
 from spr_or.pruning.group_entities import GroupEntities
-from spr_or.pruning.lam_words import START
+from spr_or.pruning.lam_words import HELD, START
 from spr_or.pruning.regularizer import SPR
 
 BATCHES = 8  # so many are enough to see noise and directions
@@ -84,12 +84,13 @@ class Pulls:
         return float(self.lams(step, total).max())
 
     def starting_lam(self, step: float, total: float, target_pct: float) -> float:
-        """Where lambda starts with a budget: a share of lambda_max, and not above what distances ask for.
+        """Where lambda starts with a budget: a share of lambda_max, or what distances ask for if less.
 
         If the loss held nothing, the budget would be met at the end of the phase by the lambda at which
-        the entities that are nearest to zero, w_i / T / u_i, hold ``target_pct`` percent of the weights.
-        The noise that lambda_max counts with holds less in a long phase than in a short one; this
-        bound does not rest on it. Arguments and errors as for `largest_lam`.
+        the entities that are nearest to zero, N(w_i) / (T u_i), hold ``target_pct`` percent of the weights.
+        What the loss holds takes a multiple of it, of which lambda starts at the low end. The noise that
+        lambda_max counts with holds less in a long phase than in a short one; this does not rest on it.
+        Arguments and errors as for `largest_lam`.
         """
         near = self._distances() / total
         sizes = torch.cat([layer.sizes for layer in self.spr.ordered_layers()]).to(near)
@@ -97,7 +98,7 @@ class Pulls:
         order = order[near[order] > 0]
         reached = sizes[order].cumsum(0) >= target_pct / 100 * sizes[order].sum()
         unheld = float(near[order[int(reached.int().argmax())]])
-        return min(START * self.largest_lam(step, total), unheld)
+        return min(START * self.largest_lam(step, total), HELD * unheld)
 
     @torch.no_grad()
     def lams(self, step: float, total: float) -> Tensor:

@@ -200,21 +200,21 @@ def test_numbers_that_are_no_lambda_are_refused(lam: float) -> None:
         share_of_max(lam, budget=True)
 
 
-def test_a_budget_starts_where_it_would_be_met_if_nothing_held_the_weights() -> None:
+def test_a_budget_starts_where_it_would_be_met_if_the_loss_held_little() -> None:
     net = nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 5, bias=False))
     with torch.no_grad():
-        net[0].weight.copy_(torch.tensor([1.0, 2.0, 3.0, 400.0])[:, None].expand(4, 3))
-    spr = SPR(net, lam=0.0, alpha=0.0, M=400.0, entities={"0": "neurons"}, u="uniform")
-    # alpha = 0: a step of length t makes w zero iff t >= M ||w||_1, so N = 400 * 3 w, over T.
+        net[0].weight.copy_(torch.tensor([1.0, 2.0, 3.0, 4000.0])[:, None].expand(4, 3))
+    spr = SPR(net, lam=0.0, alpha=0.0, M=4000.0, entities={"0": "neurons"}, u="uniform")
+    # alpha = 0: a step of length t makes w zero iff t >= M ||w||_1, so N = 4000 * 3 w, over T.
     pulls = Pulls(spr)
-    assert pulls.largest_lam(0.1, 10.0) == pytest.approx(400 * 1200 / 10)
+    assert pulls.largest_lam(0.1, 10.0) == pytest.approx(4000 * 12000 / 10)
     for target, nearest in ((10, 1.0), (25, 1.0), (26, 2.0), (75, 3.0)):
-        assert pulls.starting_lam(0.1, 10.0, target) == pytest.approx(400 * 3 * nearest / 10)
+        assert pulls.starting_lam(0.1, 10.0, target) == pytest.approx(4 * 4000 * 3 * nearest / 10)
     # Where all are equally far, that would be lambda_max itself.
-    assert pulls.starting_lam(0.1, 10.0, 80) == pytest.approx(0.02 * 400 * 1200 / 10)
+    assert pulls.starting_lam(0.1, 10.0, 80) == pytest.approx(0.02 * 4000 * 12000 / 10)
     with torch.no_grad():
         net[0].weight[0] = 0.0  # what is zero already has no distance to go
-    assert pulls.starting_lam(0.1, 10.0, 33) == pytest.approx(400 * 3 * 2.0 / 10)
+    assert pulls.starting_lam(0.1, 10.0, 33) == pytest.approx(4 * 4000 * 3 * 2.0 / 10)
 
 
 def test_a_longer_phase_starts_lower_although_noise_holds_as_before() -> None:
