@@ -61,9 +61,10 @@ def test_the_schedule_rises_to_the_target_and_stays() -> None:
 def test_lambda_falls_where_too_much_could_go_and_rises_where_too_little() -> None:
     assert next_lam(10, 10, [80.0, 80.0], target=50, epochs=20) < 10
     assert next_lam(10, 10, [5.0, 5.0], target=50, epochs=20) > 10
-    # As long as nothing could go, it rises faster.
+    # As long as hardly anything could go, it rises faster.
     assert next_lam(10, 10, [0.0, 0.0], target=50, epochs=20) == pytest.approx(10 * 3**0.5)
-    assert next_lam(10, 10, [0.0, 0.5], target=50, epochs=20) == pytest.approx(10 * 2**0.5)
+    assert next_lam(10, 10, [0.0, 0.5], target=50, epochs=20) == pytest.approx(10 * 3**0.5)
+    assert next_lam(10, 10, [0.0, 1.5], target=50, epochs=20) == pytest.approx(10 * 2**0.5)
     # On its way at twice the pace of the schedule: it slows down before it is there.
     assert next_lam(10, 10, [0.0, 15.0, 30.0, 45.0], target=50, epochs=20) < 10
 
