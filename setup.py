@@ -12,7 +12,11 @@ setup(
     package_data={
         "spr_or": ["py.typed"],
         "spr_or.shipped": [
-            "recipes/*.toml", "tables/*.toml", "comparisons/*.toml", "reference/*.csv", "results/*/*",
+            "recipes/*.toml",
+            "tables/*.toml",
+            "comparisons/*.toml",
+            "reference/*.csv",
+            "results/*/*",
         ],
     },
 )

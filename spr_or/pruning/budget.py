@@ -58,8 +58,8 @@ def next_lam(
 
     Looking ahead is what keeps it stable: entities answer to lambda only after several epochs, and
     once zero they hardly return. For the same reason λ falls faster than it rises, but as long as less than
-    a hundredth can go it may rise by a factor of 3. It stays within a factor of 10,000 of ``start``. Time is counted
-    in h, so that short and long phases behave alike.
+    a hundredth can go it may rise by a factor of 3. It stays within a factor of 10,000 of ``start``. Time
+    is counted in h, so that short and long phases behave alike.
 
     >>> round(next_lam(10.0, 10.0, [0.0, 0.0], target=50.0, epochs=20), 2)  # nothing yet: rise
     17.32
