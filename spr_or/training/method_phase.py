@@ -156,7 +156,8 @@ def phase_of(run: SeedRun, task: PruningTask, plan: PruningPlan, epochs: int, ti
         objective=_with_term(run, plan) if plan.term is not None else None,
         steering=_Between(plan),
         title=title,
-        eager=bool(hooked or plan.parameters),
+        # What a plan does between backward pass and step may read values back.
+        eager=bool(hooked or plan.parameters or run.recipe.speed.cuda_graph),
     )
 
 

@@ -48,7 +48,7 @@ class Phase:
     ``title`` is what people read in place of the name. ``rate(epoch)`` is the learning rate;
     ``add_gradient``, ``after`` and ``objective`` are those of `make_step`; ``describe()`` adds to the
     record of an epoch; ``steering`` acts between epochs, and ``watch`` tells an epoch in which the
-    network collapsed; ``eager`` forbids compilation. With
+    network collapsed; ``eager`` forbids compiled and captured steps. With
     ``shrinking`` the phase is the whole network's, and ``smaller(trainee)`` is that of the smaller one
     that is trained in its place.
     """
@@ -136,7 +136,7 @@ def _make_step(run: SeedRun, phase: Phase, epochs: int) -> Step:
         bf16=speed.amp == "bf16",
         objective=phase.objective,
     )
-    return captured(step, phase.optimizer) if speed.cuda_graph else step
+    return captured(step, phase.optimizer) if speed.cuda_graph and not phase.eager else step
 
 
 def _compiled_where_it_pays(run: SeedRun, phase: Phase, epochs: int) -> nn.Module:
