@@ -14,7 +14,7 @@ from models.vit import vit_tiny_digits
 from spr_or import SPR, compact
 from spr_or.pruning.groups import EntityGroup, layer_masks
 from spr_or.pruning.masks import apply_masks_
-from spr_or.pruning.network_groups import network_groups
+from spr_or.pruning.network_groups import features, network_groups
 
 IMAGE = torch.zeros(2, 3, 32, 32)
 DIGIT = torch.zeros(2, 1, 8, 8)
@@ -46,6 +46,26 @@ def test_a_stream_is_written_by_every_second_convolution() -> None:
     assert parameters_of(inner) == {
         "layer2.1.conv1.weight", "layer2.1.bn1.weight", "layer2.1.bn1.bias",
     }  # fmt: skip
+
+
+def test_columns_read_the_features_that_rows_write() -> None:
+    written, read = features(resnet20(), IMAGE)
+    stream = written["conv1.weight", 0]
+    assert read["conv1.weight", 1].tolist() == [0, 0, 0]  # the image
+    for name in ("layer1.0.conv1", "layer1.2.conv1", "layer2.0.conv1"):
+        assert torch.equal(read[f"{name}.weight", 1], stream)
+    assert torch.equal(written["layer2.0.conv2.weight", 0][8:24], stream)
+    assert torch.equal(read["fc.weight", 1], written["layer3.2.conv2.weight", 0])
+    inner = written["layer2.1.conv1.weight", 0]
+    assert torch.equal(read["layer2.1.conv2.weight", 1], inner)
+    assert torch.equal(written["layer2.1.bn1.bias", -1], inner)
+    assert not torch.isin(inner, stream).any()
+
+
+def test_columns_of_convolutions_in_groups_are_left_out() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 6, 1, groups=2), nn.Conv2d(6, 3, 1))
+    _, read = features(net, DIGIT)
+    assert {name for name, _ in read} == {"0.weight", "2.weight"}
 
 
 def test_depthwise_filters_belong_to_the_channel_they_filter() -> None:
