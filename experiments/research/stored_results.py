@@ -2,10 +2,12 @@
 
     python experiments/research/stored_results.py keep cifar10_resnet20 RUN …
     python experiments/research/stored_results.py page cifar10_resnet20
+    python experiments/research/stored_results.py compare digits FOLDER
 
 ``keep`` copies the recipe, ``summary.json``, ``metrics.jsonl`` and the compact network of each run into
 ``experiments/results/NAME/RUN``, and with ``--dense FILE`` a dense network with its hash. ``page`` makes
-the tables of ``docs/lab/NAME.md`` between its marks, and the picture, from what is kept.
+the tables of ``docs/lab/NAME.md`` between its marks, and the picture, from what is kept. ``compare`` puts
+the table and the picture of a comparison of methods, from its folder, on ``docs/lab/methods.md``.
 """
 
 from __future__ import annotations
@@ -179,6 +181,24 @@ def write_page(name: str) -> None:
     picture(runs, ROOT / "docs" / "figures" / f"{name}.png")
 
 
+def put_comparison(name: str, folder: Path) -> None:
+    """Keep ``comparison.csv``, and show table and picture between the marks that bear the name."""
+    place = ROOT / "experiments" / "results" / f"compare-{name}"
+    place.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(folder / "comparison.csv", place / "comparison.csv")
+    shutil.copyfile(folder / "comparison.png", ROOT / "docs" / "figures" / f"compare-{name}.png")
+    page = ROOT / "docs" / "lab" / "methods.md"
+    text = page.read_text(encoding="utf-8")
+    begin, end = f"<!-- comparison {name} -->", f"<!-- end of {name} -->"
+    before, found, rest = text.partition(begin)
+    if not found:
+        sys.exit(f"{page} has no mark {begin}")
+    after = rest.partition(end)[2]
+    table = (folder / "comparison.md").read_text(encoding="utf-8")
+    picture = f"![Accuracy over parameters removed, {name}](../figures/compare-{name}.png)"
+    write_text(page, f"{before}{begin}\n\n{table}\n{picture}\n\n{end}{after}")
+
+
 def main() -> None:
     """Run a command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -188,9 +208,14 @@ def main() -> None:
     kept.add_argument("runs", nargs="*", type=Path)
     kept.add_argument("--dense", type=Path)
     commands.add_parser("page").add_argument("name")
+    compared = commands.add_parser("compare")
+    compared.add_argument("name")
+    compared.add_argument("folder", type=Path)
     given = parser.parse_args()
     if given.command == "keep":
         keep(given.name, given.runs, given.dense)
+    elif given.command == "compare":
+        put_comparison(given.name, given.folder)
     else:
         write_page(given.name)
 
