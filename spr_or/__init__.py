@@ -38,7 +38,7 @@ _HOMES = {
     "compact": "spr_or.pruning.compaction.api:compact",
     "count_macs": "spr_or.pruning.counts:count_macs",
     "count_parameters": "spr_or.pruning.counts:count_parameters",
-    "entity_rows": "spr_or.methods.entity_rows:entity_rows",
+    "entity_rows": "spr_or.methods.common.entity_rows:entity_rows",
     "export_onnx": "spr_or.pruning.export:export_onnx",
     "features": "spr_or.formulations.entities:features",
     "filters": "spr_or.formulations.entities:filters",
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from spr_or.formulations.certificate import Certificate
     from spr_or.formulations.entities import features, filters, groups, neurons
     from spr_or.formulations.problem import SparseTrainingProblem
-    from spr_or.methods.entity_rows import entity_rows
+    from spr_or.methods.common.entity_rows import entity_rows
     from spr_or.pruning.adapters import lightning_callback, trainer_callback
     from spr_or.pruning.compaction import rules
     from spr_or.pruning.compaction.api import compact, load_compact, save_compact

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from models.resnet import resnet18
 from spr_or.methods import bn_gamma, group_norm
-from spr_or.methods.writers import scaling_norms
+from spr_or.methods.common.writers import scaling_norms
 from spr_or.pruning.following_norms import following_norms
 from spr_or.pruning.layer_entities import LayerEntities, layer_entities
 from spr_or.pruning.module_masks import module_masks

@@ -21,7 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from spr_or.methods.writers import Channels, mean_score, scaling_norms
+from spr_or.methods.common.writers import Channels, mean_score, scaling_norms
 from spr_or.pruning.following_norms import following_norms
 from spr_or.training.method import Method, MethodKeys, PruningPlan, PruningTask
 

@@ -6,7 +6,7 @@ independence of filter i is what the nuclear norm loses when its row is set to z
 .. math:: s_i = \frac1n \sum_{t=1}^n \bigl(\lVert A(x_t) \rVert_* - \lVert M_i A(x_t) \rVert_* \bigr)
 
 over n training images (the paper: 5 batches of 128), maps behind norm and activation
-(`spr_or.methods.feature_maps`). All the N losses come from one decomposition A = U S V':
+(`spr_or.methods.common.feature_maps`). All the N losses come from one decomposition A = U S V':
 
 .. math:: \lVert A \rVert_* - \lVert M_i A \rVert_* = -\frac1\pi \int_0^\infty
           \log\Bigl(t^2 \bigl[(A A^\top + t^2)^{-1}\bigr]_{ii}\Bigr)\, dt
@@ -26,9 +26,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from spr_or.methods.feature_maps import filters_of, map_scores
-from spr_or.methods.first_images import first_images
-from spr_or.methods.writers import mean_score
+from spr_or.methods.common.feature_maps import filters_of, map_scores
+from spr_or.methods.common.first_images import first_images
+from spr_or.methods.common.writers import mean_score
 from spr_or.training.method import Method, MethodKeys, PruningPlan, PruningTask
 
 # The rule in x, with t in units of the largest singular value; its error is about 1e-8 of that.

@@ -32,9 +32,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from spr_or.methods.entity_rows import entity_rows
-from spr_or.methods.entity_writes import add_to_gradients_, gradient_rows, scale_, write_
-from spr_or.methods.first_gradients import first_gradients
+from spr_or.methods.common.entity_rows import entity_rows
+from spr_or.methods.common.entity_writes import add_to_gradients_, gradient_rows, scale_, write_
+from spr_or.methods.common.first_gradients import first_gradients
 from spr_or.pruning.budget import EntityNumbers, Masks
 from spr_or.training.method import Method, MethodKeys, PruningPlan, PruningTask
 

@@ -3,7 +3,7 @@ r"""EPFS: sparse masks, with features held near the centres of their classes (Xu
 Xu, Chen, Gong, Liu, Lü and others, Efficient structured pruning based on deep feature stabilization,
 Neural Computing and Applications 33 (2021) 7409–7420, doi:10.1007/s00521-021-05828-8 (Sheng et al. in the
 SPR paper, by the first author's given name). Each entity has a mask :math:`m_i \ge 0`, one in the
-beginning, that scales its channels (`spr_or.methods.gates`), and
+beginning, that scales its channels (`spr_or.methods.common.gates`), and
 
 .. math:: \min_{w, m}\ \mathrm{CE} + \frac{\kappa}{2B} \sum_b \|f_b - c_{y_b}\|^2
           + \gamma \sum_i \Bigl(|m_i| + \frac{\rho}{2} m_i^2\Bigr)
@@ -39,7 +39,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from spr_or.methods.gates import (
+from spr_or.methods.common.gates import (
     Gates,
     add_gates,
     kept_share,

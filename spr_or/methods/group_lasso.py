@@ -21,8 +21,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from spr_or.methods.budgeted_lam import BudgetedLam, StepLength, emptying_lams
-from spr_or.methods.entity_writes import entity_norms, scale_
+from spr_or.methods.common.budgeted_lam import BudgetedLam, StepLength, emptying_lams
+from spr_or.methods.common.entity_writes import entity_norms, scale_
 from spr_or.pruning.lam_words import START
 from spr_or.training.method import Method, MethodKeys, PruningPlan, PruningTask
 

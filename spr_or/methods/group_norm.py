@@ -21,8 +21,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from spr_or.methods.entity_sums import entity_sums
-from spr_or.methods.writers import scaling_norms, writers
+from spr_or.methods.common.entity_sums import entity_sums
+from spr_or.methods.common.writers import scaling_norms, writers
 from spr_or.pruning.following_norms import NORMS, following_norms
 from spr_or.pruning.group_entities import GroupEntities
 from spr_or.pruning.layer_entities import LayerEntities

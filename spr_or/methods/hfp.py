@@ -1,7 +1,7 @@
 r"""HFP, Holistic Filter Pruning: a loss on parameters and operations (Enderich, Timm, Burgard 2020).
 
 Holistic Filter Pruning for Efficient Deep Neural Networks, WACV 2021, arXiv:2009.08169. Each entity has
-a scale :math:`a_i`, one in the beginning, on its channels (`spr_or.methods.gates`) and an indicator
+a scale :math:`a_i`, one in the beginning, on its channels (`spr_or.methods.common.gates`) and an indicator
 
 .. math:: b_i = [\,|a_i| > t\,], \qquad \frac{\partial b_i}{\partial |a_i|} := 1
 
@@ -37,7 +37,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from spr_or.methods.gates import add_gates
+from spr_or.methods.common.gates import add_gates
 from spr_or.pruning.counts import Example, macs_by_layer
 from spr_or.pruning.layer_entities import LayerEntities
 from spr_or.pruning.module_masks import module_masks

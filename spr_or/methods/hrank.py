@@ -3,8 +3,8 @@ r"""HRank: filters whose feature maps have low rank go (Lin, Ji, Wang, Zhang, Zh
 .. math:: s_i = \frac1n \sum_{t=1}^n \operatorname{rank} F_i(x_t)
 
 over n training images, F_i the (H, W) map of filter i behind norm and activation
-(`spr_or.methods.feature_maps`). The paper finds that few images suffice, takes 500, prunes layer by layer
-to shares set by hand and fine-tunes after each layer. Here all layers lose the same share at once.
+(`spr_or.methods.common.feature_maps`). The paper finds that few images suffice, takes 500, prunes layer by
+layer to shares set by hand and fine-tunes after each layer. Here all layers lose the same share at once.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from spr_or.methods.feature_maps import filters_of, map_scores
-from spr_or.methods.first_images import first_images
-from spr_or.methods.writers import mean_score
+from spr_or.methods.common.feature_maps import filters_of, map_scores
+from spr_or.methods.common.first_images import first_images
+from spr_or.methods.common.writers import mean_score
 from spr_or.training.method import Method, MethodKeys, PruningPlan, PruningTask
 
 

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from spr_or.methods.entity_rows import entity_rows
+from spr_or.methods.common.entity_rows import entity_rows
 from spr_or.pruning.budget import EntityNumbers
 from spr_or.pruning.layer_entities import LayerEntities
 from spr_or.pruning.masks import apply_masks_, hold_masks

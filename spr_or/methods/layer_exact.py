@@ -33,7 +33,7 @@ from spr_or.layer_study.activations import Patches, sample_patches
 from spr_or.layer_study.layer_problem import layer_problem
 from spr_or.layer_study.standard import standardise
 from spr_or.layer_study.subsets import elimination
-from spr_or.methods.consumers import consumer_of
+from spr_or.methods.common.consumers import consumer_of
 from spr_or.methods.pffec import l1_norms
 from spr_or.pruning.budget import Masks
 from spr_or.pruning.following_norms import following_norms

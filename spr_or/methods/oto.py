@@ -28,10 +28,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from spr_or.methods.budgeted_lam import StepLength, emptying_lams
-from spr_or.methods.entity_rows import entity_rows
-from spr_or.methods.entity_writes import add_to_gradients_, entity_norms, scale_
-from spr_or.methods.with_norms import with_norms
+from spr_or.methods.common.budgeted_lam import StepLength, emptying_lams
+from spr_or.methods.common.entity_rows import entity_rows
+from spr_or.methods.common.entity_writes import add_to_gradients_, entity_norms, scale_
+from spr_or.methods.common.with_norms import with_norms
 from spr_or.pruning.budget import EntityNumbers, Masks
 from spr_or.pruning.layer_entities import LayerEntities
 from spr_or.training.method import Method, MethodKeys, PruningPlan, PruningTask

@@ -2,7 +2,7 @@ r"""PFC, Pruning from Scratch: the structure is sought on random weights (Wang e
 
 Wang, Zhang, Xie, Zhou, Su, Zhang, Hu, AAAI 2020, arXiv:1909.12579. The weights are random and stay as
 they are. Each entity has a gate :math:`g_i \in [0, 1]`, one in the beginning, on its channels
-(`spr_or.methods.gates`); only the gates are trained, by Adam, on
+(`spr_or.methods.common.gates`); only the gates are trained, by Adam, on
 
 .. math:: \mathrm{CE} + \beta \Bigl(\frac1n \sum_i g_i - r\Bigr)^2
 
@@ -24,7 +24,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from spr_or.methods.gates import add_gates, kept_share
+from spr_or.methods.common.gates import add_gates, kept_share
 from spr_or.pruning.budget import Masks
 from spr_or.training.method import Method, MethodKeys, PruningPlan, PruningTask
 

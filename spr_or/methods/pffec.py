@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from spr_or.methods.entity_rows import entity_rows
+from spr_or.methods.common.entity_rows import entity_rows
 from spr_or.pruning.layer_entities import LayerEntities
 from spr_or.training.method import Method, MethodKeys, PruningPlan, PruningTask
 

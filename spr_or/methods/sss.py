@@ -1,7 +1,7 @@
 r"""SSS, Sparse Structure Selection: scaling factors that an L1 norm makes zero (Huang, Wang 2018).
 
 Data-Driven Sparse Structure Selection for Deep Neural Networks, ECCV 2018, arXiv:1707.01213. Each entity
-has a factor :math:`\lambda_i`, one in the beginning, on its channels (`spr_or.methods.gates`), and
+has a factor :math:`\lambda_i`, one in the beginning, on its channels (`spr_or.methods.common.gates`), and
 
 .. math:: \min_{w, \lambda} L(w, \lambda) + \gamma \sum_i |\lambda_i|
 
@@ -29,7 +29,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from spr_or.methods.gates import (
+from spr_or.methods.common.gates import (
     add_gates,
     kept_share,
     price_to_zero,

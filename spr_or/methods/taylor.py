@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from spr_or.methods.entity_sums import entity_sums
-from spr_or.methods.first_images import Batch, first_images
+from spr_or.methods.common.entity_sums import entity_sums
+from spr_or.methods.common.first_images import Batch, first_images
 from spr_or.pruning.layer_entities import LayerEntities
 from spr_or.training.method import Method, MethodKeys, PruningPlan, PruningTask
 from spr_or.utils.evaluating import evaluating

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from small_task import small_data, small_net, small_task, train
 
+from spr_or.methods.common.entity_rows import entity_rows
+from spr_or.methods.common.entity_writes import gradient_rows
 from spr_or.methods.dnr import METHOD, Keys, Rewiring, attacked_loss, layer_momentum, places
-from spr_or.methods.entity_rows import entity_rows
-from spr_or.methods.entity_writes import gradient_rows
 
 
 def test_normalised_momentum_in_numpy() -> None:

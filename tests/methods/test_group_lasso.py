@@ -6,8 +6,8 @@ import torch
 from small_task import small_net, small_task, train
 from torch import nn
 
-from spr_or.methods.budgeted_lam import BudgetedLam, emptying_lams
-from spr_or.methods.entity_rows import entity_rows
+from spr_or.methods.common.budgeted_lam import BudgetedLam, emptying_lams
+from spr_or.methods.common.entity_rows import entity_rows
 from spr_or.methods.group_lasso import METHOD, Keys
 
 

@@ -10,7 +10,7 @@ from small_task import small_net, small_task, train
 from torch import nn
 
 from spr_or.methods import l2pf
-from spr_or.methods.entity_rows import entity_rows
+from spr_or.methods.common.entity_rows import entity_rows
 from spr_or.methods.l2pf import METHOD, Keys, best_scores, features, ranked, tried
 from spr_or.training.method import PruningTask
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.toy import digits_resnet
 from spr_or.layer_study.activations import Patches
 from spr_or.methods import layer_exact
-from spr_or.methods.consumers import consumer_of
+from spr_or.methods.common.consumers import consumer_of
 from spr_or.methods.pffec import l1_norms
 from spr_or.pruning.layer_entities import layer_entities
 from spr_or.pruning.masks import apply_masks_

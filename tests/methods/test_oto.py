@@ -5,9 +5,9 @@ import pytest
 import torch
 from small_task import SIDE, small_data, small_task, train
 
-from spr_or.methods.entity_rows import entity_rows
+from spr_or.methods.common.entity_rows import entity_rows
+from spr_or.methods.common.with_norms import with_norms
 from spr_or.methods.oto import METHOD, Keys, advance, subgradient, within_budget
-from spr_or.methods.with_norms import with_norms
 
 
 def test_subgradient_and_half_space_in_numpy() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spr_or.methods.entity_rows import entity_rows
-from spr_or.methods.entity_writes import entity_norms
-from spr_or.methods.first_gradients import first_gradients
+from spr_or.methods.common.entity_rows import entity_rows
+from spr_or.methods.common.entity_writes import entity_norms
+from spr_or.methods.common.first_gradients import first_gradients
 from spr_or.pruning.budget import next_lam
 from spr_or.pruning.largest_lam import ORTHOGONAL
 from spr_or.training.method import PruningTask

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from spr_or.methods.writers import Channels, writers
+from spr_or.methods.common.writers import Channels, writers
 from spr_or.pruning.compaction.prepare import prepared
 from spr_or.pruning.compaction.trace import trace
 from spr_or.pruning.compaction.weighted import WEIGHTED

@@ -5,15 +5,15 @@ import torch
 from small_task import SIDE, small_net
 from torch import nn
 
-from spr_or.methods.entity_rows import entity_rows
-from spr_or.methods.entity_writes import (
+from spr_or.methods.common.entity_rows import entity_rows
+from spr_or.methods.common.entity_writes import (
     add_to_gradients_,
     entity_norms,
     gradient_rows,
     scale_,
     write_,
 )
-from spr_or.methods.with_norms import with_norms
+from spr_or.methods.common.with_norms import with_norms
 from spr_or.pruning.layer_entities import LayerEntities, layer_entities
 
 KINDS = ("filters", "input_channels", "channels", "positions", "with norms")

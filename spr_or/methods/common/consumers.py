@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spr_or.layer_study.activations import refusal
-from spr_or.methods.writers import writers
+from spr_or.methods.common.writers import writers
 from spr_or.pruning.layer_entities import LayerEntities
 from spr_or.pruning.network_groups import Features
 

@@ -46,7 +46,7 @@ def scale_(layer: LayerEntities, factor: Tensor) -> None:
 
 @torch.no_grad()
 def write_(layer: LayerEntities, rows: Tensor) -> None:
-    """Set the weights of all entities to rows (N, k), as `spr_or.methods.entity_rows` reads them."""
+    """Set the weights of all entities to rows (N, k), as `spr_or.methods.common.entity_rows` reads them."""
     if isinstance(layer, GroupEntities):
         layer.write_({id(p): p.data for p in layer.parameters}, rows)
         return

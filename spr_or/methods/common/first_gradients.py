@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spr_or.methods.entity_writes import gradient_rows
+from spr_or.methods.common.entity_writes import gradient_rows
 from spr_or.pruning.largest_lam import BATCHES
 from spr_or.pruning.layer_entities import LayerEntities
 from spr_or.training.method import PruningTask
