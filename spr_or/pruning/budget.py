@@ -3,7 +3,7 @@ r"""A budget instead of lambda: how much can go now, what lambda should be, and 
 A target asks for a share to be removed, in percent: of the parameters, of the multiplications, of the
 time (`spr_or.pruning.removed_share`, `spr_or.pruning.latency`). What is here needs only a function
 ``count(masks) -> percent removed``. `next_lam` is the controller that moves lambda between epochs;
-`choose` rounds the relaxed indicators at the end of the phase so that the count meets the target.
+`choose` takes entities by rank at the end of the phase so that the count meets the target.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ class MaskChoice(NamedTuple):
     """Masks that meet a target, the percentage they remove, and the cut that led there.
 
     ``cut`` entities go beyond what the phase had made zero; where negative, so many stay though
-    it had. ``threshold`` is the largest indicator among the entities that go.
+    it had. ``threshold`` is the largest rank among the entities that go.
     """
 
     masks: Masks
@@ -183,7 +183,7 @@ class MaskChoice(NamedTuple):
 class _Going(NamedTuple):
     """Entities of one layer that go together; ``key`` orders them among those of all layers."""
 
-    key: tuple[bool, bool, float, float]  # (not forced, not zero, indicator, age) of the last one
+    key: tuple[bool, bool, float, float]  # (not forced, not zero, rank, age) of the last one
     layer: str
     entities: tuple[int, ...]
 
@@ -191,28 +191,28 @@ class _Going(NamedTuple):
 def choose(
     count: Count,
     gone: Masks,
-    indicators: EntityNumbers,
+    rank: EntityNumbers,
     age: EntityNumbers,
     target: float,
     limits: Mapping[str, Limits] | None = None,
 ) -> MaskChoice:
-    """Round the indicators so that ``count`` gives ``target`` percent, as nearly as entities allow.
+    """Choose what goes so that ``count`` gives ``target`` percent, as nearly as entities allow.
 
     Within a layer entities go in the order: those in ``gone`` (False = zero already) first, then by
-    rising indicator y~, at equal indicators by rising ``age``; with ``limits`` so many at once that an
-    allowed number stays. Of all layers those go first whose largest indicator is smallest. The
+    rising ``rank``, at equal ranks by rising ``age``; with ``limits`` so many at once that an
+    allowed number stays. Of all layers those go first whose largest rank is smallest. The
     longest prefix of this order that stays within the target goes, and after it single steps while
     they fit. What ``limits`` force goes in any case. All arguments are per layer, (N,) each;
     ``limits`` default to one entity that stays.
 
-    >>> indicators = {"a": torch.tensor([0.3, 0.1, 0.9, 0.2])}
+    >>> rank = {"a": torch.tensor([0.3, 0.1, 0.9, 0.2])}
     >>> keep = {"a": torch.ones(4, dtype=torch.bool)}
     >>> removed = lambda masks: 25.0 * int((~masks["a"]).sum())
-    >>> choose(removed, keep, indicators, indicators, target=55.0).masks["a"].tolist()
+    >>> choose(removed, keep, rank, rank, target=55.0).masks["a"].tolist()
     [True, False, True, False]
     """
     limits = {name: (limits or {}).get(name, Limits()) for name in gone}
-    order = _ranking(gone, indicators, age, limits)
+    order = _ranking(gone, rank, age, limits)
 
     def masks_without(steps: Sequence[_Going]) -> Masks:
         masks = {name: torch.ones_like(keep) for name, keep in gone.items()}
@@ -250,7 +250,7 @@ def choose(
             stays.add(step.layer)
     zero = sum(int((~keep).sum()) for keep in gone.values())
     places = [(step.layer, index) for step in best for index in step.entities]
-    threshold = max((float(indicators[name][index]) for name, index in places), default=0.0)
+    threshold = max((float(rank[name][index]) for name, index in places), default=0.0)
     return MaskChoice(masks_without(best), nearest, len(places) - zero, threshold)
 
 
@@ -273,14 +273,14 @@ def reachable_pct(
 
 
 def _ranking(
-    gone: Masks, indicators: EntityNumbers, age: EntityNumbers, limits: Mapping[str, Limits]
+    gone: Masks, rank: EntityNumbers, age: EntityNumbers, limits: Mapping[str, Limits]
 ) -> list[_Going]:
     """The steps in which entities may go, in the order of going."""
     steps = []
     for name, keep in gone.items():
         rows = sorted(
             zip(
-                keep.tolist(), indicators[name].tolist(), age[name].tolist(), range(len(keep)),
+                keep.tolist(), rank[name].tolist(), age[name].tolist(), range(len(keep)),
                 strict=True,
             )
         )  # fmt: skip

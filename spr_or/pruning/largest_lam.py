@@ -92,13 +92,14 @@ class Pulls:
         lambda_max counts with holds less in a long phase than in a short one; this does not rest on it.
         Arguments and errors as for `largest_lam`.
         """
-        near = self._distances() / total
+        largest = self.largest_lam(step, total)
+        near = distances(self.spr) / total
         sizes = torch.cat([layer.sizes for layer in self.spr.ordered_layers()]).to(near)
         order = near.argsort()
-        order = order[near[order] > 0]
+        order = order[(near[order] > 0) & near[order].isfinite()]
         reached = sizes[order].cumsum(0) >= target_pct / 100 * sizes[order].sum()
         unheld = float(near[order[int(reached.int().argmax())]])
-        return min(START * self.largest_lam(step, total), HELD * unheld)
+        return min(START * largest, HELD * unheld)
 
     @torch.no_grad()
     def lams(self, step: float, total: float) -> Tensor:
@@ -107,20 +108,14 @@ class Pulls:
         gradient = (self._squares / max(1, self.batches)).sqrt()
         noise = torch.where(norm > 0, gradient / (step * norm), 0.0).sqrt()
         noise = torch.where(self._scale_unseen(), noise, 0.0)
-        return self._distances() * noise.clamp(min=1 / total)
-
-    @torch.no_grad()
-    def _distances(self) -> Tensor:
-        """N(w_i) / u_i, 0 where u_i = 0: (N,) float64."""
-        bounds = zip(_rows(self.spr), _bounds(self.spr), strict=True)
-        reach = torch.cat([least_price(w, self.spr.alpha, M) for w, M in bounds])
-        price = self.spr.importance.double()
-        if not bool(((reach > 0) & (price > 0)).any()):
+        far = distances(self.spr)
+        far = torch.where(far.isfinite(), far, 0.0)  # what has no price no lambda moves
+        if not bool((far > 0).any()):
             raise ValueError(
                 "no lambda makes an entity zero: the network must have weights that are not zero, "
                 "and entities a price u > 0"
             )
-        return torch.where(price > 0, reach / price, 0.0)
+        return far * noise.clamp(min=1 / total)
 
     def _scale_unseen(self) -> Tensor:
         """Which entities are of layers whose scale the loss does not see."""
@@ -132,6 +127,18 @@ class Pulls:
                 for radial, whole, count in parts
             ]
         )
+
+
+@torch.no_grad()
+def distances(spr: SPR) -> Tensor:
+    """N(w_i) / u_i, (N,) float64 in the order of ``spr.ordered_layers()``: how far entities are from zero.
+
+    A proximal step of length t without a loss makes entity i zero iff lambda t is at least this. It is
+    0 for what is zero, and infinite where u_i = 0 and w_i is not zero.
+    """
+    bounds = zip(_rows(spr), _bounds(spr), strict=True)
+    reach = torch.cat([least_price(w, spr.alpha, M) for w, M in bounds])
+    return torch.where(reach > 0, reach / spr.importance.double(), 0.0)
 
 
 def _rows(spr: SPR) -> list[Tensor]:

@@ -17,6 +17,7 @@ from torch import nn
 from spr_or.pruning.budget import Count, Limits, MaskChoice, Masks, choose, next_lam, scheduled_pct
 from spr_or.pruning.entity_masks import entity_masks
 from spr_or.pruning.group_entities import GroupEntities
+from spr_or.pruning.largest_lam import distances
 from spr_or.pruning.left import whole_masks, whole_numbers
 from spr_or.pruning.masks import masks_by_threshold
 from spr_or.pruning.per_entity import crossed
@@ -133,26 +134,32 @@ class Steering:
     def cut(self) -> MaskChoice:
         """The masks that meet the budget, see `choose`; what they give back gets its weights.
 
-        Entities that are zero alike come back in the order last out, first in. Others of equal
-        indicators, such as those at their bound, go by rising z.
+        Entities go in the order in which a larger lambda would make them zero, by their `distances`. (By
+        the indicator y~ = max|w| / M, one large weight would keep an entity, and layers whose entities
+        are all alike would go first whatever they cost.) Those that are zero alike come back in the
+        order last out, first in.
         """
         assert self.count is not None and self.settings.target_removed_pct is not None
         values = self.spr.entity_values()
-        indicators = {name: value.indicator for name, value in values.items()}
+        layers = self.spr.ordered_layers()
+        parts = distances(self.spr).cpu().split([layer.count for layer in layers])
+        far = {layer.name: part for layer, part in zip(layers, parts, strict=True)}
+        indicators = {name: value.indicator.cpu() for name, value in values.items()}
         gone = decide_masks(self.model, self.spr, self.settings)
         ages = {name: value.value.double().cpu() for name, value in values.items()}
         if self.spares is not None:
             ages = {n: torch.where(gone[n].cpu(), ages[n], self.spares.age[n]) for n in ages}
         if self.left is not None:  # what has left goes first
             gone = self.whole(gone)
+            far = whole_numbers(far, self.left, 0.0)
             indicators = whole_numbers(indicators, self.left, 0.0)
             ages = whole_numbers(ages, self.left, -math.inf)
-        choice = choose(
-            self.count, gone, indicators, ages, self.settings.target_removed_pct, self.limits
-        )
+        choice = choose(self.count, gone, far, ages, self.settings.target_removed_pct, self.limits)
+        went = [indicators[name][~keep.cpu()] for name, keep in choice.masks.items()]
+        threshold = float(torch.cat(went).max()) if any(len(one) for one in went) else 0.0
         if self.spares is not None:
             self.spares.give_back_(self._of_left(choice.masks))
-        return choice
+        return choice._replace(threshold=threshold)
 
     def whole(self, masks: Masks) -> Masks:
         """Masks of this network's entities as masks of the original's."""

@@ -8,7 +8,7 @@ before under ``went_back``. So a run that is killed meanwhile repeats all attemp
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from spr_or.training.one_phase import Phase
 
 ATTEMPTS = 6  # of an epoch: lambda falls to a thousandth
+
+
+# Of its training accuracy above guessing, a network may lose this share to lambda. See docs/lab/lambda.md.
+STRAIN = 0.15
 
 
 class Diverged(RunError):
@@ -71,13 +75,22 @@ class Watch:
         ahead = record.get("removable_pct", 0.0) > record.get("scheduled_pct", 100.0)
         return Fault(gone, fatal=False) if dead and ahead else None
 
-    def strained(self, record: Record, best: float | None, classes: int) -> bool:
-        """Whether training has lost half of what the network could do: lambda must not rise on.
+    def strained(
+        self, record: Record, best: float | None, classes: int, trained: float | None = None
+    ) -> bool:
+        """Whether training has lost too much of what the network could do: lambda must not rise on.
+
+        That is half of what the network could do before, or a share of what it could in the best epoch of
+        this phase so far, of training accuracy ``trained``: with the learning rate of the phase, but
+        with a smaller lambda.
 
         What is still to go is then left to the cut, and fine-tuning starts from a network that has not
         forgotten everything.
         """
-        return lost(record["accuracy"], self._had(best), classes, share=0.5)
+        now = record["accuracy"]
+        return lost(now, self._had(best), classes, share=0.5) or (
+            trained is not None and lost(now, trained, classes, share=1 - STRAIN)
+        )
 
     def _had(self, best: float | None) -> float:
         return max((x for x in (self.start, best) if x is not None), default=0.0)
@@ -98,7 +111,8 @@ def good_epoch(
     while True:
         record, fault = _tried(attempt, watch, best, run.data.classes)
         if fault is None:
-            if watch.steered and watch.strained(record, best, run.data.classes):
+            trained = _best_training(run.metrics.records, phase.name)
+            if watch.steered and watch.strained(record, best, run.data.classes, trained):
                 steering.ease()
             return record | ({"went_back": failed} if failed else {})
         lam = float(steering.spr.lam)
@@ -115,6 +129,11 @@ def good_epoch(
             f"repeated with lambda {steering.lam:.4g}"
         )
         run.display.phase(f"seed {run.seed} {phase.name}", phase.epochs, run.data.train_rows, epoch)
+
+
+def _best_training(records: Sequence[Record], phase: str) -> float | None:
+    """The best training accuracy of the epochs of a phase so far."""
+    return max((r["accuracy"] for r in records if r["phase"] == phase), default=None)
 
 
 def _tried(
