@@ -82,3 +82,35 @@ def _refusing(task: PruningTask, keys: MethodKeys) -> PruningPlan:
 
 
 REFUSING = Method(title="refusing", kind="score", paper="none", plan=_refusing)
+
+
+def _broken(task: PruningTask, keys: MethodKeys) -> PruningPlan:
+    def scores() -> dict[str, Tensor]:
+        raise KeyError("no such thing")
+
+    return PruningPlan(scores=scores)
+
+
+BROKEN = Method(title="broken", kind="score", paper="none", plan=_broken)
+
+
+def _no_plan(task: PruningTask, keys: MethodKeys) -> Any:
+    return None
+
+
+NO_PLAN = Method(title="no plan", kind="score", paper="none", plan=_no_plan)
+
+
+def _one_layer(task: PruningTask, keys: MethodKeys) -> PruningPlan:
+    first = task.layers[0]
+    return PruningPlan(scores=lambda: {first.name: torch.ones(first.count)})
+
+
+ONE_LAYER = Method(title="one layer", kind="score", paper="none", plan=_one_layer)
+
+
+def _column(task: PruningTask, keys: MethodKeys) -> PruningPlan:
+    return PruningPlan(scores=lambda: {one.name: torch.ones(one.count, 1) for one in task.layers})
+
+
+COLUMN = Method(title="column", kind="score", paper="none", plan=_column)

@@ -19,6 +19,7 @@ def command(
 
     Exit status: 0 done, 2 no such method.
     """
+    from spr_or.sweeps.compare_file import SPR_FORMS
     from spr_or.training.method import SPR_ITSELF, find_method, shipped_methods
     from spr_or.utils.field_comments import field_comments
 
@@ -30,6 +31,7 @@ def command(
             rows.append((known, method.title, method.kind, method.paper))
         columns = ("name", "method", "kind", "paper")
         terminal.show(screen, terminal.table(columns, rows, title="[method] name", text=columns))
+        terminal.say(screen, f"A comparison also takes the forms of SPR: {', '.join(SPR_FORMS)}.")
         return
     if name == SPR_ITSELF:
         terminal.say(screen, "SPR: its keys are those of [spr] in a recipe.")

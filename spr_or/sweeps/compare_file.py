@@ -18,16 +18,22 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    ValidationError,
+    model_validator,
+)
 
 from spr_or.sweeps.sweep_file import SweepError, SweepPlan, SweepRun, as_changes, find_base, flatten
-from spr_or.training.method import SPR_ITSELF, shipped_methods
+from spr_or.training.method import SPR_ITSELF, shipped_methods, unknown_method
 from spr_or.training.recipe import Change, load_changed
 from spr_or.utils.shipped import find_shipped
 
@@ -38,6 +44,15 @@ SPR_FORMS: dict[str, dict[str, Any]] = {
     "spr-printed": {"spr.method": "gradient", "spr.variant": "printed"},
 }
 KEYS = ("method", "budget")
+# Keys of the recipe that one method may have for itself. All others are the same for all methods.
+_OWN = {
+    f"spr.{key}"
+    for key in (
+        "method", "variant", "lam", "alpha", "u", "bounds", "bounds_every", "lam_warmup", "zero_below",
+        "share", "shrink", "shrink_after",
+    )
+}  # fmt: skip
+_AUTO = {"spr.lam": "auto"}  # a number in the base was tuned without a budget
 
 
 class _CompareFile(BaseModel):
@@ -49,6 +64,14 @@ class _CompareFile(BaseModel):
     budgets: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = Field(min_length=1)
     methods: str | tuple[str | dict[str, Any], ...] = Field(min_length=1)
     set: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _nothing_counts_twice(self) -> _CompareFile:
+        for name in ("seeds", "budgets"):
+            values = getattr(self, name) or ()
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} must differ from each other, got {list(values)}")
+        return self
 
 
 def load_comparison(path: str | Path, overrides: Iterable[str] = ()) -> SweepPlan:
@@ -65,7 +88,14 @@ def load_comparison(path: str | Path, overrides: Iterable[str] = ()) -> SweepPla
     base = find_base(path, file.base)
     overrides = list(overrides)
     given = {override.partition("=")[0].strip() for override in overrides}
-    shared = [*as_changes(path, flatten(file.set)), *(Change("--set ", one) for one in overrides)]
+    settings = flatten(file.set)
+    for key in [*settings, *given]:
+        if key == "spr.target_removed_pct" or key.split(".")[0] == "method":
+            raise SweepError(f"{path}: {key} is given by budgets and methods of the comparison")
+    shared = [
+        *as_changes(path, _AUTO | settings),
+        *(Change("--set ", one) for one in overrides),
+    ]
     runs = []
     for label, changes in _methods(path, file.methods).items():
         for budget in file.budgets:
@@ -132,9 +162,14 @@ def _method(path: Path, entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if name in SPR_FORMS:
         name, values = SPR_ITSELF, SPR_FORMS[name] | values
     elif ":" not in name and name not in (SPR_ITSELF, *shipped_methods()):
-        known = (SPR_ITSELF, *SPR_FORMS, *shipped_methods())
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise SweepError(f"{path}: there is no method {name!r}; {hint}There are {', '.join(known)}")
+        raise SweepError(
+            f"{path}: {unknown_method(name, (SPR_ITSELF, *SPR_FORMS, *shipped_methods()))}"
+        )
+    shared = sorted(key for key in values if "." in key and key not in _OWN)
+    if shared:
+        raise SweepError(
+            f"{path}: {label} has {', '.join(shared)}, which is the same for all methods: put it under "
+            f"[set]. A method may have keys of its own and {', '.join(sorted(_OWN))}"
+        )
     own = {(key if "." in key else f"method.{key}"): value for key, value in values.items()}
     return label, {"method.name": name, **own}

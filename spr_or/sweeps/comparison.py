@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spr_or.pruning.budget import TOLERANCE
 from spr_or.sweeps.run_table import ERROR, last_line, seconds, sound_summary
 from spr_or.sweeps.sweep_file import SweepPlan, SweepRun
 from spr_or.training.method import SPR_ITSELF, find_method
@@ -21,6 +22,7 @@ from spr_or.utils.printable import one_line
 from spr_or.utils.terminal import table
 
 NOT_RUN = "not run"
+SEEDS = 3  # the fewest that say something about the noise
 BEYOND = 2.0  # deviations by which the best method must lead to be marked
 _COLOURS = (palette.BLUE, palette.ORANGE, palette.GREEN, palette.RED, palette.PURPLE, palette.GREY)
 _MARKERS = "os^DvP"
@@ -30,8 +32,9 @@ _MARKERS = "os^DvP"
 class Line:
     """One method at one budget, over its seeds.
 
-    ``accuracy`` and the others hold one number for each seed that ended well; ``reasons`` say what
-    became of the others. ``pruning_seconds`` is the time of the pruning phase with all that the method
+    ``accuracy`` and the others hold one number for each seed that ended; ``reasons`` say what became of
+    the others, and what is wrong with those. ``reached`` is the share that the cut took, of what the
+    budget counts. ``pruning_seconds`` is the time of the pruning phase with all that the method
     computes; accuracies and shares are in percent.
     """
 
@@ -41,6 +44,7 @@ class Line:
     seeds: tuple[int, ...]
     accuracy: tuple[float, ...]
     dense: tuple[float, ...]
+    reached: tuple[float, ...]
     removed: tuple[float, ...]
     macs_removed: tuple[float, ...]
     pruning_seconds: tuple[float, ...]
@@ -76,11 +80,14 @@ def _line(method: str, budget: float, points: Sequence[SweepRun], folder: Path) 
         if summary is not None:
             if fault := note(summary):
                 reasons.append(f"seed {point.seed}: {fault}")
-            scoring = (summary["budget"] or {}).get("scoring_seconds", 0.0)
+            cut = summary["budget"]["after_cut_pct"]
+            if abs(cut - budget) > TOLERANCE:
+                reasons.append(f"seed {point.seed}: the budget is missed, {cut:.1f} % went")
+            scoring = summary["budget"].get("scoring_seconds", 0.0)
             done.append((point.seed, summary, seconds(run)["spr_seconds"] + scoring))
         elif (run / ERROR).exists():
             text = last_line((run / ERROR).read_text(encoding="utf-8"))
-            reasons.append(f"seed {point.seed}: {text.partition(': ')[2] or text}")
+            reasons.append(f"seed {point.seed}: {_reason(text)}")
         else:
             waiting += 1
     return Line(
@@ -90,6 +97,7 @@ def _line(method: str, budget: float, points: Sequence[SweepRun], folder: Path) 
         tuple(seed for seed, _, _ in done),
         tuple(s["accuracy"] for _, s, _ in done),
         tuple(s["dense_accuracy"] for _, s, _ in done),
+        tuple(s["budget"]["after_cut_pct"] for _, s, _ in done),
         tuple(s["removed_params_pct"] for _, s, _ in done),
         tuple(100 * (1 - s["macs_compact"] / s["macs_dense"]) for _, s, _ in done),
         tuple(spent for _, _, spent in done),
@@ -97,6 +105,12 @@ def _line(method: str, budget: float, points: Sequence[SweepRun], folder: Path) 
         tuple(reasons),
         waiting,
     )
+
+
+def _reason(line: str) -> str:
+    """The last line of a traceback without the name of an error of ours, which says nothing more."""
+    kind, found, text = line.partition(": ")
+    return text if found and kind.startswith("spr_or.") else line
 
 
 def kind_of(name: str) -> str:
@@ -107,8 +121,9 @@ def kind_of(name: str) -> str:
 def winners(lines: Sequence[Line]) -> set[tuple[str, float]]:
     """(method, budget) of the methods that lead their budget by more than two deviations.
 
-    The lead over the second is measured by the larger of both standard deviations over seeds. With
-    fewer than two seeds nobody is marked, for the noise is not known.
+    The lead over the second is measured by the larger of both standard deviations over seeds. Nobody is
+    marked by fewer than `SEEDS` seeds, for the noise is not known, nor who has missed the budget, or
+    has not ended well with the seeds of the second.
     """
     found = set()
     for budget in {line.budget for line in lines}:
@@ -116,6 +131,10 @@ def winners(lines: Sequence[Line]) -> set[tuple[str, float]]:
             (x for x in lines if x.budget == budget and x.accuracy), key=lambda x: -x.mean
         )
         if len(ranked) < 2 or ranked[0].deviation is None or ranked[1].deviation is None:
+            continue
+        if ranked[0].reasons or ranked[0].waiting or len(ranked[0].seeds) < SEEDS:
+            continue
+        if ranked[1].seeds != ranked[0].seeds:
             continue
         if ranked[0].mean - ranked[1].mean > BEYOND * max(ranked[0].deviation, ranked[1].deviation):
             found.add((ranked[0].method, budget))
@@ -163,10 +182,10 @@ def significance(lines: Sequence[Line]) -> str:
     seeds = {len(line.seeds) for line in lines if line.seeds}
     if not seeds:
         return "No run has ended yet."
-    if max(seeds) < 2:
+    if max(seeds) < SEEDS:
         return (
-            "One seed: how far seeds differ is not known, so no method is marked as the best, and "
-            "small differences mean nothing."
+            f"Fewer than {SEEDS} seeds: how far seeds differ is not known, so no method is marked as the "
+            "best, and small differences mean nothing."
         )
     return (
         "Mean ± standard deviation over seeds. A star marks a method that leads the second by more "

@@ -21,7 +21,7 @@ import importlib.util
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -88,7 +88,11 @@ class PruningTask:
     make_optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
     def cut(self, scores: EntityNumbers, across: Across = "network") -> MaskChoice:
-        """The masks that meet the budget by going up the scores, see `cut_by_score`."""
+        """The masks that meet the budget by going up the scores, see `cut_by_score`.
+
+        Raises ``ValueError`` for scores that are not a finite number for each entity of each layer.
+        """
+        scores = checked_scores(scores, self.layers)
         return cut_by_score(self.removed_pct, scores, self.target_pct, across, self.limits)
 
 
@@ -134,6 +138,10 @@ class PruningPlan:
     finish: Callable[[Masks], None] = lambda masks: None
     restart: bool = False
 
+    def __post_init__(self) -> None:
+        if self.across not in get_args(Across):
+            raise ValueError(f"across must be one of {get_args(Across)}, got {self.across!r}")
+
 
 @dataclass(frozen=True)
 class Method:
@@ -157,6 +165,29 @@ class Method:
     keys: type[MethodKeys] = field(default=MethodKeys)
     differs: str = ""
 
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"kind must be one of {get_args(Kind)}, got {self.kind!r}")
+
+
+def checked_scores(scores: Any, layers: Sequence[LayerEntities]) -> EntityNumbers:
+    """The scores, if they are a number for each entity of each layer; else ``ValueError``."""
+    counts = {layer.name: layer.count for layer in layers}
+    if not isinstance(scores, Mapping) or scores.keys() != counts.keys():
+        given = sorted(scores) if isinstance(scores, Mapping) else type(scores).__name__
+        raise ValueError(f"scores must be a dict of the layers {sorted(counts)}, got {given}")
+    for name, count in counts.items():
+        score = scores[name]
+        if not isinstance(score, Tensor) or score.shape != (count,):
+            got = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
+            raise ValueError(
+                f"scores of layer {name} must be a tensor of shape ({count},), got {got}"
+            )
+        if not torch.isfinite(score).all():
+            bad = int((~torch.isfinite(score)).sum())
+            raise ValueError(f"{bad} of {len(score)} scores of layer {name} are not finite")
+    return dict(scores)
+
 
 def cut_by_score(
     count: Count,
@@ -168,8 +199,7 @@ def cut_by_score(
     """The masks under which ``count`` gives ``target_pct``, as nearly as entities allow.
 
     The entities of the lowest scores go. With ``across = "layers"`` a score is replaced by its rank in
-    its layer over the layer's size, so that all layers lose the same share. Raises ``ValueError``
-    for scores that are not finite.
+    its layer over the layer's size, so that all layers lose the same share.
 
     >>> scores = {"a": torch.tensor([3.0, 1.0, 2.0]), "b": torch.tensor([0.1, 0.3, 0.2])}
     >>> removed = lambda masks: sum(100 / 6 * int((~keep).sum()) for keep in masks.values())
@@ -177,10 +207,6 @@ def cut_by_score(
     >>> [keep.tolist() for keep in choice.masks.values()]
     [[True, False, True], [False, True, True]]
     """
-    for name, score in scores.items():
-        if not torch.isfinite(score).all():
-            bad = int((~torch.isfinite(score)).sum())
-            raise ValueError(f"{bad} of {len(score)} scores of layer {name} are not finite")
     plain = {name: score.detach().double().cpu() for name, score in scores.items()}
     ranked = plain if across == "network" else {n: _rank_share(s) for n, s in plain.items()}
     gone = {name: torch.ones(len(score), dtype=torch.bool) for name, score in plain.items()}
@@ -205,6 +231,20 @@ def shipped_methods() -> tuple[str, ...]:
     )
 
 
+def unknown_method(name: str, known: Sequence[str]) -> str:
+    """What to tell about a name that is none of the ``known`` ones.
+
+    >>> unknown_method("hrnk", ["chip", "hrank"])[:50]
+    "there is no method 'hrnk'. Did you mean 'hrank'? T"
+    """
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return (
+        f"there is no method {name!r}.{hint} There are {', '.join(known)}, and your own as "
+        '"module:name"'
+    )
+
+
 def find_method(name: str) -> Method:
     """A method by the name of its file, or one's own by ``"module:name"``.
 
@@ -218,13 +258,7 @@ def find_method(name: str) -> Method:
             module = importlib.import_module(f"{SHIPPED}.{name}")
             if hasattr(module, "METHOD"):
                 return module.METHOD
-        known = (SPR_ITSELF, *shipped_methods())
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(
-            f"there is no method {name!r}; {hint}There are {', '.join(known)}, and your own as "
-            '"module:name"'
-        )
+        raise ValueError(unknown_method(name, (SPR_ITSELF, *shipped_methods())))
     try:
         method = load_object(name)
     except (ValueError, ImportError, AttributeError) as error:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from spr_or.pruning.budget import TOLERANCE, Count, Masks
 from spr_or.pruning.chosen_entities import ChosenEntities
 from spr_or.pruning.measures import MEASURES
+from spr_or.training.checkpoint import CheckpointError
 from spr_or.training.data.load import Data
 from spr_or.training.loop import evaluate
 from spr_or.training.method import SPR_ITSELF, PruningPlan, PruningTask, find_method
@@ -25,6 +26,7 @@ from spr_or.training.seed_run import RunError, SeedRun
 from spr_or.training.setup import fresh_model, steps_of_epoch
 from spr_or.training.step import Objective
 
+_OURS = (RunError, RecipeError, CheckpointError, OSError)  # what says enough by itself
 _SCORING_EPOCH = 90_000  # its seed: of no epoch that is trained
 
 
@@ -59,17 +61,19 @@ def method_phase(run: SeedRun, dense: nn.Module) -> tuple[nn.Module, Masks, Reco
         scores = plan.scores()
         scored = watch() - started
         choice = task.cut(scores, plan.across)
-    except (ValueError, ArithmeticError) as error:
-        raise RunError(f"method {recipe.method.name} on {recipe.model}: {error}") from error
-    plan.finish(choice.masks)
+        plan.finish(choice.masks)
+    except _OURS:
+        raise
+    except Exception as error:  # whatever the code of a method raises
+        raise RunError(_fault(recipe, error)) from error
     run.display.say(
         f"seed {run.seed} {method.title}: cut by score to {choice.removed_pct:.1f} % of the "
         f"{MEASURES[recipe.spr.target_of]}"
     )
     if abs(choice.removed_pct - task.target_pct) > TOLERANCE:
         run.display.warn(
-            f"the budget of {task.target_pct:g} % is missed: the nearest that whole entities give is "
-            f"{choice.removed_pct:.1f} %"
+            f"the budget of {task.target_pct:g} % is missed: whole entities, in the order of their scores, "
+            f"give {choice.removed_pct:.1f} %"
         )
     if plan.restart:
         model = fresh_model(recipe, run.seed, run.device)
@@ -97,13 +101,28 @@ def check_method(
     model, dense = (fresh_model(recipe, recipe.seeds[0], device) for _ in range(2))
     try:
         _plan(recipe, pruning_task(recipe, recipe.seeds[0], data, chosen, counter, model, dense))
-    except ValueError as error:
-        raise RecipeError(f"method {recipe.method.name} on {recipe.model}: {error}") from error
+    except Exception as error:  # whatever the code of a method raises
+        raise RecipeError(_fault(recipe, error)) from error
+
+
+def _fault(recipe: Recipe, error: Exception) -> str:
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return f"method {recipe.method.name} on {recipe.model}: {kind}{error}"
 
 
 def _plan(recipe: Recipe, task: PruningTask) -> PruningPlan:
+    """The method's plan; raises ``ValueError`` where the recipe leaves it nothing to work with."""
     method = find_method(recipe.method.name)
-    return method.plan(task, method.keys.model_validate(recipe.method.model_extra or {}))
+    plan = method.plan(task, method.keys.model_validate(recipe.method.model_extra or {}))
+    if not isinstance(plan, PruningPlan):
+        raise ValueError(f"its plan returned a {type(plan).__name__}, not a PruningPlan")
+    if plan.trains and not task.epochs:
+        raise ValueError("it trains in the pruning phase, which has no epoch: raise spr.epochs")
+    if not plan.trains and recipe.spr.start == "scratch":
+        raise ValueError(
+            'it scores a trained network and would score new weights: set spr.start = "dense"'
+        )
+    return plan
 
 
 def pruning_task(

@@ -19,6 +19,7 @@ from torch import nn
 from spr_or.training import checkpoint
 from spr_or.training.going_back import Diverged, Watch, good_epoch
 from spr_or.training.loop import NonFiniteLoss, train_epoch
+from spr_or.training.method import SPR_ITSELF
 from spr_or.training.metrics import Record
 from spr_or.training.seed_run import PHASES, SeedRun
 from spr_or.training.setup import batch_shape, steps_of_epoch
@@ -223,8 +224,11 @@ def epoch_seed(seed: int, phase: str, epoch: int) -> int:
 
 def _not_finite(run: SeedRun, phase: str, epoch: int, lr: float, error: NonFiniteLoss) -> str:
     last = run.checkpoints / checkpoint.LAST
+    keys = _KEYS[phase]
+    if phase == "spr" and run.recipe.method.name != SPR_ITSELF:
+        keys = "spr.lr and [method]"
     kept = f"last good checkpoint: {last}" if last.exists() else "no epoch was finished before"
     return (
         f"the loss became {error.value} at step {error.step} of epoch {epoch} of phase {phase}, "
-        f"with a learning rate of {lr:g}. Look at {_KEYS[phase]} in the recipe; {kept}"
+        f"with a learning rate of {lr:g}. Look at {keys} in the recipe; {kept}"
     )

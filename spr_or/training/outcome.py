@@ -45,8 +45,7 @@ def failure(summaries: Sequence[dict[str, Any]]) -> str | None:
         if has_collapsed(one):
             faults.append(
                 f"{who}the network has collapsed: its accuracy of {one['accuracy']:.2f} % is that of "
-                f"guessing among {one['classes']} classes. Lower spr.lam (it was {given!r}), "
-                "spr.target_removed_pct or spr.lr"
+                f"guessing among {one['classes']} classes. Lower {_levers(one)}"
             )
         elif removed_nothing(one) and target is not None:
             faults.append(
@@ -59,6 +58,14 @@ def failure(summaries: Sequence[dict[str, Any]]) -> str | None:
                 "or say how much is to go: spr.target_removed_pct=50"
             )
     return "; ".join(faults) or None
+
+
+def _levers(summary: dict[str, Any]) -> str:
+    """The keys that keep a network from collapsing."""
+    spr, name = summary["recipe"]["spr"], summary["recipe"].get("method", {}).get("name", "spr")
+    if name != "spr":
+        return f"spr.target_removed_pct or spr.lr, or what {name} has under [method]"
+    return f"spr.lam (it was {spr.get('lam')!r}), spr.target_removed_pct or spr.lr"
 
 
 def note(summary: dict[str, Any]) -> str:

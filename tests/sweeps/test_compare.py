@@ -70,6 +70,21 @@ def test_every_method_meets_every_budget_with_every_seed(tmp_path):
     assert recipes["spr-prox", 30.0, 0].method.name == "spr"
 
 
+def test_lambda_starts_by_itself_unless_the_file_says_so(tmp_path):
+    (tmp_path / "base.toml").write_text(BASE.replace('"auto"', "65.0"))
+    file = tmp_path / "some.toml"
+    lams = []
+    for text in (FILE, FILE + "[set]\nspr.lam = 3.0\n"):
+        file.write_text(text)
+        lams.append({run.recipe.spr.lam for run in load_comparison(file).runs})
+    assert lams == [{"auto"}, {3.0}]
+    with pytest.raises(SweepError, match="seeds must differ"):
+        file.write_text(FILE.replace("[0, 1]", "[0, 0]"))
+        load_comparison(file)
+    with pytest.raises(SweepError, match="spr.target_removed_pct is given by budgets"):
+        load_comparison(write(tmp_path), ["spr.target_removed_pct=30"])
+
+
 def test_all_are_the_shipped_methods_and_the_forms_of_spr(tmp_path):
     plan = load_comparison(write(tmp_path, FILE.partition("methods")[0] + 'methods = "all"'))
     labels = dict.fromkeys(run.changes["method"] for run in plan.runs)
@@ -87,17 +102,27 @@ def test_every_shipped_comparison_loads(name):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ('methods = ["pfec"]', "no method 'pfec'; did you mean 'pffec'"),
-        ('methods = ["spr_prox"]', "did you mean 'spr-prox'"),
+        ('methods = ["pfec"]', "no method 'pfec'. Did you mean 'pffec'"),
+        ('methods = ["spr_prox"]', "Did you mean 'spr-prox'"),
         ('methods = ["pffec", "pffec"]', "two methods are called 'pffec'"),
         ('methods = "most"', "or \"all\", not 'most'"),
         ("methods = []", "methods"),
         ("methods = [{label = 'a'}]", "needs a name"),
         ("methods = [{name = 'pffec', label = 3}]", "must be text, got 3"),
         ("methods = [{name = 'pffec', imags = 3}]", "pffec has no key 'imags'"),
-        ("methods = [{name = 'pffec', spr.epoch = 3}]", "no key 'epoch'; did you mean 'epochs'"),
+        ("methods = [{name = 'pffec', spr.epoch = 3}]", "pffec has spr.epoch, which is the same"),
         ("methods = ['pffec']\nbugdets = [1]", "bugdets: no such key; a comparison has base"),
         ("methods = ['nowhere:METHOD']", "nowhere"),
+        (
+            "methods = [{name = 'random', finetune.epochs = 9}]",
+            "random has finetune.epochs, which is",
+        ),
+        (
+            "methods = [{name = 'spr', spr.target_of = 'macs'}]",
+            "spr.target_of, which is the same for",
+        ),
+        ("methods = ['pffec']\n[set]\nspr.target_removed_pct = 3", "given by budgets and methods"),
+        ("methods = ['pffec']\n[set]\nmethod.name = 'hrank'", "method.name is given by"),
     ],
 )
 def test_what_is_wrong_in_the_file_is_told(line, says, tmp_path):
@@ -107,7 +132,8 @@ def test_what_is_wrong_in_the_file_is_told(line, says, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("budgets", "says"), [("[]", "budgets"), ("[0]", "budgets"), ("[100]", "budgets")]
+    ("budgets", "says"),
+    [("[]", "budgets"), ("[0]", "budgets"), ("[100]", "budgets"), ("[50, 50.0]", "must differ")],
 )
 def test_budgets_are_shares_in_percent(budgets, says, tmp_path):
     with pytest.raises(SweepError, match=says):
@@ -149,7 +175,7 @@ def test_a_comparison_ends_in_a_table_and_goes_on_where_it_stopped(tmp_path):
     assert lines["pffec"].dense == lines["mine"].dense
     assert lines["mine"].pruning_seconds[0] > 0
     text = (folder / "comparison.md").read_text()
-    assert "| mine |" in text and "One seed" in text and " *" not in text.split("\n\n")[0]
+    assert "| mine |" in text and "Fewer than 3 seeds" in text and " *" not in text.split("\n\n")[0]
     assert (folder / "comparison.png").stat().st_size > 1000
     trained: list[str] = []
 
@@ -165,19 +191,8 @@ def line_of(method: str, *accuracy: float, budget: float = 50.0) -> Line:
     ones = (1.0,) * len(accuracy)
     seeds = tuple(range(len(accuracy)))
     return Line(
-        method,
-        "score",
-        budget,
-        seeds,
-        accuracy,
-        ones,
-        ones,
-        ones,
-        ones,
-        ones,
-        reasons=(),
-        waiting=0,
-    )
+        method, "score", budget, seeds, accuracy, *[ones] * 6, reasons=(), waiting=0
+    )  # fmt: skip
 
 
 def test_a_winner_leads_by_more_than_two_deviations():
@@ -188,7 +203,15 @@ def test_a_winner_leads_by_more_than_two_deviations():
     noisy = [line_of("a", 92.0, 92.1, 92.2), line_of("b", 88.0, 91.9, 90.2)]
     assert winners(noisy) == set()  # the second differs by more from seed to seed
     assert winners([line_of("a", 99.0), line_of("b", 10.0)]) == set()
-    assert winners([line_of("a", 99.0, 99.1)]) == set()  # nobody to lead
+    assert winners([line_of("a", 99.0, 99.1, 99.2)]) == set()  # nobody to lead
+    two = [line_of("a", 92.0, 92.1), line_of("b", 90.0, 90.1)]
+    assert winners(two) == set()  # the deviation of two numbers says little
+    for lame in (
+        replace(clear[0], reasons=("seed 1: the budget is missed, 20.0 % went",)),
+        replace(clear[0], waiting=1),
+        replace(clear[0], seeds=(0, 1, 3)),
+    ):
+        assert winners([lame, clear[1]]) == set()
     far = [*close, *(replace(line, budget=75.0) for line in clear)]
     assert winners(far) == {("a", 75.0)}
     marked = [row["method"] for row in rows_of(far)]

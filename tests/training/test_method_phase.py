@@ -9,7 +9,7 @@ from tiny_runs import assert_identical, no_pictures_in, stopped_at, tiny_recipe
 
 from spr_or.pruning.compaction.api import load_compact
 from spr_or.training import checkpoint
-from spr_or.training.method import cut_by_score, find_method, shipped_methods
+from spr_or.training.method import Method, PruningPlan, cut_by_score, find_method, shipped_methods
 from spr_or.training.metrics import read_metrics
 from spr_or.training.recipe import Recipe, RecipeError
 from spr_or.training.runner import run_recipe
@@ -106,18 +106,39 @@ def test_new_weights_are_those_of_the_seed(tmp_path):
     [
         ("own_method:NO_NUMBER", "scores of layer .* are not finite"),
         ("own_method:DIVERGING", "the loss became"),
+        ("own_method:DIVERGING", "Look at spr.lr and .method. in the recipe"),
         ("own_method:REFUSING", "method own_method:REFUSING on models.toy:convnet: it takes only"),
+        ("own_method:BROKEN", "own_method:BROKEN on models.toy:convnet: KeyError: 'no such thing'"),
+        ("own_method:NO_PLAN", "its plan returned a NoneType, not a PruningPlan"),
+        ("own_method:ONE_LAYER", "scores must be a dict of the layers"),
+        ("own_method:COLUMN", r"must be a tensor of shape \(8,\), got \(8, 1\)"),
     ],
 )
 def test_what_a_method_cannot_do_ends_the_run_with_its_reason(name, says, tmp_path):
-    with pytest.raises(RunError, match=says):
+    with pytest.raises((RunError, RecipeError), match=says):
         run_recipe(recipe_of(name), tmp_path)
+
+
+def test_a_phase_without_epochs_and_new_weights_do_not_go_with_every_method(tmp_path):
+    with pytest.raises(RecipeError, match="raise spr.epochs"):
+        run_recipe(recipe_of(OWN, {"epochs": 0}), tmp_path)
+    with pytest.raises(RecipeError, match='set spr.start = "dense"'):
+        run_recipe(recipe_of("pffec", {"start": "scratch"}), tmp_path)
+
+
+def test_what_a_plan_or_a_method_says_wrong_is_told_at_once():
+    with pytest.raises(ValueError, match="across must be one of .*got 'layer'"):
+        PruningPlan(scores=dict, across="layer")
+    with pytest.raises(ValueError, match="kind must be one of .*got 'banana'"):
+        Method(
+            title="x", kind="banana", paper="none", plan=lambda task, keys: PruningPlan(scores=dict)
+        )
 
 
 @pytest.mark.parametrize(
     ("method", "says"),
     [
-        ({"name": "pfec"}, "no method 'pfec'; did you mean 'pffec'"),
+        ({"name": "pfec"}, "no method 'pfec'. Did you mean 'pffec'"),
         ({"name": "entity_rows"}, "no method 'entity_rows'"),
         ({"name": "own_method:METHODS"}, "did you mean 'METHOD'"),
         ({"name": "own_method:plan"}, "is a function, not a spr_or.training.method.Method"),
