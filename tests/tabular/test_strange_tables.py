@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 import spr_or as so
 from spr_or.cli import app
 from spr_or.tabular.prepare import prepare
-from spr_or.tabular.read import TableError, read_table
+from spr_or.tabular.read import read_table
 from spr_or.tabular.recheck import recheck
 from spr_or.tabular.results import write_result
+from spr_or.tabular.source import TableError
 
 HEADS = ["a", "b", "c", "y"]
 
