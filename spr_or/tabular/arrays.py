@@ -33,7 +33,9 @@ def read_npz(path: Path, target: str | None) -> Source:
     columns = [Column(n, x) for n, x in zip(names, X.astype(np.float64).T, strict=True)]
     named = [name] if q == 1 else [f"{name}{o}" for o in range(q)]
     targets = [_target(n, values) for n, values in zip(named, y.T, strict=True)]
-    return Source(columns, targets=targets, groups=_names(path, arrays, "groups", p))
+    groups = _names(path, arrays, "groups", p)
+    by_columns = X.flags.f_contiguous and not X.flags.c_contiguous
+    return Source(columns, targets=targets, groups=groups, by_columns=by_columns)
 
 
 def _target(name: str, values: Any) -> Column:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from spr_or.tabular.source import Column, Source, TableError
-from spr_or.utils.untrusted import UnreadableFile, read_bytes
+from spr_or.utils.untrusted import LARGEST_ARRAYS, UnreadableFile, read_bytes
 
 PARQUET = (".parquet", ".pq")
 FEATHER = (".feather", ".arrow")
@@ -24,6 +24,9 @@ def read_columnar(path: Path) -> Source:
     try:
         content = pa.BufferReader(read_bytes(path))
         if path.suffix.lower() in PARQUET:
+            promised = pyarrow.parquet.read_metadata(content)
+            if 8 * promised.num_rows * promised.num_columns > LARGEST_ARRAYS:
+                raise UnreadableFile(f"{path}: more than {LARGEST_ARRAYS:,} bytes of numbers")
             table = pyarrow.parquet.read_table(content)
         else:
             table = pyarrow.feather.read_table(content)

@@ -111,9 +111,11 @@ def prepare(
         table = table._replace(labels=groups)
     X, y = table.X, table.y
     centre, scale, y_centre = np.zeros(X.shape[1]), np.ones(X.shape[1]), np.zeros(y.shape[1])
-    if centred:  # what does not vary is exactly zero then
-        centre = np.where(constant(X), X[0], X.mean(0))
-        y_centre = np.where(constant(y), y[0], y.mean(0))
+    if centred:
+        centre, y_centre = X.mean(0), y.mean(0)
+    if centred and not reading.as_is:  # what does not vary is exactly zero then
+        centre = np.where(constant(X), X[0], centre)
+        y_centre = np.where(constant(y), y[0], y_centre)
     if standardise:
         scale = np.sqrt(np.square(X - centre).mean(0))
         scale[scale == 0] = 1.0  # only where no column varies are such columns left

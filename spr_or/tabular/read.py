@@ -115,6 +115,8 @@ def read_table(
         check_names(path, names)
     known = [g.name for g in goals]
     _check_sizes(path, np.column_stack([X, y]), [*names, *known], source, rows)
+    if reading.as_is and source.by_columns:  # older results hash sums in this order
+        X = np.asfortranarray(X)
     if not reading.as_is:
         at = informative(names, labels, X, intercept, kept_equal, done)
         X = np.ascontiguousarray(X[:, at])

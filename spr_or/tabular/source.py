@@ -35,6 +35,7 @@ class Source(NamedTuple):
     targets : for arrays, the columns of the target; None: they are among ``columns``
     groups : for arrays, the label that the file gives each column
     notes : what was noticed while reading, in sentences
+    by_columns : whether the file stores its numbers column by column, which orders sums over them
     row_names : the column that the file itself declares to be the names of the rows
     """
 
@@ -44,6 +45,7 @@ class Source(NamedTuple):
     groups: list[str] | None = None
     notes: tuple[str, ...] = ()
     row_names: str | None = None
+    by_columns: bool = False
 
     def place(self, row: int) -> str:
         """Where a row stands, as a person finds it."""

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import spr_or as so
 from spr_or.cli import app
 from spr_or.tabular.groups import auto_labels, group_labels, oddities
 from spr_or.tabular.preparation import Reading
 from spr_or.tabular.prepare import prepare
 from spr_or.tabular.read import Table, read_table
-from spr_or.tabular.results import prepared
+from spr_or.tabular.results import prepared, write_result
 from spr_or.tabular.source import TableError
 from spr_or.tabular.stored_result import read_result
 
@@ -212,15 +213,16 @@ def test_a_check_reads_the_data_in_the_same_way(tmp_path: Path) -> None:
 def test_a_result_without_a_preparation_is_checked_as_it_was(tmp_path: Path) -> None:
     """Results of before: every column entered as it stood, constant and equal ones as well."""
     path, out = tmp_path / "t.csv", tmp_path / "o"
-    path.write_text("id,a,b,y\n" + "".join(f"{i},{i * i % 7},{i * i % 7},{i}\n" for i in range(9)))
+    rows = "".join(f"{i},{i * i % 7},{i * i % 7},0.1,{i}\n" for i in range(9))
+    path.write_text("id,a,b,c,y\n" + rows)
     data = prepare(path, "y", None, "squared", reading=Reading(as_is=True))
-    assert data.table.columns == ["id", "a", "b"]
-    cli("solve", path, "--target", "y", "--columns", "a", "--lam", 0.5, "--out", out)
+    assert data.table.columns == ["id", "a", "b", "c"]
+    write_result(out, data, so.solve(data.problem(0.5, 0.1, 3.0)), None)
     content = json.loads((out / "result.json").read_text())
     del content["preparation"]
-    content["model"]["groups"] = ["id", "a", "b"]
     (out / "result.json").write_text(json.dumps(content))
-    assert prepared(read_result(out), None).table.columns == ["id", "a", "b"]
+    cli("check", out)
+    assert prepared(read_result(out), None).table.columns == ["id", "a", "b", "c"]
 
 
 def test_a_constant_target_has_a_clear_answer(tmp_path: Path) -> None:
