@@ -119,9 +119,10 @@ def oddities(spec: str | None, columns: Sequence[str], labels: Sequence[str]) ->
             found.append(
                 f"columns that begin with {start + spec!r} are in several groups: {listed(several)}"
             )
-    for name, label in zip(columns, labels, strict=True):
-        same = [c for c, its in zip(columns, labels, strict=True) if its == label and c != name]
-        if spec not in name.strip(spec) and name == label and same:
+    groups = entities_of(labels)
+    for name in columns:
+        same = [columns[j] for j in groups.get(name, []) if columns[j] != name]
+        if spec not in name.strip(spec) and same:
             found.append(f"column {name!r} is in one group with {listed(same)}")
     return found
 

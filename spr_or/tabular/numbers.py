@@ -63,6 +63,18 @@ def looks_like_data(first: Sequence[str], decimal: str, target: str | None) -> b
     return all(numbers) or (any(numbers) and not named)
 
 
+def names_rows(values: Sequence[object]) -> bool:
+    """Whether values count the rows from 0 or 1, or are words that differ from row to row.
+
+    >>> names_rows(["1", "2", "3"]), names_rows(["Fiat", "Opel"]), names_rows(["1.5", "2", "3"])
+    (True, True, False)
+    """
+    shown = [str(value).removesuffix(".0") for value in values]
+    if any(shown == [str(i + start) for i in range(len(shown))] for start in (0, 1)):
+        return True
+    return len(set(shown)) == len(shown) and all(math.isnan(number(value)) for value in shown)
+
+
 def as_numbers(
     column: Column, decimal: str, place: Callable[[int], str], path: object
 ) -> Array | None:
@@ -74,9 +86,9 @@ def as_numbers(
     if isinstance(column.values, np.ndarray):
         found = column.values
     else:
-        known = [value for value in column.values if value is not None]
         if column.category:
             return None
+        known = [value for value in column.values if value is not None]
         if known and all(value.lower() in _BOOLEANS for value in known):
             return np.array(
                 [math.nan if v is None else _BOOLEANS[v.lower()] for v in column.values]

@@ -251,8 +251,8 @@ def _complete(
     if left == 0:
         raise TableError(f"{path}: no row is left, each one has a missing value")
     if left < n:
-        what = "a target" if reading.missing == "mean" else "a value"
-        done.notes.append(f"{n - left} of {n} rows miss {what} and are left out: {left} are used")
+        what = "target" if reading.missing == "mean" else "value"
+        done.notes.append(f"{left} of {n} rows are used, the others have a missing {what}")
     return used
 
 

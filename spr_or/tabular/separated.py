@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from spr_or.tabular.numbers import is_missing, looks_like_data
+from spr_or.tabular.numbers import is_missing, looks_like_data, names_rows
 from spr_or.tabular.preparation import Reading
 from spr_or.tabular.source import Column, Source, TableError, listed
 from spr_or.utils.compressed import expanded
@@ -194,7 +194,7 @@ def _fit(path: Path, header: list[str], rows: list[_Row], notes: list[str]) -> N
         if not any(row.cells[-1].strip() for row in rows):
             for row in rows:
                 row.cells.pop()
-        elif len({row.cells[0].strip() for row in rows}) == len(rows):
+        elif names_rows([row.cells[0].strip() for row in rows]):
             header.insert(0, "")
             notes.append("every row has one value more than the header: the first is its name")
     for row in rows:

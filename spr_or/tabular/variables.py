@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from spr_or.tabular.groups import entities_of
-from spr_or.tabular.numbers import as_numbers
+from spr_or.tabular.numbers import as_numbers, names_rows
 from spr_or.tabular.preparation import Coding
 from spr_or.tabular.source import Array, Column, TableError, listed
 
@@ -82,17 +82,16 @@ def is_index(column: Column, first: bool, declared: bool) -> bool:
     Without a name it has to differ from row to row; with a name it has to count from 0 or 1, or
     hold words that differ.
     """
+    if not (first or declared):
+        return False
     values = list(column.values)
-    distinct = None not in values and len(set(values)) == len(values)
-    if not distinct or not (first or declared):
+    if None in values or len(set(values)) < len(values):
         return False
     if declared or not column.name:
         return True
     if column.name.lower() not in _INDEX_NAMES:
         return False
-    shown = [str(v).removesuffix(".0") for v in values]
-    counts = any(shown == [str(i + start) for i in range(len(shown))] for start in (0, 1))
-    return counts or not any(v.lstrip("-")[:1].isdigit() for v in shown)
+    return names_rows(values)
 
 
 def fill(variables: Sequence[Variable], done: Done) -> None:
@@ -103,7 +102,8 @@ def fill(variables: Sequence[Variable], done: Done) -> None:
             mean = float(one.numbers[~gaps].mean())
             one.numbers = np.where(gaps, mean, one.numbers)
             done.filled[one.name] = mean
-            done.notes.append(f"column {one.name!r}: {int(gaps.sum())} missing values are {mean:g}")
+            count = _count(int(gaps.sum()), "gap")
+            done.notes.append(f"column {one.name!r}: {count} filled with its mean {mean:g}")
 
 
 def coded(
@@ -134,10 +134,11 @@ def coded(
             if gaps.any():
                 done.filled[names[-1]] = mean
         done.coded[one.name] = Coding(reference=reference, levels=levels)
-        filled = f", its {int(gaps.sum())} gaps by their means" if gaps.any() else ""
+        count = _count(int(gaps.sum()), "gap")
+        filled = f", {count} filled with their means" if gaps.any() else ""
         done.notes.append(
-            f"{one.name!r} holds words: {len(levels)} columns of 0 and 1 ({listed(levels, 4)}) in "
-            f"one group, against {reference!r}{filled}"
+            f"{one.name!r} holds words: {_count(len(levels), 'column')} of 0 and 1 "
+            f"({listed(levels, 4)}) in one group, against {reference!r}{filled}"
         )
     return names, own, values
 
@@ -219,3 +220,7 @@ def reproductions(names: Sequence[str], X: Array, targets: Sequence[str], y: Arr
                 "the target, leave it out with --drop"
             )
     return found
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

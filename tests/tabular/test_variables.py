@@ -51,7 +51,12 @@ def test_what_is_done_is_noted_and_recorded(tmp_path: Path) -> None:
     }  # fmt: skip
     assert record.coded["city"].reference == "New York"
     said = " ".join(table.notes)
-    for part in ("saved index", "'flat' is set aside", "against 'New York'", "2 of 7 rows miss"):
+    for part in (
+        "saved index",
+        "'flat' is set aside",
+        "against 'New York'",
+        "5 of 7 rows are used",
+    ):
         assert part in said
 
 
@@ -115,6 +120,25 @@ def test_an_index_is_only_what_looks_like_one(tmp_path: Path) -> None:
         table_of(path, ",a,y\n1,4,1\n1,1,2\n3,5,7\n")
     r_style = table_of(path, "a,y\nFiat,1,2\nOpel,2,5\nBMW,5,1\n")  # as write.table of R
     assert r_style.columns == ["a"] and r_style.X.tolist() == [[1], [2], [5]]
+    with pytest.raises(TableError, match="line 2: 3 values, the header has 2"):
+        table_of(path, "a,y\n7,1,2\n9,2,5\n8,5,1\n")  # a column that the header forgot
+
+
+def test_a_spreadsheet_goes_to_an_answer_that_checks(tmp_path: Path) -> None:
+    """A saved index without a name, a byte order mark, CRLF and words."""
+    lines = [
+        ",age,income,city,y", "0,31,2500,Rome,1.2", "1,45,1800,New York,0.7", "2,28,3100,Rome,1.9",
+        "3,52,2700,San Jose,1.1", "4,39,2200,New York,0.9", "5,47,2950,Rome,1.6",
+    ]  # fmt: skip
+    path = tmp_path / "t.csv"
+    path.write_bytes("\ufeff".encode() + "\r\n".join(lines).encode())
+    said = cli(
+        "solve", path, "--target", "y", "--standardise", "--lam", 0.01, "--out", tmp_path / "o"
+    )
+    assert "6 rows, 4 columns in 3 groups" in said and "is a saved index" in said
+    assert "2 columns of 0 and 1 (Rome, San Jose) in one group, against 'New York'" in said
+    assert "city=San Jose,city," in (tmp_path / "o" / "weights.csv").read_text()
+    cli("check", tmp_path / "o")
 
 
 def test_constant_columns_stay_where_they_serve_as_an_intercept(tmp_path: Path) -> None:
