@@ -40,8 +40,8 @@ def command(
     """
     import torch
 
-    from spr_or.tabular.read import TableError
     from spr_or.tabular.recheck import path_faults, recheck
+    from spr_or.tabular.source import TableError
 
     torch.set_num_threads(1)  # one order of adding, the same every time
     fine = True

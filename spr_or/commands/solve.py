@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from spr_or.utils import outputs, terminal
+from spr_or.utils.printable import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,16 +23,25 @@ if TYPE_CHECKING:
 
 _SHOWN = 20  # rows of the table of groups
 
+Missing = Literal["drop", "mean"]
+Decimal = Literal[".", ","]
+
 
 def command(
     data_file: Annotated[
         Path,
-        typer.Argument(metavar="DATA", help="A CSV file with a header, or an npz with X and y."),
+        typer.Argument(
+            metavar="DATA",
+            help="A text table with a header (CSV and the like, also .gz or .zip), a Parquet or "
+            "Feather file, or an npz with X and y.",
+        ),
     ],
     target: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Column to explain, or several as A,B. npz: the array (default y)."
+            metavar="NAME",
+            help="Column to explain, or several as A,B; a name with a comma may stand in quotes. "
+            "npz: the array (default y).",
         ),
     ] = None,
     groups: Annotated[
@@ -39,9 +49,38 @@ def command(
         typer.Option(
             metavar="GROUPS",
             help="Groups of columns: a number of consecutive ones, a separator (_ puts age_1 and "
-            "age_2 into age), or a .json or .csv file that gives each column its group. Default: "
-            "each column is a group.",
+            "age_2 into age), auto (columns of 0 and 1 that are levels of one variable), or a .json "
+            "or .csv file that gives each column its group. Default: each column is a group.",
         ),
+    ] = None,
+    drop: Annotated[
+        str | None, typer.Option(metavar="NAME,...", help="Columns to leave out.")
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(metavar="NAME,...", help="Columns to use.  [default: all]")
+    ] = None,
+    missing: Annotated[
+        Missing | None,
+        typer.Option(
+            metavar="drop|mean",
+            help="Rows with a missing value are left out, or the mean of its column is put there. "
+            "Default: a missing value is an error.",
+        ),
+    ] = None,
+    header: Annotated[
+        bool | None,
+        typer.Option(
+            "--header/--no-header",
+            help="Whether the first row of a text table names the columns. Default: it does, and "
+            "one that looks like data is an error.",
+        ),
+    ] = None,
+    decimal: Annotated[
+        Decimal, typer.Option(metavar=".|,", help="Decimal mark of a text table.")
+    ] = ".",
+    encoding: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of a text table, such as latin-1.  [default: UTF-8]"),
     ] = None,
     lam: Annotated[
         float | None, typer.Option(metavar="X", help="lambda, the strength of the penalty.")
@@ -111,13 +150,18 @@ def command(
     folder that holds another problem or is in use, 130 interrupted.
     """
     from spr_or.tabular.folder import alone_in, check_free, default_folder, question
+    from spr_or.tabular.preparation import Reading
     from spr_or.tabular.prepare import prepare
     from spr_or.tabular.solve_run import SolveRun, patient_interrupt, solve_one, solve_path
 
     screen = terminal.console()
     try:
         bound = _bound_of(M)
-        data = prepare(data_file, target, groups, loss, intercept, standardise)
+        reading = Reading(
+            header=header, decimal=decimal, encoding=encoding, drop=drop, columns=columns,
+            missing=missing,
+        )  # fmt: skip
+        data = prepare(data_file, target, groups, loss, intercept, standardise, reading)
         problem = data.problem(1.0 if lam is None else lam, alpha, bound or 1.0)
         _check_device(device)
         _check_limits(gap, time_limit)
@@ -130,6 +174,8 @@ def command(
         ):
             check_free(folder, asked)
             _describe(screen, data, bound)
+            if groups is not None:
+                _list_groups(screen, data)
             run = SolveRun(data, problem, bound, gap, time_limit, device, folder, stop, _watch)
             if path is None:
                 certificate = solve_one(run)
@@ -204,7 +250,8 @@ def _lambdas(problem: SparseTrainingProblem, lam: float | None, path: str | None
     if path is None:
         return []
     if path.strip().isdigit():
-        return grid(zero_from(problem), int(path))
+        # Zero where there is nothing to explain: then every lambda has the same answer.
+        return grid(zero_from(problem) or 1.0, int(path))
     try:
         lams = sorted({float(part) for part in path.split(",")}, reverse=True)
     except ValueError:
@@ -225,6 +272,10 @@ def _describe(screen: Console, data: OwnData, bound: float | None) -> None:
         f"target {', '.join(table.targets)}, {data.loss} loss, "
         f"{'with' if data.intercept else 'no'} intercept",
     )
+    for note in table.notes:
+        terminal.say(screen, note)
+    for warning in table.warnings:
+        terminal.say(screen, f"warning: {warning}", "yellow")
     if table.classes:
         terminal.say(
             screen, f"the model scores {table.classes[1]!r} (+1) against {table.classes[0]!r} (-1)"
@@ -237,6 +288,21 @@ def _describe(screen: Console, data: OwnData, bound: float | None) -> None:
             f"({what}) apply to the weights of the divided columns; weights.csv has those of the "
             "columns as they are",
         )
+
+
+def _list_groups(screen: Console, data: OwnData) -> None:
+    """What belongs together, before it is solved."""
+    from spr_or.tabular.source import listed
+
+    names = data.table.columns
+    rows = [
+        (one_line(group), str(len(members)), listed([names[j] for j in members], 6))
+        for group, members in list(data.groups.items())[:_SHOWN]
+    ]
+    heads = ("group", "size", "columns")
+    terminal.show(screen, terminal.table(heads, rows, text=("group", "columns")))
+    if len(data.groups) > _SHOWN:
+        screen.print(f"and {len(data.groups) - _SHOWN} more groups")
 
 
 def _report(screen: Console, data: OwnData, certificate: ProofCertificate, folder: Path) -> None:

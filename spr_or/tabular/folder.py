@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from spr_or.tabular.preparation import Preparation
 from spr_or.tabular.prepare import OwnData
-from spr_or.tabular.read import TableError
+from spr_or.tabular.source import TableError
 from spr_or.tabular.stored_result import StoredResult, read_result
 from spr_or.utils import folder_lock
 
@@ -35,6 +36,7 @@ def question(
         "loss": data.loss,
         "intercept": data.intercept,
         "standardise": data.standardise,
+        "preparation": _unless_plain(data.table.preparation),
         "alpha": alpha,
         "M": None if M is None else [M] * len(data.groups),
         _SINGLE: lam,
@@ -52,11 +54,20 @@ def question_of(result: StoredResult) -> Question:
         "loss": model.loss,
         "intercept": model.intercept,
         "standardise": model.standardise,
+        "preparation": None if result.preparation is None else _unless_plain(result.preparation),
         "alpha": result.alpha,
         "M": None if result.M.auto else result.M.value,
         _SINGLE: result.lam,
         _PATH: _rounded(result.path),
     }
+
+
+def _unless_plain(preparation: Preparation) -> dict[str, Any] | None:
+    """None where the table enters as it stands, as it did before there was a preparation; filled
+    means are left out, as they follow from the rest and their last digits from the machine."""
+    if preparation.plain:
+        return None
+    return {**preparation.content(), "filled": sorted(preparation.filled)}
 
 
 def _rounded(lams: Sequence[float] | None) -> list[float] | None:

@@ -8,6 +8,7 @@ The logistic loss has no such form, and gets no intercept.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,13 @@ import torch
 from torch import Tensor
 
 from spr_or.formulations.problem import SparseTrainingProblem
-from spr_or.tabular.read import Array, Table, TableError, entities_of, read_table
+from spr_or.tabular.groups import entities_of
+from spr_or.tabular.preparation import Reading
+from spr_or.tabular.read import Table, read_table
+from spr_or.tabular.source import Array, TableError
+from spr_or.tabular.variables import constant
+
+_AS_THEY_STAND = Reading()
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,15 +71,18 @@ def prepare(
     loss: str,
     intercept: bool | None = None,
     standardise: bool = False,
+    reading: Reading = _AS_THEY_STAND,
+    kept_equal: Collection[str] | None = None,
 ) -> OwnData:
     """Read a file and decide how its columns enter the problem.
 
     Parameters
     ----------
-    groups : as `spr_or.tabular.read.group_labels` takes it, or the label of each column
+    groups : as `spr_or.tabular.groups.group_labels` takes it, or the label of each column
     loss : "squared" or "logistic"
     intercept : None: with the squared loss, not with the logistic
     standardise : divide each column by its root mean square (after centring: its standard deviation)
+    reading, kept_equal : see `spr_or.tabular.read.read_table`
 
     Raises `TableError`.
     """
@@ -83,28 +93,39 @@ def prepare(
             "--intercept: only the squared loss can take one without a penalty; for the logistic "
             "loss add a column of ones, which is penalised as any other"
         )
-    table = read_table(path, target, groups if isinstance(groups, str) else None, loss)
+    centred = loss == "squared" if intercept is None else intercept
+    table = read_table(
+        path,
+        target,
+        groups if isinstance(groups, str) else None,
+        loss,
+        reading,
+        centred,
+        kept_equal,
+    )
     if isinstance(groups, list):
         if len(groups) != len(table.columns):
             raise TableError(
                 f"{path}: {len(table.columns)} columns, but {len(groups)} group labels"
             )
         table = table._replace(labels=groups)
-    centred = loss == "squared" if intercept is None else intercept
-    centre, scale = np.zeros(len(table.columns)), np.ones(len(table.columns))
-    y_centre = np.zeros(table.y.shape[1])
+    X, y = table.X, table.y
+    centre, scale, y_centre = np.zeros(X.shape[1]), np.ones(X.shape[1]), np.zeros(y.shape[1])
     if centred:
-        centre, y_centre = table.X.mean(0), table.y.mean(0)
+        centre, y_centre = X.mean(0), y.mean(0)
+    if centred and not reading.as_is:  # what does not vary is exactly zero then
+        centre = np.where(constant(X), X[0], centre)
+        y_centre = np.where(constant(y), y[0], y_centre)
     if standardise:
-        scale = np.sqrt(np.square(table.X - centre).mean(0))
-        tiny = scale <= 1e-12 * np.maximum(np.abs(table.X).max(0), 1e-300)
-        if tiny.any():
-            name = table.columns[int(tiny.argmax())]
-            raise TableError(
-                f"--standardise: column {name!r} does not vary and has no scale; leave it out"
-            )
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        scale = np.sqrt(np.square(X - centre).mean(0))
+        scale[scale == 0] = 1.0  # only where no column varies are such columns left
+    digest = file_hash(path)
     return OwnData(path, target, digest, table, loss, centred, standardise, centre, scale, y_centre)
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def r_squared(data: OwnData, problem: SparseTrainingProblem, theta: Tensor) -> float:

@@ -26,7 +26,6 @@ from spr_or.proof.exact import refuse
 from spr_or.proof.weight_bounds import weight_bounds
 from spr_or.tabular.folder import differences, lambda_folders, question, question_of
 from spr_or.tabular.prepare import OwnData
-from spr_or.tabular.read import TableError
 from spr_or.tabular.results import (
     group_rows,
     kept_groups,
@@ -35,6 +34,7 @@ from spr_or.tabular.results import (
     problem_of,
     weight_rows,
 )
+from spr_or.tabular.source import TableError
 from spr_or.tabular.stored_result import StoredResult, read_result
 from spr_or.utils.untrusted import UnreadableFile, check_regular, read_json, read_text
 
@@ -237,6 +237,8 @@ def _table_faults(
     problems = []
     if [group.name for group in kept] != result.kept:
         problems.append("result.json names other groups than the certificate keeps")
+    if result.preparation is not None and not result.preparation.agrees(data.table.preparation):
+        problems.append("result.json states another preparation than the data get")
     if data.table.classes != result.model.classes:
         problems.append("result.json names other classes than the data have")
     weights = weight_rows(data, certificate.weights)

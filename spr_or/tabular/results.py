@@ -21,8 +21,9 @@ from torch import Tensor
 from spr_or.certified_solver.derived_m import AutomaticBound
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.proof.certificate import ProofCertificate
-from spr_or.tabular.prepare import OwnData, prepare
-from spr_or.tabular.read import TableError
+from spr_or.tabular.preparation import Reading
+from spr_or.tabular.prepare import OwnData, file_hash, prepare
+from spr_or.tabular.source import TableError
 from spr_or.tabular.stored_result import FORMAT, StoredResult, read_result
 from spr_or.utils.files import write_aside, write_json
 
@@ -93,6 +94,7 @@ def write_result(
         "M": {"auto": evidence is not None, "value": problem.M.tolist(), "evidence": evidence},
         "outcome": outcome(certificate),
         "kept": [group.name for group in kept],
+        "preparation": data.table.preparation.content(),
     }
     if asked_gap is not None:
         content["asked_gap"] = asked_gap
@@ -147,14 +149,15 @@ def csv_text(rows: Sequence[Sequence[Any]]) -> str:
 
 def prepared(result: StoredResult, data_file: Path | None) -> OwnData:
     """The data of a result, from where they are now; `TableError` if they are others."""
-    model = result.model
-    data = prepare(
-        Path(data_file or result.data.file), model.target, model.groups, model.loss,
-        model.intercept, model.standardise,
+    model, done = result.model, result.preparation
+    path = Path(data_file or result.data.file)
+    if path.is_file() and file_hash(path) != result.data.sha256:
+        raise TableError(f"{path}: the file is not the one that was solved (SHA-256 differs)")
+    return prepare(
+        path, model.target, model.groups, model.loss, model.intercept, model.standardise,
+        Reading(as_is=True) if done is None else done.asked,
+        None if done is None else done.kept_equal,
     )  # fmt: skip
-    if data.sha256 != result.data.sha256:
-        raise TableError(f"{data.path}: the file is not the one that was solved (SHA-256 differs)")
-    return data
 
 
 def problem_of(result: StoredResult, data: OwnData) -> SparseTrainingProblem:

@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from spr_or.tabular.read import TableError
+from spr_or.tabular.preparation import Preparation
+from spr_or.tabular.source import TableError
 from spr_or.utils.untrusted import UnreadableFile, read_json
 
 FORMAT = "spr-or solve 1"
@@ -65,8 +66,8 @@ class OutcomePart(_Part):
 class StoredResult(_Part):
     """The content of ``result.json``.
 
-    asked_gap : the gap asked for; path : all lambdas of the path that this one belongs to. Older
-    files have neither.
+    asked_gap : the gap asked for; path : all lambdas of the path that this one belongs to;
+    preparation : how the table was read and its columns prepared. Older files have none of them.
     """
 
     format: str
@@ -79,6 +80,7 @@ class StoredResult(_Part):
     kept: list[str]
     asked_gap: float | None = None
     path: list[float] | None = None
+    preparation: Preparation | None = None
 
 
 def read_result(folder: Path) -> StoredResult:

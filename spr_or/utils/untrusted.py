@@ -147,6 +147,11 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise UnreadableFile(f"{path}: not an npz file of plain arrays ({detail})") from None
 
 
+def most_expanded(size: int) -> int:
+    """So many bytes may come out of an archive of ``size`` bytes."""
+    return max(_SMALL, min(LARGEST_ARRAYS, _RATIO * size))
+
+
 def _check_members(members: list[zipfile.ZipInfo], size: int) -> None:
     if len(members) > _MOST_ARRAYS:
         raise ValueError(f"{len(members)} arrays, more than {_MOST_ARRAYS}")
@@ -159,7 +164,7 @@ def _check_members(members: list[zipfile.ZipInfo], size: int) -> None:
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError(f"{member.filename!r} is compressed in another way than numpy does it")
     total = sum(member.file_size for member in members)
-    if total > max(_SMALL, min(LARGEST_ARRAYS, _RATIO * size)):
+    if total > most_expanded(size):
         raise ValueError(f"{size:,} bytes that would expand to {total:,}")
 
 

@@ -22,8 +22,9 @@ from spr_or.certified_solver.solver import branch_and_bound
 from spr_or.cli import app
 from spr_or.solvers import enumeration
 from spr_or.tabular import solve_run
+from spr_or.tabular.groups import group_labels
 from spr_or.tabular.prepare import prepare
-from spr_or.tabular.read import group_labels, read_table
+from spr_or.tabular.read import read_table
 
 NAMES = ["age_1", "age_2", "height", "colour_red", "colour_blue", "noise_1", "noise_2", "day"]
 GROUPS = [[0, 1], [2], [3, 4], [5, 6], [7]]
@@ -168,10 +169,10 @@ def test_groups_can_be_said_in_every_way(tmp_path):
 
 def test_numbers_are_read_as_python_reads_them(tmp_path):
     path = tmp_path / "n.csv"
-    path.write_text("\ufeffa\tb,c\ty\n 1e3\t-2\t+.5\n\n1_000\t3.\t4\n", encoding="utf-8")
+    path.write_text("\ufeffa\tb,c\ty\n 1e3\t-2\t+.5\n\n10\t3.\t4\n", encoding="utf-8")
     table = read_table(path, "y", None, "squared")
     assert table.columns == ["a", "b,c"]
-    assert table.X.tolist() == [[1000.0, -2.0], [1000.0, 3.0]] and table.y.tolist() == [[0.5], [4]]
+    assert table.X.tolist() == [[1000.0, -2.0], [10.0, 3.0]] and table.y.tolist() == [[0.5], [4]]
 
 
 GOOD = [[1, 2, 3], [2, 1, 5], [4, 4, 1], [0, 1, 2]]
@@ -184,8 +185,8 @@ GOOD = [[1, 2, 3], [2, 1, 5], [4, 4, 1], [0, 1, 2]]
         (["a", "b", "y"], GOOD, [], "--target is missing"),
         (["a", "a", "y"], GOOD, ["--target", "y"], "'a' names 2 columns"),
         (["a", "b", "y"], [[1, 2, 3], [1, "red", 2]], ["--target", "y"], "line 3, column 'b': 'red'"),
-        (["a", "b", "y"], [[1, 2, 3], [1, "", 2]], ["--target", "y"], "'b': the value is missing"),
-        (["a", "b", "y"], [[1, 2, "nan"]], ["--target", "y"], "line 2, column 'y': the value is missing"),
+        (["a", "b", "y"], [[1, 2, 3], [1, "", 2]], ["--target", "y"], "values are missing, by column: b 1;"),
+        (["a", "b", "y"], [[1, 2, "nan"], *GOOD], ["--target", "y"], "y 1; --missing drop uses the 4 of 5"),
         (["a", "b", "y"], [[1, 2, "inf"]], ["--target", "y"], "line 2, column 'y': 'inf' is not a finite"),
         (["a", "b", "y"], [[1, 2]], ["--target", "y"], "line 2: 2 values, the header has 3"),
         (["a", "b", "y"], [], ["--target", "y"], "no data"),
@@ -201,7 +202,8 @@ GOOD = [[1, 2, 3], [2, 1, 5], [4, 4, 1], [0, 1, 2]]
         (["a", "b", "y"], GOOD, ["--target", "y", "--groups", "_"], "no column has this separator"),
         (["a", "b", "y"], GOOD, ["--target", "y", "--groups", "g.json"], "g.json: No such file"),
         (["a", "b", "y"], GOOD, ["--target", "y", "--groups", "what"], "--groups 'what': give a number"),
-        (["a", "b", "y"], [[1, 2, 3], [1, 5, 4]], ["--target", "y", "--standardise"], "'a' does not vary"),
+        (["a", "b", "y"], [["1_000", 2, 3], [1, 3, 4]], ["--target", "y"], "'1_000' is a number with marks"),
+        (["a", "b", "y"], [[1, "2020-01-31", 3]], ["--target", "y"], "'b': '2020-01-31' is a date"),
         (["a", "b", "y"], [[1, 2, 3], [2, 4, 5], [3, 6, 8]], ["--target", "y", "--alpha", "0"], "depend"),
         (["a", "b", "y"], GOOD, ["--target", "y", "--device", "nonsense"], "--device nonsense"),
     ],
@@ -217,9 +219,9 @@ def test_errors_are_one_line_that_says_what_and_where(tmp_path, heads, rows, opt
 def test_missing_and_strange_files_are_errors_too(tmp_path):
     (tmp_path / "x.npz").write_bytes(b"not a zip")
     np.savez(tmp_path / "y.npz", X=np.ones((2, 2)))
-    np.savez(tmp_path / "z.npz", X=np.array([[1.0, np.nan]]), y=np.ones(1))
+    np.savez(tmp_path / "z.npz", X=np.array([[1.0, np.nan], [2.0, 3.0]]), y=np.ones(2))
     cases = {"no.csv": "no such file", "x.npz": "not an npz", "y.npz": "no array 'y'",
-             "z.npz": "X[0, 1] is nan", ".": "no such file"}  # fmt: skip
+             "z.npz": "by column: x1 1;", ".": "no such file"}  # fmt: skip
     for name, says in cases.items():
         assert says in run("solve", tmp_path / name, "--target", "y", "--lam", 1, code=2)
     assert "no such file" in run("solve", tmp_path / "no.csv", "--path", 3, code=2)

@@ -14,7 +14,7 @@ import spr_or as so
 from spr_or.cli import app
 from spr_or.tabular.folder import alone_in, default_folder, question
 from spr_or.tabular.prepare import prepare
-from spr_or.tabular.read import TableError
+from spr_or.tabular.source import TableError
 from spr_or.utils import folder_lock
 
 

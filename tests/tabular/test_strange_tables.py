@@ -1,6 +1,7 @@
 """Tables, group files and stored results from anywhere: read, or refused by one error that names them."""
 
 import csv
+import gzip
 import io
 import json
 import os
@@ -8,6 +9,9 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet
 import pytest
 from damaged import NASTY, damaged, within
 from typer.testing import CliRunner
@@ -15,9 +19,10 @@ from typer.testing import CliRunner
 import spr_or as so
 from spr_or.cli import app
 from spr_or.tabular.prepare import prepare
-from spr_or.tabular.read import TableError, read_table
+from spr_or.tabular.read import read_table
 from spr_or.tabular.recheck import recheck
 from spr_or.tabular.results import write_result
+from spr_or.tabular.source import TableError
 
 HEADS = ["a", "b", "c", "y"]
 
@@ -102,13 +107,20 @@ def test_arrays_of_other_kinds_are_named(tmp_path: Path) -> None:
         refused(tmp_path / "x.npz", says)
 
 
-@pytest.mark.parametrize("kind", ["csv", "npz"])
+@pytest.mark.parametrize("kind", ["csv", "npz", "csv.gz", "parquet", "feather"])
 def test_damaged_tables_are_read_or_refused(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"own.{kind}"
+    X = np.array(rows())
+    columns = pa.table(dict(zip(HEADS, X.T, strict=True)))
     if kind == "csv":
         path.write_text(table_text(HEADS, rows()))
+    elif kind == "csv.gz":
+        path.write_bytes(gzip.compress(table_text(HEADS, rows()).encode()))
+    elif kind == "parquet":
+        pyarrow.parquet.write_table(columns, path)
+    elif kind == "feather":
+        pyarrow.feather.write_feather(columns, path)
     else:
-        X = np.array(rows())
         np.savez(path, X=X[:, :3], y=X[:, 3], columns=np.array(HEADS[:3]))
     with within(60):
         for content in damaged(path.read_bytes(), 300, seed=1):
