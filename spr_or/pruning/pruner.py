@@ -86,7 +86,7 @@ class Pruner:
         float a share; or ``{name or glob pattern: either}``. A layer is never emptied unless
         ``min_keep=0``. A residual branch (``"blocks"``) stays or goes whole.
     round_to : the number that a layer keeps is a multiple of it (or everything), for hardware. Those
-        with the largest indicators stay.
+        that are farthest from zero stay.
     lam : where λ starts: ``"auto"``, a share of the largest λ of this network such as ``"0.1 max"``
         (see `spr_or.pruning.largest_lam`), or a number. For the first two the first epoch trains
         without SPR, to count its steps and look at gradients. None is ``"auto"``.

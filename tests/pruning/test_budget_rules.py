@@ -2,19 +2,25 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from spr_or.pruning.budget import (
     Limits,
+    Masks,
     choose,
     layer_limits,
     next_lam,
     reachable_pct,
     scheduled_pct,
 )
+from spr_or.pruning.prox_sgd import ProxSGD
+from spr_or.pruning.regularizer import SPR
+from spr_or.pruning.steering import Steering, decide_masks
 
 # --- the controller -------------------------------------------------------------------------
 
@@ -70,6 +76,42 @@ def test_lambda_falls_where_too_much_could_go_and_rises_where_too_little() -> No
 
 
 # --- the cut --------------------------------------------------------------------------------
+
+
+def test_the_cut_takes_what_a_larger_lambda_would_take_next() -> None:
+    """Found by raising lambda: one proximal step of a network whose loss holds nothing."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Conv2d(6, 8, 3), nn.Conv2d(8, 4, 1))
+    with torch.no_grad():
+        net[0].weight[0, 0, 0, 0] = 5.0  # one large weight, of a filter that costs little
+    spr = SPR(net, lam=1.0, alpha=0.2, M=SPR.bounds_from(net))
+    settings = SimpleNamespace(
+        lam=1.0, lam_warmup=0, epochs=1, target_removed_pct=40.0, bounds="layer", bounds_every=0,
+        method="prox", zero_below=0.0, share=1.0,
+    )  # fmt: skip
+
+    def count(masks: Masks) -> float:
+        return 100 * sum(int((~keep).sum()) for keep in masks.values()) / 18
+
+    steering = Steering(settings, net, spr, count)
+    masks = steering.cut().masks
+    went = {(name, i) for name, keep in masks.items() for i in range(len(keep)) if not keep[i]}
+    assert len(went) == 7
+    before = [p.detach().clone() for p in net.parameters()]
+    gone: list[tuple[str, int]] = []
+    for lam in torch.logspace(-3, 4, 2000).tolist():
+        with torch.no_grad():
+            for parameter, old in zip(net.parameters(), before, strict=True):
+                parameter.copy_(old)
+        spr.lam = lam
+        for parameter in net.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        ProxSGD(net, spr, lr=1.0).step()
+        for name, keep in decide_masks(net, spr, settings).items():
+            gone += [(name, i) for i in range(len(keep)) if not keep[i] and (name, i) not in gone]
+        if len(gone) >= 7:
+            break
+    assert set(gone[:7]) == went
 
 
 def random_choice(seed: int, target: float) -> tuple[Any, ...]:

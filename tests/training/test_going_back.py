@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from spr_or.cli import app
 from spr_or.training import checkpoint, going_back, loop
+from spr_or.training.going_back import Watch
 from spr_or.training.metrics import read_metrics
 from spr_or.training.outcome import failure, lost
 from spr_or.training.recipe import Recipe
@@ -206,3 +207,22 @@ def test_chance_is_relative_to_what_the_network_could_do(
     accuracy: float, had: float, expected: bool
 ) -> None:
     assert lost(accuracy, had, classes=10) is expected
+
+
+@pytest.mark.parametrize(
+    ("now", "best", "trained", "expected"),
+    [
+        (80.0, 99.0, None, False),
+        (50.0, 99.0, None, True),  # half of what it could do is lost
+        (85.0, 99.0, 90.0, False),
+        (77.0, 99.0, 90.0, True),  # 13 of the 80 points above guessing are lost in this phase
+        (79.0, 99.0, 90.0, False),
+        # The learning rate of the phase costs accuracy, whatever lambda is: that is not held against it.
+        (75.0, 92.0, 80.0, False),
+    ],
+)
+def test_lambda_eases_off_when_training_has_lost_too_much(
+    now: float, best: float, trained: float | None, expected: bool
+) -> None:
+    watch = Watch(start=None, masks=dict, steered=True)
+    assert watch.strained({"accuracy": now}, best, 10, trained) is expected
