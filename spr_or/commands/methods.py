@@ -12,12 +12,12 @@ from spr_or.utils import terminal
 def command(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help='Tell more of one, or of your own "module:name".'),
+        typer.Argument(metavar="NAME", help='Tell more of one, or of your own "module:name".'),
     ] = None,
 ) -> None:
     """List the pruning methods, or the keys of one.
 
-    Exit status: 0 done, 2 no such method.
+    Exit status: 0 done, 2 no such method, 130 interrupted.
     """
     from spr_or.sweeps.compare_file import SPR_FORMS
     from spr_or.training.method import SPR_ITSELF, find_method, shipped_methods
