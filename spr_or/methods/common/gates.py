@@ -148,7 +148,7 @@ def add_gates(
     """
     inner = unwrap(model)
     norms = following_norms(inner, example)
-    places = [_places(inner, layer, norms) for layer in layers]
+    places = [gate_places(inner, layer, norms) for layer in layers]
     _check_norms(inner, layers, places)
     sizes = [layer.count for layer in layers]
     device = next(inner.parameters()).device
@@ -171,7 +171,11 @@ def channel_dim(module: Any) -> int:
     return 1 if isinstance(module, NORMS) else -1
 
 
-def _places(model: nn.Module, layer: LayerEntities, norms: dict[str, list[str]]) -> list[Place]:
+def gate_places(model: nn.Module, layer: LayerEntities, norms: dict[str, list[str]]) -> list[Place]:
+    """Where the gates of a layer's entities act; ``norms`` of `following_norms`.
+
+    Raises ``ValueError`` for entities that are no outputs of modules.
+    """
     if isinstance(layer, GroupEntities):
         return _places_of_group(model, layer, norms)
     module = dict(model.named_modules()).get(layer.name)
