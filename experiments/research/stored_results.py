@@ -68,9 +68,11 @@ def load(name: str) -> list[dict[str, Any]]:
 
 
 def form_of(summary: dict[str, Any]) -> str:
-    """ProxSGD or gradient, exact or printed."""
-    spr = summary["recipe"]["spr"]
-    return FORMS[spr["method"], spr["variant"]][0]
+    """ProxSGD or gradient, exact or printed; of another method its name."""
+    recipe = summary["recipe"]
+    if (name := recipe.get("method", {}).get("name", "spr")) != "spr":
+        return name
+    return FORMS[recipe["spr"]["method"], recipe["spr"]["variant"]][0]
 
 
 def seconds(summary: dict[str, Any], phase: str) -> float | None:
@@ -140,11 +142,12 @@ def picture(runs: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for run in runs:
-        groups[run["recipe"]["spr"]["method"], run["recipe"]["spr"]["variant"]].append(run)
-    for form, members in groups.items():
-        label, colour, marker = FORMS[form]
+        groups[form_of(run)].append(run)
+    marks = {label: (colour, marker) for label, colour, marker in FORMS.values()}
+    for label, members in groups.items():
+        colour, marker = marks.get(label, (GREY, "D"))
         for axis, removed in zip(axes, (_params, _macs), strict=True):
             members.sort(key=removed)
             axis.plot([removed(r) for r in members], [r["accuracy"] for r in members], marker,
@@ -152,6 +155,7 @@ def picture(runs: list[dict[str, Any]], path: Path) -> None:
     for axis, what in zip(axes, ("parameters", "multiplications"), strict=True):
         axis.axhline(runs[0]["dense_accuracy"], color=GREY, linestyle="--", label="dense")
         axis.set_xlabel(f"{what} removed (%)")
+        axis.set_xlim(0, 100)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("accuracy on the test images (%)")
     axes[0].legend(frameon=False, loc="lower left")
