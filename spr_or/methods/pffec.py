@@ -2,10 +2,9 @@ r"""PFFEC: filters with small weights go (Li, Kadav, Durdanovic, Samet, Graf 201
 
 .. math:: s_i = \sum_j |w_{ij}|
 
-over all that entity i holds: the weights of a filter or neuron and its bias, and of a channel also the γ
-and β of its norms and the weights that read it. The smallest of a layer go; the paper chooses the share
-of each layer by hand, from how much the accuracy suffers when the layer is pruned. Here all layers lose
-the same share.
+over all that entity i holds: the weights of a filter or neuron and its bias, and for channels the γ and β
+of their norms too. The smallest of a layer go; the paper chooses the share of each layer by hand, from
+how much the accuracy suffers when the layer is pruned. Here all layers lose the same share.
 """
 
 from __future__ import annotations

@@ -96,6 +96,27 @@ def test_scores_rank_as_real_removals_do_and_the_slope_has_their_sign() -> None:
     assert signs[large].mean() > 0.8
 
 
+@pytest.mark.parametrize(
+    ("entities", "norms"),
+    [("channels", {"conv1": ["bn1"], "conv2": ["bn2", "bn3"]}), ("blocks", {"conv3": ["bn3"]})],
+)
+def test_a_group_adds_the_gates_of_all_norms_that_write_it(
+    entities: str, norms: dict[str, list[str]]
+) -> None:
+    task = small_task(entities=entities)
+    scores = taylor.plan(task, taylor.Keys(images=16)).scores()
+    images, labels = small_data(0)[0]
+    task.model.eval()
+    F.cross_entropy(task.model(images), labels).backward()
+    assert set(scores) == set(norms)
+    for name, behind in norms.items():
+        parts = [norm_of(task.model, norm) for norm in behind]
+        slopes = [n.weight * n.weight.grad + n.bias * n.bias.grad for n in parts]
+        slope = torch.stack(slopes).sum(0).detach()
+        expected = (slope if entities == "channels" else slope.sum().view(1)).square()
+        assert scores[name].numpy() == pytest.approx(expected.numpy(), rel=1e-3, abs=1e-10)
+
+
 @pytest.mark.parametrize("entities", ["input_channels"])
 def test_every_kind_of_entity_adds_its_own_weights(entities: str) -> None:
     """The score of an entity is the squared sum of the products g w, read here from the rows."""
