@@ -68,10 +68,13 @@ def advance(trial: Tensor, present: Tensor) -> Tensor:
     return torch.where(square > 0, (trial * present).sum(1) / square, 0.0)
 
 
-def within_budget(task: PruningTask, alive: Masks, goes: Masks, ratio: EntityNumbers) -> Masks:
+def within_budget(
+    task: PruningTask, alive: Masks, goes: Masks, ratio: EntityNumbers
+) -> tuple[Masks, bool]:
     """What of ``alive`` stays when those of ``goes`` go as far as budget and limits allow.
 
-    The smallest ``ratio`` goes first. All arguments are {layer: (N,)} on the CPU.
+    The smallest ``ratio`` goes first. All arguments are {layer: (N,)} on the CPU. The second result says
+    whether the budget spared a group; one that the limit of its layer spares does not count.
     """
     order: list[tuple[float, str, int]] = []
     for name, going in goes.items():
@@ -79,6 +82,8 @@ def within_budget(task: PruningTask, alive: Masks, goes: Masks, ratio: EntityNum
         spare = int(alive[name].sum()) - max(1, task.limits[name].least)
         order += [(float(ratio[name][i]), name, i) for i in first[: max(0, spare)]]
     order.sort()
+    if not order:
+        return alive, False
 
     def left(number: int) -> Masks:
         masks = {name: keep.clone() for name, keep in alive.items()}
@@ -90,8 +95,9 @@ def within_budget(task: PruningTask, alive: Masks, goes: Masks, ratio: EntityNum
         return task.removed_pct(left(number))
 
     if removed(len(order)) <= task.target_pct:
-        return left(len(order))
-    return left(max(0, bisect_right(range(len(order)), task.target_pct, key=removed) - 1))
+        return left(len(order)), False
+    fits = bisect_right(range(len(order)), task.target_pct, key=removed) - 1
+    return left(max(0, fits)), True
 
 
 def plan(task: PruningTask, keys: Keys) -> PruningPlan:
@@ -128,10 +134,8 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
             ratio = torch.cat([advance(*pair) for pair in zip(trials, present, strict=True)])
             goes = keep & (ratio < keys.epsilon)
             if bool(goes.any()):
-                left = within_budget(task, masks_of(keep), masks_of(goes), masks_of(ratio))
-                stays = torch.cat(list(left.values())).to(keep.device)
-                full = bool((goes & stays).any())
-                keep = stays
+                left, full = within_budget(task, masks_of(keep), masks_of(goes), masks_of(ratio))
+                keep = torch.cat(list(left.values())).to(keep.device)
         for group, factor in zip(groups, keep.split(counts), strict=True):
             scale_(group, factor.to(present[0].dtype))
 

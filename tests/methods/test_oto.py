@@ -112,7 +112,30 @@ def test_the_smallest_ratios_go_first() -> None:
     task = small_task(target_pct=100.0)
     alive = {layer.name: torch.ones(layer.count, dtype=torch.bool) for layer in task.layers}
     ratio = {layer.name: torch.linspace(0.9, 0.1, layer.count) for layer in task.layers}
-    left = within_budget(task, alive, alive, ratio)
+    left, full = within_budget(task, alive, alive, ratio)
+    assert not full  # the layers' limits spared the last of each, not the budget
     assert {name: keep.nonzero().flatten().tolist() for name, keep in left.items()} == {
         name: [0] for name in alive
     }
+
+
+def test_a_layer_at_its_limit_does_not_end_the_projections() -> None:
+    """One layer goes down to its last group at once; the others still go on to a high target."""
+    task = small_task(epochs=6, target_pct=70.0)
+    alive = {layer.name: torch.ones(layer.count, dtype=torch.bool) for layer in task.layers}
+    goes = {name: torch.full_like(keep, name == "conv3") for name, keep in alive.items()}
+    ratio = {name: torch.zeros(len(keep)) for name, keep in alive.items()}
+    left, full = within_budget(task, alive, goes, ratio)
+    assert {name: int(keep.sum()) for name, keep in left.items()}["conv3"] == 1 and not full
+    assert task.removed_pct(left) < 70
+    assert within_budget(task, left, goes, ratio) == (left, False)  # nothing more may go
+    assert within_budget(task, left, left, ratio)[1]  # now the budget stops it
+
+    with torch.no_grad():  # conv3 is so short that its groups leave the half-space first
+        for parameter in (*task.model.conv3.parameters(), *task.model.bn3.parameters()):
+            parameter.mul_(0.01)
+    plan = METHOD.plan(task, Keys(lam=0.2, switch=0))
+    train(task, plan)
+    zero = {name: score > 0 for name, score in plan.scores().items()}
+    assert int(zero["conv3"].sum()) == 1
+    assert 60 < task.removed_pct(zero) <= 70
