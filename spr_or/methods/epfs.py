@@ -27,8 +27,9 @@ The entities are those of the recipe: filters give the paper's filter pruning, b
 
 Our reading: only the abstract was at hand. It names the mask, both norms, the center loss and FISTA; the
 weights of the terms, the form of the squared norm, FISTA's momentum held below 0.9 (gradients are noisy)
-and how block and filter masks are combined are ours. The L1 norm rests while as many masks are zero as
-the budget asks for.
+and how block and filter masks are combined are ours. Both norms rest while as many masks are zero as
+the budget asks for. Where a step would make more zero, those with the smallest value before the threshold
+go, and the others stay where they were.
 """
 
 from __future__ import annotations
@@ -42,11 +43,10 @@ from torch import Tensor, nn
 from spr_or.methods.common.gates import (
     Gates,
     add_gates,
-    kept_share,
     price_to_zero,
     soft_threshold,
-    zero_scores,
 )
+from spr_or.methods.common.zero_gates import ZeroGates, zero_gates
 from spr_or.pruning.budget import EntityNumbers, Masks
 from spr_or.pruning.group_entities import GroupEntities
 from spr_or.pruning.layer_entities import LayerEntities, layer_entities
@@ -124,7 +124,7 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
     gates = add_gates(task.model, (*task.layers, *branches), task.example)
     point = gates.values
     price = keys.gamma or price_to_zero(task, MOMENTUM, keys.reach)
-    zeros = 1 - kept_share(task)  # what the budget asks for
+    zeros = zero_gates(task, point)
     of_filters = torch.cat(
         [
             torch.full((layer.count,), float(not _is_branch(layer)))
@@ -134,7 +134,6 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
     memory = {
         "masks": point.detach().clone(),
         "t": torch.ones((), device=point.device),
-        "idle": torch.zeros_like(point.data),
         "centers": torch.zeros(task.classes, head.in_features, device=point.device),
         "seen": torch.zeros(task.classes, dtype=torch.bool, device=point.device),
     }
@@ -161,13 +160,16 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
     @torch.no_grad()
     def step() -> None:
         assert point.grad is not None
-        now = price * ((masks == 0).float().mean() < zeros)
+        now = price * (zeros.lacking(masks) > 0)
         gradient = point.grad + now * keys.ridge * of_filters * point
+        unshrunk = point - rate * gradient
         new, new_masks, t = fista_step(point, gradient, masks, memory["t"], rate, now)
-        point.copy_(new)
-        masks.copy_(new_masks)
+        held = zeros.held(masks, new_masks == 0, unshrunk)
+        masks.copy_(torch.where(held, masks, new_masks))
+        # A mask that is not zero is not extrapolated to zero either: its momentum ends.
+        point.copy_(torch.where(held | (new == 0), masks, new))
         memory["t"].copy_(t)
-        memory["idle"].add_(1).mul_(masks == 0)
+        zeros.count(masks, unshrunk)
         point.grad = None
 
     @torch.no_grad()
@@ -175,6 +177,7 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
         point.copy_(state["point"])
         for name, tensor in memory.items():
             tensor.copy_(state[name])
+        zeros.load(state)
 
     @torch.no_grad()
     def finish(kept: Masks) -> None:
@@ -184,7 +187,7 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
         gates.fold([*(kept[layer.name] for layer in task.layers), *branch_stays])
 
     return PruningPlan(
-        scores=lambda: _scores(task, gates, branches, masks, memory["idle"]),
+        scores=lambda: _scores(task, gates, branches, masks, zeros),
         trains=True,
         term=term,
         after_backward=step,
@@ -193,6 +196,7 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
         state=lambda: {
             "point": point.detach().clone(),
             **{n: x.clone() for n, x in memory.items()},
+            **zeros.state(),
         },
         load=load,
         finish=finish,
@@ -204,10 +208,10 @@ def _scores(
     gates: Gates,
     branches: tuple[LayerEntities, ...],
     masks: Tensor,
-    idle: Tensor,
+    zeros: ZeroGates,
 ) -> EntityNumbers:
     """Those of the entities; in a branch times its mask, and where that is zero before all others."""
-    scores = gates.of_entities(zero_scores(masks, idle), task.layers)
+    scores = gates.of_entities(zeros.scores(masks), task.layers)
     of_branches = masks.split(gates.sizes)[len(task.layers) :]
     lowest = min(float(score.min()) for score in scores.values()) - 1
     highest = max(float(score.max()) for score in scores.values())

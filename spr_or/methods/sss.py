@@ -16,6 +16,8 @@ one gradient at the extrapolated factors suffices (its equations 10 to 12):
 
 with the soft threshold S, the learning rate η and the momentum μ. Factors stay non-negative, as in the
 authors' code. Those that are zero go first, the longest so first of all; then by rising factor.
+All factors start at one and may reach zero in the same step: then only as many do as the budget lacks,
+those with the smallest value before the threshold, and the others stay where they were, without velocity.
 
 What differs: the paper tries several γ and takes what comes out. Here the budget is given, so γ comes
 from the phase's length, and the L1 norm rests while as many factors are zero as the budget asks for.
@@ -29,13 +31,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from spr_or.methods.common.gates import (
-    add_gates,
-    kept_share,
-    price_to_zero,
-    soft_threshold,
-    zero_scores,
-)
+from spr_or.methods.common.gates import add_gates, price_to_zero, soft_threshold
+from spr_or.methods.common.zero_gates import zero_gates
 from spr_or.training.method import Method, MethodKeys, PruningPlan, PruningTask
 
 MOMENTUM = 0.9
@@ -72,9 +69,9 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
     """Train with the factors; score by what is left of them."""
     gates = add_gates(task.model, task.layers, task.example)
     price = keys.gamma or price_to_zero(task, MOMENTUM, keys.reach)
-    zeros = 1 - kept_share(task)  # what the budget asks for
     factors = gates.values
-    velocity, idle = torch.zeros_like(factors.data), torch.zeros_like(factors.data)
+    zeros = zero_gates(task, factors)
+    velocity = torch.zeros_like(factors.data)
     rate = torch.zeros((), device=factors.device)  # a tensor, as a CUDA graph demands
 
     def begin(epoch: int) -> None:
@@ -83,28 +80,30 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
     @torch.no_grad()
     def step() -> None:
         assert factors.grad is not None
-        missing = (factors == 0).float().mean() < zeros
-        new, speed = apg_step(factors, factors.grad, velocity, rate, price * missing)
-        factors.copy_(new)
-        velocity.copy_(speed)
-        idle.add_(1).mul_(factors == 0)
+        now = price * (zeros.lacking(factors) > 0)
+        unshrunk = factors - rate * factors.grad
+        new, speed = apg_step(factors, factors.grad, velocity, rate, now)
+        held = zeros.held(factors, new == 0, unshrunk)
+        factors.copy_(torch.where(held, factors, new))
+        velocity.copy_(speed.masked_fill(held, 0.0))
+        zeros.count(factors, unshrunk)
         factors.grad = None
 
     def state() -> dict[str, Any]:
         return {
             "factors": factors.detach().clone(),
             "velocity": velocity.clone(),
-            "idle": idle.clone(),
+            **zeros.state(),
         }
 
     @torch.no_grad()
     def load(state: dict[str, Any]) -> None:
         factors.copy_(state["factors"])
         velocity.copy_(state["velocity"])
-        idle.copy_(state["idle"])
+        zeros.load(state)
 
     return PruningPlan(
-        scores=lambda: gates.of_entities(zero_scores(factors, idle), task.layers),
+        scores=lambda: gates.of_entities(zeros.scores(factors.detach()), task.layers),
         trains=True,
         after_backward=step,
         before_epoch=begin,

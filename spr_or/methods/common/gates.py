@@ -273,12 +273,3 @@ def price_to_zero(task: PruningTask, momentum: float, share: float) -> float:
     """
     way = sum(task.rate(epoch) for epoch in range(task.epochs)) * task.steps / (1 - momentum)
     return 1 / max(share * way, 1e-12)
-
-
-def zero_scores(values: Tensor, idle: Tensor) -> Tensor:
-    """The magnitude of a gate, and for gates of zero minus the steps since they became zero.
-
-    >>> zero_scores(torch.tensor([0.5, 0.0, 0.0]), torch.tensor([0.0, 3.0, 7.0])).tolist()
-    [0.5, -3.0, -7.0]
-    """
-    return torch.where(values == 0, -idle, values.abs())
