@@ -20,7 +20,8 @@ FISTA: with S the soft threshold and η the learning rate,
 
 The centres follow the features as in Wen, Zhang, Li, Qiao, A discriminative feature learning approach for
 deep face recognition, ECCV 2016: :math:`c_j` moves by half of the sum of what its features are away from
-it over one more than their number.
+it over one more than their number. As there, the loss measures against the centres before a batch moves
+them; only a class that no batch had before is measured against the mean of its first features.
 
 The entities are those of the recipe: filters give the paper's filter pruning, blocks its block pruning;
 ``combined`` adds masks of residual branches to those of filters, whose scores they multiply.
@@ -149,10 +150,12 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
     def term(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         features = read.pop().float()
         with torch.no_grad():
-            moved = moved_centers(memory["centers"], memory["seen"], features, labels)
+            seen = memory["seen"]
+            moved = moved_centers(memory["centers"], seen, features, labels)
+            centers = torch.where(seen.unsqueeze(1), memory["centers"], moved)
             memory["centers"].copy_(moved)
-            memory["seen"].index_fill_(0, labels, True)
-        return keys.center * center_loss(features, labels, memory["centers"])
+            seen.index_fill_(0, labels, True)
+        return keys.center * center_loss(features, labels, centers)
 
     def begin(epoch: int) -> None:
         rate.fill_(task.rate(epoch))

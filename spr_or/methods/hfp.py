@@ -3,7 +3,7 @@ r"""HFP, Holistic Filter Pruning: a loss on parameters and operations (Enderich,
 Holistic Filter Pruning for Efficient Deep Neural Networks, WACV 2021, arXiv:2009.08169. Each entity has
 a scale :math:`a_i`, one in the beginning, on its channels (`spr_or.methods.common.gates`) and an indicator
 
-.. math:: b_i = [\,|a_i| > t\,], \qquad \frac{\partial b_i}{\partial |a_i|} := 1
+.. math:: b_i = [\,|a_i| \ge t\,], \qquad \frac{\partial b_i}{\partial |a_i|} := 1
 
 (a step function with a straight-through gradient). The channels are multiplied by
 :math:`a_i b_i`, again with the gradient passed straight through, so that a channel that is off may
@@ -19,7 +19,8 @@ are weights and multiplications (:math:`k_l` the size of a kernel, :math:`p_l` i
 .. math:: \mathrm{CE} + \lambda \Bigl(
           \bigl[P(b)/P(1) - \pi\bigr]_+^2 + \bigl[M(b)/M(1) - \pi\bigr]_+^2 \Bigr)
 
-is trained by the shared SGD; π is the share that the budget leaves. Entities of small :math:`|a_i|` go.
+is trained by the shared SGD, whose weight decay acts on the scales too; π is the share that the budget
+leaves. Entities of small :math:`|a_i|` go.
 
 Our reading: of the paper only the abstract was at hand, and what papers that cite it say. They state the
 indicators, the straight-through gradient and a loss on parameters and multiplications against a target;
@@ -119,7 +120,7 @@ def sizes_of(model: nn.Module, layers: tuple[LayerEntities, ...], example: Examp
 
 
 def indicators(scales: Tensor, sizes: list[int], threshold: float) -> Tensor:
-    """b (n,), 1 for scales above ``threshold`` and for the largest of each layer, with a gradient of one.
+    """b (n,), 1 for scales of at least ``threshold`` and for the largest of each layer, with a gradient of one.
 
     >>> scales = torch.tensor([0.05, -0.9, 0.01, 0.02], requires_grad=True)
     >>> b = indicators(scales, [2, 2], 0.1)

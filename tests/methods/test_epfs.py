@@ -123,3 +123,18 @@ def test_what_epfs_needs_is_told():
         METHOD.plan(small_task(net, entities={"0": "filters"}), Keys())
     with pytest.raises(ValueError, match=r"spr\.entities"):
         METHOD.plan(small_task(entities="channels"), Keys(combined=True))
+
+
+def test_a_batch_is_measured_against_the_centres_before_it():
+    task = small_task()
+    plan = METHOD.plan(task, Keys(center=1.0))
+    (images, labels), (more, others) = list(task.batches(0))[:2]
+    task.model(images)
+    read = []
+    task.model.fc.register_forward_pre_hook(lambda _, x: read.append(x[0].detach()))
+    plan.term(images, task.model(images), labels)
+    means = torch.stack([read[0][labels == j].mean(0) for j in range(3)])
+    torch.testing.assert_close(plan.state()["centers"], means)
+    loss = plan.term(more, task.model(more), others)
+    torch.testing.assert_close(loss.detach(), center_loss(read[1], others, means))
+    assert not torch.allclose(plan.state()["centers"], means)  # then they moved
