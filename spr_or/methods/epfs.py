@@ -41,12 +41,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from spr_or.methods.common.gates import (
-    Gates,
-    add_gates,
-    price_to_zero,
-    soft_threshold,
-)
+from spr_or.methods.common.gates import Gates, add_gates, price_to_zero
+from spr_or.methods.common.soft_threshold import soft_threshold
 from spr_or.methods.common.zero_gates import ZeroGates, zero_gates
 from spr_or.pruning.budget import EntityNumbers, Masks
 from spr_or.pruning.group_entities import GroupEntities

@@ -22,7 +22,8 @@ from pydantic import Field
 from torch import Tensor
 
 from spr_or.methods.common.budgeted_lam import BudgetedLam, StepLength, emptying_lams
-from spr_or.methods.common.entity_writes import entity_norms, scale_
+from spr_or.methods.common.entity_writes import entity_norms, not_zero, scale_
+from spr_or.methods.common.soft_threshold import soft_threshold
 from spr_or.pruning.lam_words import START
 from spr_or.training.method import Method, MethodKeys, PruningPlan, PruningTask
 
@@ -36,13 +37,13 @@ class Keys(MethodKeys):
     lam: float | None = Field(default=None, ge=0)  # lambda; None: the budget moves it
 
 
-def soft_threshold(norm: Tensor, step: Tensor) -> Tensor:
-    """The factor (1 - step / norm)_+ of the group soft threshold, (N,); 0 for a norm of 0.
+def shrinkage(norm: Tensor, step: Tensor) -> Tensor:
+    """The factor (1 - step / norm)_+ by which the group soft threshold shortens, (N,); 0 for a norm of 0.
 
-    >>> soft_threshold(torch.tensor([2.0, 1.0, 0.0]), torch.tensor([0.5, 3.0, 0.0]))
+    >>> shrinkage(torch.tensor([2.0, 1.0, 0.0]), torch.tensor([0.5, 3.0, 0.0]))
     tensor([0.7500, 0.0000, 0.0000])
     """
-    return torch.where(norm > 0, 1 - step / norm, 0.0).clamp(min=0)
+    return torch.where(norm > 0, soft_threshold(norm, step) / norm, 0.0)
 
 
 def plan(task: PruningTask, keys: Keys) -> PruningPlan:
@@ -65,13 +66,12 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
     @torch.no_grad()
     def shrink() -> None:
         norms = torch.cat([entity_norms(layer) for layer in task.layers])
-        factors = soft_threshold(norms, charge * length.now).split(counts)
+        factors = shrinkage(norms, charge * length.now).split(counts)
         for layer, factor in zip(task.layers, factors, strict=True):
             scale_(layer, factor)
 
     def after_epoch(epoch: int) -> dict[str, Any]:
-        masks = {layer.name: (entity_norms(layer) > 0).cpu() for layer in task.layers}
-        return lam.after_epoch(task.removed_pct(masks))
+        return lam.after_epoch(task.removed_pct(not_zero(task.layers)))
 
     def scores() -> dict[str, Tensor]:
         pairs = zip(task.layers, prices, strict=True)

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from spr_or.methods.common.budgeted_lam import StepLength, emptying_lams
 from spr_or.methods.common.entity_rows import entity_rows
-from spr_or.methods.common.entity_writes import add_to_gradients_, entity_norms, scale_
+from spr_or.methods.common.entity_writes import add_to_gradients_, entity_norms, not_zero, scale_
 from spr_or.methods.common.with_norms import with_norms
 from spr_or.pruning.budget import EntityNumbers, Masks
 from spr_or.pruning.layer_entities import LayerEntities
@@ -140,8 +140,7 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
             scale_(group, factor.to(present[0].dtype))
 
     def after_epoch(epoch: int) -> dict[str, Any]:
-        masks = {group.name: (entity_norms(group) > 0).cpu() for group in groups}
-        return {"lam": lam, "zero_pct": task.removed_pct(masks)}
+        return {"lam": lam, "zero_pct": task.removed_pct(not_zero(groups))}
 
     def load(state: dict[str, Any]) -> None:
         nonlocal lam, full

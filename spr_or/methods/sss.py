@@ -31,7 +31,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from spr_or.methods.common.gates import add_gates, price_to_zero, soft_threshold
+from spr_or.methods.common.gates import add_gates, price_to_zero
+from spr_or.methods.common.soft_threshold import soft_threshold
 from spr_or.methods.common.zero_gates import zero_gates
 from spr_or.training.method import Method, MethodKeys, PruningPlan, PruningTask
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from spr_or.pruning.budget import Masks
 from spr_or.pruning.gradient_passes import Parts, column, others_of, rows_of, with_extra
 from spr_or.pruning.group_entities import GroupEntities
 from spr_or.pruning.layer_entities import LayerEntities, SliceEntities
@@ -23,6 +26,18 @@ def entity_norms(layer: LayerEntities) -> Tensor:
     x, dim, extra = layer.gather()
     norm = torch.linalg.vector_norm(x, 2, others_of(x, dim))
     return with_extra(norm, norm, extra)[0]
+
+
+def not_zero(layers: Sequence[LayerEntities]) -> Masks:
+    """Masks {layer name: (N,)} on the CPU of the entities that have a weight other than zero.
+
+    >>> net = nn.Sequential(nn.Linear(1, 2, bias=False))
+    >>> with torch.no_grad():
+    ...     _ = net[0].weight.copy_(torch.tensor([[0.0], [-1.0]]))
+    >>> not_zero([SliceEntities("0", (net[0].weight,), 0)])
+    {'0': tensor([False,  True])}
+    """
+    return {layer.name: (entity_norms(layer) > 0).cpu() for layer in layers}
 
 
 @torch.no_grad()

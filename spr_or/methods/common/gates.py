@@ -246,15 +246,6 @@ def _check_norms(
                     )
 
 
-def soft_threshold(x: Tensor, threshold: Tensor | float) -> Tensor:
-    """sign(x) max(|x| − threshold, 0), the proximal operator of threshold · |x|.
-
-    >>> soft_threshold(torch.tensor([-2.0, 0.5, 3.0]), 1.0).tolist()
-    [-1.0, 0.0, 2.0]
-    """
-    return x.sign() * (x.abs() - threshold).clamp(min=0)
-
-
 def kept_share(task: PruningTask) -> float:
     """The share of entities, the same in all layers, with which the budget is met.
 

@@ -10,7 +10,8 @@ import torch
 from small_task import SmallNet, small_net, small_task
 from torch import nn
 
-from spr_or.methods.common.gates import add_gates, kept_share, price_to_zero, soft_threshold
+from spr_or.methods.common.gates import add_gates, kept_share, price_to_zero
+from spr_or.methods.common.soft_threshold import soft_threshold
 from spr_or.pruning.layer_entities import layer_entities
 from spr_or.pruning.masks import apply_masks_
 from spr_or.pruning.module_masks import module_masks
