@@ -120,7 +120,7 @@ def sizes_of(model: nn.Module, layers: tuple[LayerEntities, ...], example: Examp
 
 
 def indicators(scales: Tensor, sizes: list[int], threshold: float) -> Tensor:
-    """b (n,), 1 for scales of at least ``threshold`` and for the largest of each layer, with a gradient of one.
+    """b (n,), 1 for scales from ``threshold`` on and for the largest of each layer, with a gradient of one.
 
     >>> scales = torch.tensor([0.05, -0.9, 0.01, 0.02], requires_grad=True)
     >>> b = indicators(scales, [2, 2], 0.1)
