@@ -43,7 +43,7 @@ def shrinkage(norm: Tensor, step: Tensor) -> Tensor:
     >>> shrinkage(torch.tensor([2.0, 1.0, 0.0]), torch.tensor([0.5, 3.0, 0.0]))
     tensor([0.7500, 0.0000, 0.0000])
     """
-    return torch.where(norm > 0, soft_threshold(norm, step) / norm, 0.0)
+    return torch.where(norm > 0, soft_threshold(torch.ones_like(norm), step / norm), 0.0)
 
 
 def plan(task: PruningTask, keys: Keys) -> PruningPlan:
