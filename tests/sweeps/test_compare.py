@@ -50,7 +50,7 @@ FILE = """
 base = "base.toml"
 seeds = [0, 1]
 budgets = [30, 60.0]
-methods = ["spr-prox", "pffec", {name = "own_method:METHOD", label = "mine", decay = 0.25}]
+methods = ["spr-prox", "pffec", {name = "plugged_methods:METHOD", label = "mine", decay = 0.25}]
 """
 
 
@@ -65,7 +65,9 @@ def test_every_method_meets_every_budget_with_every_seed(tmp_path):
     assert plan.keys == ("method", "budget") and len(plan.runs) == 3 * 2 * 2
     recipes = {(r.changes["method"], r.changes["budget"], r.seed): r.recipe for r in plan.runs}
     mine = recipes["mine", 60.0, 1]
-    assert mine.method.name == "own_method:METHOD" and mine.method.model_extra == {"decay": 0.25}
+    assert mine.method.name == "plugged_methods:METHOD" and mine.method.model_extra == {
+        "decay": 0.25
+    }
     assert mine.spr.target_removed_pct == 60 and mine.finetune.epochs == 0
     assert recipes["spr-prox", 30.0, 0].method.name == "spr"
 
@@ -142,7 +144,7 @@ def test_budgets_are_shares_in_percent(budgets, says, tmp_path):
 
 def test_what_does_not_fit_is_told_for_all_methods_before_anything_is_trained(tmp_path):
     text = FILE.replace("[30, 60.0]", "[60.0, 99.9]").replace("decay = 0.25", "decay = 0.5")
-    text = text.replace('"pffec"', '"own_method:REFUSING"')
+    text = text.replace('"pffec"', '"plugged_methods:REFUSING"')
     plan = load_comparison(write(tmp_path, text))
     with pytest.raises(SweepError) as error:
         check_all(plan.runs)
@@ -158,7 +160,7 @@ def test_a_comparison_ends_in_a_table_and_goes_on_where_it_stopped(tmp_path):
     text = (
         FILE.replace("[30, 60.0]", "[40.0]")
         .replace("[0, 1]", "[0]")
-        .replace('"pffec"', '"pffec", "own_method:NO_NUMBER"')
+        .replace('"pffec"', '"pffec", "plugged_methods:NO_NUMBER"')
     )
     plan = load_comparison(write(tmp_path, text))
     folder = tmp_path / "out"
@@ -168,9 +170,9 @@ def test_a_comparison_ends_in_a_table_and_goes_on_where_it_stopped(tmp_path):
     result = run_sweep(plan, folder, Here())
     assert len(result.finished) == 3 and len(result.failed) == 1
     lines = {line.method: line for line in write_comparison(plan, folder)}
-    assert lines["own_method:NO_NUMBER"].accuracy == ()
-    assert "scores of layer" in lines["own_method:NO_NUMBER"].reasons[0]
-    assert "Traceback" not in lines["own_method:NO_NUMBER"].reasons[0]
+    assert lines["plugged_methods:NO_NUMBER"].accuracy == ()
+    assert "scores of layer" in lines["plugged_methods:NO_NUMBER"].reasons[0]
+    assert "Traceback" not in lines["plugged_methods:NO_NUMBER"].reasons[0]
     assert lines["pffec"].removed[0] == pytest.approx(40, abs=2)
     assert lines["pffec"].dense == lines["mine"].dense
     assert lines["mine"].pruning_seconds[0] > 0
@@ -229,7 +231,7 @@ def test_methods_are_listed_and_told(tmp_path, monkeypatch):
     assert run.exit_code == 0
     for name in ("spr", *shipped_methods()):
         assert name in run.output
-    one = CliRunner().invoke(app, ["methods", "own_method:METHOD"])
+    one = CliRunner().invoke(app, ["methods", "plugged_methods:METHOD"])
     assert "weight of the term" in one.output and one.exit_code == 0
     wrong = CliRunner().invoke(app, ["methods", "pfec"])
     assert wrong.exit_code == 2

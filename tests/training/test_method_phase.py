@@ -15,7 +15,7 @@ from spr_or.training.recipe import Recipe, RecipeError
 from spr_or.training.runner import run_recipe
 from spr_or.training.seed_run import RunError
 
-OWN = "own_method:METHOD"
+OWN = "plugged_methods:METHOD"
 
 
 @pytest.fixture(autouse=True)
@@ -104,14 +104,20 @@ def test_new_weights_are_those_of_the_seed(tmp_path):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("own_method:NO_NUMBER", "scores of layer .* are not finite"),
-        ("own_method:DIVERGING", "the loss became"),
-        ("own_method:DIVERGING", "Look at spr.lr and .method. in the recipe"),
-        ("own_method:REFUSING", "method own_method:REFUSING on models.toy:convnet: it takes only"),
-        ("own_method:BROKEN", "own_method:BROKEN on models.toy:convnet: KeyError: 'no such thing'"),
-        ("own_method:NO_PLAN", "its plan returned a NoneType, not a PruningPlan"),
-        ("own_method:ONE_LAYER", "scores must be a dict of the layers"),
-        ("own_method:COLUMN", r"must be a tensor of shape \(8,\), got \(8, 1\)"),
+        ("plugged_methods:NO_NUMBER", "scores of layer .* are not finite"),
+        ("plugged_methods:DIVERGING", "the loss became"),
+        ("plugged_methods:DIVERGING", "Look at spr.lr and .method. in the recipe"),
+        (
+            "plugged_methods:REFUSING",
+            "method plugged_methods:REFUSING on models.toy:convnet: it takes only",
+        ),
+        (
+            "plugged_methods:BROKEN",
+            "plugged_methods:BROKEN on models.toy:convnet: KeyError: 'no such thing'",
+        ),
+        ("plugged_methods:NO_PLAN", "its plan returned a NoneType, not a PruningPlan"),
+        ("plugged_methods:ONE_LAYER", "scores must be a dict of the layers"),
+        ("plugged_methods:COLUMN", r"must be a tensor of shape \(8,\), got \(8, 1\)"),
     ],
 )
 def test_what_a_method_cannot_do_ends_the_run_with_its_reason(name, says, tmp_path):
@@ -140,8 +146,8 @@ def test_what_a_plan_or_a_method_says_wrong_is_told_at_once():
     [
         ({"name": "pfec"}, "no method 'pfec'. Did you mean 'pffec'"),
         ({"name": "entity_rows"}, "no method 'entity_rows'"),
-        ({"name": "own_method:METHODS"}, "did you mean 'METHOD'"),
-        ({"name": "own_method:plan"}, "is a function, not a spr_or.training.method.Method"),
+        ({"name": "plugged_methods:METHODS"}, "did you mean 'METHOD'"),
+        ({"name": "plugged_methods:plan"}, "is a function, not a spr_or.training.method.Method"),
         ({"name": "nowhere:METHOD"}, "method 'nowhere:METHOD'"),
         ({"name": OWN, "decai": 1}, "has no key 'decai'; did you mean 'decay'"),
         ({"name": OWN, "decay": -1}, "decay: .*greater than 0, got -1"),

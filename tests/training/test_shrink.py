@@ -43,13 +43,13 @@ def sizes(folder: Path, phase: str = "spr") -> list[float]:
     "spr",
     [
         {},
-        {"include_norm": True, "lam": 25.0},
+        pytest.param({"include_norm": True, "lam": 25.0}, marks=pytest.mark.slow),
         {"entities": "channels", "lam": 25.0},
         pytest.param(
             {"entities": "channels", "lam": 25.0, "bounds": "entity", "bounds_every": 2},
             marks=pytest.mark.slow,
         ),
-        {"method": "gradient", "lam": 100.0},
+        pytest.param({"method": "gradient", "lam": 100.0}, marks=pytest.mark.slow),
     ],
     ids=lambda spr: "-".join(map(str, spr.values())) or "filters",
 )
