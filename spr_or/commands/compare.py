@@ -7,7 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from spr_or.commands.many_runs import Engine, carry_out, list_runs, load
+from spr_or.commands.many_runs import (
+    DryRun,
+    Engine,
+    EngineName,
+    Gpus,
+    Jobs,
+    Resume,
+    Set,
+    carry_out,
+    list_runs,
+    load,
+)
 from spr_or.utils import outputs, terminal
 
 
@@ -19,10 +30,7 @@ def command(
             help="Methods and budgets: a TOML file, or a shipped name such as digits.",
         ),
     ],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe in all runs."),
-    ] = None,
+    set_: Set = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -31,26 +39,11 @@ def command(
             callback=outputs.folder,
         ),
     ] = None,
-    jobs: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Runs at once on this machine.")
-    ] = 1,
-    engine: Annotated[
-        Engine,
-        typer.Option(metavar="NAME", help="local (processes here) or ray (a Ray cluster)."),
-    ] = Engine.local,
-    gpus: Annotated[
-        float | None,
-        typer.Option(
-            min=0, metavar="X", help="Ray: share of a GPU for each run. Default: 1 if there is any."
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Take up the runs that failed before, too."),
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the runs and where they stand; start none.")
-    ] = False,
+    jobs: Jobs = 1,
+    engine: EngineName = Engine.local,
+    gpus: Gpus = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Compare pruning methods at equal budgets.
 

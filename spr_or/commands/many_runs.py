@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from spr_or.utils import terminal
 from spr_or.utils.counted import counted
@@ -22,6 +24,31 @@ class Engine(StrEnum):
 
     local = "local"
     ray = "ray"
+
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe in all runs."),
+]
+Jobs = Annotated[int, typer.Option(min=1, metavar="N", help="Runs at once on this machine.")]
+EngineName = Annotated[
+    Engine, typer.Option(metavar="NAME", help="local (processes here) or ray (a Ray cluster).")
+]
+Gpus = Annotated[
+    float | None,
+    typer.Option(
+        min=0, metavar="X", help="Ray: share of a GPU for each run. Default: 1 if there is any."
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Take up the runs that failed before, too; they are left alone else."
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="List the runs and where they stand; start none.")
+]
 
 
 def load(read: Callable[[], SweepPlan]) -> SweepPlan:
