@@ -150,7 +150,7 @@ def _is_a_recipe(path: str | Path) -> str:
 def find_base(path: Path, base: Path) -> Path:
     """The base recipe that the file at ``path`` names: beside it, in the current folder, or shipped."""
     for candidate in (path.parent / base, base):
-        if candidate.exists():
+        if candidate.is_file():
             return candidate
     try:
         return find_shipped(base, "recipes")

@@ -96,6 +96,13 @@ def test_all_are_the_shipped_methods_and_the_forms_of_spr(tmp_path):
     assert forms["spr-exact"] == ("gradient", "exact")
 
 
+def test_a_folder_does_not_hide_the_shipped_base(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    plan = load_comparison("digits")
+    assert plan.runs[0].recipe.model == "models.toy:digits_resnet"
+
+
 @pytest.mark.parametrize("name", shipped_names("comparisons"))
 def test_every_shipped_comparison_loads(name):
     assert load_comparison(name).runs
