@@ -18,7 +18,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,11 +27,20 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeInt,
-    ValidationError,
     model_validator,
 )
 
-from spr_or.sweeps.sweep_file import SweepError, SweepPlan, SweepRun, as_changes, find_base, flatten
+from spr_or.sweeps.sweep_file import (
+    SweepError,
+    SweepPlan,
+    SweepRun,
+    as_changes,
+    find_base,
+    flatten,
+    read_toml,
+    runs_of,
+    validated,
+)
 from spr_or.training.method import SPR_ITSELF, shipped_methods, unknown_method
 from spr_or.training.recipe import Change, load_changed
 from spr_or.utils.shipped import find_shipped
@@ -84,7 +92,7 @@ def load_comparison(path: str | Path, overrides: Iterable[str] = ()) -> SweepPla
         path = find_shipped(path, "comparisons")
     except FileNotFoundError as error:
         raise SweepError(f"no comparison file at {path}: {error}") from None
-    file = _read(path)
+    file = validated(path, read_toml(path), _CompareFile, "a comparison")
     base = find_base(path, file.base)
     overrides = list(overrides)
     given = {override.partition("=")[0].strip() for override in overrides}
@@ -96,40 +104,14 @@ def load_comparison(path: str | Path, overrides: Iterable[str] = ()) -> SweepPla
         *as_changes(path, _AUTO | settings),
         *(Change("--set ", one) for one in overrides),
     ]
-    runs = []
+    runs: list[SweepRun] = []
     for label, changes in _methods(path, file.methods).items():
         for budget in file.budgets:
             wanted = {**changes, "spr.target_removed_pct": budget}
             recipe = load_changed(base, [*shared, *as_changes(path, wanted)])
-            for seed in recipe.seeds if "seeds" in given else file.seeds or recipe.seeds:
-                run = SweepRun({"method": label, "budget": budget}, recipe)
-                one = recipe.model_copy(update={"seeds": (seed,)})
-                run = SweepRun(run.changes, one)
-                titled = one.model_copy(update={"name": f"{path.stem}: {run.name}"})
-                runs.append(SweepRun(run.changes, titled))
+            seeds = recipe.seeds if "seeds" in given else file.seeds or recipe.seeds
+            runs += runs_of(path.stem, {"method": label, "budget": budget}, recipe, seeds)
     return SweepPlan(file.name or path.stem, KEYS, tuple(runs))
-
-
-def _read(path: Path) -> _CompareFile:
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-        return _CompareFile.model_validate(values)
-    except (OSError, UnicodeDecodeError) as error:
-        raise SweepError(f"{path} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise SweepError(f"{path} is no valid TOML: {error}") from None
-    except ValidationError as error:
-        known = ", ".join(_CompareFile.model_fields)
-        faults = [
-            f"{path}: {'.'.join(map(str, fault['loc']))}: "
-            + (
-                f"no such key; a comparison has {known}"
-                if fault["type"] == "extra_forbidden"
-                else fault["msg"]
-            )
-            for fault in error.errors()
-        ]
-        raise SweepError("\n".join(dict.fromkeys(faults))) from None
 
 
 def _methods(

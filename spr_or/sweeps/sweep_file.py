@@ -25,12 +25,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from spr_or.training.recipe import Change, Recipe, load_changed
 from spr_or.utils.shipped import find_shipped, shipped_names
+
+File = TypeVar("File", bound=BaseModel)
 
 
 class SweepError(ValueError):
@@ -112,35 +114,55 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = ()) -> SweepPlan:
     runs: list[SweepRun] = []
     for change in changes:
         recipe = load_changed(base, [*shared, *as_changes(path, change)])
-        for seed in recipe.seeds if "seeds" in given else sweep.seeds or recipe.seeds:
-            run = SweepRun(change, recipe.model_copy(update={"seeds": (seed,)}))
-            titled = run.recipe.model_copy(update={"name": f"{name}: {run.name}"})
-            runs.append(SweepRun(change, titled))
+        seeds = recipe.seeds if "seeds" in given else sweep.seeds or recipe.seeds
+        runs += runs_of(name, change, recipe, seeds)
     twice = [name for name, count in Counter(run.folder_name for run in runs).items() if count > 1]
     if twice:
         raise SweepError(f"{path} names the run {twice[0]} twice")
     return SweepPlan(name, keys, tuple(runs))
 
 
+def runs_of(
+    title: str, changes: dict[str, Any], recipe: Recipe, seeds: Iterable[int]
+) -> list[SweepRun]:
+    """A run for each seed; the name of its recipe tells what it changes."""
+    runs = [SweepRun(changes, recipe.model_copy(update={"seeds": (seed,)})) for seed in seeds]
+    return [
+        SweepRun(changes, run.recipe.model_copy(update={"name": f"{title}: {run.name}"}))
+        for run in runs
+    ]
+
+
 def _read(path: Path) -> _SweepFile:
+    values = read_toml(path)
+    if "model" in values and "base" not in values:
+        raise SweepError(_is_a_recipe(path))
+    return validated(path, values, _SweepFile, "a sweep file")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file; `SweepError` where it cannot be read."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-        if "model" in values and "base" not in values:
-            raise SweepError(_is_a_recipe(path))
-        return _SweepFile.model_validate(values)
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise SweepError(f"{path} cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise SweepError(f"{path} is no valid TOML: {error}") from None
+
+
+def validated(path: Path, values: dict[str, Any], model: type[File], what: str) -> File:
+    """The values as ``model``; `SweepError` with a line for each fault. ``what`` names such a file."""
+    try:
+        return model.model_validate(values)
     except ValidationError as error:
-        known = ", ".join(_SweepFile.model_fields)
+        known = ", ".join(model.model_fields)
         faults = [
             f"{path}: {'.'.join(map(str, fault['loc']))}: "
-            + (f"no such key; a sweep file has {known}" if fault["type"] == "extra_forbidden"
+            + (f"no such key; {what} has {known}" if fault["type"] == "extra_forbidden"
                else fault["msg"])
             for fault in error.errors()
         ]  # fmt: skip
-        raise SweepError("\n".join(faults)) from None
+        raise SweepError("\n".join(dict.fromkeys(faults))) from None
 
 
 def _is_a_recipe(path: str | Path) -> str:

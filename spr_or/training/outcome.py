@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from spr_or.training.method import SPR_ITSELF
+
 
 def lost(accuracy: float, had: float, classes: int, share: float = 0.1) -> bool:
     """Whether less than ``share`` is left of what a network of accuracy ``had`` has over guessing.
@@ -60,10 +62,15 @@ def failure(summaries: Sequence[dict[str, Any]]) -> str | None:
     return "; ".join(faults) or None
 
 
+def method_of(summary: dict[str, Any]) -> str:
+    """Who decided what goes: the name under [method], which runs of older versions lack."""
+    return summary["recipe"].get("method", {}).get("name", SPR_ITSELF)
+
+
 def _levers(summary: dict[str, Any]) -> str:
     """The keys that keep a network from collapsing."""
-    spr, name = summary["recipe"]["spr"], summary["recipe"].get("method", {}).get("name", "spr")
-    if name != "spr":
+    spr, name = summary["recipe"]["spr"], method_of(summary)
+    if name != SPR_ITSELF:
         return f"spr.target_removed_pct or spr.lr, or what {name} has under [method]"
     return f"spr.lam (it was {spr.get('lam')!r}), spr.target_removed_pct or spr.lr"
 

@@ -8,7 +8,7 @@ from typing import Any
 from spr_or.pruning.lam_words import AUTO
 from spr_or.pruning.measures import MEASURES
 from spr_or.training.method import SPR_ITSELF
-from spr_or.training.outcome import has_collapsed
+from spr_or.training.outcome import has_collapsed, method_of
 from spr_or.utils.counted import counted
 
 _METHODS = {"gradient": "gradient steps", "prox": "proximal steps"}
@@ -22,7 +22,7 @@ def what_was_done(summary: dict[str, Any], seeds: Sequence[dict[str, Any]]) -> s
     if dense.get("weights"):
         begun = f"loaded from {dense['weights']} and {begun}"
     start = "its weights" if spr.get("start") == "dense" else "new random weights"
-    goal, method = "", _method(summary)
+    goal, method = "", method_of(summary)
     if spr.get("target_removed_pct") is not None:
         measure = MEASURES[spr.get("target_of", "params")]
         share = f"{spr['target_removed_pct']:g} % of the {measure}"
@@ -42,11 +42,6 @@ def what_was_done(summary: dict[str, Any], seeds: Sequence[dict[str, Any]]) -> s
         f"{counted(spr['epochs'], 'epoch')} {pruned}, and fine-tuned without the removed parts "
         f"for {counted(fine['epochs'], 'epoch')}; {which}."
     )
-
-
-def _method(summary: dict[str, Any]) -> str:
-    """Who decided what goes."""
-    return summary["recipe"].get("method", {}).get("name", SPR_ITSELF)
 
 
 def _strength(spr: dict[str, Any]) -> str:
@@ -84,7 +79,7 @@ def warnings(seeds: Sequence[dict[str, Any]]) -> list[str]:
             found.append(
                 f"{who}the network has collapsed: its accuracy of {one['accuracy']:.2f} % is that "
                 f"of guessing among {one['classes']} classes. Try a smaller "
-                f"{'spr.lam' if _method(one) == SPR_ITSELF else 'spr.target_removed_pct'}."
+                f"{'spr.lam' if method_of(one) == SPR_ITSELF else 'spr.target_removed_pct'}."
             )
         if one["collapsed_layers"]:
             names = ", ".join(one["collapsed_layers"])
