@@ -26,9 +26,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from spr_or.methods.common.feature_maps import filters_of, map_scores
-from spr_or.methods.common.first_images import first_images
-from spr_or.methods.common.writers import mean_score
+from spr_or.methods.common.feature_maps import filters_of, scores_of_maps
 from spr_or.training.method import Method, MethodKeys, PruningPlan, PruningTask
 
 # The rule in x, with t in units of the largest singular value; its error is about 1e-8 of that.
@@ -62,14 +60,9 @@ def independence(maps: Tensor) -> Tensor:
 def plan(task: PruningTask, keys: Keys) -> PruningPlan:
     """Score by `independence` over ``keys.images`` images; nothing is trained."""
     made = filters_of(task.model, task.layers, "CHIP")
-    names = {c.module for channels in made.values() for c in channels}
-
-    def scores() -> dict[str, Tensor]:
-        images = (x for x, _ in first_images(task.batches(task.seed), keys.images))
-        found = map_scores(task.model, names, images, independence)
-        return {layer: mean_score(channels, found) for layer, channels in made.items()}
-
-    return PruningPlan(scores=scores, across="layers")
+    return PruningPlan(
+        scores=lambda: scores_of_maps(task, made, keys.images, independence), across="layers"
+    )
 
 
 METHOD = Method(

@@ -13,9 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from spr_or.methods.common.feature_maps import filters_of, map_scores
-from spr_or.methods.common.first_images import first_images
-from spr_or.methods.common.writers import mean_score
+from spr_or.methods.common.feature_maps import filters_of, scores_of_maps
 from spr_or.training.method import Method, MethodKeys, PruningPlan, PruningTask
 
 
@@ -46,12 +44,9 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
             "leave it out by spr.ignored, or take another method"
         )
 
-    def scores() -> dict[str, Tensor]:
-        images = (x for x, _ in first_images(task.batches(task.seed), keys.images))
-        found = map_scores(task.model, names, images, summed_ranks)
-        return {layer: mean_score(channels, found) for layer, channels in made.items()}
-
-    return PruningPlan(scores=scores, across="layers")
+    return PruningPlan(
+        scores=lambda: scores_of_maps(task, made, keys.images, summed_ranks), across="layers"
+    )
 
 
 _TWO_DIMENSIONAL = (nn.Conv2d, nn.ConvTranspose2d)

@@ -7,18 +7,20 @@ map holds the shortcut's part too (as in the code of HRank and CHIP, which hook 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from spr_or.methods.common.writers import Channels, writers
+from spr_or.methods.common.first_images import first_images
+from spr_or.methods.common.writers import Channels, mean_score, writers
 from spr_or.pruning.compaction.prepare import prepared
 from spr_or.pruning.compaction.trace import trace
 from spr_or.pruning.compaction.weighted import WEIGHTED
 from spr_or.pruning.groups import CONVOLUTIONS
 from spr_or.pruning.layer_entities import LayerEntities
+from spr_or.training.method import PruningTask
 
 aten = torch.ops.aten
 
@@ -92,6 +94,19 @@ def map_scores(
         watching.run(images)
         count += len(images)
     return {name: total / count for name, total in sums.items()}
+
+
+def scores_of_maps(
+    task: PruningTask,
+    made: Mapping[str, Sequence[Channels]],
+    images: int,
+    score: Callable[[Tensor], Tensor],
+) -> dict[str, Tensor]:
+    """`map_scores` over the first ``images`` training images, for each layer of `filters_of`."""
+    names = {c.module for channels in made.values() for c in channels}
+    seen = (x for x, _ in first_images(task.batches(task.seed), images))
+    found = map_scores(task.model, names, seen, score)
+    return {layer: mean_score(channels, found) for layer, channels in made.items()}
 
 
 def _activated(node: fx.Node) -> fx.Node:
