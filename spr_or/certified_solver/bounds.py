@@ -53,13 +53,17 @@ _SWEEPS = 100
 
 
 class Penalty(NamedTuple):
-    """lambda u_i, lambda u_i alpha, lambda u_i (1 - alpha) and M_i, each (N,) or (B, N), and alpha."""
+    """lambda u_i alpha, lambda u_i (1 - alpha) and M_i, each (N,) or (B, N).
 
-    weight: Tensor
+    ``signed`` (N, k) or None: columns whose weights are not negative.  Where prices hold the multiplier
+    of the rule that at most m entities are used, ``credit`` is m times that, taken off every bound.
+    """
+
     ridge: Tensor
     price: Tensor
     M: Tensor
-    alpha: float
+    signed: Tensor | None = None
+    credit: float = 0.0
 
 
 class Terms(NamedTuple):
@@ -78,33 +82,31 @@ class Terms(NamedTuple):
 
 
 def penalty_of(design: Design, at: Tensor | None = None) -> Penalty:
-    """The penalty of all entities of a design, or of those at the positions ``at`` (...)."""
-    weight, ridge, price, M = design.weight, design.ridge, design.price, design.M
+    """The penalty of all entities of a design in relaxations, or of those at the positions ``at`` (...)."""
+    ridge, price, M, signed = design.ridge, design.dear, design.M, design.signed
     if at is not None:
-        weight, ridge, price, M = weight[at], ridge[at], price[at], M[at]
-    return Penalty(weight, ridge, price, M, design.alpha)
+        ridge, price, M = ridge[at], price[at], M[at]
+        signed = None if signed is None else signed[at]
+    return Penalty(ridge, price, M, signed, design.credit)
 
 
 def scores(penalty: Penalty, gradient: Tensor, curvature: Tensor | None) -> Tensor:
     """s_i (B, N) for the slope ``gradient`` (B, N, k, q) of R.
 
-    projected.slope_of wants a quadratic alpha sum_j metric_j w_j^2 + (1 - alpha) in units e_i:
-    e_i = lambda u_i and metric_j = d_j / (lambda u_i alpha), or, where alpha = 0 leaves no unit for
-    the quadratic, alpha' = 1/2 and e_i = 2 lambda u_i.
+    projected.slope_of is h(u) = sum_j phi_j(u_j) - 1/2 for the quadratic 1/2 sum_j metric_j w_j^2: with
+    the metric 2 d_j (d_j = lambda u_i alpha without moved curvature) it gives all of s_i but the price.
     """
+    if penalty.signed is not None:
+        pulled = penalty.signed.unsqueeze(-1)
+        gradient = torch.where(pulled, gradient.clamp(max=0), gradient)
     if curvature is not None and curvature.dim() == gradient.dim():
         u = -gradient.squeeze(-1)
         M = penalty.M.unsqueeze(-1).expand(u.shape)
         return _block_gains(u, curvature, M) - penalty.price
-    alpha, unit = penalty.alpha, penalty.weight
-    metric: Tensor | float = 1.0
-    if curvature is not None:
-        if alpha == 0:
-            alpha, unit = 0.5, 2 * unit
-        scaled = curvature / (unit * alpha).unsqueeze(-1)
-        metric = scaled.unsqueeze(-1).expand(gradient.shape).flatten(-2)
-    slope = -(gradient / unit.unsqueeze(-1).unsqueeze(-1)).flatten(-2)
-    return unit * projected.slope_of(slope, alpha, penalty.M, metric=metric)
+    d = penalty.ridge.unsqueeze(-1) if curvature is None else curvature
+    metric = (2 * d).clamp(min=torch.finfo(d.dtype).tiny).unsqueeze(-1).expand(gradient.shape)
+    gain = projected.slope_of(-gradient.flatten(-2), 0.5, penalty.M, metric=metric.flatten(-2))
+    return gain + 0.5 - penalty.price
 
 
 def _block_gains(u: Tensor, D: Tensor, M: Tensor) -> Tensor:
@@ -213,7 +215,7 @@ def dual_bound(
         score = scores(penalty, gradient, terms.curvature)
         gained = torch.where(terms.free, score.clamp(min=0), 0.0)
         paid = torch.where(terms.one, score, gained).sum(-1)
-    return value - (gradient * W).sum((1, 2, 3)) - paid, score
+    return value - (gradient * W).sum((1, 2, 3)) - paid - penalty.credit, score
 
 
 def forced_bounds(bound: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:

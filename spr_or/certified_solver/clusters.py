@@ -155,7 +155,7 @@ class ClusterEngine:
         assert self.design.moments is not None
         return Clustered(
             Q, torch.where(flat, self.c, 0.0), self.design.moments.c0, live,
-            self.design.price[self.at], self.table,
+            self.design.dear[self.at], self.table,
             allowed(self.table, alive, self.members(node, node.one)),
         )  # fmt: skip
 

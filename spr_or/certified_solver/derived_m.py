@@ -28,24 +28,35 @@ _SMALLEST = 1e-3
 
 
 class AutomaticBound(NamedTuple):
-    """M (N,) and what proves it: weights (P,) of an incumbent and of a dual point (or None)."""
+    """M (N,) and what proves it: weights (P,) of an incumbent and of a dual point (or None).
+
+    ``M_free`` bounds the weights of free columns.
+    """
 
     M: Tensor
     incumbent: Tensor
     point: Tensor | None
+    M_free: float = 1.0
+
+    def of(self, problem: SparseTrainingProblem) -> SparseTrainingProblem:
+        """The problem with this bound as M."""
+        return dataclasses.replace(problem, M=self.M, M_free=self.M_free)
 
 
 def value_without_bounds(problem: SparseTrainingProblem, theta: Tensor) -> float:
     """The objective of the problem without M at theta (P,): entities that are not zero are paid."""
     rows = problem.entities.rows(theta)
     used = (rows != 0).any(-1).to(theta)
+    if problem.rules is not None:
+        used = torch.maximum(used, problem.rules.required.to(theta))
     return float(problem.objective(theta, bigm.penalty(rows, used, problem.alpha)))
 
 
 def weight_bounds(
     problem: SparseTrainingProblem, incumbent: Tensor, point: Tensor | None = None
 ) -> Tensor:
-    """`spr_or.proof.weight_bounds.weight_bounds` as an M (N,) to solve with: positive.
+    """`spr_or.proof.weight_bounds.weight_bounds` as an M to solve with: positive, (N,) and behind it
+    one for each free column.
 
     An entity that no optimum uses, whose bound is 0, gets a small share of what the largest bound
     allows any entity to add to the predictions: its columns may have other units than the others.
@@ -91,11 +102,9 @@ def solve_without_bounds(
     """
     clock = TimeLimit(time_limit)
     incumbent = torch.zeros(problem.entities.n_parameters, dtype=torch.float64)
-    if start is not None and value_without_bounds(problem, start) < value_without_bounds(
-        problem, incumbent
-    ):
+    if start is not None and _is_better(problem, start, incumbent):
         incumbent = start
-    found = AutomaticBound((1 + CLEARANCE) * weight_bounds(problem, incumbent), incumbent, None)
+    found = _bound(problem, weight_bounds(problem, incumbent), incumbent, None)
     ended = False
 
     def after_the_first_round() -> bool:
@@ -104,7 +113,7 @@ def solve_without_bounds(
         return True
 
     pilot = branch_and_bound(
-        dataclasses.replace(problem, M=found.M), gap, _left(clock), device=device, start=start,
+        found.of(problem), gap, _left(clock), device=device, start=start,
         progress=progress, stop=after_the_first_round,
     )  # fmt: skip
     if pilot.status == "interrupted" and ended and not stop() and clock.spent:
@@ -114,7 +123,7 @@ def solve_without_bounds(
     try:
         tight = _tightened(problem, pilot)
         certificate = branch_and_bound(
-            dataclasses.replace(problem, M=tight.M), gap, _left(clock), device=device,
+            tight.of(problem), gap, _left(clock), device=device,
             start=pilot.weights, progress=progress, stop=stop,
         )  # fmt: skip
     except KeyboardInterrupt:
@@ -129,8 +138,29 @@ def _tightened(problem: SparseTrainingProblem, pilot: ProofCertificate) -> Autom
     W = torch.zeros(design.shape, dtype=torch.float64)
     W[root.entities] = torch.from_numpy(root.W)
     point = theta_of(problem, design, W)
-    tight = (1 + CLEARANCE) * weight_bounds(problem, pilot.weights, point)
-    return AutomaticBound(torch.minimum(tight, pilot.problem.M), pilot.weights, point)
+    tight = _bound(problem, weight_bounds(problem, pilot.weights, point), pilot.weights, point)
+    M, M_free = torch.minimum(tight.M, pilot.problem.M), min(tight.M_free, pilot.problem.M_free)
+    return tight._replace(M=M, M_free=M_free)
+
+
+def _bound(
+    problem: SparseTrainingProblem, bounds: Tensor, incumbent: Tensor, point: Tensor | None
+) -> AutomaticBound:
+    """What `weight_bounds` gives, with some clearance."""
+    M, loose = ((1 + CLEARANCE) * bounds).tensor_split([len(problem.entities)])
+    return AutomaticBound(M, incumbent, point, float(loose.max()) if len(loose) else float(M.max()))
+
+
+def _is_better(problem: SparseTrainingProblem, start: Tensor, incumbent: Tensor) -> bool:
+    """Whether ``start`` is a solution, and better than ``incumbent``."""
+    used = (problem.entities.rows(start) != 0).any(-1)
+    if problem.rules is not None and not bool(problem.rules.allow(used | problem.rules.required)):
+        return False
+    if problem.nonnegative is not None:
+        signed = problem.nonnegative.repeat_interleave(problem.n_outputs)
+        if bool((start[signed] < 0).any()):
+            return False
+    return value_without_bounds(problem, start) < value_without_bounds(problem, incumbent)
 
 
 def _left(clock: TimeLimit) -> float | None:

@@ -11,7 +11,7 @@ needs no samples any more:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from spr_or.formulations.losses import LOSSES
 from spr_or.formulations.problem import SparseTrainingProblem
+from spr_or.formulations.support_rules import SupportRules
 
 _SMALL = 256  # columns: up to here a whole product costs less than to look which ones are used
 
@@ -48,6 +49,12 @@ class Design:
     M, ridge, price : (N,), M_i, lambda u_i alpha and lambda u_i (1 - alpha)
     alpha : as in the problem
     moments : `Moments` or None
+    rules : those of the problem, for all its entities and, behind them, its free columns: each is an
+        entity of one column without ridge and price, which is required; or None
+    signed : (N, k) bool, the columns whose weights are not negative, or None
+    size : (rows, 1), the weights of the samples, or None
+    shadow : the multiplier of the rule that at most m entities are used: what an entity costs in relaxations
+        beside its price; ``credit`` is m times that, which they give back
     """
 
     X: Tensor
@@ -62,6 +69,11 @@ class Design:
     price: Tensor
     alpha: float
     moments: Moments | None
+    rules: SupportRules | None = None
+    signed: Tensor | None = None
+    size: Tensor | None = None
+    shadow: float = 0.0
+    credit: float = 0.0
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -69,9 +81,65 @@ class Design:
         return (*self.columns.shape, self.Y.shape[1])
 
     @property
+    def penalised(self) -> Tensor:
+        """(N,) bool: not a free column."""
+        return self.ridge + self.price > 0
+
+    def with_shadow(self, shadow: float) -> Design:
+        """The same with a multiplier of ``rules.most``."""
+        assert self.rules is not None and self.rules.most is not None
+        loose = int((~self.penalised).sum())  # each counts as an entity in the rules
+        return replace(self, shadow=shadow, credit=shadow * (self.rules.most - loose))
+
+    def scaled(self) -> tuple[float, Tensor, Tensor]:
+        """alpha', units e (N,) and factors c (N,) with which the penalty of relaxations is the projected one:
+
+        min_y ridge ||w||^2 / y + dear y = e z(c w), z with alpha' and the bound c M.
+        """
+        ones = torch.ones_like(self.ridge)
+        if not self.shadow:
+            return self.alpha, self.weight, ones
+        if self.alpha == 0:
+            return 0.0, self.dear, ones
+        alpha = self.alpha if self.alpha < 1 else 0.5
+        factor = (self.ridge * (1 - alpha) / (alpha * self.dear)).sqrt()
+        return alpha, self.dear / (1 - alpha), torch.where(self.penalised, factor, ones)
+
+    @property
     def weight(self) -> Tensor:
         """lambda u_i, (N,)."""
         return self.ridge + self.price
+
+    @property
+    def dear(self) -> Tensor:
+        """(N,), the prices of relaxations."""
+        return self.price + self.shadow * self.penalised
+
+    def must(self) -> Tensor:
+        """(N,) bool, the entities of this design that every solution uses."""
+        if self.rules is None:
+            return torch.zeros_like(self.entities, dtype=torch.bool)
+        return self.rules.required.to(self.entities.device)[self.entities]
+
+    def allow(self, support: Tensor) -> bool:
+        """Whether a support (N,), with nothing outside this design, obeys the rules."""
+        return self.rules is None or bool(self.rules.allow(self.whole(support)))
+
+    def mend(self, support: Tensor, promise: Tensor) -> Tensor:
+        """A support near this one (N,) that obeys the rules, see `SupportRules.mend`."""
+        if self.rules is None:
+            return support
+        whole = torch.full(self.rules.required.shape, -torch.inf, dtype=promise.dtype)
+        whole[self.entities.cpu()] = promise.cpu()
+        mended = self.rules.mend(self.whole(support), whole)
+        return mended.to(support.device)[self.entities]
+
+    def whole(self, support: Tensor) -> Tensor:
+        """A mask (N,) of this design as one of all entities."""
+        assert self.rules is not None
+        found = torch.zeros_like(self.rules.required)
+        found[self.entities.cpu()] = support.cpu()
+        return found
 
     def restrict(self, keep: Tensor) -> Design:
         """The design of the entities at positions ``keep`` (K,)."""
@@ -80,9 +148,10 @@ class Design:
             k = self.columns.shape[1]
             flat = columns_of(keep, k).flatten()
             moments = Moments(moments.G[flat][:, flat], moments.C[flat], moments.c0)
-        return Design(
-            self.X, self.Y, self.n, self.loss, self.entities[keep], self.columns[keep],
-            self.real[keep], self.M[keep], self.ridge[keep], self.price[keep], self.alpha, moments,
+        return replace(
+            self, entities=self.entities[keep], columns=self.columns[keep], real=self.real[keep],
+            M=self.M[keep], ridge=self.ridge[keep], price=self.price[keep], moments=moments,
+            signed=None if self.signed is None else self.signed[keep],
         )  # fmt: skip
 
     def quadratic(self) -> Tensor:
@@ -101,7 +170,7 @@ class Design:
         half = torch.einsum("iab,iaP->ibP", turn, G.view(N, k, N * k)).reshape(N * k, N, k)
         whole = torch.einsum("Pja,jab->Pjb", half, turn).reshape(N * k, N * k)
         moments = Moments(whole, (turn.mT @ C.view(N, k, q)).reshape(N * k, q), c0)
-        return Design(**{**self.__dict__, "moments": moments})
+        return replace(self, moments=moments)
 
     def block(self) -> Tensor:
         """The samples of the kept columns, (n, P), zero where padded."""
@@ -111,7 +180,7 @@ class Design:
         """The same with G, C and c0 formed: P^2 numbers."""
         if self.moments is not None:
             return self
-        return Design(**{**self.__dict__, "moments": moments_of(self.block(), self)})
+        return replace(self, moments=moments_of(self.block(), self))
 
 
 def columns_of(positions: Tensor, k: int) -> Tensor:
@@ -142,21 +211,43 @@ def design_of(problem: SparseTrainingProblem, device: str | torch.device = "cpu"
         )
     q, width = problem.n_outputs, problem.X.shape[1]
     groups = problem.entities.groups
+    loose = sorted({j // q for j in problem.entities.free.tolist()})
     X, Y, columns = problem.X, problem.y, _whole_columns(groups, q)
+    signed = problem.nonnegative
     if columns is None:
         X, Y = torch.kron(X, torch.eye(q, dtype=X.dtype)), Y.reshape(-1, 1)
         columns, width = [list(group) for group in groups], width * q
+        loose = [j * q + o for j in loose for o in range(q)]
+        signed = None if signed is None else signed.repeat_interleave(q)
+    columns = [*columns, *([j] for j in loose)]
     sizes = torch.tensor([len(group) for group in columns])
     real = torch.arange(int(sizes.max())) < sizes.unsqueeze(1)
     index = torch.zeros(real.shape, dtype=torch.int64)
     index[real] = torch.tensor([j for group in columns for j in group])
-    weight = problem.lam * problem.u
+    nothing = torch.zeros(len(loose), dtype=torch.float64)
+    weight = torch.cat([problem.lam * problem.u, nothing])
+    M = torch.cat([problem.M, nothing + problem.M_free])
+    size = problem.sample_weight
     return Design(
         X.to(device), Y.to(device), problem.n, problem.loss,
         torch.arange(len(columns), device=device), index.to(device), real.to(device),
-        problem.M.to(device), (weight * problem.alpha).to(device),
+        M.to(device), (weight * problem.alpha).to(device),
         (weight * (1 - problem.alpha)).to(device), problem.alpha, None,
+        _rules(problem.rules, len(groups), len(loose)),
+        None if signed is None else (signed[index] & real).to(device),
+        None if size is None else size.unsqueeze(1).to(device),
     )  # fmt: skip
+
+
+def _rules(rules: SupportRules | None, count: int, loose: int) -> SupportRules | None:
+    """The rules for ``count`` entities, and for ``loose`` free columns behind them, which are required."""
+    if not loose:
+        return rules
+    if rules is None:
+        rules = SupportRules(torch.zeros(count, dtype=torch.bool), None, torch.zeros((0, 2)).long())
+    required = torch.cat([rules.required, torch.ones(loose, dtype=torch.bool)])
+    most = None if rules.most is None else rules.most + loose
+    return SupportRules(required, most, rules.needs)
 
 
 def theta_of(problem: SparseTrainingProblem, design: Design, W: Tensor) -> Tensor:
@@ -189,8 +280,19 @@ def loss_and_gradient(
         return value, (2 * (product - C)).view(W.shape)
     samples = design.block() if block is None else block
     loss, prediction = LOSSES[design.loss], _predictions(W, samples)
-    value = loss.value(prediction, design.Y).sum(-1) / design.n
+    value = sample_sum(design, loss.value(prediction, design.Y)) / design.n
     return value, _sample_gradient(design, prediction, samples, W.shape)
+
+
+def sample_sum(design: Design, values: Tensor) -> Tensor:
+    """The sum over samples of their ``values`` (..., rows), each with its weight: (...)."""
+    return (values if design.size is None else values * design.size.squeeze(1)).sum(-1)
+
+
+def slopes(design: Design, prediction: Tensor) -> Tensor:
+    """The derivative of the mean loss in the predictions (..., rows, q)."""
+    slope = LOSSES[design.loss].gradient(prediction, design.Y) / design.n
+    return slope if design.size is None else slope * design.size
 
 
 def descent(
@@ -228,7 +330,7 @@ def _sample_gradient(
 ) -> Tensor:
     """(B, N, k, q) from the predictions (B, n, q)."""
     B, n, q = prediction.shape
-    slope = LOSSES[design.loss].gradient(prediction, design.Y) / design.n
+    slope = slopes(design, prediction)
     gradient = (slope.mT.reshape(B * q, n) @ samples).view(B, q, samples.shape[1]).mT
     return gradient.reshape(shape) * design.real.unsqueeze(-1)
 

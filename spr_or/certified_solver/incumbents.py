@@ -38,6 +38,8 @@ def polish(design: Design, supports: list[Tensor]) -> list[Incumbent]:
     normal equations where these leave the box alone; all else by the first-order method, whose
     objective is an upper bound anyhow.
     """
+    if design.signed is not None and design.loss == "squared":
+        return [in_box(design, support) for support in supports]
     if design.loss != "squared":
         return _by_gradient(design, supports)
     if design.moments is None:
@@ -101,7 +103,8 @@ def local_search(
             support[list(into)] = True
             if (key := _key(support)) not in seen:
                 seen.add(key)
-                candidates.append(support)
+                if design.allow(support):
+                    candidates.append(support)
         found = min(polish(design, candidates), key=lambda x: x.objective) if candidates else best
         if not found.objective < best.objective - 1e-12 * abs(best.objective):
             break
@@ -207,19 +210,23 @@ def in_box(design: Design, support: Tensor) -> Incumbent:
     Y, q = design.Y.cpu().numpy(), design.shape[2]
     limit = small.M.repeat_interleave(design.shape[1]).cpu().numpy()[real]
     ridge = small.ridge.repeat_interleave(design.shape[1]).cpu().numpy()[real]
+    lower = -limit
+    if small.signed is not None:
+        lower = np.where(small.signed.flatten().cpu().numpy()[real], 0.0, lower)
     if design.loss == "squared":
         rows = np.concatenate([block / math.sqrt(design.n), np.diag(np.sqrt(ridge))])
         zeros = np.zeros(len(ridge))
         columns = [
             optimize.lsq_linear(
-                rows, np.concatenate([y / math.sqrt(design.n), zeros]), (-limit, limit),
+                rows, np.concatenate([y / math.sqrt(design.n), zeros]), (lower, limit),
                 method="bvls", tol=1e-15,
             ).x
             for y in Y.T
         ]  # fmt: skip
         found = np.stack(columns, axis=1)
     else:
-        found = _logistic_in_box(block, design, ridge, np.repeat(limit, q)).reshape(-1, q)
+        box = optimize.Bounds(np.repeat(lower, q), np.repeat(limit, q))
+        found = _logistic_in_box(block, design, ridge, box).reshape(-1, q)
     W = design.X.new_zeros((1, *design.shape))
     table = np.zeros((len(real), q))
     table[real] = found
@@ -228,24 +235,25 @@ def in_box(design: Design, support: Tensor) -> Incumbent:
 
 
 def _logistic_in_box(
-    block: NDArray[np.float64], design: Design, ridge: NDArray[np.float64], limit: NDArray
+    block: NDArray[np.float64], design: Design, ridge: NDArray[np.float64], box: optimize.Bounds
 ) -> NDArray[np.float64]:
     loss, q = LOSSES[design.loss], design.shape[2]
     Y = design.Y.cpu()
+    size = 1.0 if design.size is None else design.size.cpu()
 
     def value_and_gradient(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         w = flat.reshape(-1, q)
         prediction = torch.from_numpy(block @ w)
-        value = float(loss.value(prediction, Y).sum()) / design.n
-        slope = block.T @ loss.gradient(prediction, Y).numpy() / design.n
+        value = float((size * loss.value(prediction, Y).unsqueeze(1)).sum()) / design.n
+        slope = block.T @ (size * loss.gradient(prediction, Y)).numpy() / design.n
         pull = ridge[:, None] * w
         return value + float((pull * w).sum()), (slope + 2 * pull).ravel()
 
-    start = np.zeros(len(limit))
+    start = np.zeros(len(box.lb))
     settings = {"maxiter": 20_000, "maxfun": 40_000, "ftol": 0.0, "gtol": 1e-12, "maxcor": 30}
     return optimize.minimize(
         value_and_gradient, start, jac=True, method="L-BFGS-B",
-        bounds=optimize.Bounds(-limit, limit), options=settings,
+        bounds=box, options=settings,
     ).x  # fmt: skip
 
 
@@ -272,13 +280,12 @@ def _by_gradient(design: Design, supports: list[Tensor]) -> list[Incumbent]:
 
 
 def _incumbents(design: Design, W: Tensor, supports: list[Tensor]) -> list[Incumbent]:
-    penalty = penalty_of(design)
     chosen = torch.stack(supports)
     inside = chosen.any(0).nonzero().flatten()
     if len(inside) == 0:
         inside = torch.zeros(1, dtype=torch.int64, device=W.device)
     small = design.restrict(inside)
     value, _ = loss_and_gradient(small, W[:, inside])
-    cost = penalty.ridge * W.square().sum((2, 3)) + penalty.price * chosen
+    cost = design.ridge * W.square().sum((2, 3)) + design.price * chosen
     total = (value + cost.sum(-1)).tolist()
     return [Incumbent(total[b], supports[b], W[b]) for b in range(len(supports))]

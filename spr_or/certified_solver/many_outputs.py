@@ -140,7 +140,7 @@ class Relaxation:
         self.C = design.moments.C if whole else design.moments.C[flat]
         self.c0 = float(design.moments.c0)
         self.ridge = design.ridge[at].repeat_interleave(k)
-        self.price, self.free = design.price[at], node.free
+        self.price, self.free = design.dear[at], node.free
         self.penalty = penalty_of(design, at)
         self.movable = (node.free.unsqueeze(1) & design.real[at]).flatten()
         self.scale = max(abs(self.c0), 1e-30)

@@ -60,8 +60,9 @@ def _smoothness(design: Design, block: Tensor | None) -> Tensor:
         times, diagonal = (lambda v: G @ v), G.diagonal()
     else:
         assert block is not None
-        times = lambda v: block.mT @ (block @ v) / design.n  # noqa: E731
-        diagonal = block.square().sum(0) / design.n
+        rows = block if design.size is None else block * design.size.sqrt()
+        times = lambda v: rows.mT @ (rows @ v) / design.n  # noqa: E731
+        diagonal = rows.square().sum(0) / design.n
     d = torch.where(design.real, diagonal.view(design.real.shape), 0.0).amax(-1)
     d = torch.where(d > 0, d, 1.0)
     scale = d.rsqrt().repeat_interleave(design.real.shape[1])
@@ -121,19 +122,29 @@ def _proximal_step(
     """
     design, step = smooth.design, 1 / smooth.smoothness
     B = len(terms.one)
+    alpha, unit, factor = design.scaled()
+    stretched = bool((factor != 1).any())
+    signed = design.signed
+    if signed is not None:
+        signed = signed.repeat_interleave(design.shape[2], dim=1).repeat(B, 1)
 
     def column(x: Tensor) -> Tensor:
         return x.to(step).expand(B, -1).reshape(-1, 1)
 
-    M, upper = column(design.M), column(terms.one | terms.free)
+    # In the coordinates c w, where the step is c^2 times as long; see `Design.scaled`.
+    M, upper, c = column(factor * design.M), column(terms.one | terms.free), column(factor)
     prox = projected_prox.terms_of(
-        column(step * design.weight), design.alpha, M, column(terms.one), upper
+        column(step * unit * factor.square()), alpha, M, column(terms.one), upper
     ).stacked()
     inverse = 1 / M
 
     def advanced(V: Tensor) -> Tensor:
         rows = down(V).reshape(prox.floor.shape[0], -1)
-        return projected_prox.shrink(rows, design.alpha, prox, upper, inverse).view(V.shape)
+        if signed is not None:
+            rows = torch.where(signed, rows.clamp(min=0), rows)
+        if not stretched:
+            return projected_prox.shrink(rows, alpha, prox, upper, inverse).view(V.shape)
+        return (projected_prox.shrink(c * rows, alpha, prox, upper, inverse) / c).view(V.shape)
 
     return advanced
 
@@ -158,13 +169,14 @@ def evaluate(design: Design, W: Tensor, terms: Terms, block: Tensor | None) -> N
     # Most entities have no weights in any node, and neither cost nor indicator.
     used = (terms.one | (W != 0).flatten(2).any(-1)).any(0).nonzero().flatten()
     rows, one, free = W[:, used].flatten(-2), terms.one[:, used], terms.free[:, used]
-    closed = projected.closed_form(rows, design.alpha, design.M[used])
-    relaxed = penalty.weight[used] * closed.value
+    alpha, unit, factor = design.scaled()
+    closed = projected.closed_form(factor[used, None] * rows, alpha, factor[used] * design.M[used])
+    relaxed = unit[used] * closed.value
     fixed = penalty.ridge[used] * rows.square().sum(-1) + penalty.price[used]
     cost = torch.where(one, fixed, torch.where(free, relaxed, 0.0)).sum(-1)
     y = torch.zeros_like(score)
     y[:, used] = torch.where(one, 1.0, torch.where(free, closed.indicator, 0.0))
-    return NodeAnswers(W, bound, score, y, value + cost)
+    return NodeAnswers(W, bound, score, y, value + cost - penalty.credit)
 
 
 def better(old: NodeAnswers, new: NodeAnswers) -> NodeAnswers:

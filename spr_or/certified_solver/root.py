@@ -7,7 +7,7 @@ from torch import Tensor
 
 from spr_or.certified_solver import node_fista
 from spr_or.certified_solver.bounds import Terms, dual_bound, penalty_of
-from spr_or.certified_solver.design import Design
+from spr_or.certified_solver.design import Design, sample_sum, slopes
 from spr_or.certified_solver.nodes import Node
 from spr_or.formulations import projected
 from spr_or.formulations.losses import LOSSES
@@ -15,23 +15,57 @@ from spr_or.solvers.time_limit import TimeLimit
 
 _FIRST = 64
 _ROUNDS = 40
+_TRIALS = 14  # of the multiplier
 
 
-def relax(design: Design, clock: TimeLimit, tolerance: float) -> Node:
-    """The root node of a design without fixings, within ``tolerance`` (relative) or out of time."""
+def multiplier(design: Design, clock: TimeLimit, tolerance: float) -> float:
+    """A multiplier of the rule that at most m entities are used, near the best: with it, the relaxation
+    uses about m.  By bisection, for the bound is concave in it."""
+    assert design.rules is not None and design.rules.most is not None
+    zero = at_zero(design)
+    assert zero.score is not None
+    low, high = 0.0, float(torch.where(zero.free, zero.score, 0.0).amax().clamp(min=0))
+    most = design.rules.most
+    best, at = -torch.inf, 0.0
+    start = None
+    for trial in [0.0] * (high > 0) + [None] * _TRIALS:
+        shadow = (low * high) ** 0.5 if low > 0.01 * high else (low + high) / 4
+        shadow = 0.0 if trial == 0.0 else shadow
+        node = relax(design.with_shadow(shadow), clock, tolerance, start)
+        assert node.indicator is not None
+        if node.own > best:
+            best, at = node.own, shadow
+        used = float(torch.where(node.one, 1.0, node.indicator).sum())
+        if (shadow == 0 and used <= most) or abs(used - most) < 0.01 or clock.spent:
+            break
+        low, high = (shadow, high) if used > most else (low, shadow)
+        start = node.W
+    return at
+
+
+def relax(design: Design, clock: TimeLimit, tolerance: float, start: Tensor | None = None) -> Node:
+    """The root node of a design without fixings but the entities required, within ``tolerance`` (relative)
+    or out of time; from weights ``start`` (N, k, q), or zero."""
     node = at_zero(design)
-    X, everything, none = design.X, node.position, node.one
-    working = node.score.argsort(descending=True)[:_FIRST]  # type: ignore[union-attr]
+    everything, one = node.position, node.one
+    assert node.score is not None
+    promise = torch.where(one, torch.inf, node.score)
+    if start is not None:
+        node.W = start
+        promise = torch.where((start != 0).any(-1).any(-1), torch.inf, promise)
+    first = max(_FIRST, int(promise.isinf().sum()))
+    working = promise.argsort(descending=True)[:first]
     for _ in range(_ROUNDS):
         small = design.restrict(working)
         small = small.with_moments() if design.loss == "squared" else small
-        free = torch.ones((1, len(working)), dtype=torch.bool, device=X.device)
+        at_one = one[working].unsqueeze(0)
         scale = max(abs(node.bound), 1e-12)
         solved = node_fista.solve(
-            node_fista.smooth_part(small), node.W[working].unsqueeze(0), Terms(None, free, ~free),
+            node_fista.smooth_part(small), node.W[working].unsqueeze(0),
+            Terms(None, ~at_one, at_one),
             tolerance=0.5 * tolerance * scale, iterations=3000, stop=lambda: clock.spent,
         )  # fmt: skip
-        trial = Node(everything, none, torch.zeros_like(node.W), None)
+        trial = Node(everything, one, torch.zeros_like(node.W), None)
         trial.W[working] = solved.W[0]
         _bound(design, trial)
         assert trial.score is not None
@@ -44,7 +78,7 @@ def relax(design: Design, clock: TimeLimit, tolerance: float) -> Node:
         found = found[wanted[found] > 0]
         if done or len(found) == 0 or clock.spent:
             break
-        used = working[(trial.W[working] != 0).any(-1).any(-1)]
+        used = working[(trial.W[working] != 0).any(-1).any(-1) | one[working]]
         working = torch.cat([used, found])
     return node
 
@@ -53,8 +87,7 @@ def at_zero(design: Design) -> Node:
     """The root bounded at W = 0."""
     N, k, q = design.shape
     X = design.X
-    none = torch.zeros(N, dtype=torch.bool, device=X.device)
-    node = Node(torch.arange(N, device=X.device), none, X.new_zeros((N, k, q)), None)
+    node = Node(torch.arange(N, device=X.device), design.must(), X.new_zeros((N, k, q)), None)
     _bound(design, node)
     return node
 
@@ -70,17 +103,18 @@ def _bound(design: Design, node: Node) -> None:
     )
     node.own = node.bound = float(bound)
     node.score = score[0]
-    node.indicator = projected.indicator(node.W.flatten(-2), design.alpha, design.M)
+    alpha, _, factor = design.scaled()
+    rows = factor[:, None] * node.W.flatten(-2)
+    node.indicator = torch.where(node.one, 1.0, projected.indicator(rows, alpha, factor * design.M))
 
 
 def _loss_slope(design: Design, used: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
     """The mean loss () and its slope in the predictions (rows, q)."""
-    loss = LOSSES[design.loss]
     prediction = torch.zeros_like(design.Y)
     if len(used):
         prediction = design.restrict(used).block() @ W.flatten(0, 1)
-    value = loss.value(prediction, design.Y).sum() / design.n
-    return value, loss.gradient(prediction, design.Y) / design.n
+    value = sample_sum(design, LOSSES[design.loss].value(prediction, design.Y)) / design.n
+    return value, slopes(design, prediction)
 
 
 def _gradient(design: Design, slope: Tensor) -> Tensor:

@@ -100,6 +100,9 @@ class Search:
     def fix(self, node: Node) -> Node:
         """Safe fixing of an evaluated node; what was fixed goes into the proof."""
         assert node.score is not None
+        kept, one, _ = self.implied(node, torch.ones_like(node.one), node.one)
+        node = _narrowed(node, kept, one)
+        assert node.score is not None
         node.fixed_at = self.best.objective
         one_bound, zero_bound = forced_bounds(
             torch.tensor(node.own, dtype=node.score.dtype, device=node.score.device), node.score
@@ -112,12 +115,25 @@ class Search:
         self.closed = min(self.closed, float(cut.min()))
         entities = self.design.entities[node.position]
         self.proof.fix(node.record, entities[to_zero], entities[to_one])
-        fixed = node.keep(~to_zero, node.one | to_one)
-        fixed.record, fixed.score = node.record, node.score[~to_zero]
-        fixed.fixed_at = node.fixed_at
-        assert node.indicator is not None
-        fixed.indicator = torch.where(to_one, 1.0, node.indicator)[~to_zero]
+        kept, one, possible = self.implied(node, ~to_zero, node.one | to_one)
+        fixed = _narrowed(node, kept, one)
+        if not possible:
+            fixed.bound = math.inf
+            self.record(fixed, node.record, CONTINUES)
         return fixed
+
+    def implied(self, node: Node, kept: Tensor, one: Tensor) -> tuple[Tensor, Tensor, bool]:
+        """What the rules imply where only the entities ``kept`` (n,) of a node can be used and those at
+        ``one`` (n,) are: both with what follows, and whether any solution is left."""
+        rules = self.design.rules
+        if rules is None:
+            return kept, one, True
+        entities = self.design.entities[node.position].cpu()
+        alive, at_one = torch.zeros_like(rules.required), torch.zeros_like(rules.required)
+        alive[entities[kept.cpu()]] = True
+        at_one[entities[one.cpu()]] = True
+        alive, at_one, possible = rules.close(alive, at_one)
+        return alive[entities].to(kept.device), at_one[entities].to(one.device), possible
 
     def record(self, node: Node, parent: int, value: int) -> None:
         """Write an evaluated node into the proof, as side ``value`` of its parent."""
@@ -173,7 +189,9 @@ class Search:
                 self.design.shape[0], dtype=torch.bool, device=self.design.X.device
             )
             support[node.position[node.indicator > threshold]] = True
-            supports.append(support)
+            promise = torch.zeros_like(support, dtype=node.indicator.dtype)
+            promise[node.position] = node.indicator
+            supports.append(self.design.mend(support, promise))
         return supports
 
     def run(self, engine: Engine, batch: int, nodes: float = math.inf) -> None:
@@ -192,7 +210,9 @@ class Search:
             for node in taken:
                 if node.fixed_at > self.best.objective:
                     node = self.fix(node)
-                if bool(node.free.any()):
+                if node.bound >= self.cutoff:
+                    self.closed = min(self.closed, node.bound)
+                elif bool(node.free.any()):
                     parents.append(node)
                 else:
                     self.close_fixed(node, engine)
@@ -241,11 +261,12 @@ class Search:
         them, then open or close them."""
         indices = [_most_fractional(parent) for parent in parents]
         sides = [
-            (_child(parent, index, 0), _child(parent, index, 1))
+            (self.child(parent, index, 0), self.child(parent, index, 1))
             for parent, index in zip(parents, indices, strict=True)
         ]
-        children = [child for pair in sides for child in pair]
-        engine(children, self.cutoff)
+        children = [child for pair in sides for child in pair if child.bound < math.inf]
+        if children:
+            engine(children, self.cutoff)
         self.evaluated += len(children)
         self.try_rounding(children)
         for parent, index, pair in zip(parents, indices, sides, strict=True):
@@ -253,6 +274,19 @@ class Search:
             for value, child in enumerate(pair):
                 self.record(child, parent.record, value)
                 self.settle(child)
+
+    def child(self, parent: Node, index: int, value: int) -> Node:
+        """The side ``value`` of a branching; its bound is infinite where no solution obeys the rules."""
+        kept, one = torch.ones_like(parent.one), parent.one.clone()
+        if value == 0:
+            kept[index] = False
+        else:
+            one[index] = True
+        kept, one, possible = self.implied(parent, kept, one)
+        child = parent.keep(kept, one)
+        if not possible:
+            child.bound = math.inf
+        return child
 
     def settle(self, node: Node) -> None:
         """Fix what an evaluated and recorded node can, and keep it open or close it."""
@@ -301,14 +335,16 @@ def _most_fractional(node: Node) -> int:
     return int(torch.where(node.free, -distance, -torch.inf).argmax())
 
 
-def _child(parent: Node, index: int, value: int) -> Node:
-    kept = torch.ones_like(parent.one)
-    one = parent.one.clone()
-    if value == 0:
-        kept[index] = False
-    else:
-        one[index] = True
-    return parent.keep(kept, one)
+def _narrowed(node: Node, kept: Tensor, one: Tensor) -> Node:
+    """An evaluated node with only the entities ``kept`` (n,), those at ``one`` (n,) fixed to 1."""
+    if bool(kept.all()) and bool((one == node.one).all()):
+        return node
+    assert node.score is not None and node.indicator is not None
+    narrowed = node.keep(kept, one)
+    narrowed.record, narrowed.score = node.record, node.score[kept]
+    narrowed.fixed_at = node.fixed_at
+    narrowed.indicator = torch.where(one & ~node.one, 1.0, node.indicator)[kept]
+    return narrowed
 
 
 def enlarge(found: Incumbent, design: Design, count: int) -> Incumbent:

@@ -123,9 +123,8 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def _empty(design: Design) -> incumbents.Incumbent:
-    """The solution without entities."""
-    nothing = torch.zeros(design.shape[0], dtype=torch.bool, device=design.X.device)
-    return incumbents.polish(design, [nothing])[0]
+    """The solution without entities but those required."""
+    return incumbents.polish(design, [design.must()])[0]
 
 
 def _checked_start(problem: SparseTrainingProblem, start: Any) -> Tensor:
@@ -142,12 +141,17 @@ def _checked_start(problem: SparseTrainingProblem, start: Any) -> Tensor:
 def _offer_start(search: Search, problem: SparseTrainingProblem, start: Tensor | None) -> None:
     """Search around the support of ``start``, if given."""
     if start is not None:
-        support = (weights_of(problem, search.design, start) != 0).any(-1).any(-1)
+        W = weights_of(problem, search.design, start)
+        support = search.design.mend((W != 0).any(-1).any(-1), W.square().sum((1, 2)))
         _search_around(search, support.nonzero().flatten(), [support])
 
 
 def _solve(search: Search, batch: int, workers: int) -> None:
     search.mid_round = True
+    rules = search.design.rules
+    if rules is not None and rules.most is not None:
+        shadow = root.multiplier(search.design, search.clock, max(1e-3, search.gap))
+        search.design = search.design.with_shadow(shadow)
     node = root.relax(search.design, search.clock, 0.2 * search.gap)
     search.evaluated += 1
     search.record(node, -1, CONTINUES)
@@ -156,7 +160,7 @@ def _solve(search: Search, batch: int, workers: int) -> None:
     promise = node.indicator + 1e-3 * node.score / node.score.abs().amax().clamp(min=1e-300)
     near = promise.argsort(descending=True)[:_CANDIDATES]
     thresholds = (0.9, 0.5, 0.3, 0.2, 0.1, 0.05)
-    supports = [node.indicator > threshold for threshold in thresholds]
+    supports = [search.design.mend(node.indicator > threshold, promise) for threshold in thresholds]
     _search_around(search, near, [s for s in supports if int(s.sum()) <= len(near)])
     search.report()
     if search.stopped:
@@ -180,6 +184,7 @@ def _search_around(search: Search, near: Tensor, supports: list[Tensor]) -> None
     supports = [*supports, search.best.support]
     inside = torch.stack(supports).any(0)
     inside[near] = True
+    inside |= search.design.must()
     at = inside.nonzero().flatten()
     if len(at) == 0:
         return
@@ -209,7 +214,7 @@ def _branch(search: Search, node: Node, batch: int, workers: int) -> None:
     design = search.design
     N, k, q = design.shape
     first = _first_order(search)
-    if design.loss != "squared" or design.moments is None:
+    if design.loss != "squared" or design.moments is None or design.signed is not None:
         search.run(first, batch)
         return
     if q > 1:
@@ -296,7 +301,7 @@ def _certificate(
         if better.objective < search.best.objective:
             search.best = better
     best = search.best
-    support = best.support.cpu().double()
+    support = best.support.cpu().double()[: len(problem.entities)]
     if not search.proof.records:
         search.record(root.at_zero(search.design), -1, CONTINUES)
     search.proof.repair()

@@ -10,7 +10,7 @@ r"""The sparse training problem that the three formulations share.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from spr_or.formulations.checked_input import (
 )
 from spr_or.formulations.entities import Entities, _as_indices, importances
 from spr_or.formulations.losses import LOSSES
+from spr_or.formulations.support_rules import SupportRules, support_rules
 
 ENCODABLE = (nn.Linear, nn.Conv2d, nn.ReLU, nn.Flatten, nn.AvgPool2d)
 
@@ -48,6 +49,10 @@ class SparseTrainingProblem:
     name : shown in tables and plots
     bias_input : what the biases of a network are multiplied with, 1 but for a network in other units:
         ReLU networks are positively homogeneous in the data and this number together
+    rules : what is asked of supports (linear models only), or None
+    nonnegative : (p,) bool, the columns whose weights must not be negative, or None
+    sample_weight : (n,), weights of the samples with mean 1 (logistic loss), or None.  With the squared loss
+        the rows of X and y hold the roots of the weights as factors.
     """
 
     X: Tensor
@@ -62,6 +67,9 @@ class SparseTrainingProblem:
     net: nn.Sequential | None
     name: str
     bias_input: float = 1.0
+    rules: SupportRules | None = None
+    nonnegative: Tensor | None = None
+    sample_weight: Tensor | None = None
 
     @classmethod
     def linear(
@@ -75,6 +83,13 @@ class SparseTrainingProblem:
         alpha: float,
         M: Any,
         u: Any = "uniform",
+        free: Iterable[int] = (),
+        M_free: float | None = None,
+        sample_weight: Any = None,
+        required: Iterable[int] = (),
+        max_entities: int | None = None,
+        needs: Mapping[int, Iterable[int]] | None = None,
+        nonnegative: Iterable[int] = (),
         name: str = "linear",
     ) -> SparseTrainingProblem:
         """A linear model f(x) = x W.
@@ -89,6 +104,13 @@ class SparseTrainingProblem:
         M : a positive number, or one for each entity
         u : the importances: ``"uniform"`` (1 each), ``"share"`` (k_i / sum k), a positive number, or
             one for each entity; see `spr_or.formulations.entities.importances`
+        free : the columns in no entity, which are not penalised: a column of ones is an intercept.  Their
+            weights are bounded by ``M_free`` (default: the largest M)
+        sample_weight : positive, (n,), for the squared and the logistic loss; divided by their mean
+        required : entities that every solution uses
+        max_entities : the most entities that a solution uses
+        needs : {entity: entities}: one that is used only together with all of those
+        nonnegative : columns whose weights must not be negative
 
         Raises ``ValueError``; the message names the argument, the place and the value.
 
@@ -103,9 +125,22 @@ class SparseTrainingProblem:
         if data.dim() != 2:
             raise ValueError(f"X must have shape (n, p), got {tuple(data.shape)}")
         target, q = _targets(y, loss, data.shape[0])
-        partition = _column_partition(entities, data.shape[1], q)
-        settings = _penalty_settings(partition, lam, alpha, M, u, None)
-        return cls(data, target, loss, partition, *settings, None, name)
+        unpenalised = _columns(free, data.shape[1], "free")
+        partition = _column_partition(entities, data.shape[1], q, unpenalised)
+        settings = _penalty_settings(partition, lam, alpha, M, u, M_free)
+        weights = None
+        if sample_weight is not None:
+            weights = _sample_weights(sample_weight, loss, data.shape[0])
+            if loss == "squared":
+                root = weights.sqrt().unsqueeze(1)
+                data, target, weights = data * root, target * root, None
+        signs = torch.zeros(data.shape[1], dtype=torch.bool)
+        signs[_columns(nonnegative, data.shape[1], "nonnegative")] = True
+        return cls(
+            data, target, loss, partition, *settings, None, name,
+            rules=support_rules(len(partition), required, max_entities, needs),
+            nonnegative=signs if bool(signs.any()) else None, sample_weight=weights,
+        )  # fmt: skip
 
     @classmethod
     def network(
@@ -165,9 +200,25 @@ class SparseTrainingProblem:
         return int(self.y.max()) + 1 if self.loss == "softmax" else self.y.shape[1]
 
     @property
+    def plain(self) -> bool:
+        """Whether there are no rules, signs, weights of samples or free columns: what every solver takes."""
+        asked = (self.rules, self.nonnegative, self.sample_weight)
+        return all(x is None for x in asked) and (
+            self.net is not None or not len(self.entities.free)
+        )
+
+    @property
     def convex(self) -> bool:
         """Whether the objective is convex for fixed indicators: linear models are, networks not."""
         return self.net is None
+
+    def need_plain(self, route: str) -> None:
+        """Raise ``ValueError`` where ``route`` would leave out what is asked for beyond the penalty."""
+        if not self.plain:
+            raise ValueError(
+                f"{route} knows no rules for supports, signs, weights of samples or free columns, and "
+                f"{self.name!r} has some: use spr_or.branch_and_bound, or SCIP on the big-M model"
+            )
 
     def predict(self, theta: Tensor, samples: Tensor | None = None) -> Tensor:
         """f(X; theta): theta (P,) -> (n, q); for linear models also (..., P) -> (..., n, q).
@@ -195,7 +246,12 @@ class SparseTrainingProblem:
     def loss_value(self, theta: Tensor, samples: Tensor | None = None) -> Tensor:
         """The mean loss, shape () (or the batch shape of theta); ``samples`` as in `predict`."""
         y = self.y if samples is None else self.y[samples]
-        return LOSSES[self.loss].value(self.predict(theta, samples), y).mean(-1)
+        values = LOSSES[self.loss].value(self.predict(theta, samples), y)
+        if self.sample_weight is not None:
+            values = values * (
+                self.sample_weight if samples is None else self.sample_weight[samples]
+            )
+        return values.mean(-1)
 
     def objective(self, theta: Tensor, penalty: Tensor) -> Tensor:
         """Mean loss + lambda sum_i u_i penalty_i, for the (N,) penalties of any formulation.
@@ -221,6 +277,7 @@ class SparseTrainingProblem:
         """
         if not self.convex:
             raise ValueError("the Fenchel dual bound exists only for linear models")
+        self.need_plain("the Fenchel dual bound")
         conjugate = LOSSES[self.loss].conjugate(nu, self.y).mean(-1)
         scale = (self.n * self.lam * self.u).unsqueeze(-1)
         slope = -self.entities.rows((self.X.mT @ nu).flatten(-2)) / scale
@@ -278,7 +335,33 @@ def _targets(y: Any, loss: str, n: int) -> tuple[Tensor, int]:
     return target, target.shape[1]
 
 
-def _column_partition(entities: Iterable[Iterable[Any]], p: int, q: int) -> Entities:
+def _columns(values: Iterable[int], p: int, name: str) -> list[int]:
+    """Checked column numbers."""
+    found = list(_as_indices(values, 0)) if values is not None else []
+    for j in found:
+        if not 0 <= j < p:
+            raise ValueError(f"{name} names column {j}; there are 0 to {p - 1}")
+    return found
+
+
+def _sample_weights(values: Any, loss: str, n: int) -> Tensor:
+    """Weights with mean 1, (n,)."""
+    if loss not in ("squared", "logistic"):
+        raise ValueError(f"sample_weight: only with the squared and logistic loss, got {loss!r}")
+    weights = finite_array(values, "sample_weight")
+    if weights.shape != (n,):
+        raise ValueError(f"sample_weight must have shape ({n},), got {tuple(weights.shape)}")
+    if not bool((weights > 0).all()):
+        m = int((weights <= 0).nonzero()[0])
+        raise ValueError(
+            f"sample_weight must be positive, got {weights[m]:g} at index {m}; leave such samples out"
+        )
+    return weights / weights.mean()
+
+
+def _column_partition(
+    entities: Iterable[Iterable[Any]], p: int, q: int, free: Sequence[int] = ()
+) -> Entities:
     """Column groups, or groups of (column, output) pairs, as entities of W.flatten()."""
     if not isinstance(entities, Iterable):
         raise ValueError(f"entities must be a collection of column lists, got {entities!r}")
@@ -292,12 +375,16 @@ def _column_partition(entities: Iterable[Iterable[Any]], p: int, q: int) -> Enti
             [j * q + o for j in group for o in range(q)] for group in Entities.of(groups, p).groups
         ]
     partition = Entities.of(flat, p * q)
-    if len(partition.free):
-        missing = sorted({int(j) // q for j in partition.free})
+    loose = sorted({int(j) // q for j in partition.free})
+    missing = [j for j in loose if j not in free]
+    if missing:
         raise ValueError(
-            f"entities must cover every column of X: {_some(missing)} belong to none "
-            f"(for an intercept, centre X and y)"
+            f"entities must cover every column of X: {_some(missing)} belong to none (for an intercept "
+            "centre X and y, or add a column of ones and name it in free)"
         )
+    taken = [j for j in free if j not in loose]
+    if taken:
+        raise ValueError(f"free names {_some(taken)}, which belong to entities")
     return partition
 
 

@@ -46,6 +46,7 @@ def start(problem: SparseTrainingProblem, relaxed: bool) -> Any:
     m.w = pyo.Var(range(len(bound)), bounds=lambda _, j: (-bound[j], bound[j]))
     m.y = pyo.Var(range(len(groups)), domain=pyo.UnitInterval if relaxed else pyo.Binary)
     m.members = pyo.Set(dimen=2, initialize=[(i, j) for i, g in enumerate(groups) for j in g])
+    _restrict(m, problem)
     cells = [(k, o) for k in range(problem.n) for o in range(problem.n_outputs)]
     if problem.loss == "squared" and problem.convex:
         _least_squares(m, problem, cells)
@@ -55,6 +56,33 @@ def start(problem: SparseTrainingProblem, relaxed: bool) -> Any:
     # The largest |f| bounds the loss of a sample, which branching on f needs.
     _LOSSES[problem.loss](m, problem, torch.maximum(f.lower.abs(), f.upper.abs()))
     return m
+
+
+def _restrict(m: Any, problem: SparseTrainingProblem) -> None:
+    """Signs of weights, and the rules for supports."""
+    import pyomo.environ as pyo
+
+    if problem.nonnegative is not None:
+        for j in (
+            problem.nonnegative.repeat_interleave(problem.n_outputs).nonzero().flatten().tolist()
+        ):
+            m.w[j].setlb(0)
+    rules = problem.rules
+    if rules is None:
+        return
+    m.required = pyo.Constraint(
+        rules.required.nonzero().flatten().tolist(), rule=lambda m, i: m.y[i] == 1
+    )
+    m.needs = pyo.Constraint(rules.needs.tolist(), rule=lambda m, i, p: m.y[i] <= m.y[p])
+    if rules.most is not None:
+        m.most = pyo.Constraint(expr=sum(m.y.values()) <= rules.most)
+
+
+def _sample_weights(problem: SparseTrainingProblem) -> list[float]:
+    """The weight of each sample in the mean loss."""
+    if problem.sample_weight is None:
+        return [1.0] * problem.n
+    return problem.sample_weight.tolist()
 
 
 def squares(m: Any, i: int) -> Any:
@@ -134,7 +162,8 @@ def _log_sum_exp(
     m.total = pyo.Constraint(
         range(problem.n), rule=lambda m, k: sum(pyo.exp(m.v[k, c]) for c in range(terms)) <= 1
     )
-    m.loss = pyo.Expression(expr=sum(m.e.values()) / problem.n)
+    size = _sample_weights(problem)
+    m.loss = pyo.Expression(expr=sum(size[k] * m.e[k] for k in m.e) / problem.n)
 
 
 _LOSSES = {

@@ -29,6 +29,17 @@ residual rho = -g - 2 A x^,
 
 where D >= mu diag(D) is proven once for the whole cluster and holds for each of its principal parts.
 
+**A limited number of entities.**  If at most m of them are used and c are at one, then the free ones gain
+no more than the m - c largest of max(0, s_i), summed.  What an entity's indicator decides is then not s_i,
+but what all gain with it less what they gain without it: s_i less the largest gain that has no place beside
+it (`_marginal`).  Blocks that couple entities go without this, which only lowers the bound.
+
+**Signs.**  Where a weight must not be negative, x_j lies in [0, M_i], and a slope that pulls it down gains
+nothing: only the positive part of -g_j counts.  Blocks are bounded over the whole box.
+
+**Weights of samples** t_m change the loss to (1/n) sum t_m l, and its conjugate to
+(1/n) sum t_m l*(nu_m / t_m).
+
 **Roundings.**  g is known within radii delta: since |x_j| <= M_j, entity i gains at most
 sum_j delta_j M_j more.  X'X/n, X'Y/n and X'nu/n are formed by chunks of samples, so that gamma belongs to
 few operations, a thousand for a quarter of a million samples.
@@ -102,7 +113,21 @@ class Bounds:
         data = self.data
         gain = phi(g, data.ridge[self.owner, None], data.M[self.owner, None]).sum(axis=1)
         gain = np.bincount(self.owner, gain, minlength=len(data.columns))
-        return _paid(base, self._net(gain, data.price), state)
+        return self._paid(base, self._net(gain, data.price), state)
+
+    def _paid(self, base: float, score: Array, state: State) -> tuple[float, Array]:
+        """The bound left when all entities alive have taken what they gain, and their marginal gains."""
+        free = state.alive & ~state.one
+        if self.data.most is None:
+            taken = np.concatenate([score[state.one], np.maximum(score[free], 0.0)])
+        else:
+            places = self.data.most - int(state.one[: self.data.priced].sum())
+            gains = np.sort(np.maximum(score[free], 0.0))[::-1]
+            taken = np.concatenate([score[state.one], gains[: max(0, places)]])
+            score = score.copy()
+            score[free] = _marginal(score[free], gains, places)
+        paid, error = total(taken)
+        return _down(base - paid, error), score
 
     def _net(self, gain: Array, price: Array) -> Array:
         """What entities gain, summed over k columns and q outputs, less their price; rounded up."""
@@ -115,7 +140,7 @@ class Bounds:
         slopes = np.empty((rows, len(numbers), q))
         for place, number in enumerate(numbers):
             slopes[:, place] = slope(data, self._predict(self.records[number]))
-        g = gradient_size(data, slopes.reshape(rows, -1), self.X_lengths)[self.order]
+        g = pull(data, slopes.reshape(rows, -1), self.X_lengths)[self.order]
         g = g.reshape(-1, len(numbers), q)
         for place, number in enumerate(numbers):
             self.ready[number] = conjugate(data, slopes[:, place]), g[:, place]
@@ -187,8 +212,9 @@ class Bounds:
         error += 2 * NEGLIGIBLE * float(np.square(w).sum())
         base = _down(self.c0 - inner, error)
         if record.d is not None and record.d.ndim == 2:
+            upward = np.where(data.signed[np.concatenate(owned)][:, None], -g, np.abs(g))
             gain = phi(
-                np.abs(g) + radius,
+                np.maximum(upward + radius, 0.0),
                 moved[:, None],
                 np.repeat(data.M[record.entities], sizes)[:, None],
             )
@@ -197,7 +223,7 @@ class Bounds:
             )
             score = np.full(len(data.columns), np.nan)
             score[record.entities] = self._net(gain, data.price[record.entities])
-            return _paid(base, score, state)
+            return self._paid(base, score, state)
         assert q == 1
         return self._clustered(record, state, base, position, -g[:, 0], radius[:, 0])
 
@@ -251,12 +277,15 @@ class Bounds:
 
 
 def slope(data: Data, prediction: Array) -> Array:
-    """nu near the derivative of the loss at the prediction, in the domain of its conjugate."""
+    """nu near the derivative of the loss at the prediction, in the domain of its conjugate; times the weights
+    of the samples."""
     if data.loss == "squared":
         return 2 * (prediction - data.Y)
     with np.errstate(over="ignore"):
         share = 1 / (1 + np.exp(data.Y * prediction))
-    return -data.Y * np.clip(share, 0.0, 1.0)
+    if data.size is None:
+        return -data.Y * np.clip(share, 0.0, 1.0)
+    return -data.Y * (data.size * np.clip(share, 0.0, 1 - 8 * UNIT))
 
 
 def conjugate(data: Data, nu: Array) -> float:
@@ -266,17 +295,24 @@ def conjugate(data: Data, nu: Array) -> float:
         error += 4 * UNIT * float(np.abs(nu * data.Y).sum() + np.square(nu).sum())
     else:  # with p = -nu y in [0, 1]: p log p + (1 - p) log(1 - p)
         p = np.abs(nu)
-        terms = np.stack([_xlogx(p), _xlogx(1 - p)])
-        value, error = total(terms)
-        error += 32 * UNIT * nu.size
+        if data.size is None:
+            value, error = total(np.stack([_xlogx(p), _xlogx(1 - p)]))
+            error += 32 * UNIT * nu.size
+        else:  # p t as it was rounded is t times a p of another last digit
+            p = np.minimum(p / data.size, 1.0)
+            value, error = total(data.size * np.stack([_xlogx(p), _xlogx(1 - p)]))
+            error += 256 * UNIT * float(data.size.sum())
     mean = _down(-value, error) / data.n
     return mean - 4 * UNIT * abs(mean)
 
 
-def gradient_size(data: Data, nu: Array, X_lengths: Array) -> Array:
-    """Upper bounds of |X' nu| / n, (p, c), for slopes nu (rows, c)."""
+def pull(data: Data, nu: Array, X_lengths: Array) -> Array:
+    """Upper bounds of |X' nu| / n, (p, c), for slopes nu (rows, c); of the positive part of -X' nu / n for
+    columns whose weights are not negative."""
     error = gamma(operations(len(nu))) * X_lengths[:, None] * lengths(nu)
-    return (np.abs(product(data.X, nu)) + SAFE * error + TINY) / data.n * (1 + 4 * UNIT)
+    g = product(data.X, nu)
+    size = np.where(data.signed[:, None], np.maximum(-g, 0.0), np.abs(g))
+    return (size + SAFE * error + TINY) / data.n * (1 + 4 * UNIT)
 
 
 def _xlogx(p: Array) -> Array:
@@ -374,9 +410,11 @@ def _down(value: float, error: float) -> float:
     return value - SAFE * error - 4 * UNIT * (abs(value) + abs(error)) - TINY
 
 
-def _paid(base: float, score: Array, state: State) -> tuple[float, Array]:
-    """The bound left when all entities alive have taken what they gain."""
-    free = state.alive & ~state.one
-    taken = np.concatenate([score[state.one], np.maximum(score[free], 0.0)])
-    paid, error = total(taken)
-    return _down(base - paid, error), score
+def _marginal(score: Array, gains: Array, places: int) -> Array:
+    """What each of the free entities adds to the sum of the ``places`` largest ``gains``, the positive parts
+    of the scores, falling; the difference is rounded once, which `tree` allows for."""
+    if places <= 0:
+        return score
+    ahead = float(gains[places - 1]) if places <= len(gains) else 0.0
+    behind = float(gains[places]) if places < len(gains) else 0.0
+    return np.where(np.maximum(score, 0.0) >= ahead, score - behind, score - ahead)

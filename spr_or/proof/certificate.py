@@ -163,9 +163,16 @@ def _finite(text: str) -> float | None:
 
 def fingerprint(problem: SparseTrainingProblem) -> dict[str, Any]:
     """What identifies a problem: its numbers as SHA-256, its settings in clear."""
+    settings = [problem.M, problem.u, problem.entities.index]
+    if len(problem.entities.free):
+        settings.append(torch.tensor(problem.M_free, dtype=torch.float64))
+    if problem.rules is not None:
+        most = -1 if problem.rules.most is None else problem.rules.most
+        settings += [problem.rules.required, torch.tensor(most), problem.rules.needs]
+    settings += [x for x in (problem.nonnegative, problem.sample_weight) if x is not None]
     return {
         "data_sha256": _digest(problem.X, problem.y),
-        "settings_sha256": _digest(problem.M, problem.u, problem.entities.index),
+        "settings_sha256": _digest(*settings),
         "loss": problem.loss,
         "lam": problem.lam,
         "alpha": problem.alpha,

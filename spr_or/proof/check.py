@@ -6,10 +6,11 @@ leaves and of the far sides of its fixings, each computed as in `bounds`.  Then 
 .. math::  \min\; \frac1n \sum_m \ell(x_m w, y_m) + \lambda \sum_i u_i [\alpha \lVert w^i\rVert^2
            + (1-\alpha) y_i], \qquad |w^i_j| \le M_i y_i,\; y_i \in \{0, 1\}
 
-costs at least b; and it costs at least 0, for no term is negative.  *Proof.*  A solution follows the
-tree from the root: at a branching it takes the side that its y says; at a fixing it agrees, or it is on
-the far side, whose bound is in the minimum.  It ends in a leaf or on a far side, and the bound there, or
-one inherited from above it, holds for it.
+that obeys the problem's rules and signs costs at least b; and it costs at least 0, for no term is negative.
+*Proof.*  A solution follows the tree from the root: at a branching it takes the side that its y says; at a
+fixing it agrees, or it is on the far side, whose bound is in the minimum.  It ends in a leaf or on a far
+side, and the bound there, or one inherited from above it, holds for it.  To a record whose fixings leave no
+solution that obeys the rules, none comes.
 
 **Roundings.**  X, y, lambda, u, alpha and M are taken as the floats they are.  Everything computed from them
 is enclosed (`rounding`): sums over samples and columns, the forming of X'X/n, Cholesky's method, the prices.
@@ -27,13 +28,14 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.proof.bounds import Bounds
 from spr_or.proof.data import Data, data_of
 from spr_or.proof.exact import ExactBounds, refuse
 from spr_or.proof.rounding import SAFE, UNIT, Array, gamma, total
-from spr_or.proof.tree import Evaluate, Record, Walked, structure, walk
+from spr_or.proof.tree import Evaluate, Record, Rules, Walked, structure, walk
 
 ALLOWANCE = 1e-10
 
@@ -66,7 +68,8 @@ def _prove(
         return Walked(-math.inf, faults, {})
     with np.errstate(all="ignore"):
         evaluate: Evaluate = ExactBounds(data, problem, records) if exact else Bounds(data, records)
-        found = walk(records, data.shape, evaluate)
+        rules = Rules(data.must, data.priced, data.most, data.needs)
+        found = walk(records, data.shape, evaluate, rules)
     # Losses and penalties are not negative: 0 is a bound of every tree that is one.
     return found if found.faults else found._replace(bound=max(found.bound, 0.0))
 
@@ -123,18 +126,36 @@ def _solution_faults(data: Data, stated: Stated) -> list[str]:
     size = sum(at.size for at in data.at)
     if weights.shape != (size,) or not np.isfinite(weights).all():
         return [f"the weights are not {size} finite numbers"]
-    if y.shape != (len(data.at),) or not ((y == 0) | (y == 1)).all():
+    if y.shape != (data.priced,) or not ((y == 0) | (y == 1)).all():
         return ["the indicators are not 0 or 1, one for each entity"]
-    for i, at in enumerate(data.at):
+    faults = rule_faults(data, y == 1)
+    used = np.concatenate([y, np.ones(len(data.at) - data.priced)])
+    for i, (at, columns) in enumerate(zip(data.at, data.columns, strict=True)):
         peak = float(np.abs(weights[at]).max())
-        if not peak <= data.M[i] * y[i]:
+        if not peak <= data.M[i] * used[i]:
             return [f"entity {i} has a weight of {peak:g} outside M y"]
-    return []
+        if (weights[at][data.signed[columns]] < 0).any():
+            return [f"entity {i} has a negative weight, which its column must not have"]
+    return faults
+
+
+def rule_faults(data: Data, used: NDArray[np.bool_]) -> list[str]:
+    """Which rules of the problem the support ``used`` (N,) breaks."""
+    missing = np.flatnonzero(data.must[: data.priced] & ~used)
+    faults = [f"entity {i} is required and not used" for i in missing[:3]]
+    if data.most is not None and used.sum() > data.most:
+        faults.append(f"{used.sum()} entities are used, {data.most} are the most")
+    faults += [
+        f"entity {i} is used without entity {p}, which it needs"
+        for i, p in data.needs.tolist()
+        if used[i] and not used[p]
+    ]
+    return faults
 
 
 def objective_of(data: Data, problem: SparseTrainingProblem, stated: Stated) -> tuple[float, float]:
     """The objective of formulation (1) at the stated solution, and how far rounding can put it off."""
-    used = np.flatnonzero(stated.indicators)
+    used = np.flatnonzero(np.concatenate([stated.indicators, np.ones(len(data.at) - data.priced)]))
     columns = np.concatenate([data.columns[i] for i in used]) if len(used) else np.arange(0)
     q = data.Y.shape[1]
     parts = [stated.weights[data.at[i]].reshape(-1, q) for i in used]
@@ -147,11 +168,14 @@ def objective_of(data: Data, problem: SparseTrainingProblem, stated: Stated) -> 
         loss, error = total(np.square(residual))
         error += float((2 * residual * off + np.square(off)).sum()) + 8 * UNIT * loss
     else:
-        terms = np.logaddexp(0.0, -data.Y * prediction)
+        terms, size = np.logaddexp(0.0, -data.Y * prediction), 1.0
+        if data.size is not None:
+            terms, off, size = terms * data.size, off * data.size, float(data.size.max())
         loss, error = total(terms)
-        error += float(off.sum()) + 16 * UNIT * (loss + prediction.size)
-    weight = problem.lam * problem.u.numpy()[used]
-    squares = np.array([float(np.square(part).sum()) for part in parts])
+        error += float(off.sum()) + 16 * UNIT * (loss + size * prediction.size)
+    priced = used[used < data.priced]
+    weight = problem.lam * problem.u.numpy()[priced]
+    squares = np.array([float(np.square(part).sum()) for part in parts[: len(priced)]])
     penalty, more = total(weight * (problem.alpha * squares + (1 - problem.alpha)))
     more += gamma(data.k * q + 8) * abs(penalty)
     value = loss / data.n + penalty

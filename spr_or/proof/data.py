@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.proof.rounding import UNIT, Array, total
@@ -21,6 +22,13 @@ class Data(NamedTuple):
     k : the most columns of an entity; records pad to it
     M : (N,) exact; ridge, price : (N,), lambda u alpha and lambda u (1 - alpha), rounded down
     at : for each entity the positions (columns, q) of its weights in the flat vector of the problem
+    priced : how many entities are penalised; behind them stands each free column as one without ridge and
+        price, whose indicator is 1
+    must : (N,) bool, the entities whose indicator is 1 in every solution
+    most : the largest number of penalised entities, or None
+    needs : (R, 2), pairs (i, p): entity i only together with entity p
+    signed : (p,) bool, the columns of X whose weights are not negative
+    size : (rows, 1), the weights of the samples, or None where all are 1
     """
 
     X: Array
@@ -33,6 +41,18 @@ class Data(NamedTuple):
     ridge: Array
     price: Array
     at: list[Array]
+    priced: int
+    must: NDArray[np.bool_]
+    most: int | None
+    needs: NDArray[np.int64]
+    signed: NDArray[np.bool_]
+    size: Array | None
+
+    @property
+    def plain(self) -> bool:
+        """Whether there are no free columns, rules, signs and weights of samples."""
+        asked = bool(self.must.any() or self.signed.any() or len(self.needs))
+        return not asked and self.most is None and self.size is None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -44,7 +64,7 @@ class Data(NamedTuple):
         """The mean loss of the prediction 0: what tolerances are relative to."""
         if self.loss == "squared":
             return total(np.square(self.Y))[0] / self.n
-        return float(np.log(2.0))
+        return float(np.log(2.0)) * (1.0 if self.size is None else float(self.size.mean()))
 
 
 def data_of(problem: SparseTrainingProblem) -> Data:
@@ -58,22 +78,41 @@ def data_of(problem: SparseTrainingProblem) -> Data:
         )
     X, Y = problem.X.numpy(), problem.y.numpy()
     groups, q = problem.entities.groups, problem.y.shape[1]
+    signed = np.zeros(X.shape[1], dtype=bool)
+    if problem.nonnegative is not None:
+        signed = problem.nonnegative.numpy()
+    loose = sorted({j // q for j in problem.entities.free.tolist()})
     whole = [sorted({j // q for j in group}) for group in groups]
     if all(len(owned) * q == len(group) for owned, group in zip(whole, groups, strict=True)):
-        columns = [np.array(owned, dtype=np.int64) for owned in whole]
+        columns = [np.array(owned, dtype=np.int64) for owned in [*whole, *([j] for j in loose)]]
         at = [own[:, None] * q + np.arange(q) for own in columns]
     else:
         X, Y = np.kron(X, np.eye(q)), Y.reshape(-1, 1)
-        columns = [np.array(group, dtype=np.int64) for group in groups]
+        cells = [*groups, *([j * q + o] for j in loose for o in range(q))]
+        columns = [np.array(group, dtype=np.int64) for group in cells]
         at = [own[:, None] for own in columns]
+        signed = signed.repeat(q)
     weight = problem.lam * problem.u.numpy()
     for name, values in (("X", X), ("y", Y), ("M", problem.M.numpy()), ("lambda u", weight)):
         _check_size(name, values)
+    _check_size("M_free", np.array([problem.M_free]))
+    if problem.sample_weight is not None:
+        _check_size("sample_weight", problem.sample_weight.numpy())
     down = 1 - 4 * UNIT
+    count, extra = len(groups), len(columns) - len(groups)
+    nothing = np.zeros(extra)
+    ridge = _rounded_down(weight * problem.alpha * down)
+    price = _rounded_down(weight * (1 - problem.alpha) * down)
+    rules = problem.rules
+    must = np.ones(count + extra, dtype=bool)
+    must[:count] = False if rules is None else rules.required.numpy()
+    size = None if problem.sample_weight is None else problem.sample_weight.numpy()[:, None]
     return Data(
         np.ascontiguousarray(X), np.ascontiguousarray(Y), problem.n, problem.loss, columns,
-        max(map(len, columns)), problem.M.numpy(), _rounded_down(weight * problem.alpha * down),
-        _rounded_down(weight * (1 - problem.alpha) * down), at,
+        max(map(len, columns)), np.concatenate([problem.M.numpy(), nothing + problem.M_free]),
+        np.concatenate([ridge, nothing]), np.concatenate([price, nothing]), at, count, must,
+        None if rules is None else rules.most,
+        np.zeros((0, 2), np.int64) if rules is None else rules.needs.numpy(), signed, size,
     )  # fmt: skip
 
 

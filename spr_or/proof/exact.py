@@ -130,6 +130,11 @@ def refuse(problem: SparseTrainingProblem) -> None:
     """Raise ``ValueError`` for problems that are not checked in fractions."""
     if problem.loss != "squared":
         raise ValueError(f"the exact check takes only the squared loss, got {problem.loss!r}")
+    if not problem.plain:
+        raise ValueError(
+            "the exact check takes no rules for supports, signs, weights of samples or free columns: use the "
+            "float64 check"
+        )
     if problem.entities.n_parameters > LIMIT:
         raise ValueError(
             f"the exact check takes at most {LIMIT} weights, got "

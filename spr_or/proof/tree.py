@@ -127,7 +127,39 @@ class Walked(NamedTuple):
     idle: dict[int, str]
 
 
-def walk(records: list[Record], shape: tuple[int, int, int], evaluate: Evaluate) -> Walked:
+class Rules(NamedTuple):
+    """What every solution obeys: the indicators in ``must`` (N,) bool are 1; at most ``most`` of the first
+    ``priced`` entities are used (None: any number), and i only with p for each pair (i, p) in ``needs``."""
+
+    must: NDArray[np.bool_]
+    priced: int
+    most: int | None
+    needs: NDArray
+
+    def close(
+        self, alive: NDArray[np.bool_], one: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], bool]:
+        """What follows for the indicators where those outside ``alive`` are 0 and those in ``one`` are 1;
+        and whether any solution is left."""
+        alive, one = alive.copy(), one | self.must
+        for _ in range(len(self.needs) + 1):
+            before = one.sum() - alive.sum()
+            one[self.needs[one[self.needs[:, 0]], 1]] = True
+            alive[self.needs[~alive[self.needs[:, 1]], 0]] = False
+            if one.sum() - alive.sum() == before:
+                break
+        possible = bool((alive | ~one).all())
+        if self.most is not None:
+            used = int(one[: self.priced].sum())
+            possible = possible and used <= self.most
+            if used == self.most:
+                alive[: self.priced] &= one[: self.priced]
+        return alive, one, possible
+
+
+def walk(
+    records: list[Record], shape: tuple[int, int, int], evaluate: Evaluate, rules: Rules
+) -> Walked:
     """The least bound of a tree over N entities of up to k columns and q outputs, (N, k, q) = ``shape``.
 
     The records have passed `structure`.  ``evaluate(number, state)`` gives the bound of a record and the
@@ -143,6 +175,14 @@ def walk(records: list[Record], shape: tuple[int, int, int], evaluate: Evaluate)
             state = State(~nothing, nothing, -math.inf)
         else:
             state = _descend(states[record.parent], records[record.parent], record.value)
+        alive, one, possible = rules.close(state.alive, state.one)
+        if not possible:  # no solution comes here, or further down
+            if children[number]:
+                states[number] = state._replace(inherited=math.inf)
+            if record.parent >= 0 and number == children[record.parent][-1]:
+                del states[record.parent]
+            continue
+        state = State(alive, one, state.inherited)
         wrong = _inadmissible(record, state)
         if wrong:
             return Walked(-math.inf, [f"record {number}: {wrong}"], {})

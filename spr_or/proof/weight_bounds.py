@@ -18,6 +18,13 @@ p_i = lambda u_i (1 - alpha), and w* optimal with w*^i not zero:
 
    .. math:: |w^*_j| \le \frac{|g_j|}{2\,r_i} + \sqrt{\frac{U - D_i}{r_i}} .
 
+4. Logistic loss, alpha > 0, an intercept b: |x_m w*| <= R_m = sqrt(U sum_j x_mj^2 / r_j), so that b
+   pushes the samples of y = -1 to a loss of at least log(1 + exp(b - R_m)) each.  Where these by
+   themselves cost more than n U, b is too large; likewise -b for y = +1.
+
+Free columns have r = p = 0.  None of this needs more of w* than its value, but for Thales: w* is the minimum
+over a subspace, or over a cone where weights must not be negative, and is orthogonal to W^ - w* in Q.
+
 docs/explanation/derived-m.md has the proofs.  Columns are scaled by powers of two first, which
 rounds nothing; columns of zeros stay at weight 0.  Every quantity is enclosed: linear systems by their
 residual, the smallest eigenvalue by a verified factorisation.
@@ -30,9 +37,9 @@ from typing import NamedTuple
 import numpy as np
 
 from spr_or.formulations.problem import SparseTrainingProblem
-from spr_or.proof.bounds import conjugate, gradient_size, phi, slope
-from spr_or.proof.check import Stated, objective_of
-from spr_or.proof.data import Data, data_of
+from spr_or.proof.bounds import conjugate, phi, pull, slope
+from spr_or.proof.check import Stated, objective_of, rule_faults
+from spr_or.proof.data import LARGEST, Data, data_of
 from spr_or.proof.rounding import SAFE, UNIT, Array, gamma, lengths, positive_definite, total
 
 # Up to here min(n, p) gives a matrix to factorise; above, bounds 1 and 3 have to do.
@@ -44,7 +51,8 @@ _UP = 1 + 1e-12
 def weight_bounds(
     problem: SparseTrainingProblem, incumbent: Array, point: Array | None = None
 ) -> Array:
-    """Bounds (N,) on |w^i_j| in every optimum of the linear problem without bounds; see the top.
+    """Bounds (N,) on |w^i_j| in every optimum of the linear problem without bounds, and behind them one
+    for each free column; see the top.
 
     Parameters
     ----------
@@ -78,7 +86,11 @@ def weight_bounds(
         ridge = data.ridge[owner]
         bounds = np.full((len(order), data.Y.shape[1]), np.inf)
         if problem.alpha > 0:
-            bounds = np.minimum(bounds, _UP * np.sqrt(spare / ridge)[:, None])
+            plain = np.where(
+                ridge > 0, _UP * np.sqrt(spare / np.where(ridge > 0, ridge, 1)), np.inf
+            )
+            bounds = np.minimum(bounds, plain[:, None])
+        bounds = np.minimum(bounds, _intercepts(data, level, order)[:, None])
         if problem.loss == "squared" and min(data.X.shape) <= LARGEST_SYSTEM:
             D = np.empty(data.X.shape[1])
             D[order] = ridge
@@ -92,8 +104,53 @@ def weight_bounds(
             box = _largest(bounds, owner)
             bounds = np.minimum(bounds, _from_point(data, point, level, owner, order, box))
         found = _largest(bounds, owner)
-    if not np.isfinite(found).all():
+    if not np.isfinite(found[: data.priced]).all():
         raise ValueError("M auto found no finite bound: give M as a number")
+    if not np.isfinite(found).all():
+        raise ValueError(
+            "M auto found no finite bound for the weights of free columns: give M and M_free as numbers"
+        )
+    return found
+
+
+def _intercepts(data: Data, level: float, order: Array) -> Array:
+    """Bound 4 of each column, (columns,): infinite but for free columns that do not vary, logistic loss."""
+    found = np.full(len(order), np.inf)
+    if data.loss != "logistic":
+        return found
+    inner = order[: sum(len(own) for own in data.columns[: data.priced])]
+    owner = np.repeat(np.arange(data.priced), [len(own) for own in data.columns[: data.priced]])
+    ridge = data.ridge[owner]
+    if not (ridge > 0).all() or len(data.columns) != data.priced + 1:
+        return found
+    (column,) = data.columns[-1]
+    constant = data.X[0, column]
+    if constant == 0 or not (data.X[:, column] == constant).all():
+        return found
+    size = 1.0 if data.size is None else data.size[:, 0]
+    reach = _UP * np.sqrt(level * (np.square(data.X[:, inner]) / ridge).sum(axis=1))
+    largest = 0.0
+    for side in (-1.0, 1.0):
+        these = data.Y[:, 0] == side
+        weight, near = np.broadcast_to(size, these.shape)[these], reach[these]
+
+        def cost(b: float, weight: Array = weight, near: Array = near) -> float:
+            """What samples of this side cost at least where the intercept pushes them b the wrong way."""
+            return float((weight * np.logaddexp(0.0, b - near)).sum()) * (1 - 1e-12 * len(near))
+
+        if not these.any():
+            return found
+        far = 1.0
+        while not cost(far) > data.n * level:
+            far *= 2
+            if far > LARGEST:
+                return found
+        low, high = 0.0, far
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (low, middle) if cost(middle) > data.n * level else (middle, high)
+        largest = max(largest, high)
+    found[-1] = _UP * largest / abs(constant)
     return found
 
 
@@ -105,7 +162,15 @@ def level_of(data: Data, problem: SparseTrainingProblem, incumbent: Array) -> fl
     size = sum(at.size for at in data.at)
     if incumbent.shape != (size,) or not np.isfinite(incumbent).all():
         raise ValueError(f"the incumbent is not {size} finite numbers")
-    used = np.array([float(np.any(incumbent[at] != 0)) for at in data.at])
+    own = data.at[: data.priced]
+    used = np.array([float(np.any(incumbent[at] != 0)) for at in own])
+    used = np.maximum(used, data.must[: data.priced])
+    faults = rule_faults(data, used == 1)
+    if faults:
+        raise ValueError(f"the incumbent is no solution: {faults[0]}")
+    for at, columns in zip(data.at, data.columns, strict=True):
+        if (incumbent[at][data.signed[columns]] < 0).any():
+            raise ValueError("the incumbent is no solution: a weight must not be negative and is")
     value, error = objective_of(data, problem, Stated(incumbent, used, 0.0, 0.0, []))
     if not np.isfinite(value + error):
         raise ValueError("the incumbent has no finite objective")
@@ -128,17 +193,20 @@ def _from_point(
     q = data.Y.shape[1]
     W = np.concatenate([point[at].reshape(-1, q) for at in data.at])
     nu = slope(data, data.X[:, order] @ W)
-    g = gradient_size(data, nu, lengths(data.X))[order]
+    g = pull(data, nu, lengths(data.X))[order]
     ridge = data.ridge[owner, None]
     gain = np.bincount(owner, phi(g, ridge, box[owner, None]).sum(axis=1), len(data.columns))
     taken = np.maximum(gain * (1 + gamma(data.k * q + 8)) - data.price, 0.0)
     paid, error = total(taken)
     others = conjugate(data, nu) - paid - SAFE * error + taken * (1 - 8 * UNIT)
-    alone = np.bincount(owner, np.square(g).sum(axis=1), len(data.columns)) / (4 * data.ridge)
+    penalised = data.ridge > 0
+    safe = np.where(penalised, data.ridge, 1.0)
+    alone = np.bincount(owner, np.square(g).sum(axis=1), len(data.columns)) / (4 * safe)
     slack = level - others - data.price + alone
     slack += 1e-13 * (abs(level) + np.abs(others) + data.price + alone)
-    root = np.sqrt(np.maximum(slack, 0.0) / data.ridge)[owner, None]
-    return np.asarray(_UP * (g / (2 * ridge) + root))
+    root = np.sqrt(np.maximum(slack, 0.0) / safe)[owner, None]
+    found = np.asarray(_UP * (g / (2 * safe[owner, None]) + root))
+    return np.where(penalised[owner, None], found, np.inf)
 
 
 class _Inverse(NamedTuple):
@@ -169,7 +237,8 @@ def _ellipsoid(data: Data, D: Array, order: Array, spare: Array) -> Array:
     scale = np.exp2(-np.round(np.log2(np.where(length > 0, length, 1.0))))
     X = data.X * scale  # exact, as is D scale^2
     D = np.where(nothing & (D == 0), 1.0, D * np.square(scale))
-    inverse = _by_columns(X, Y, n, D) if p <= rows else _by_samples(X, Y, n, D)
+    by_columns = p <= rows or not (D > 0).all()
+    inverse = _by_columns(X, Y, n, D) if by_columns else _by_samples(X, Y, n, D)
     W, g = inverse.solution, gamma(rows + p + 20)
     # F(W), and half its gradient, which would be 0 at W^ itself; with what rounding can do to them.
     residual, size = X @ W - Y, np.abs(X) @ np.abs(W) + np.abs(Y)

@@ -78,9 +78,14 @@ def feasible(
     y = indicators.detach().to(torch.float64).clamp(0, 1)
     theta = weights.detach().to(torch.float64)
     bound = problem.M.unsqueeze(-1)
+    if problem.nonnegative is not None:
+        signed = problem.nonnegative.repeat_interleave(problem.n_outputs)
+        theta = torch.where(signed, theta.clamp(min=0), theta)
     rows = torch.maximum(torch.minimum(entities.rows(theta), bound), -bound)
     if integer:
         y = y.round()
+        if problem.rules is not None and not bool(problem.rules.allow(y.bool())):
+            raise ValueError(f"{problem.name!r}: a solution breaks the rules for its support")
         rows = rows * y.unsqueeze(-1)
     else:
         y = torch.maximum(y, rows.abs().amax(-1) / problem.M)

@@ -47,6 +47,7 @@ def linear_data(problem: SparseTrainingProblem, route: str) -> LinearData:
             f"{route} solves only linear problems, and {problem.name!r} is a network: "
             "use spr_or.solvers.scip"
         )
+    problem.need_plain(route)
     owner = np.empty(problem.entities.n_parameters, dtype=np.int64)
     for i, group in enumerate(problem.entities.groups):
         owner[list(group)] = i

@@ -40,4 +40,4 @@ def test_a_check_loads_no_module_of_the_search():
 def test_it_can_be_read_in_one_sitting():
     lines = {path.name: len(path.read_text().splitlines()) for path in FOLDER.glob("*.py")}
     theorem = ("check.py", "tree.py", "bounds.py", "rounding.py", "data.py")
-    assert sum(lines[name] for name in theorem) < 1100, lines
+    assert sum(lines[name] for name in theorem) < 1200, lines
