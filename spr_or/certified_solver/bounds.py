@@ -14,7 +14,7 @@ which is tighter.  R is above its tangent at any point W, with slope g = grad R(
 .. math::  \text{optimum} \ge R(W) - \langle g, W\rangle - \sum_i s_i^+ ,
 
 where s_i = e_i h_i(-g/e_i) is the score of entity i: what y_i = 1 gains over y_i = 0
-(`spr_or.formulations.projected.slope_of`; `projected.conjugate` is its positive part).
+(`spr_or.formulations.projected.gain_of` less the price; `projected.conjugate` is its positive part).
 With D = lambda u alpha
 this is the Fenchel bound D(nu) at nu = the loss gradient.  It is valid whatever the accuracy of W.
 
@@ -93,8 +93,7 @@ def penalty_of(design: Design, at: Tensor | None = None) -> Penalty:
 def scores(penalty: Penalty, gradient: Tensor, curvature: Tensor | None) -> Tensor:
     """s_i (B, N) for the slope ``gradient`` (B, N, k, q) of R.
 
-    projected.slope_of is h(u) = sum_j phi_j(u_j) - 1/2 for the quadratic 1/2 sum_j metric_j w_j^2: with
-    the metric 2 d_j (d_j = lambda u_i alpha without moved curvature) it gives all of s_i but the price.
+    `projected.gain_of` with d_j (lambda u_i alpha without moved curvature), less the price.
     """
     if penalty.signed is not None:
         pulled = penalty.signed.unsqueeze(-1)
@@ -104,9 +103,8 @@ def scores(penalty: Penalty, gradient: Tensor, curvature: Tensor | None) -> Tens
         M = penalty.M.unsqueeze(-1).expand(u.shape)
         return _block_gains(u, curvature, M) - penalty.price
     d = penalty.ridge.unsqueeze(-1) if curvature is None else curvature
-    metric = (2 * d).clamp(min=torch.finfo(d.dtype).tiny).unsqueeze(-1).expand(gradient.shape)
-    gain = projected.slope_of(-gradient.flatten(-2), 0.5, penalty.M, metric=metric.flatten(-2))
-    return gain + 0.5 - penalty.price
+    a = d.unsqueeze(-1).expand(gradient.shape).flatten(-2)
+    return projected.gain_of(gradient.flatten(-2), a, penalty.M) - penalty.price
 
 
 def _block_gains(u: Tensor, D: Tensor, M: Tensor) -> Tensor:

@@ -28,9 +28,9 @@ def multiplier(design: Design, clock: TimeLimit, tolerance: float) -> float:
     most = design.rules.most
     best, at = -torch.inf, 0.0
     start = None
-    for trial in [0.0] * (high > 0) + [None] * _TRIALS:
+    for trial in range(_TRIALS):
         shadow = (low * high) ** 0.5 if low > 0.01 * high else (low + high) / 4
-        shadow = 0.0 if trial == 0.0 else shadow
+        shadow = shadow if trial else 0.0
         node = relax(design.with_shadow(shadow), clock, tolerance, start)
         assert node.indicator is not None
         if node.own > best:

@@ -103,5 +103,6 @@ def _report(screen: Console, folder: Path, found: Recheck) -> None:
         f"{about.loss} loss, lambda {about.lam:.6g}, alpha {about.alpha:g}, M {size} ({known}), "
         f"{'with' if about.intercept else 'no'} intercept, "
         f"{'standardised' if about.standardised else 'not standardised'}",
+        *about.rules,
     ):
         terminal.say(screen, f"  {line}", indent="  ")

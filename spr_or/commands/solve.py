@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from spr_or.certified_solver.lambda_path import PathPoint
     from spr_or.formulations.problem import SparseTrainingProblem
     from spr_or.proof.certificate import ProofCertificate, SearchProgress
+    from spr_or.tabular.model_rules import ModelRules
     from spr_or.tabular.prepare import OwnData
 
 _SHOWN = 20  # rows of the table of groups
@@ -83,7 +85,12 @@ def command(
         typer.Option(metavar="NAME", help="Of a text table, such as latin-1.  [default: UTF-8]"),
     ] = None,
     lam: Annotated[
-        float | None, typer.Option(metavar="X", help="lambda, the strength of the penalty.")
+        str | None,
+        typer.Option(
+            metavar="X",
+            help='lambda, the strength of the penalty: a number, or a share such as "0.1 max" of the '
+            "smallest one that keeps no group.",
+        ),
     ] = None,
     alpha: Annotated[
         float, typer.Option(metavar="X", help="Share of the penalty on squared weights, 0 to 1.")
@@ -105,20 +112,46 @@ def command(
     ] = None,
     loss: Annotated[str, typer.Option(metavar="NAME", help="squared or logistic.")] = "squared",
     intercept: Annotated[
-        bool | None,
-        typer.Option(
-            "--intercept/--no-intercept",
-            help="An intercept without penalty. Default: with the squared loss.",
-        ),
-    ] = None,
+        bool,
+        typer.Option("--intercept/--no-intercept", help="An intercept without penalty."),
+    ] = True,
     standardise: Annotated[
         bool,
         typer.Option(
             "--standardise",
-            help="Divide columns by their standard deviation; lambda, alpha and M then apply to "
-            "the weights of the divided columns.",
+            help="Divide columns, and the target of a squared loss, by their standard deviation; "
+            "lambda, alpha and M then apply to the weights of the divided columns.",
         ),
     ] = False,
+    max_groups: Annotated[
+        int | None,
+        typer.Option(metavar="K", help="At most K groups, beside --lam or instead of it.", min=0),
+    ] = None,
+    require: Annotated[
+        str | None, typer.Option(metavar="NAME,...", help="Groups that are used in any case.")
+    ] = None,
+    needs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A:B,...|FILE.json",
+            help="Group A only together with group B; several pairs, or {A: [B, ...]} in a file.",
+        ),
+    ] = None,
+    nonnegative: Annotated[
+        str | None,
+        typer.Option(metavar="all|NAME,...", help="Columns whose weights must not be negative."),
+    ] = None,
+    group_weights: Annotated[
+        str,
+        typer.Option(
+            metavar="uniform|size|root|FILE.json",
+            help="What each group counts in the penalty: 1, its columns, their root, or {group: "
+            "weight}; a group of weight 0 is free.",
+        ),
+    ] = "uniform",
+    weights: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Column with the weights of the rows.")
+    ] = None,
     gap: Annotated[float, typer.Option(metavar="X", help="Relative gap to prove.")] = 1e-4,
     time_limit: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="For each lambda.  [default: none]")
@@ -149,6 +182,7 @@ def command(
     Exit status: 0 proven to the gap, 1 stopped by the time limit before, 2 bad usage or data, or a
     folder that holds another problem or is in use, 130 interrupted.
     """
+    from spr_or.certified_solver.lambda_path import without_price
     from spr_or.tabular.folder import alone_in, check_free, default_folder, question
     from spr_or.tabular.preparation import Reading
     from spr_or.tabular.prepare import prepare
@@ -157,16 +191,26 @@ def command(
     screen = terminal.console()
     try:
         bound = _bound_of(M)
+        rules = _rules(max_groups, require, needs, nonnegative, group_weights, weights)
         reading = Reading(
             header=header, decimal=decimal, encoding=encoding, drop=drop, columns=columns,
             missing=missing,
         )  # fmt: skip
-        data = prepare(data_file, target, groups, loss, intercept, standardise, reading)
-        problem = data.problem(1.0 if lam is None else lam, alpha, bound or 1.0)
+        data = prepare(
+            data_file, target, groups, loss, intercept, standardise, reading, rules=rules
+        )
+        problem = data.problem(1.0, alpha, bound or 1.0)
         _check_device(device)
         _check_limits(gap, time_limit)
-        lams = _lambdas(problem, lam, path)
-        asked = question(data, problem.alpha, bound, lam, None if path is None else lams)
+        if lam is None and path is None and max_groups is not None:
+            problem = without_price(problem)
+            lams = []
+        else:
+            lams = _lambdas(problem, lam, path)
+            if path is None:
+                problem = replace(problem, lam=lams.pop())
+        single = problem.lam if path is None else None
+        asked = question(data, problem.alpha, bound, single, None if path is None else lams)
         folder = out or default_folder(data_file, asked)
         with (
             alone_in(folder),
@@ -242,13 +286,51 @@ def _check_device(device: str) -> None:
         raise ValueError(f"--device {device}: {reason}") from None
 
 
-def _lambdas(problem: SparseTrainingProblem, lam: float | None, path: str | None) -> list[float]:
+def _rules(
+    max_groups: int | None,
+    require: str | None,
+    needs: str | None,
+    nonnegative: str | None,
+    group_weights: str,
+    weights: str | None,
+) -> ModelRules:
+    from spr_or.tabular.model_rules import ALL, ModelRules, needs_asked, weights_asked
+    from spr_or.tabular.source import names_asked
+
+    signed: str | list[str] = []
+    if nonnegative is not None:
+        signed = ALL if nonnegative == ALL else names_asked(nonnegative)
+    return ModelRules(
+        sample_weight=weights,
+        group_weights=weights_asked(group_weights),
+        max_groups=max_groups,
+        required=[] if require is None else names_asked(require),
+        nonnegative=signed,
+        needs={} if needs is None else needs_asked(needs),
+    )
+
+
+def _lambdas(problem: SparseTrainingProblem, lam: str | None, path: str | None) -> list[float]:
+    """The lambdas of a path, largest first, or the single one."""
     from spr_or.certified_solver.lambda_path import grid, zero_from
 
     if (lam is None) == (path is None):
-        raise ValueError("give either --lam, or --path for many values of it")
-    if path is None:
-        return []
+        raise ValueError(
+            "give either --lam, or --path for many values of it, or --max-groups for a number of groups"
+        )
+    if lam is not None:
+        number, share, rest = lam.strip().partition("max")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if rest.strip() or not 0 < value < math.inf:
+            raise ValueError(
+                f'--lam must be a positive number or a share such as "0.1 max", got {lam!r}'
+            )
+        # Zero where there is nothing to explain: then every lambda has the same answer.
+        return [value * (zero_from(problem) or 1.0) if share else value]
+    assert path is not None
     if path.strip().isdigit():
         # Zero where there is nothing to explain: then every lambda has the same answer.
         return grid(zero_from(problem) or 1.0, int(path))
@@ -280,13 +362,16 @@ def _describe(screen: Console, data: OwnData, bound: float | None) -> None:
         terminal.say(
             screen, f"the model scores {table.classes[1]!r} (+1) against {table.classes[0]!r} (-1)"
         )
+    for phrase in data.rules.spoken():
+        terminal.say(screen, phrase)
     if data.standardise:
         what = "a bound derived from the data" if bound is None else f"M = {bound:g}"
+        by = "standard deviation" if data.intercept else "root mean square"
+        both = "columns and target" if data.loss == "squared" else "columns"
         terminal.say(
             screen,
-            "columns are divided by their standard deviation: lambda, alpha and M "
-            f"({what}) apply to the weights of the divided columns; weights.csv has those of the "
-            "columns as they are",
+            f"{both} are divided by their {by}: lambda, alpha and M ({what}) apply to the weights of "
+            "the divided columns; weights.csv has those of the columns as they are",
         )
 
 

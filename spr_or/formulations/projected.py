@@ -254,14 +254,22 @@ def slope_of(u: Tensor, alpha: float, M: Bound, *, metric: Bound = 1.0) -> Tenso
     """
     x = _compute(u)
     a = alpha * _per_entity(metric, x)
-    return _slope_of(x, alpha, _per_entity(M, x).unsqueeze(-1), a).to(u.dtype)
+    return (gain_of(x, a, M) - (1 - alpha)).to(u.dtype)
 
 
-def _slope_of(u: Tensor, alpha: float, bound: Tensor, a: Bound) -> Tensor:
-    """`slope_of` for bounds that broadcast against u (..., N, k)."""
+def gain_of(u: Tensor, a: Tensor, M: Bound) -> Tensor:
+    """sum_j phi_j(u_j), phi_j(u) = max over |w| <= M of u w - a_j w^2, shape (..., N).
+
+    `slope_of` without its price, in any unit: ``a`` broadcasts against u (..., N, k) and may be 0.
+
+    >>> gain_of(torch.tensor([[2.0, 1.0]]), torch.tensor([[0.5, 0.0]]), M=10.0).item()
+    12.0
+    """
     magnitude = u.abs()
-    r = torch.minimum(magnitude / (2 * a), bound) if alpha > 0 else bound
-    return (r * magnitude - a * r * r).sum(-1) - (1 - alpha)
+    bound = _per_entity(M, u).unsqueeze(-1)
+    r = torch.minimum(magnitude / (2 * a), bound)
+    r = torch.where(a > 0, r, bound)
+    return (r * magnitude - a * r * r).sum(-1)
 
 
 def conjugate(

@@ -90,8 +90,8 @@ def support_rules(
 ) -> SupportRules | None:
     """Check the rules for ``count`` entities; None where there are none.
 
-    Raises ``ValueError`` for entities that there are not, one that needs itself over others, and rules that no
-    support obeys.
+    Raises ``ValueError`` for entities that there are not, one that needs itself over others, and rules that
+    no support obeys.
 
     >>> support_rules(3) is None
     True

@@ -127,31 +127,47 @@ def _intercepts(data: Data, level: float, order: Array) -> Array:
     constant = data.X[0, column]
     if constant == 0 or not (data.X[:, column] == constant).all():
         return found
-    size = 1.0 if data.size is None else data.size[:, 0]
     reach = _UP * np.sqrt(level * (np.square(data.X[:, inner]) / ridge).sum(axis=1))
+    size = None if data.size is None else data.size[:, 0]
+    found[-1] = _UP * intercept_bound(reach, data.Y, size, data.n * level) / abs(constant)
+    return found
+
+
+def intercept_bound(
+    reach: Array, y: Array, size: Array | None = None, level: float | None = None
+) -> float:
+    """A bound on the intercept b of every optimum of the logistic loss where |x_m w| <= ``reach`` (n,).
+
+    ``y`` (n, 1) of -1 and +1, ``size`` (n,) the weights of the samples; ``level`` is a sum of losses that the
+    optimum does not pass, by default that of the prediction 0.  Infinite where one class is missing.
+
+    >>> bound = intercept_bound(np.array([1.0, 1.0]), np.array([[1.0], [-1.0]]))
+    >>> bound > 1.0, bound < 3.0
+    (True, True)
+    """
+    weight = np.ones(len(y)) if size is None else size
+    level = float(np.log(2.0) * weight.sum()) * _UP if level is None else level
     largest = 0.0
     for side in (-1.0, 1.0):
-        these = data.Y[:, 0] == side
-        weight, near = np.broadcast_to(size, these.shape)[these], reach[these]
-
-        def cost(b: float, weight: Array = weight, near: Array = near) -> float:
-            """What samples of this side cost at least where the intercept pushes them b the wrong way."""
-            return float((weight * np.logaddexp(0.0, b - near)).sum()) * (1 - 1e-12 * len(near))
-
+        these = y[:, 0] == side
         if not these.any():
-            return found
-        far = 1.0
-        while not cost(far) > data.n * level:
-            far *= 2
-            if far > LARGEST:
-                return found
-        low, high = 0.0, far
+            return np.inf
+
+        def passed(b: float, these: Array = these) -> bool:
+            """Whether the samples of this side by themselves cost more where b pushes them the wrong way."""
+            cost = weight[these] * np.logaddexp(0.0, b - reach[these])
+            return bool(cost.sum() * (1 - 1e-12 * len(reach)) > level)
+
+        low, high = 0.0, 1.0
+        while not passed(high):
+            high *= 2
+            if high > LARGEST:
+                return np.inf
         for _ in range(60):
             middle = (low + high) / 2
-            low, high = (low, middle) if cost(middle) > data.n * level else (middle, high)
+            low, high = (low, middle) if passed(middle) else (middle, high)
         largest = max(largest, high)
-    found[-1] = _UP * largest / abs(constant)
-    return found
+    return largest
 
 
 def level_of(data: Data, problem: SparseTrainingProblem, incumbent: Array) -> float:

@@ -128,7 +128,7 @@ def _optimizer(solver: str) -> Any:
 def _solution(problem: SparseTrainingProblem, model: Any, relaxed: bool) -> tuple[Tensor, Tensor]:
     """Weights and indicators of a solved model."""
     weights, indicators = _values(model.w), _values(model.y)
-    if problem.convex and not relaxed:
+    if problem.convex and problem.plain and not relaxed:
         # Training on the support removes the small weights that the solver's tolerances left.
         weights = fixed_support.fit(problem, indicators.round()).weights
     return weights, indicators

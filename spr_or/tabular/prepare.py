@@ -1,8 +1,8 @@
 """One's own data as a sparse training problem, and its weights back in terms of the columns.
 
-An intercept that is not penalised is exact for the squared loss: the best one is
-mean(y) - mean(x) W, which leaves the problem without an intercept on centred columns and targets.
-The logistic loss has no such form, and gets no intercept.
+An intercept that is not penalised is exact for the squared loss by centring: the best one is
+mean(y) - mean(x) W, which leaves the problem without an intercept on centred columns and targets.  With
+weights of rows the means are weighted.  For the logistic loss it is a free column of ones.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,23 @@ import torch
 from torch import Tensor
 
 from spr_or.formulations.problem import SparseTrainingProblem
+from spr_or.proof.weight_bounds import intercept_bound
 from spr_or.tabular.groups import entities_of
+from spr_or.tabular.model_rules import Entities, ModelRules, entities_under
 from spr_or.tabular.preparation import Reading
 from spr_or.tabular.read import Table, read_table
 from spr_or.tabular.source import Array, TableError
 from spr_or.tabular.variables import constant
 
 _AS_THEY_STAND = Reading()
+_NO_RULES = ModelRules()
 
 
 @dataclass(frozen=True, eq=False)
 class OwnData:
-    """A table, and how its columns enter the problem: (x - centre) / scale, y - y_centre.
+    """A table, and how its columns enter the problem: (x - centre) / scale, (y - y_centre) / y_scale.
 
-    centre, scale : (p,); y_centre : (q,); zeros and ones where nothing is done
+    centre, scale : (p,); y_centre, y_scale : (q,); zeros and ones where nothing is done
     """
 
     path: Path
@@ -44,24 +48,54 @@ class OwnData:
     centre: Array
     scale: Array
     y_centre: Array
+    y_scale: Array
+    rules: ModelRules = _NO_RULES
+    scale_target: bool = True
+
+    @cached_property
+    def entities(self) -> Entities:
+        """How the groups enter; entity i of the problem is the i-th penalised group."""
+        return entities_under(self.rules, entities_of(self.table.labels), self.table.columns)
 
     @property
     def groups(self) -> dict[str, list[int]]:
-        """The columns of each group; entity i of the problem is the i-th of them."""
-        return entities_of(self.table.labels)
+        """The columns of each penalised group."""
+        return self.entities.groups
 
-    def problem(self, lam: float, alpha: float, M: Any) -> SparseTrainingProblem:
-        """The problem on centred and scaled data; raises ``ValueError`` as `linear` does."""
+    @property
+    def free_intercept(self) -> bool:
+        """Whether the intercept is a free column of ones, the last of the problem's."""
+        return self.intercept and self.loss == "logistic"
+
+    def problem(
+        self, lam: float, alpha: float, M: Any, M_free: float | None = None
+    ) -> SparseTrainingProblem:
+        """The problem on centred and scaled data; raises ``ValueError`` as `linear` does.
+
+        ``M_free`` None: an intercept gets a bound that cuts off none for this M, free groups the largest M.
+        """
         X = (self.table.X - self.centre) / self.scale
+        y = (self.table.y - self.y_centre) / self.y_scale
+        if M_free is None and self.free_intercept:
+            M_free = max(
+                float(np.max(M)),
+                intercept_bound(np.abs(X).sum(1) * np.max(M), y, self.table.weight),
+            )
+        free = list(self.entities.free)
+        if self.free_intercept:
+            free.append(X.shape[1])
+            X = np.column_stack([X, np.ones(len(X))])
         return SparseTrainingProblem.linear(
-            X, self.table.y - self.y_centre, self.groups.values(), self.loss,
-            lam=lam, alpha=alpha, M=M, name=self.path.stem,
+            X, y, self.groups.values(), self.loss, lam=lam, alpha=alpha, M=M, M_free=M_free, free=free,
+            sample_weight=self.table.weight, name=self.path.stem, **self.entities.settings,
         )  # fmt: skip
 
     def weights(self, theta: Tensor) -> tuple[Array, Array]:
         """theta (P,) of the problem as weights (p, q) of the columns as they are, and intercepts (q,)."""
-        W = theta.numpy().reshape(len(self.scale), -1) / self.scale[:, None]
-        return W, self.y_centre - self.centre @ W
+        table = theta.numpy().reshape(-1, len(self.y_scale))
+        W = table[: len(self.scale)] * self.y_scale / self.scale[:, None]
+        own = table[-1] if self.free_intercept else 0.0
+        return W, self.y_centre + own - self.centre @ W
 
 
 def prepare(
@@ -69,10 +103,12 @@ def prepare(
     target: str | None,
     groups: str | list[str] | None,
     loss: str,
-    intercept: bool | None = None,
+    intercept: bool = True,
     standardise: bool = False,
     reading: Reading = _AS_THEY_STAND,
     kept_equal: Collection[str] | None = None,
+    rules: ModelRules = _NO_RULES,
+    scale_target: bool = True,
 ) -> OwnData:
     """Read a file and decide how its columns enter the problem.
 
@@ -80,28 +116,25 @@ def prepare(
     ----------
     groups : as `spr_or.tabular.groups.group_labels` takes it, or the label of each column
     loss : "squared" or "logistic"
-    intercept : None: with the squared loss, not with the logistic
-    standardise : divide each column by its root mean square (after centring: its standard deviation)
+    intercept : one that is not penalised
+    standardise : divide each column by its root mean square (after centring: its standard deviation), and
+        with ``scale_target`` the target of a squared loss as well
     reading, kept_equal : see `spr_or.tabular.read.read_table`
+    rules : what is asked of the model beside its penalty
 
     Raises `TableError`.
     """
     if loss not in ("squared", "logistic"):
         raise TableError(f"--loss must be squared or logistic, got {loss!r}")
-    if intercept and loss == "logistic":
-        raise TableError(
-            "--intercept: only the squared loss can take one without a penalty; for the logistic "
-            "loss add a column of ones, which is penalised as any other"
-        )
-    centred = loss == "squared" if intercept is None else intercept
     table = read_table(
         path,
         target,
         groups if isinstance(groups, str) else None,
         loss,
         reading,
-        centred,
+        intercept,
         kept_equal,
+        rules.sample_weight,
     )
     if isinstance(groups, list):
         if len(groups) != len(table.columns):
@@ -110,17 +143,49 @@ def prepare(
             )
         table = table._replace(labels=groups)
     X, y = table.X, table.y
-    centre, scale, y_centre = np.zeros(X.shape[1]), np.ones(X.shape[1]), np.zeros(y.shape[1])
-    if centred:
-        centre, y_centre = X.mean(0), y.mean(0)
-    if centred and not reading.as_is:  # what does not vary is exactly zero then
+    share = None if table.weight is None else table.weight / table.weight.sum()
+    centre, scale = np.zeros(X.shape[1]), np.ones(X.shape[1])
+    y_centre, y_scale = np.zeros(y.shape[1]), np.ones(y.shape[1])
+    squared = loss == "squared"
+    if intercept:
+        centre = _mean(X, share)
+        y_centre = _mean(y, share) if squared else y_centre
+    if intercept and not reading.as_is:  # what does not vary is exactly zero then
         centre = np.where(constant(X), X[0], centre)
-        y_centre = np.where(constant(y), y[0], y_centre)
+        y_centre = np.where(constant(y), y[0], y_centre) if squared else y_centre
     if standardise:
-        scale = np.sqrt(np.square(X - centre).mean(0))
-        scale[scale == 0] = 1.0  # only where no column varies are such columns left
+        scale = _root_mean_square(X - centre, share)
+        if squared and scale_target:
+            y_scale = _root_mean_square(y - y_centre, share)
     digest = file_hash(path)
-    return OwnData(path, target, digest, table, loss, centred, standardise, centre, scale, y_centre)
+    data = OwnData(
+        path,
+        target,
+        digest,
+        table,
+        loss,
+        intercept,
+        standardise,
+        centre,
+        scale,
+        y_centre,
+        y_scale,
+        rules,
+        scale_target,
+    )
+    _ = data.entities  # refuses names that there are not
+    return data
+
+
+def _mean(values: Array, share: Array | None) -> Array:
+    return np.asarray(values.mean(0) if share is None else share @ values)
+
+
+def _root_mean_square(values: Array, share: Array | None) -> Array:
+    """(p,), 1 for columns that do not vary."""
+    size = np.sqrt(_mean(np.square(values), share))
+    size[size == 0] = 1.0
+    return size
 
 
 def file_hash(path: Path) -> str:

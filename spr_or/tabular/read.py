@@ -44,6 +44,7 @@ class Table(NamedTuple):
     """X (n, p) and y (n, q) in float64, their names, and the group label of each column.
 
     ``classes`` are the two labels of a logistic target, first -1, then +1; empty for the squared loss.
+    ``weight`` (n,) are the weights of the rows, positive, or None.
     ``notes`` say what was done with the columns, ``warnings`` what looks unintended.
     """
 
@@ -56,6 +57,7 @@ class Table(NamedTuple):
     preparation: Preparation
     notes: list[str]
     warnings: list[str]
+    weight: Array | None = None
 
 
 def read_table(
@@ -66,6 +68,7 @@ def read_table(
     reading: Reading = _AS_THEY_STAND,
     intercept: bool = True,
     kept_equal: Collection[str] | None = None,
+    weight: str | None = None,
 ) -> Table:
     """Read a file.
 
@@ -78,12 +81,14 @@ def read_table(
     reading : what the user says about the file
     intercept : whether a constant column is of no use
     kept_equal : as `Preparation` has it from an earlier reading; None: decided from the groups
+    weight : the column of the weights of the rows, or None; rows of weight 0 are left out
 
     Raises `TableError`.
     """
     source = _source(path, target, reading)
     columns, targets, others = _split(path, source, target, reading)
     done = Done(notes=list(source.notes))
+    sizes, columns, source = _weights(path, source, columns, weight, reading)
     columns, stored = _used(path, source, columns, reading, done)
     if not columns:
         raise TableError(f"{path}: no column is left beside the target")
@@ -94,6 +99,9 @@ def read_table(
         )
     goals = [_goal(path, column, loss, source, reading) for column in targets]
     rows = _complete(path, variables, goals, reading, done)
+    if sizes is not None:
+        rows &= _weighted(path, sizes, weight, rows, source, done)
+        sizes = sizes[rows]
     variables, goals = [v.keep(rows) for v in variables], [g.keep(rows) for g in goals]
     if reading.missing == "mean":
         fill(variables, done)
@@ -132,7 +140,7 @@ def read_table(
         asked=reading, rows_left_out=int((~rows).sum()), set_aside=done.set_aside,
         coded=done.coded, filled=done.filled, kept_equal=done.kept_equal,
     )  # fmt: skip
-    return Table(X, y, names, known, labels, classes, record, done.notes, warnings)
+    return Table(X, y, names, known, labels, classes, record, done.notes, warnings, sizes)
 
 
 def _source(path: Path, target: str | None, reading: Reading) -> Source:
@@ -170,6 +178,43 @@ def _split(
     at = [header.index(name) for name in named]
     left = [column for j, column in enumerate(source.columns) if j not in at]
     return left, [source.columns[j] for j in at], header
+
+
+def _weights(
+    path: Path, source: Source, columns: list[Column], weight: str | None, reading: Reading
+) -> tuple[Array | None, list[Column], Source]:
+    """The numbers of the column ``weight`` (n,), and the columns and the source without it."""
+    if weight is None:
+        return None, columns, source
+    names = [column.name for column in columns]
+    (name,) = _named(weight, names, "--weights", path)[:1]
+    at = names.index(name)
+    found = variable(columns[at], reading.decimal, source.place, path)
+    if found.numbers is None:
+        raise TableError(f"{path}: --weights {one_line(name)}: the weights of rows must be numbers")
+    left = columns[:at] + columns[at + 1 :]
+    if source.groups is not None:
+        source = source._replace(groups=source.groups[:at] + source.groups[at + 1 :])
+    return found.numbers, left, source
+
+
+def _weighted(
+    path: Path, sizes: Array, name: str | None, rows: np.ndarray, source: Source, done: Done
+) -> np.ndarray:
+    """The rows with a positive weight, (n,); a note says how many have none."""
+    wrong = rows & ~((sizes >= 0) & (sizes <= _LARGEST))
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise TableError(
+            f"{path}, {source.place(row)}: --weights {one_line(str(name))}: a weight must be 0 or positive, "
+            f"got {sizes[row]:g}"
+        )
+    none = rows & (sizes == 0)
+    if none.any():
+        done.notes.append(f"{int(none.sum())} rows of weight 0 are left out")
+    if none.sum() == rows.sum():
+        raise TableError(f"{path}: --weights {one_line(str(name))}: every row has weight 0")
+    return ~none
 
 
 def _named(text: str, header: Sequence[str], option: str, path: Path) -> list[str]:

@@ -55,6 +55,7 @@ class Subject(NamedTuple):
     loss: str
     intercept: bool
     standardised: bool
+    rules: list[str]
     lam: float
     alpha: float
     M: tuple[float, float]
@@ -158,7 +159,7 @@ def _subject(data: OwnData, problem: SparseTrainingProblem) -> Subject:
     rows, columns = data.table.X.shape
     return Subject(
         data.path, data.sha256, data.table.targets, rows, columns, len(data.groups), data.loss,
-        data.intercept, data.standardise, problem.lam, problem.alpha,
+        data.intercept, data.standardise, data.rules.spoken(), problem.lam, problem.alpha,
         (float(problem.M.min()), float(problem.M.max())),
     )  # fmt: skip
 
@@ -280,7 +281,13 @@ def _m_faults(result: StoredResult, data: OwnData, problem: SparseTrainingProble
     incumbent = _dense(evidence.incumbent, size, "incumbent")
     point = None if evidence.point is None else _dense(evidence.point, size, "point")
     near = None if point is None else point.numpy()
-    needed, M = weight_bounds(problem, incumbent.numpy(), near), problem.M.numpy()
+    bounds, M = weight_bounds(problem, incumbent.numpy(), near), problem.M.numpy()
+    needed, loose = bounds[: len(M)], bounds[len(M) :]
+    if not (loose <= problem.M_free).all():
+        return [
+            f"M = {problem.M_free:g} of the free columns is below {loose.max():g}, the least that its "
+            "evidence proves"
+        ]
     if bool((needed <= M).all()):
         return []
     i = int(np.flatnonzero(~(needed <= M))[0])

@@ -88,10 +88,17 @@ def write_result(
             "classes": data.table.classes,
             "intercept": data.intercept,
             "standardise": data.standardise,
+            "scale_target": data.scale_target,
+            "rules": data.rules.model_dump(),
         },
         "lam": problem.lam,
         "alpha": problem.alpha,
-        "M": {"auto": evidence is not None, "value": problem.M.tolist(), "evidence": evidence},
+        "M": {
+            "auto": evidence is not None,
+            "value": problem.M.tolist(),
+            "evidence": evidence,
+            "free": problem.M_free if len(problem.entities.free) else None,
+        },
         "outcome": outcome(certificate),
         "kept": [group.name for group in kept],
         "preparation": data.table.preparation.content(),
@@ -156,13 +163,13 @@ def prepared(result: StoredResult, data_file: Path | None) -> OwnData:
     return prepare(
         path, model.target, model.groups, model.loss, model.intercept, model.standardise,
         Reading(as_is=True) if done is None else done.asked,
-        None if done is None else done.kept_equal,
+        None if done is None else done.kept_equal, model.rules, model.scale_target,
     )  # fmt: skip
 
 
 def problem_of(result: StoredResult, data: OwnData) -> SparseTrainingProblem:
     """The problem of a result on its data; raises ``ValueError`` for settings that are none."""
-    return data.problem(result.lam, result.alpha, result.M.value)
+    return data.problem(result.lam, result.alpha, result.M.value, result.M.free)
 
 
 def read_problem(folder: Path, data_file: Path | None = None) -> SparseTrainingProblem:

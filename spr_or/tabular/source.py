@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -50,6 +51,15 @@ class Source(NamedTuple):
     def place(self, row: int) -> str:
         """Where a row stands, as a person finds it."""
         return f"row {row + 1} of the data" if self.lines is None else f"line {self.lines[row]}"
+
+
+def names_asked(text: str) -> list[str]:
+    """Names with commas between; one with a comma stands in quotes.
+
+    >>> names_asked('age,"a, b"')
+    ['age', 'a, b']
+    """
+    return [part.strip() for part in next(csv.reader([text], skipinitialspace=True), [])]
 
 
 def listed(names: Sequence[str], most: int = 8) -> str:

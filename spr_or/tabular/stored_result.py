@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from spr_or.tabular.model_rules import ModelRules
 from spr_or.tabular.preparation import Preparation
 from spr_or.tabular.source import TableError
 from spr_or.utils.untrusted import UnreadableFile, read_json
@@ -26,7 +27,10 @@ class DataPart(_Part):
 
 
 class ModelPart(_Part):
-    """How the columns enter; ``groups`` is the label of each column."""
+    """How the columns enter; ``groups`` is the label of each column.
+
+    scale_target : whether ``standardise`` divides the target of a squared loss too; older results do not
+    """
 
     target: str | None
     groups: list[str]
@@ -34,6 +38,8 @@ class ModelPart(_Part):
     classes: list[str]
     intercept: bool
     standardise: bool
+    scale_target: bool = False
+    rules: ModelRules = ModelRules()
 
 
 class Evidence(_Part):
@@ -44,11 +50,15 @@ class Evidence(_Part):
 
 
 class BoundPart(_Part):
-    """M of each group; ``auto``: derived from the data, with the evidence for it."""
+    """M of each group; ``auto``: derived from the data, with the evidence for it.
+
+    ``free`` bounds the weights of free columns, where there are some.
+    """
 
     auto: bool
     value: list[float]
     evidence: Evidence | None
+    free: float | None = None
 
 
 class OutcomePart(_Part):

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from enumerated_rules import optimum
 from typer.testing import CliRunner
 
-from spr_or.certified_solver.lambda_path import grid, zero_from
+from spr_or.certified_solver.lambda_path import grid, without_entities, zero_from
 from spr_or.certified_solver.search import Search
 from spr_or.certified_solver.solver import branch_and_bound
 from spr_or.cli import app
@@ -90,7 +91,9 @@ def test_the_answer_is_the_best_model_with_intercept_in_the_users_units(
     output = run("solve", data, "--target", "price", "--groups", "_", "--lam", 0.2, "--gap", 1e-6,
                  "--out", out, *options)  # fmt: skip
     scale = X.std(0) if standardise else np.ones(8)
-    value, w, intercept = best_with_intercept(X, y, 0.2, 0.1, scale)
+    unit = y.std() if standardise else 1.0  # of the target, too
+    value, w, intercept = best_with_intercept(X, y / unit, 0.2, 0.1, scale)
+    w, intercept = w * unit, intercept * unit
     result = json.loads((out / "result.json").read_text())
     assert result["outcome"]["objective"] == pytest.approx(value, rel=1e-6)
     assert result["outcome"]["status"] == "optimal"
@@ -133,7 +136,7 @@ def test_logistic_takes_two_labels_and_says_which_is_positive(tmp_path, labels):
     problem = prepare(data, "bought", "_", "logistic").problem(0.05, 0.1, 100.0)
     assert torch.equal(problem.y[:, 0] > 0, torch.from_numpy(sign))
     objective = json.loads((out / "result.json").read_text())["outcome"]["objective"]
-    assert objective == pytest.approx(enumeration.solve(problem).objective, rel=2e-4)
+    assert objective == pytest.approx(optimum(problem), rel=2e-4)
     run("check", out)
 
 
@@ -191,7 +194,8 @@ GOOD = [[1, 2, 3], [2, 1, 5], [4, 4, 1], [0, 1, 2]]
         (["a", "b", "y"], [[1, 2]], ["--target", "y"], "line 2: 2 values, the header has 3"),
         (["a", "b", "y"], [], ["--target", "y"], "no data"),
         (["y"], [[1]], ["--target", "y"], "no column is left"),
-        (["a", "b", "y"], GOOD, ["--target", "y", "--lam", "-1"], "lam must be positive, got -1"),
+        (["a", "b", "y"], GOOD, ["--target", "y", "--lam", "-1"], "--lam must be a positive number"),
+        (["a", "b", "y"], GOOD, ["--target", "y", "--lam", "0.1 min"], "--lam must be a positive number"),
         (["a", "b", "y"], GOOD, ["--target", "y", "--alpha", "1.5"], "alpha must lie in [0, 1], got 1.5"),
         (["a", "b", "y"], GOOD, ["--target", "y", "--M", "0"], "--M must be auto or a positive number"),
         (["a", "b", "y"], GOOD, ["--target", "y", "--gap", "-1"], "--gap must be"),
@@ -356,10 +360,10 @@ def test_from_lambda_max_on_zero_is_optimal(tmp_path, loss, alpha):
     write_csv(tmp_path / "d.csv", [*NAMES, "y"], np.column_stack([X, target]).tolist())
     stated = prepare(tmp_path / "d.csv", "y", "_", loss)
     largest = zero_from(stated.problem(1.0, alpha, 50.0))
-    above = enumeration.solve(stated.problem(largest, alpha, 50.0))
-    assert above.indicators.sum() == 0
-    below = enumeration.solve(stated.problem(grid(largest, 2)[1], alpha, 50.0))
-    assert below.indicators.sum() > 0
+    at = stated.problem(largest, alpha, 50.0)
+    nothing = float(at.loss_value(without_entities(at)))
+    assert optimum(at) == pytest.approx(nothing, rel=1e-9)
+    assert optimum(stated.problem(grid(largest, 2)[1], alpha, 50.0)) < nothing * (1 - 1e-6)
 
 
 def test_lambda_max_does_not_exist_without_a_price(data):
@@ -431,3 +435,84 @@ def test_a_time_limit_exits_1_with_a_result_that_checks(tmp_path):
     run("solve", tmp_path / "hard.npz", "--groups", 2, "--lam", 0.2, "--alpha", 0.001, "--gap", 0,
         "--time-limit", 0.1, "--out", tmp_path / "o", code=1)  # fmt: skip
     run("check", tmp_path / "o")
+
+
+def test_rules_of_the_model_are_kept_said_and_checked(data, tmp_path):
+    out = tmp_path / "out"
+    output = run("solve", data, "--target", "price", "--groups", "_", "--standardise", "--lam", "0.02 max",
+                 "--max-groups", 2, "--require", "noise", "--nonnegative", "all", "--out", out)  # fmt: skip
+    result = json.loads((out / "result.json").read_text())
+    assert len(result["kept"]) == 2 and "noise" in result["kept"]
+    assert min(w for name, w in weights_of(out).items() if name != "(intercept)") >= 0
+    for said in ("at most 2 groups", "required: noise", "weights not negative: all"):
+        assert said in output
+    assert "required: noise" in run("check", out)
+    content = result | {"model": result["model"] | {"rules": {"max_groups": 1}}}
+    (out / "result.json").write_text(json.dumps(content))
+    run("check", out, code=1)
+
+
+def test_the_best_groups_of_a_number_need_no_lambda(data, tmp_path):
+    out = tmp_path / "out"
+    run("solve", data, "--target", "price", "--groups", "_", "--max-groups", 2, "--out", out)
+    X, y = sample()
+    # The least squares of every pair of groups, by NumPy.
+    costs = {}
+    labels = ["age", "height", "colour", "noise", "day"]
+    for pair in itertools.combinations(range(len(GROUPS)), 2):
+        A = np.column_stack([np.ones(len(y)), X[:, [j for i in pair for j in GROUPS[i]]]])
+        costs[pair] = float(np.mean((y - A @ np.linalg.lstsq(A, y, rcond=None)[0]) ** 2))
+    best = min(costs, key=lambda pair: costs[pair])
+    result = json.loads((out / "result.json").read_text())
+    assert set(result["kept"]) == {labels[i] for i in best}
+    assert result["outcome"]["mean_loss"] == pytest.approx(costs[best], rel=1e-3)
+
+
+def test_groups_of_weight_zero_are_free_and_weights_of_rows_count(data, tmp_path):
+    X, y = sample()
+    count = np.random.default_rng(0).integers(0, 3, len(y))
+    rows = np.column_stack([X, count, y])
+    weighted = write_csv(tmp_path / "w.csv", [*NAMES, "times", "price"], rows.tolist())
+    repeated = write_csv(
+        tmp_path / "r.csv", [*NAMES, "price"], np.column_stack([X, y]).repeat(count, 0).tolist()
+    )
+    file = tmp_path / "groups.json"
+    file.write_text(json.dumps({"age": 0, "day": 2.5}))
+    asked = [
+        "--target",
+        "price",
+        "--groups",
+        "_",
+        "--standardise",
+        "--lam",
+        0.05,
+        "--group-weights",
+        file,
+    ]
+    run("solve", weighted, *asked, "--weights", "times", "--out", tmp_path / "a")
+    run("solve", repeated, *asked, "--out", tmp_path / "b")
+    one, two = weights_of(tmp_path / "a"), weights_of(tmp_path / "b")
+    assert list(one) == list(two)
+    assert np.allclose(list(one.values()), list(two.values()), rtol=1e-3, atol=1e-4)
+    kept = json.loads((tmp_path / "a" / "result.json").read_text())["kept"]
+    assert "age" not in kept and one["age_1"] != 0  # free: always in, never chosen
+    run("check", tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--require", "colur"], "did you mean 'colour'?"),
+        (["--needs", "age"], "--needs takes GROUP:OTHER"),
+        (["--needs", "age:day,day:age"], "needs itself"),
+        (["--nonnegative", "x"], "no column is called 'x'"),
+        (["--group-weights", "log"], "uniform, size, root or a .json file"),
+        (["--max-groups", 1, "--require", "age,day"], "2 entities are required"),
+        (["--weights", "price"], "no column is called 'price'"),
+        (["--weights", "noise_2"], "must be 0 or positive"),
+    ],
+)
+def test_rules_that_make_no_sense_are_refused(data, tmp_path, options, said):
+    output = run("solve", data, "--target", "price", "--groups", "_", "--lam", 0.1, "--out", tmp_path,
+                 *options, code=2)  # fmt: skip
+    assert said in " ".join(output.split())
