@@ -85,7 +85,7 @@ def without_entities(problem: SparseTrainingProblem) -> Tensor:
 
 
 def without_price(problem: SparseTrainingProblem) -> SparseTrainingProblem:
-    """The problem of the best entities of a limited number: no price, and a small ridge, lambda with alpha = 1.
+    """The problem of the best entities of a limited number: no price, and a small ridge, alpha = 1.
 
     The ridge is 1e-4 of the smallest mean square of a column that is penalised (an eighth of that for the
     logistic loss), so that it moves weights by about a hundredth of a percent where columns are
