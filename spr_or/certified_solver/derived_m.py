@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spr_or.certified_solver.design import design_of, theta_of
-from spr_or.certified_solver.solver import branch_and_bound
+from spr_or.certified_solver.solver import branch_and_bound, without_more
 from spr_or.formulations import bigm
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.proof import weight_bounds as proof_bounds
@@ -101,7 +101,7 @@ def solve_without_bounds(
     (1.818182, False)
     """
     clock = TimeLimit(time_limit)
-    incumbent = torch.zeros(problem.entities.n_parameters, dtype=torch.float64)
+    incumbent = _smallest_solution(problem)
     if start is not None and _is_better(problem, start, incumbent):
         incumbent = start
     found = _bound(problem, weight_bounds(problem, incumbent), incumbent, None)
@@ -129,6 +129,16 @@ def solve_without_bounds(
     except KeyboardInterrupt:
         return pilot, found
     return certificate, tight
+
+
+def _smallest_solution(problem: SparseTrainingProblem) -> Tensor:
+    """Weights (P,) of a solution: zero, or of few entities where the rules ask for some."""
+    zero = torch.zeros(problem.entities.n_parameters, dtype=torch.float64)
+    rules = problem.rules
+    if rules is None or bool(rules.allow(rules.required)):
+        return zero
+    design = design_of(problem)
+    return theta_of(problem, design, without_more(design).W)
 
 
 def _tightened(problem: SparseTrainingProblem, pilot: ProofCertificate) -> AutomaticBound:

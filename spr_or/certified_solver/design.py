@@ -244,10 +244,12 @@ def _rules(rules: SupportRules | None, count: int, loose: int) -> SupportRules |
     if not loose:
         return rules
     if rules is None:
-        rules = SupportRules(torch.zeros(count, dtype=torch.bool), None, torch.zeros((0, 2)).long())
+        nothing = torch.zeros((0, count), dtype=torch.bool)
+        rules = SupportRules(nothing.any(0), None, torch.zeros((0, 2)).long(), nothing)
     required = torch.cat([rules.required, torch.ones(loose, dtype=torch.bool)])
     most = None if rules.most is None else rules.most + loose
-    return SupportRules(required, most, rules.needs)
+    used = torch.ones((len(rules.forbidden), loose), dtype=torch.bool)
+    return SupportRules(required, most, rules.needs, torch.cat([rules.forbidden, used], dim=1))
 
 
 def theta_of(problem: SparseTrainingProblem, design: Design, W: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ class Search:
 
     def offer(self, found: Incumbent) -> bool:
         """Take an incumbent of the current design if it is better."""
-        better = found.objective < self.best.objective
+        better = found.objective < self.best.objective and self.design.allow(found.support)
         if better:
             self.best = enlarge(found, self.design, self.best.support.shape[0])
         return better
@@ -321,7 +321,8 @@ class Search:
                 key = support.cpu().numpy().tobytes()
                 if key not in self.tried:
                     self.tried.add(key)
-                    fresh.append(support)
+                    if self.design.allow(support):
+                        fresh.append(support)
         if fresh:
             found = min(incumbents.polish(self.design, fresh), key=lambda x: x.objective)
             if self.offer(found):

@@ -28,6 +28,7 @@ from spr_or.certified_solver.search import Search
 from spr_or.formulations.certificate import Certificate, relative_gap
 from spr_or.formulations.checked_input import finite_array
 from spr_or.formulations.problem import SparseTrainingProblem
+from spr_or.formulations.support_rules import NoSupportLeft
 from spr_or.proof.certificate import ProofCertificate, SearchProgress
 from spr_or.proof.check import Stated, check
 from spr_or.proof.data import data_of
@@ -95,7 +96,7 @@ def branch_and_bound(
     # Small matrices: the threads torch would use inside an operation serve whole batches of nodes.
     workers = torch.get_num_threads()
     with _threads(1):
-        search = Search(design, clock, gap, Proof(), _empty(design), progress, stop)
+        search = Search(design, clock, gap, Proof(), without_more(design), progress, stop)
         try:
             # Nothing is differentiated, and small kernels take less time without autograd's books.
             with torch.inference_mode():
@@ -122,9 +123,20 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _empty(design: Design) -> incumbents.Incumbent:
-    """The solution without entities but those required."""
-    return incumbents.polish(design, [design.must()])[0]
+def without_more(design: Design) -> incumbents.Incumbent:
+    """The solution without entities but those required; where that one does not count, the best of the next
+    larger ones."""
+    supports = [design.must()]
+    promise = design.X.new_zeros(len(supports[0]))
+    singles = torch.eye(len(promise), dtype=torch.bool, device=promise.device)
+    while supports:
+        allowed = [support for support in supports if design.allow(support)]
+        if allowed:
+            return min(incumbents.polish(design, allowed), key=lambda x: x.objective)
+        larger = [design.mend(s | one, promise) for s in supports for one in singles]
+        unique = {tuple(support.tolist()): support for support in larger}
+        supports = [s for s in unique.values() if all(not torch.equal(s, old) for old in supports)]
+    raise NoSupportLeft("every support that obeys the rules is forbidden")
 
 
 def _checked_start(problem: SparseTrainingProblem, start: Any) -> Tensor:
@@ -181,7 +193,7 @@ def _solve(search: Search, batch: int, workers: int) -> None:
 
 def _search_around(search: Search, near: Tensor, supports: list[Tensor]) -> None:
     """Polish supports and search around the best, within the entities ``near`` and the supports."""
-    supports = [*supports, search.best.support]
+    supports = [*(s for s in supports if search.design.allow(s)), search.best.support]
     inside = torch.stack(supports).any(0)
     inside[near] = True
     inside |= search.design.must()

@@ -40,8 +40,11 @@ def command(
     """
     import torch
 
+    from spr_or.tabular.folder import pool_folders
+    from spr_or.tabular.pool import pool_faults
     from spr_or.tabular.recheck import path_faults, recheck
     from spr_or.tabular.source import TableError
+    from spr_or.tabular.stored_result import read_result
 
     torch.set_num_threads(1)  # one order of adding, the same every time
     fine = True
@@ -52,13 +55,21 @@ def command(
             alone = (folder / "result.json").exists() or not inside
             faults = path_faults(folder) if inside else []
             fine = _tell(folder, faults) and fine
-            for place in [folder, *inside] if alone else inside:
+            pool = pool_folders(folder)
+            checked = []
+            for place in [folder, *inside, *pool] if alone else inside:
                 with terminal.progress() as progress:
                     progress.step(f"checking {place}")
                     found = recheck(place, data, exact)
                 fine = _tell(place, found.problems) and fine
+                checked.append((place, found))
                 if found.ok:
                     _report(screen, place, found)
+            if pool or (folder / "pool.json").exists():
+                members = [(p, f) for p, f in checked if p not in inside]
+                results = [read_result(place) for place, _ in members]
+                faults = pool_faults(folder, results, [found.bound for _, found in members])
+                fine = _tell(folder, faults) and fine
     except TableError as error:
         raise terminal.failed(error, 2) from None
     raise typer.Exit(0 if fine else 1)

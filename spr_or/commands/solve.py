@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from spr_or.formulations.problem import SparseTrainingProblem
     from spr_or.proof.certificate import ProofCertificate, SearchProgress
     from spr_or.tabular.model_rules import ModelRules
+    from spr_or.tabular.pool import Pool
     from spr_or.tabular.prepare import OwnData
 
 _SHOWN = 20  # rows of the table of groups
@@ -152,6 +153,18 @@ def command(
     weights: Annotated[
         str | None, typer.Option(metavar="NAME", help="Column with the weights of the rows.")
     ] = None,
+    pool: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K",
+            min=1,
+            help="Also the next best choices of groups, up to K of them within --within of the best, "
+            "and a proven bound for all others.",
+        ),
+    ] = None,
+    within: Annotated[
+        str, typer.Option(metavar="X%", help="Of --pool: how far above the best objective.")
+    ] = "1%",
     gap: Annotated[float, typer.Option(metavar="X", help="Relative gap to prove.")] = 1e-4,
     time_limit: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="For each lambda.  [default: none]")
@@ -184,6 +197,8 @@ def command(
     """
     from spr_or.certified_solver.lambda_path import without_price
     from spr_or.tabular.folder import alone_in, check_free, default_folder, question
+    from spr_or.tabular.pool import solve_pool
+    from spr_or.tabular.pool import within as within_pct
     from spr_or.tabular.preparation import Reading
     from spr_or.tabular.prepare import prepare
     from spr_or.tabular.solve_run import SolveRun, patient_interrupt, solve_one, solve_path
@@ -191,6 +206,11 @@ def command(
     screen = terminal.console()
     try:
         bound = _bound_of(M)
+        tolerance = within_pct(within)
+        if pool is not None and path is not None:
+            raise ValueError(
+                "--pool belongs to a single lambda: give --lam or --max-groups, not --path"
+            )
         rules = _rules(max_groups, require, needs, nonnegative, group_weights, weights)
         reading = Reading(
             header=header, decimal=decimal, encoding=encoding, drop=drop, columns=columns,
@@ -226,6 +246,8 @@ def command(
                 made = [] if certificate is None else [certificate]
                 if certificate is not None:
                     _report(screen, data, certificate, folder)
+                    if pool is not None:
+                        _report_pool(screen, solve_pool(run, certificate, pool, tolerance))
             else:
                 points = solve_path(run, lams)
                 made = [point.certificate for point in points]
@@ -426,6 +448,29 @@ def _report(screen: Console, data: OwnData, certificate: ProofCertificate, folde
         )
     files = "weights.csv, groups.csv, gap.png, result.json, certificate.json"
     terminal.say(screen, f"results: {folder} ({files})")
+
+
+def _report_pool(screen: Console, pool: Pool) -> None:
+    from spr_or.tabular.source import listed
+
+    rows = [
+        (
+            str(row["rank"]),
+            f"{row['objective']:.8g}",
+            f"{row['above_best_pct']:.3g}",
+            listed(row["kept"], 6),
+        )
+        for row in pool.rows
+    ]
+    heads = ("rank", "objective", "% above the best", "groups kept")
+    terminal.show(screen, terminal.table(heads, rows, text=("groups kept",)))
+    if pool.complete:
+        said = f"no other choice of groups comes within {pool.within_pct:g} % of the best, which is proven"
+    else:
+        said = f"not proven to be all within {pool.within_pct:g} % of the best"
+    if pool.others_pct is not None:
+        said += f"; all others are at least {pool.others_pct:.4g} % above it"
+    terminal.say(screen, said)
 
 
 def _report_path(screen: Console, points: Sequence[PathPoint], folder: Path) -> None:

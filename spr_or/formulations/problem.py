@@ -89,6 +89,7 @@ class SparseTrainingProblem:
         required: Iterable[int] = (),
         max_entities: int | None = None,
         needs: Mapping[int, Iterable[int]] | None = None,
+        forbidden: Iterable[Iterable[int]] = (),
         nonnegative: Iterable[int] = (),
         name: str = "linear",
     ) -> SparseTrainingProblem:
@@ -110,6 +111,7 @@ class SparseTrainingProblem:
         required : entities that every solution uses
         max_entities : the most entities that a solution uses
         needs : {entity: entities}: one that is used only together with all of those
+        forbidden : lists of entities, supports that do not count
         nonnegative : columns whose weights must not be negative
 
         Raises ``ValueError``; the message names the argument, the place and the value.
@@ -138,7 +140,7 @@ class SparseTrainingProblem:
         signs[_columns(nonnegative, data.shape[1], "nonnegative")] = True
         return cls(
             data, target, loss, partition, *settings, None, name,
-            rules=support_rules(len(partition), required, max_entities, needs),
+            rules=support_rules(len(partition), required, max_entities, needs, forbidden),
             nonnegative=signs if bool(signs.any()) else None, sample_weight=weights,
         )  # fmt: skip
 

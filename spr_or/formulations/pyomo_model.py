@@ -74,6 +74,16 @@ def _restrict(m: Any, problem: SparseTrainingProblem) -> None:
         rules.required.nonzero().flatten().tolist(), rule=lambda m, i: m.y[i] == 1
     )
     m.needs = pyo.Constraint(rules.needs.tolist(), rule=lambda m, i, p: m.y[i] <= m.y[p])
+    # A support differs from a forbidden one in at least one entity.
+    m.other = pyo.Constraint(
+        range(len(rules.forbidden)),
+        rule=lambda m, k: (
+            sum(
+                1 - m.y[i] if used else m.y[i] for i, used in enumerate(rules.forbidden[k].tolist())
+            )
+            >= 1
+        ),
+    )
     if rules.most is not None:
         m.most = pyo.Constraint(expr=sum(m.y.values()) <= rules.most)
 

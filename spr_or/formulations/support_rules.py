@@ -1,7 +1,8 @@
 """What is asked of a support beyond its price: entities that must be in it, how many, which together.
 
-A support y in {0, 1}^N obeys the rules if y_i = 1 for every required entity, sum_i y_i <= ``most``, and
-y_i <= y_p where entity i needs entity p (a hierarchy, such as an interaction with its main effects).
+A support y in {0, 1}^N obeys the rules if y_i = 1 for every required entity, sum_i y_i <= ``most``,
+y_i <= y_p where entity i needs entity p (a hierarchy, such as an interaction with its main effects), and y is
+none of the ``forbidden`` supports: with those found already forbidden, the next best is the optimum.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ import torch
 from torch import Tensor
 
 
+class NoSupportLeft(ValueError):
+    """Every support that obeys the other rules is forbidden."""
+
+
 @dataclass(frozen=True, eq=False)
 class SupportRules:
     """Rules for supports of N entities.
@@ -20,11 +25,13 @@ class SupportRules:
     required : (N,) bool, the entities of every support
     most : the largest number of entities, or None
     needs : (R, 2) int64, pairs (i, p): entity i only together with entity p
+    forbidden : (F, N) bool, supports that do not count
     """
 
     required: Tensor
     most: int | None
     needs: Tensor
+    forbidden: Tensor
 
     def allow(self, support: Tensor) -> Tensor:
         """Whether supports (..., N) bool obey the rules: (...) bool.
@@ -38,6 +45,8 @@ class SupportRules:
             fine = fine & (support.sum(-1) <= self.most)
         if len(self.needs):
             fine = fine & (~support[..., self.needs[:, 0]] | support[..., self.needs[:, 1]]).all(-1)
+        for other in self.forbidden:
+            fine = fine & (support != other).any(-1)
         return fine
 
     def close(self, alive: Tensor, one: Tensor) -> tuple[Tensor, Tensor, bool]:
@@ -63,6 +72,8 @@ class SupportRules:
             possible = possible and used <= self.most
             if used == self.most:
                 alive &= one
+        if len(self.forbidden) and bool((alive == one).all()):
+            possible = possible and not bool((self.forbidden == one).all(1).any())
         return alive, one, possible
 
     def mend(self, support: Tensor, promise: Tensor) -> Tensor:
@@ -87,6 +98,7 @@ def support_rules(
     required: Iterable[int] = (),
     max_entities: int | None = None,
     needs: Mapping[int, Iterable[int]] | None = None,
+    forbidden: Iterable[Iterable[int]] = (),
 ) -> SupportRules | None:
     """Check the rules for ``count`` entities; None where there are none.
 
@@ -107,7 +119,10 @@ def support_rules(
         for child in _indices([key], count, "needs")
         for parent in _indices(others, count, "needs")
     ]
-    if not asked and not pairs and max_entities is None:
+    supports = torch.zeros((len(others := list(forbidden)), count), dtype=torch.bool)
+    for row, members in zip(supports, others, strict=True):
+        row[_indices(members, count, "forbidden")] = True
+    if not asked and not pairs and max_entities is None and not len(supports):
         return None
     if max_entities is not None and (
         isinstance(max_entities, bool) or not isinstance(max_entities, int) or max_entities < 0
@@ -128,14 +143,15 @@ def support_rules(
                     ahead.append(parent)
     mask = torch.zeros(count, dtype=torch.bool)
     mask[asked] = True
-    rules = SupportRules(mask, max_entities, torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2))
+    needed = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+    rules = SupportRules(mask, max_entities, needed, supports)
     _, one, _ = rules.close(torch.ones_like(mask), mask)
     if max_entities is not None and int(one.sum()) > max_entities:
         raise ValueError(
             f"max_entities is {max_entities}, but {int(one.sum())} entities are required, with those "
             "that they need"
         )
-    return SupportRules(one, max_entities, rules.needs)
+    return SupportRules(one, max_entities, needed, supports)
 
 
 def _indices(values: Iterable[int], count: int, name: str) -> list[int]:

@@ -168,7 +168,12 @@ def fingerprint(problem: SparseTrainingProblem) -> dict[str, Any]:
         settings.append(torch.tensor(problem.M_free, dtype=torch.float64))
     if problem.rules is not None:
         most = -1 if problem.rules.most is None else problem.rules.most
-        settings += [problem.rules.required, torch.tensor(most), problem.rules.needs]
+        settings += [
+            problem.rules.required,
+            torch.tensor(most),
+            problem.rules.needs,
+            problem.rules.forbidden,
+        ]
     settings += [x for x in (problem.nonnegative, problem.sample_weight) if x is not None]
     return {
         "data_sha256": _digest(problem.X, problem.y),

@@ -68,7 +68,7 @@ def _prove(
         return Walked(-math.inf, faults, {})
     with np.errstate(all="ignore"):
         evaluate: Evaluate = ExactBounds(data, problem, records) if exact else Bounds(data, records)
-        rules = Rules(data.must, data.priced, data.most, data.needs)
+        rules = Rules(data.must, data.priced, data.most, data.needs, data.forbidden)
         found = walk(records, data.shape, evaluate, rules)
     # Losses and penalties are not negative: 0 is a bound of every tree that is one.
     return found if found.faults else found._replace(bound=max(found.bound, 0.0))
@@ -145,6 +145,8 @@ def rule_faults(data: Data, used: NDArray[np.bool_]) -> list[str]:
     faults = [f"entity {i} is required and not used" for i in missing[:3]]
     if data.most is not None and used.sum() > data.most:
         faults.append(f"{used.sum()} entities are used, {data.most} are the most")
+    if (data.forbidden == used).all(axis=1).any():
+        faults.append("its support is one of those that do not count")
     faults += [
         f"entity {i} is used without entity {p}, which it needs"
         for i, p in data.needs.tolist()

@@ -27,6 +27,7 @@ class Data(NamedTuple):
     must : (N,) bool, the entities whose indicator is 1 in every solution
     most : the largest number of penalised entities, or None
     needs : (R, 2), pairs (i, p): entity i only together with entity p
+    forbidden : (F, N) bool, supports that do not count as solutions
     signed : (p,) bool, the columns of X whose weights are not negative
     size : (rows, 1), the weights of the samples, or None where all are 1
     """
@@ -45,13 +46,14 @@ class Data(NamedTuple):
     must: NDArray[np.bool_]
     most: int | None
     needs: NDArray[np.int64]
+    forbidden: NDArray[np.bool_]
     signed: NDArray[np.bool_]
     size: Array | None
 
     @property
     def plain(self) -> bool:
         """Whether there are no free columns, rules, signs and weights of samples."""
-        asked = bool(self.must.any() or self.signed.any() or len(self.needs))
+        asked = bool(self.must.any() or self.signed.any() or len(self.needs) + len(self.forbidden))
         return not asked and self.most is None and self.size is None
 
     @property
@@ -112,7 +114,8 @@ def data_of(problem: SparseTrainingProblem) -> Data:
         max(map(len, columns)), np.concatenate([problem.M.numpy(), nothing + problem.M_free]),
         np.concatenate([ridge, nothing]), np.concatenate([price, nothing]), at, count, must,
         None if rules is None else rules.most,
-        np.zeros((0, 2), np.int64) if rules is None else rules.needs.numpy(), signed, size,
+        np.zeros((0, 2), np.int64) if rules is None else rules.needs.numpy(),
+        np.zeros((0, count), bool) if rules is None else rules.forbidden.numpy(), signed, size,
     )  # fmt: skip
 
 

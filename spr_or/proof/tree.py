@@ -129,12 +129,14 @@ class Walked(NamedTuple):
 
 class Rules(NamedTuple):
     """What every solution obeys: the indicators in ``must`` (N,) bool are 1; at most ``most`` of the first
-    ``priced`` entities are used (None: any number), and i only with p for each pair (i, p) in ``needs``."""
+    ``priced`` entities are used (None: any number), and i only with p for each pair (i, p) in ``needs``; the
+    supports in ``forbidden`` (F, priced) bool do not count."""
 
     must: NDArray[np.bool_]
     priced: int
     most: int | None
     needs: NDArray
+    forbidden: NDArray
 
     def close(
         self, alive: NDArray[np.bool_], one: NDArray[np.bool_]
@@ -154,6 +156,8 @@ class Rules(NamedTuple):
             possible = possible and used <= self.most
             if used == self.most:
                 alive[: self.priced] &= one[: self.priced]
+        if (alive == one).all():  # a single support is left
+            possible = possible and not (self.forbidden == one[: self.priced]).all(axis=1).any()
         return alive, one, possible
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,22 @@ def lambda_folders(folder: Path) -> list[Path]:
         (place for place in places if re.fullmatch(r"lambda-[0-9]{2,6}", place.name)),
         key=lambda place: int(place.name.removeprefix("lambda-")),
     )
+
+
+def pool_folders(folder: Path) -> list[Path]:
+    """The folders ``pool-02``, ``pool-03``, ... of further choices of groups, in order."""
+    places = [
+        place for place in folder.glob("pool-*") if re.fullmatch(r"pool-[0-9]{2,6}", place.name)
+    ]
+    return sorted(places, key=lambda place: int(place.name.removeprefix("pool-")))
+
+
+def clear_pool(folder: Path) -> None:
+    """Remove the pool of an earlier result."""
+    for old in ("pool.json", "pool.csv"):
+        (folder / old).unlink(missing_ok=True)
+    for place in pool_folders(folder):
+        shutil.rmtree(place)
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ class ModelRules(BaseModel):
     required : groups that are used in any case
     nonnegative : columns whose weights must not be negative, or "all"
     needs : groups that are used only together with others
+    forbidden : choices of groups that do not count, of a pool
     """
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, frozen=True, extra="forbid")
@@ -39,6 +40,7 @@ class ModelRules(BaseModel):
     required: list[str] = []
     nonnegative: list[str] | str = []
     needs: dict[str, list[str]] = {}
+    forbidden: list[list[str]] = []
 
     @property
     def plain(self) -> bool:
@@ -62,6 +64,8 @@ class ModelRules(BaseModel):
             which = "all" if self.nonnegative == ALL else listed(self.nonnegative)
             said.append(f"weights not negative: {which}")
         said += [f"{one_line(a)} only with {listed(b)}" for a, b in self.needs.items()]
+        if self.forbidden:
+            said.append(f"{len(self.forbidden)} choices of groups do not count, those found before")
         return said
 
 
@@ -114,6 +118,7 @@ def entities_under(
     settings = {
         "u": [weights[name] for name in kept], "required": places(rules.required, "--require"),
         "max_entities": rules.max_groups, "needs": needs, "nonnegative": signed,
+        "forbidden": [places(names, "a choice that does not count") for names in rules.forbidden],
     }  # fmt: skip
     return Entities(kept, loose, settings)
 

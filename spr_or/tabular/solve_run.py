@@ -16,6 +16,7 @@ from spr_or.certified_solver.lambda_path import PathPoint, follow
 from spr_or.certified_solver.solver import branch_and_bound
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.proof.certificate import ProofCertificate, SearchProgress
+from spr_or.tabular.folder import clear_pool
 from spr_or.tabular.path_table import write_path
 from spr_or.tabular.prepare import OwnData
 from spr_or.tabular.recheck import stored
@@ -76,6 +77,7 @@ def solve_one(run: SolveRun) -> ProofCertificate | None:
     certificate, bound = run.solve(run.problem, None)
     if not certificate.trace:
         return None
+    clear_pool(run.folder)
     write_result(run.folder, run.data, certificate, bound, run.gap)
     gap_over_time(certificate.trace, certificate, run.folder / "gap.png")
     return certificate

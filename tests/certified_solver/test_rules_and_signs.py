@@ -130,7 +130,8 @@ def test_rules_close_what_they_imply() -> None:
         needs = {int(order[i]): [int(order[i - 1])] for i in range(1, N) if rng.random() < 0.5}
         most = int(rng.integers(1, N + 1)) if rng.random() < 0.6 else None
         try:
-            rules = support_rules(N, [int(rng.integers(N))], most, needs)
+            other = [np.flatnonzero(rng.random(N) < 0.5).tolist() for _ in range(3)]
+            rules = support_rules(N, [int(rng.integers(N))], most, needs, other)
         except ValueError:
             continue
         assert rules is not None
@@ -139,7 +140,7 @@ def test_rules_close_what_they_imply() -> None:
         table = torch.tensor([[bool(b >> i & 1) for i in range(N)] for b in range(2**N)])
         fits = rules.allow(table) & (~table | alive).all(1) & (table | ~one).all(1)
         closed, forced, possible = rules.close(alive, one)
-        own = Rules(rules.required.numpy(), N, most, rules.needs.numpy())
+        own = Rules(rules.required.numpy(), N, most, rules.needs.numpy(), rules.forbidden.numpy())
         again = own.close(alive.numpy(), one.numpy())
         assert possible == again[2]
         assert not fits.any() or possible
