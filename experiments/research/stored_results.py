@@ -84,9 +84,9 @@ def seconds(summary: dict[str, Any], phase: str) -> float | None:
 def table(runs: list[dict[str, Any]]) -> str:
     """A line for each run, by form, budget and seed."""
     head = (
-        "| form | budget | seed | removed | MACs left | held-out | test | before fine-tuning | dense (test) "
-        "| SPR epoch | fine-tuning epoch |\n"
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        "| form | entities | α | budget | epochs | seed | removed | MACs left | held-out | test "
+        "| before fine-tuning | dense (test) | SPR epoch | fine-tuning epoch |\n"
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
     )
     lines = []
     for run in sorted(runs, key=_order):
@@ -94,13 +94,26 @@ def table(runs: list[dict[str, Any]]) -> str:
         held = run.get("held_out_accuracy")
         shrink = "" if spr.get("shrink") else " (whole)"
         lines.append(
-            f"| {form_of(run)}{shrink} | {spr['target_removed_pct']:g} % | {run['seed']} "
+            f"| {form_of(run)}{shrink} | {spr.get('entities', 'filters')} | {_alpha(run)} "
+            f"| {spr['target_removed_pct']:g} % | {_epochs(run)} | {run['seed']} "
             f"| {run['removed_params_pct']:.1f} % | {100 * run['macs_compact'] / run['macs_dense']:.1f} % "
             f"| {_number(held, ' %')} | {run['accuracy']:.2f} % | {run['accuracy_before_finetune']:.2f} % "
             f"| {run['dense_accuracy']:.2f} % | {_number(seconds(run, 'spr'), ' s')} "
             f"| {_number(seconds(run, 'finetune'), ' s')} |\n"
         )
     return head + "".join(lines)
+
+
+def _alpha(run: dict[str, Any]) -> str:
+    """Alpha of a run of SPR; other methods have none."""
+    other = run["recipe"].get("method", {}).get("name", "spr") != "spr"
+    return "" if other else f"{run['recipe']['spr']['alpha']:g}"
+
+
+def _epochs(run: dict[str, Any]) -> str:
+    """Epochs of the two phases, as they were run."""
+    count = [sum(r["phase"] == phase for r in run["records"]) for phase in ("spr", "finetune")]
+    return " + ".join(map(str, count))
 
 
 def _order(run: dict[str, Any]) -> tuple[str, float, int]:
