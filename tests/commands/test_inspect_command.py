@@ -64,7 +64,7 @@ def run(*arguments, columns=200):
     return CliRunner().invoke(app, ["inspect", *map(str, arguments)], env={"COLUMNS": str(columns)})
 
 
-@pytest.mark.parametrize("columns", [80, 200])
+@pytest.mark.parametrize("columns", [80, pytest.param(200, marks=pytest.mark.slow)])
 def test_a_shipped_network_in_a_few_seconds(columns, tmp_path):
     start = time.process_time()
     shown = run("models.vit:vit_tiny_digits", "--entities", "heads,neurons",

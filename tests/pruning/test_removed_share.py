@@ -17,7 +17,9 @@ def size(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.95])
+@pytest.mark.parametrize(
+    "share", [0.0, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.3, 0.95)), 0.7]
+)
 @pytest.mark.parametrize(
     ("build", "kinds", "shape"),
     [

@@ -87,7 +87,7 @@ def selected(first: Any, second: Any, name: str) -> Tensor:
     return rows
 
 
-@pytest.mark.parametrize("name", slow_unless(lambda name: name == "densenet_digits", NETWORKS))
+@pytest.mark.parametrize("name", slow_unless(lambda name: name == "mobilenetv2_small", NETWORKS))
 def test_two_rounds_of_pruning_with_files_between(name: str, tmp_path: Path) -> None:
     build, images, entities = NETWORKS[name]
     model = built(build)

@@ -406,6 +406,7 @@ def test_a_worker_that_dies_takes_one_run_with_it(tmp_path: Path) -> None:
             assert error == (None if "seed=0" in name else "no")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the server forks")
 def test_a_killed_sweep_repeats_no_finished_run(whole: Path, tmp_path: Path) -> None:
     server = Server("sweep_server.py")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from slow_cases import slow_unless
 from tiny_runs import no_pictures_in
 
 from spr_or.pruning.compaction.storage import load_compact
@@ -17,7 +18,7 @@ _SHORT = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", slow_unless(lambda name: name == "digits_mobilenet", RECIPES))
 def test_a_recipe_removes_half_of_its_network(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

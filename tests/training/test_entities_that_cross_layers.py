@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from slow_cases import slow_unless
 from tiny_runs import assert_identical, no_pictures_in, stopped_at, tiny_recipe
 from torch import nn
 
@@ -40,7 +41,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_unless(lambda case: case != "heads", CASES))
 def test_a_run_removes_them_and_reports_them(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,6 +69,7 @@ def test_a_run_removes_them_and_reports_them(
         assert summary["collapsed_layers"] == []  # a branch that goes is no layer that collapsed
 
 
+@pytest.mark.slow
 def test_a_run_of_channels_continues_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,6 +79,7 @@ def stopped_in_attempt(number: int) -> Iterator[None]:
         going_back._restore = lower
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_goes_back_ends_with_the_same_bits(tmp_path: Path) -> None:
     run_recipe(far_too_much(), tmp_path / "whole")
     places = {

@@ -44,7 +44,7 @@ def sizes(folder: Path, phase: str = "spr") -> list[float]:
     [
         {},
         pytest.param({"include_norm": True, "lam": 25.0}, marks=pytest.mark.slow),
-        {"entities": "channels", "lam": 25.0},
+        pytest.param({"entities": "channels", "lam": 25.0}, marks=pytest.mark.slow),
         pytest.param(
             {"entities": "channels", "lam": 25.0, "bounds": "entity", "bounds_every": 2},
             marks=pytest.mark.slow,
@@ -114,12 +114,14 @@ def test_the_small_network_is_what_is_trained(tmp_path, monkeypatch):
     assert len(seen) >= 4  # dense, SPR, at least one smaller network, fine-tuning
 
 
+@pytest.mark.slow
 def test_no_more_leaves_than_the_budget_asks_for(tmp_path):
     """Lambda is far too strong: nearly all entities die, and the budget wants most of them back."""
     summary = run_recipe(shrinking(lam=200.0, target_removed_pct=30), tmp_path)
     assert summary["removed_params_pct"] == pytest.approx(30, abs=2)
 
 
+@pytest.mark.slow
 def test_multiples_are_kept_on_the_way(tmp_path):
     summary = run_recipe(shrinking(round_to=4), tmp_path)
     for row in summary["layers"]:

@@ -6,14 +6,14 @@ from random_graphs import assert_agrees, drawn, results
 BATCHES = [range(start, start + 10) for start in range(0, 2000, 10)]
 
 
-@pytest.mark.parametrize("seeds", BATCHES[:3], ids=str)
+@pytest.mark.parametrize("seeds", BATCHES[:1], ids=str)
 def test_masked_and_compact_agree(seeds: range) -> None:
     for seed in seeds:
         assert_agrees(seed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seeds", BATCHES[3:10], ids=str)
+@pytest.mark.parametrize("seeds", BATCHES[1:10], ids=str)
 def test_masked_and_compact_agree_on_more(seeds: range) -> None:
     for seed in seeds:
         assert_agrees(seed)
