@@ -75,6 +75,10 @@ class LatencyCounter:
         """The percentage removed with ``masks`` (True = keep)."""
         return 100 * (self.total - self.seconds(masks)) / self.total
 
+    def grids(self) -> list[tuple[str, Grid]]:
+        """The layer of each call and its table: widths in, widths out, seconds."""
+        return [(call.name, self._grids[_key(call)]) for call in self._calls]
+
     def seconds(self, masks: Masks) -> float:
         """What the layers take together with ``masks``."""
         weights = self._counter.weights(masks)
