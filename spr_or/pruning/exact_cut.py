@@ -10,16 +10,13 @@ and the cut by rank is where it starts.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-import torch
-
-from spr_or.pruning.budget import EntityNumbers, Limits, Masks
 from spr_or.pruning.exact_cut_bound import best_bound
+from spr_or.pruning.exact_cut_exchange import exchanged
 from spr_or.pruning.exact_cut_milp import solve_milp
-from spr_or.pruning.exact_cut_program import Counts, Program
+from spr_or.pruning.exact_cut_program import Program
 
 GAP = 1e-4  # relative: where a choice counts as optimal
 SECONDS = 10.0
@@ -66,7 +63,7 @@ def cheapest(
     if start is not None and program.fits(start):
         start_price = program.price(start)
         known.append(list(start))
-    best = min((filled(program, places) for places in known), key=program.price)
+    best = min((exchanged(program, places) for places in known), key=program.price)
     lower = min(bound.value, program.price(best))
     left = seconds - (time.monotonic() - began)
     if program.price(best) - lower > gap * program.price(best) and left > 0:
@@ -76,22 +73,6 @@ def cheapest(
             best = min((best, answer.places), key=program.price)
     price = program.price(best)
     return Choice(best, price, min(lower, price), start_price, time.monotonic() - began)
-
-
-def filled(program: Program, places: Sequence[int]) -> list[int]:
-    """Let layers keep more while everything fits, the most valuable first."""
-    now = list(places)
-    while True:
-        better = []
-        for layer, counts in enumerate(program.counts):
-            if now[layer] + 1 < len(counts):
-                more = [*now]
-                more[layer] += 1
-                if program.price(more) < program.price(now) and program.fits(more):
-                    better.append(more)
-        if not better:
-            return now
-        now = min(better, key=program.price)
 
 
 def _check_reach(program: Program) -> None:

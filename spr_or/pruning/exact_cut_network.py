@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spr_or.pruning.budget import EntityNumbers, Limits, Masks
 from spr_or.pruning.counts import Example, macs_by_layer
 from spr_or.pruning.exact_cut_program import (
     Counts,
@@ -27,9 +26,8 @@ from spr_or.pruning.exact_cut_program import (
 )
 from spr_or.pruning.latency import Grid, LatencyCounter
 from spr_or.pruning.layer_entities import LayerEntities, SliceEntities
-from spr_or.pruning.module_masks import groups_of, module_masks
+from spr_or.pruning.module_masks import groups_of
 from spr_or.pruning.network_groups import features
-from spr_or.pruning.removed_share import Counter
 
 
 class NotByCounts(ValueError):
@@ -126,7 +124,7 @@ def _entity_of_class(
     ):
         for name, dim, index in members:
             classes = written.get((name, dim), written.get((name, -1)))
-            if classes is None or len(classes) != index.max() + 1 and len(classes) < index.numel():
+            if classes is None or len(classes) <= int(index.max()):
                 continue
             for entity, own in enumerate(index.tolist()):
                 for label in classes[own].tolist():
