@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -172,12 +172,14 @@ class MaskChoice(NamedTuple):
 
     ``cut`` entities go beyond what the phase had made zero; where negative, so many stay though
     it had. ``threshold`` is the largest rank among the entities that go.
+    ``exact`` tells of an exact cut (`spr_or.pruning.exact_cut_masks.ExactCut`).
     """
 
     masks: Masks
     removed_pct: float
     cut: int
     threshold: float
+    exact: Any = None
 
 
 class _Going(NamedTuple):

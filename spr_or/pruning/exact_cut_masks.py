@@ -67,7 +67,7 @@ def cut_task(
     >>> keep = torch.ones(8, dtype=torch.bool)
     >>> prices = {"0": torch.tensor([8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0])}
     >>> exact_masks(task, prices, {"0": keep}, prices).masks["0"].tolist()
-    [True, True, True, True, False, False, False, False]
+    [True, True, True, False, False, False, False, False]
     """
     sizes = network_sizes(model, example, layers)
     _compare(sizes, model, example, layers)

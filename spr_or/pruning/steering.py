@@ -14,8 +14,18 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from spr_or.pruning.budget import Count, Limits, MaskChoice, Masks, choose, next_lam, scheduled_pct
+from spr_or.pruning.budget import (
+    Count,
+    EntityNumbers,
+    Limits,
+    MaskChoice,
+    Masks,
+    choose,
+    next_lam,
+    scheduled_pct,
+)
 from spr_or.pruning.entity_masks import entity_masks
+from spr_or.pruning.exact_cut_masks import CutTask, exact_masks
 from spr_or.pruning.group_entities import GroupEntities
 from spr_or.pruning.largest_lam import distances
 from spr_or.pruning.left import whole_masks, whole_numbers
@@ -69,6 +79,7 @@ class Steering:
     ``count`` (masks to the percentage removed) and ``limits`` of the layers are needed where the
     settings have a target; ``example`` is that of `Spares`. In a network that has shrunk, ``left`` says
     which of the original's entities are still there: counts, cut and masks are those of the original.
+    With ``exact`` the cut is the exact one.
     """
 
     def __init__(
@@ -80,8 +91,10 @@ class Steering:
         limits: Mapping[str, Limits] | None = None,
         example: Any = None,
         left: Masks | None = None,
+        exact: CutTask | None = None,
     ) -> None:
         self.settings = settings
+        self.exact = exact
         self.model = model
         self.spr = spr
         self.count = count
@@ -155,11 +168,25 @@ class Steering:
             indicators = whole_numbers(indicators, self.left, 0.0)
             ages = whole_numbers(ages, self.left, -math.inf)
         choice = choose(self.count, gone, far, ages, self.settings.target_removed_pct, self.limits)
+        if self.exact is not None and (choice.cut > 0 or len(self.exact.budgets) > 1):
+            choice = self._exact(self.exact, choice, gone, far, ages)
         went = [indicators[name][~keep.cpu()] for name, keep in choice.masks.items()]
         threshold = float(torch.cat(went).max()) if any(len(one) for one in went) else 0.0
         if self.spares is not None:
             self.spares.give_back_(self._of_left(choice.masks))
         return choice._replace(threshold=threshold)
+
+    def _exact(
+        self, task: CutTask, rank: MaskChoice, gone: Masks, far: EntityNumbers, ages: EntityNumbers
+    ) -> MaskChoice:
+        """The cut of the smallest sum of N(w_i), which is u_i times what ranks an entity."""
+        u = importances(self.spr, self.left)
+        prices = {name: far[name] * u[name] for name in far}
+        found = exact_masks(task, prices, gone, ages, rank)
+        cut = sum(int((~keep.cpu()).sum()) for keep in found.masks.values())
+        zero = sum(int((~keep).sum()) for keep in gone.values())
+        assert self.count is not None
+        return MaskChoice(found.masks, self.count(found.masks), cut - zero, math.nan, found)
 
     def whole(self, masks: Masks) -> Masks:
         """Masks of this network's entities as masks of the original's."""
@@ -196,6 +223,14 @@ class Steering:
         self.spr.bound.copy_(state["bound"])
         if self.spares is not None:
             self.spares.load(state["spares"])
+
+
+def importances(spr: SPR, left: Masks | None = None) -> EntityNumbers:
+    """u_i by layer, float64 (N,) on the CPU; with ``left`` of the original's entities, 0 for those gone."""
+    layers = spr.ordered_layers()
+    parts = spr.importance.double().cpu().split([layer.count for layer in layers])
+    own = {layer.name: part for layer, part in zip(layers, parts, strict=True)}
+    return own if left is None else whole_numbers(own, left, 0.0)
 
 
 def warm_lam(lam: float, epoch: int, warmup: int) -> float:

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from spr_or.pruning.budget import TOLERANCE
+from spr_or.pruning.exact_cut_masks import ExactCut
 from spr_or.pruning.masks import apply_masks_, collapsed_layers, hold_masks
 from spr_or.pruning.measures import MEASURES
 from spr_or.pruning.module_masks import branches_of, module_masks
@@ -25,6 +26,7 @@ from spr_or.training.one_phase import Phase, train_phase
 from spr_or.training.pruning import (
     describe,
     in_zero_filters_pct,
+    make_cut,
     make_limits,
     make_optimizer,
     make_sgd,
@@ -33,7 +35,7 @@ from spr_or.training.pruning import (
 from spr_or.training.recipe import Recipe
 from spr_or.training.schedule import learning_rate
 from spr_or.training.seed_run import RunError, SeedRun
-from spr_or.training.setup import fresh_model, load_weights
+from spr_or.training.setup import cut_example, fresh_model, load_weights
 from spr_or.training.shrink import Shrinking, Trainee
 from spr_or.training.watching import starting_accuracy, watch
 from spr_or.utils.files import write_durably
@@ -132,7 +134,8 @@ def spr_phase(
     if run.recipe.speed.compile and run.device.type != "cpu":
         spr.compile()
     limits = make_limits(recipe, spr)
-    steering = Steering(recipe, model, spr, run.counter, limits, run.example)
+    exact = make_cut(recipe, model, spr, cut_example(run.recipe, run.data, run.device))
+    steering = Steering(recipe, model, spr, run.counter, limits, run.example, exact=exact)
     whole = Trainee(model, make_optimizer(run.recipe, model, spr), spr, steering)
 
     def smaller_optimizer(network: nn.Module, regularizer: SPR | None) -> torch.optim.Optimizer:
@@ -142,7 +145,9 @@ def spr_phase(
         return make_optimizer(run.recipe, network, regularizer)
 
     def smaller_steering(network: nn.Module, regularizer: SPR, left: dict[str, Tensor]) -> Steering:
-        return Steering(recipe, network, regularizer, run.counter, limits, run.example, left)
+        return Steering(
+            recipe, network, regularizer, run.counter, limits, run.example, left, exact
+        )
 
     shrinking = None
     if recipe.shrink:
@@ -190,18 +195,18 @@ def spr_phase(
 def meet_budget(
     run: SeedRun, steering: Steering, before: float
 ) -> tuple[dict[str, Tensor], Record]:
-    """The masks that meet the budget, and the cut by rank that this took.
+    """The masks that meet the budget, and the cut that this took.
 
     The record holds the target, the share removed ``before`` the cut and after it (in percent of
     what ``target_of`` names), how many entities the cut took (or gave back, if negative), the largest
-    indicator among the entities that go, and the last lambda.
+    indicator among the entities that go, and the last lambda; of an exact cut also what `_of_exact` tells.
     """
     choice = steering.cut()
     target = run.recipe.spr.target_removed_pct
     assert target is not None
     run.display.say(
         f"seed {run.seed} budget: {before:.1f} % of the "
-        f"{MEASURES[run.recipe.spr.target_of]} in zero entities, cut by rank "
+        f"{MEASURES[run.recipe.spr.target_of]} in zero entities, {_CUTS[choice.exact is not None]} "
         f"({choice.cut:+d} entities) to {choice.removed_pct:.1f} %"
     )
     if abs(choice.removed_pct - target) > TOLERANCE:
@@ -217,7 +222,23 @@ def meet_budget(
         "threshold": choice.threshold,
         "lam": float(steering.spr.lam),
     }
+    if choice.exact is not None:
+        record |= _of_exact(choice.exact)
     return choice.masks, record
+
+
+_CUTS = {False: "cut by rank", True: "cut exactly"}
+
+
+def _of_exact(cut: ExactCut) -> Record:
+    """The sum of prices of what goes, a lower bound on it, that of the cut by rank, and the time."""
+    return {
+        "price": cut.choice.price,
+        "price_bound": cut.choice.bound,
+        "price_by_rank": cut.rank_price,
+        "removed_pct": cut.removed_pct,
+        "cut_seconds": cut.choice.seconds,
+    }
 
 
 def warn_of_collapse(run: SeedRun, masks: dict[str, Tensor]) -> None:

@@ -11,6 +11,7 @@ from spr_or.formulations.projected import Regime
 from spr_or.pruning.budget import Limits, layer_limits
 from spr_or.pruning.chosen_entities import ChosenEntities
 from spr_or.pruning.counts import count_parameters, masked_filter_weights
+from spr_or.pruning.exact_cut_masks import CutTask, cut_task
 from spr_or.pruning.left import whole_numbers
 from spr_or.pruning.module_masks import branches_of, module_masks
 from spr_or.pruning.prox_sgd import ProxSGD
@@ -47,6 +48,14 @@ def make_limits(recipe: SprRecipe, spr: SPR) -> dict[str, Limits]:
     sizes = {layer.name: layer.count for layer in spr.layers}
     branches = branches_of(spr.layers)
     return layer_limits(sizes, recipe.min_keep, round_to=recipe.round_to, branches=branches)
+
+
+def make_cut(recipe: SprRecipe, model: nn.Module, spr: SPR, example: Tensor) -> CutTask | None:
+    """The exact cut, if the recipe asks for it; ``ValueError`` where it cannot be made, see `cut_task`."""
+    if recipe.cut == "rank" or recipe.target_removed_pct is None:
+        return None
+    budgets = {recipe.target_of: recipe.target_removed_pct, **recipe.also_removed_pct}
+    return cut_task(model, example, spr.layers, make_limits(recipe, spr), budgets)
 
 
 def make_optimizer(recipe: Recipe, model: nn.Module, spr: SPR) -> torch.optim.Optimizer:

@@ -141,6 +141,13 @@ class SprRecipe(Schedule):
     # With a budget: what a layer keeps at least, a number of entities or a share like 0.25; 0: a layer
     # that SPR has emptied may go.
     min_keep: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, le=1)] = 1
+    # How the budget is met at the end of the phase. rank: entities go in the order in which a larger
+    # lambda would remove them. exact: those go whose prices have the smallest sum, as an integer program.
+    cut: Literal["rank", "exact"] = "rank"
+    # With cut = "exact": more budgets that it meets, in percent to remove, such as {macs = 50}.
+    also_removed_pct: dict[
+        Literal["params", "macs", "latency"], Annotated[float, Field(gt=0, lt=100)]
+    ] = {}
     ignored: tuple[
         str, ...
     ] = ()  # layers that keep everything, by name or pattern such as "layer4.*"
@@ -177,10 +184,20 @@ class SprRecipe(Schedule):
 
     @model_validator(mode="after")
     def _rounding_has_a_budget(self) -> SprRecipe:
-        given = (self.round_to, self.min_keep, self.target_of)
-        if self.target_removed_pct is None and given != (1, 1, "params"):
+        given = (self.round_to, self.min_keep, self.target_of, self.cut)
+        if self.target_removed_pct is None and given != (1, 1, "params", "rank"):
             raise ValueError(
-                "round_to, min_keep and target_of belong to a budget: set target_removed_pct"
+                "round_to, min_keep, target_of and cut belong to a budget: set target_removed_pct"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _more_budgets_are_exact(self) -> SprRecipe:
+        if self.also_removed_pct and self.cut != "exact":
+            raise ValueError('also_removed_pct needs cut = "exact": a rank follows one budget')
+        if self.target_of in self.also_removed_pct:
+            raise ValueError(
+                f"also_removed_pct names {self.target_of}, which target_removed_pct is about"
             )
         return self
 
@@ -304,6 +321,11 @@ class Recipe(_Section):
         if self.method.name != SPR_ITSELF and self.spr.target_removed_pct is None:
             raise ValueError(
                 f"method {self.method.name} needs a budget: set spr.target_removed_pct = 60 for instance"
+            )
+        if self.method.name != SPR_ITSELF and self.spr.cut == "exact":
+            raise ValueError(
+                f'spr.cut = "exact" is for prices of SPR, and method {self.method.name} has scores: '
+                'set spr.cut = "rank"'
             )
         return self
 

@@ -19,7 +19,7 @@ from spr_or.pruning.measures import MEASURES, counter_of
 from spr_or.pruning.module_masks import module_masks
 from spr_or.training import distributed
 from spr_or.training.data.load import Data
-from spr_or.training.pruning import make_limits, make_spr
+from spr_or.training.pruning import make_cut, make_limits, make_spr
 from spr_or.training.recipe import Recipe, RecipeError, SpeedRecipe, build_model
 from spr_or.training.speed import choose_speed
 from spr_or.training.speed_trials import Tell
@@ -182,15 +182,14 @@ def make_counter(
     spr = recipe.spr
     if spr.target_removed_pct is None:
         return None
-    if spr.target_of == "latency" and distributed.launched().size > 1:
+    if "latency" in (spr.target_of, *spr.also_removed_pct) and distributed.launched().size > 1:
         raise RecipeError(
-            'spr.target_of = "latency" is measured, and several processes would each measure '
+            'a budget of "latency" is measured, and several processes would each measure '
             'something else: use "macs", or one process'
         )
     model = fresh_model(recipe, recipe.seeds[0], device)
-    # Time is that of a batch; what is counted does not depend on it.
-    rows = recipe.data.batch_size if spr.target_of == "latency" else 2
-    count = counter_of(spr.target_of, model, torch.zeros(rows, *data.shape, device=device))
+    example = cut_example(recipe, data, device)
+    count = counter_of(spr.target_of, model, example)
     regularizer = make_spr(spr, model, 1.0, chosen)
 
     def counter(masks: Masks) -> float:
@@ -205,7 +204,18 @@ def make_counter(
             f"{MEASURES[spr.target_of]} of {recipe.model} are removed. Ask for no more than "
             f"that, or regularise more layers (spr.entities is {spr.entities!r})"
         )
+    try:
+        make_cut(spr, model, regularizer, example)
+    except ValueError as error:
+        raise RecipeError(f'spr.cut = "exact" does not fit {recipe.model}: {error}') from error
     return counter
+
+
+def cut_example(recipe: Recipe, data: Data, device: torch.device) -> Tensor:
+    """Images for counting. Time is that of a batch; what else is counted does not depend on it."""
+    timed = "latency" in (recipe.spr.target_of, *recipe.spr.also_removed_pct)
+    rows = recipe.data.batch_size if timed else 2
+    return torch.zeros(rows, *data.shape, device=device)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

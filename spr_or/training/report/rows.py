@@ -44,7 +44,7 @@ PAGE_ROWS = (*ROWS[:2], *BASELINE_ROWS, *ROWS[2:], *RATIO_ROWS, *CLOCK_ROWS)
 BUDGET_ROWS: tuple[Row, ...] = (
     ("share to remove, as asked", "target_pct", "{:.1f} %"),
     ("in entities that are zero at the end of the phase", "before_cut_pct", "{:.1f} %"),
-    ("after the cut by rank", "after_cut_pct", "{:.1f} %"),
+    ("after the cut", "after_cut_pct", "{:.1f} %"),
     ("entities that the cut took (or gave back: negative)", "cut_entities", "{:+d}"),
     ("largest indicator of an entity that went", "threshold", "{:.3f}"),
     ("λ at the end", "lam", "{:.4g}"),
