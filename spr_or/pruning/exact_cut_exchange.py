@@ -60,9 +60,7 @@ def _better(program: Program, now: list[int]) -> list[int] | None:
     return None
 
 
-def _changes(
-    program: Program, now: list[int], name: str, steps: list[tuple[int, int]]
-) -> Numbers:
+def _changes(program: Program, now: list[int], name: str, steps: list[tuple[int, int]]) -> Numbers:
     """What each single move changes in the use of a measure."""
     measure = program.measures[name]
     row = {layer: np.zeros(len(counts)) for layer, counts in enumerate(program.counts)}

@@ -120,9 +120,7 @@ def exact_masks(
     used = program.used(choice.places)
     by_rank = None
     if rank is not None:
-        by_rank = float(
-            sum(prices[n].cpu()[~keep.cpu()].sum() for n, keep in rank.masks.items())
-        )
+        by_rank = float(sum(prices[n].cpu()[~keep.cpu()].sum() for n, keep in rank.masks.items()))
     return ExactCut(masks, {n: 100 - used[n] for n in removed}, choice, by_rank)
 
 

@@ -57,9 +57,7 @@ def solve_milp(
     highs.setOptionValue("time_limit", seconds)
     highs.setOptionValue("threads", 1)
     highs.passModel(lp)
-    ones = [
-        c[0] + int(np.searchsorted(k, p)) for c, k, p in zip(columns, left, start, strict=True)
-    ]
+    ones = [c[0] + int(np.searchsorted(k, p)) for c, k, p in zip(columns, left, start, strict=True)]
     highs.setSolution(len(ones), np.array(ones, dtype=np.int32), np.ones(len(ones)))
     highs.run()
     values = np.array(highs.getSolution().col_value)

@@ -76,9 +76,7 @@ class Sizes(NamedTuple):
         return dict.fromkeys(self.shapes, 1.0) if measure == "params" else self.uses
 
 
-def network_sizes(
-    model: nn.Module, example: Example, layers: Sequence[LayerEntities]
-) -> Sizes:
+def network_sizes(model: nn.Module, example: Example, layers: Sequence[LayerEntities]) -> Sizes:
     """What is left of a network's parameters, by the numbers that ``layers`` (``spr.layers``) keep.
 
     Raises `NotByCounts` where numbers do not decide it, such as for filters in a residual network: a
@@ -119,9 +117,7 @@ def _entity_of_class(
 ) -> Classes:
     """The entity, (layer, number), of each class of features that leave together."""
     entity_of: Classes = {}
-    for number, (layer, members) in enumerate(
-        zip(layers, _members(model, layers), strict=True)
-    ):
+    for number, (layer, members) in enumerate(zip(layers, _members(model, layers), strict=True)):
         for name, dim, index in members:
             classes = written.get((name, dim), written.get((name, -1)))
             if classes is None or len(classes) <= int(index.max()):
@@ -133,7 +129,7 @@ def _entity_of_class(
                         other = layers[before[0]].name
                         raise NotByCounts(
                             f"{layer.name!r} and {other!r} have entities that write one feature "
-                            f"together: use entities = \"channels\""
+                            f'together: use entities = "channels"'
                         )
     return entity_of
 

@@ -61,7 +61,14 @@ def _key(recipe: Recipe, budget: bool) -> str:
     """What two runs must have in common to share a check of their network, or of their budget."""
     spr = {"entities", "include_norm", "ignored"}
     if budget:
-        spr |= {"target_removed_pct", "target_of", "round_to", "min_keep", "cut", "also_removed_pct"}
+        spr |= {
+            "target_removed_pct",
+            "target_of",
+            "round_to",
+            "min_keep",
+            "cut",
+            "also_removed_pct",
+        }
     shared = {"model", "model_kwargs", "data"}
     parts = recipe.model_dump(mode="json", include=shared | {"spr"})
     parts["spr"] = {key: value for key, value in parts["spr"].items() if key in spr}

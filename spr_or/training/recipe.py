@@ -148,6 +148,9 @@ class SprRecipe(Schedule):
     also_removed_pct: dict[
         Literal["params", "macs", "latency"], Annotated[float, Field(gt=0, lt=100)]
     ] = {}
+    # With a budget, after the cut. swaps: entities that went come back for others of their layer, as
+    # long as the loss on training images falls.
+    improve: Literal["none", "swaps"] = "none"
     ignored: tuple[
         str, ...
     ] = ()  # layers that keep everything, by name or pattern such as "layer4.*"
@@ -184,10 +187,11 @@ class SprRecipe(Schedule):
 
     @model_validator(mode="after")
     def _rounding_has_a_budget(self) -> SprRecipe:
-        given = (self.round_to, self.min_keep, self.target_of, self.cut)
-        if self.target_removed_pct is None and given != (1, 1, "params", "rank"):
+        given = (self.round_to, self.min_keep, self.target_of, self.cut, self.improve)
+        if self.target_removed_pct is None and given != (1, 1, "params", "rank", "none"):
             raise ValueError(
-                "round_to, min_keep, target_of and cut belong to a budget: set target_removed_pct"
+                "round_to, min_keep, target_of, cut and improve belong to a budget: "
+                "set target_removed_pct"
             )
         return self
 
@@ -322,10 +326,10 @@ class Recipe(_Section):
             raise ValueError(
                 f"method {self.method.name} needs a budget: set spr.target_removed_pct = 60 for instance"
             )
-        if self.method.name != SPR_ITSELF and self.spr.cut == "exact":
+        if self.method.name != SPR_ITSELF and (self.spr.cut, self.spr.improve) != ("rank", "none"):
             raise ValueError(
-                f'spr.cut = "exact" is for prices of SPR, and method {self.method.name} has scores: '
-                'set spr.cut = "rank"'
+                f'method {self.method.name} has a cut of its own: set spr.cut = "rank" and '
+                'spr.improve = "none"'
             )
         return self
 

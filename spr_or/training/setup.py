@@ -188,6 +188,8 @@ def make_counter(
             'something else: use "macs", or one process'
         )
     model = fresh_model(recipe, recipe.seeds[0], device)
+    if spr.improve != "none" and distributed.launched().size > 1:
+        raise RecipeError('spr.improve needs one process: set spr.improve = "none"')
     example = cut_example(recipe, data, device)
     count = counter_of(spr.target_of, model, example)
     regularizer = make_spr(spr, model, 1.0, chosen)

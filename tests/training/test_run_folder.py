@@ -174,7 +174,7 @@ _OTHER: dict[str, Any] = {  # a value for every key that the tiny recipe does no
     "spr.target_removed_pct": 50.0, "spr.target_of": "macs", "spr.round_to": 8, "spr.min_keep": 2,
     "spr.ignored": ("0",), "spr.start": "dense", "spr.zero_below": 0.1, "spr.share": 0.5,
     "spr.shrink": True, "spr.shrink_after": 3, "spr.cut": "exact",
-    "spr.also_removed_pct": {"macs": 40.0},
+    "spr.also_removed_pct": {"macs": 40.0}, "spr.improve": "swaps",
     "method.name": "pffec", "finetune.epochs": 3, "finetune.distill": 0.5, "finetune.temperature": 2.0,
     "speed.amp": "bf16",
 }  # fmt: skip
