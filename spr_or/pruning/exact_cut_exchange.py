@@ -36,7 +36,7 @@ def _better(program: Program, now: list[int]) -> list[int] | None:
     ]
     if not steps:
         return None
-    gains = np.array([program.prices[l][now[l] + s] - program.prices[l][now[l]] for l, s in steps])
+    gains = _along(program.prices, now, steps)
     used = np.stack([_changes(program, now, name, steps) for name in program.measures])
     room = np.array([m.limit - program.used(now)[n] for n, m in program.measures.items()])
     # The last row and column stand for no second move.
@@ -63,10 +63,17 @@ def _better(program: Program, now: list[int]) -> list[int] | None:
 def _changes(program: Program, now: list[int], name: str, steps: list[tuple[int, int]]) -> Numbers:
     """What each single move changes in the use of a measure."""
     measure = program.measures[name]
-    row = {layer: np.zeros(len(counts)) for layer, counts in enumerate(program.counts)}
+    row = [np.zeros(len(counts)) for counts in program.counts]
     for layer, table in measure.single.items():
         row[layer] += table
-    for (l, m), table in measure.pairs.items():
-        row[l] += table[:, now[m]]
-        row[m] += table[now[l], :]
-    return np.array([row[l][now[l] + s] - row[l][now[l]] for l, s in steps])
+    for (one, other), table in measure.pairs.items():
+        row[one] += table[:, now[other]]
+        row[other] += table[now[one], :]
+    return _along(row, now, steps)
+
+
+def _along(rows: Sequence[Numbers], now: list[int], steps: list[tuple[int, int]]) -> Numbers:
+    """The change of a layer's row by each single move."""
+    return np.array(
+        [rows[layer][now[layer] + step] - rows[layer][now[layer]] for layer, step in steps]
+    )

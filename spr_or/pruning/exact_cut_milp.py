@@ -76,7 +76,7 @@ def _level(
 
     def size(level: float) -> int:
         numbers = [int((bound < level).sum()) + 1 for bound in held]
-        return sum(numbers[l] * numbers[m] for l, m in pairs)
+        return sum(numbers[one] * numbers[other] for one, other in pairs)
 
     levels = np.unique(np.concatenate([*held, [ceiling]]))
     levels = levels[levels <= ceiling]
@@ -96,18 +96,20 @@ def _linear_program(
     pairs = sorted({pair for m in program.measures.values() for pair in m.pairs})
     first = {}
     total = int(ends[-1])
-    for l, m in pairs:
-        first[l, m] = total
-        total += len(left[l]) * len(left[m])
+    for one, other in pairs:
+        first[one, other] = total
+        total += len(left[one]) * len(left[other])
     cost = np.zeros(total)
     for (a, b), price, kept in zip(columns, program.prices, left, strict=True):
         cost[a:b] = price[kept] / unit
     rows: list[tuple[Counts, Numbers, float, float]] = [
         (np.arange(a, b), np.ones(b - a), 1.0, 1.0) for a, b in columns
     ]
-    for l, m in pairs:
-        grid = first[l, m] + np.arange(len(left[l]) * len(left[m])).reshape(len(left[l]), -1)
-        for layer, lines in ((l, grid), (m, grid.T)):
+    for one, other in pairs:
+        grid = first[one, other] + np.arange(len(left[one]) * len(left[other])).reshape(
+            len(left[one]), -1
+        )
+        for layer, lines in ((one, grid), (other, grid.T)):
             for number, line in enumerate(lines):
                 where = np.append(line, columns[layer][0] + number)
                 rows.append((where, np.append(np.ones(len(line)), -1.0), 0.0, 0.0))
@@ -116,9 +118,9 @@ def _linear_program(
         for layer, table in measure.single.items():
             a, b = columns[layer]
             row[a:b] += table[left[layer]]
-        for (l, m), table in measure.pairs.items():
-            part = table[np.ix_(left[l], left[m])].ravel()
-            row[first[l, m] : first[l, m] + len(part)] += part
+        for (one, other), table in measure.pairs.items():
+            part = table[np.ix_(left[one], left[other])].ravel()
+            row[first[one, other] : first[one, other] + len(part)] += part
         where = np.flatnonzero(row)
         rows.append((where, row[where], -np.inf, measure.limit - measure.constant))
     return columns, _model(cost, int(ends[-1]), rows, highspy)

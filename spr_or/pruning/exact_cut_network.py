@@ -141,13 +141,13 @@ def _members(
     groups = groups_of(model, layers)
     if groups:
         return [[(m.parameter, m.dim, m.index) for m in group.members] for group in groups]
+    found = []
     for layer in layers:
         if not isinstance(layer, SliceEntities):
             raise NotByCounts(f"{layer.name!r} has entities given by positions")
-    return [
-        [(f"{layer.name}.weight", layer.dim, torch.arange(layer.count).unsqueeze(1))]
-        for layer in layers
-    ]
+        index = torch.arange(layer.count).unsqueeze(1)
+        found.append([(f"{layer.name}.weight", layer.dim, index)])
+    return found
 
 
 def _width(
@@ -209,7 +209,7 @@ def _products(sizes: Sizes, counts: Sequence[Counts], name: str, limit: float) -
             else:
                 one, other = sorted(layers)
                 table = share * np.outer(counts[one], counts[other])
-                pairs[one, other] = pairs.get((one, other), 0.0) + table
+                pairs[one, other] = np.asarray(pairs.get((one, other), 0.0) + table)
     return Measure(limit, constant, single, pairs)
 
 

@@ -82,7 +82,7 @@ class Program(NamedTuple):
 
 def _used(measure: Measure, places: Sequence[int]) -> float:
     single = sum(table[places[layer]] for layer, table in measure.single.items())
-    pairs = sum(table[places[l], places[m]] for (l, m), table in measure.pairs.items())
+    pairs = sum(table[places[one], places[other]] for (one, other), table in measure.pairs.items())
     return float(measure.constant + single + pairs)
 
 

@@ -36,6 +36,7 @@ from spr_or.utils.evaluating import evaluating
 _ROUNDS = 40
 _SWAPS = 16  # tried together at first
 _DECIDED = 0.05  # indicators nearer than this to 0 or 1 are not touched
+_CRACK = 1e-3
 
 Batch = tuple[Tensor, Tensor]
 
@@ -156,7 +157,9 @@ class _Gates:
     def slopes(self, present: Tensor, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
         """The mean gradient by the gates (E,), and the gradients for drawn labels (B, E), in float64."""
         images, labels = batch
-        gates = present.to(images).expand(len(images), -1).clone().requires_grad_()
+        # A ReLU has no slope at zero: what has gone is opened by a crack.
+        gates = present.to(images).clamp(min=_CRACK).expand(len(images), -1).clone()
+        gates.requires_grad_()
         with self._gated(gates), torch.enable_grad():
             outputs = self.model(images)
             generator = torch.Generator().manual_seed(seed)

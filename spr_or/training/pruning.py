@@ -54,7 +54,8 @@ def make_cut(recipe: SprRecipe, model: nn.Module, spr: SPR, example: Tensor) -> 
     """The exact cut, if the recipe asks for it; ``ValueError`` where it cannot be made, see `cut_task`."""
     if recipe.cut == "rank" or recipe.target_removed_pct is None:
         return None
-    budgets = {recipe.target_of: recipe.target_removed_pct, **recipe.also_removed_pct}
+    budgets: dict[str, float] = {recipe.target_of: recipe.target_removed_pct}
+    budgets.update((str(name), pct) for name, pct in recipe.also_removed_pct.items())
     return cut_task(model, example, spr.layers, make_limits(recipe, spr), budgets)
 
 
