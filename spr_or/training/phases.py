@@ -211,7 +211,7 @@ def meet_budget(
         f"{MEASURES[run.recipe.spr.target_of]} in zero entities, {_CUTS[choice.exact is not None]} "
         f"({choice.cut:+d} entities) to {choice.removed_pct:.1f} %"
     )
-    if abs(choice.removed_pct - target) > TOLERANCE:
+    if choice.exact is None and abs(choice.removed_pct - target) > TOLERANCE:
         run.display.warn(
             f"the budget of {target:g} % is missed: the nearest that whole entities give is "
             f"{choice.removed_pct:.1f} %"

@@ -165,6 +165,7 @@ def test_tables_that_would_not_fit_are_refused() -> None:
 
 # --- widths of networks ---------------------------------------------------------------------
 
+SLOW = ("depthwise, channels", "concatenation, channels")
 NETWORKS: dict[str, tuple[Any, tuple[int, ...], Any]] = {
     "chain, filters": (convnet, (1, 8, 8), "filters"),
     "chain, two kinds": (convnet, (1, 8, 8), ["filters", "neurons"]),
@@ -182,7 +183,10 @@ def prepared(name: str) -> tuple[nn.Module, torch.Tensor, Any]:
     return model, example, chosen_entities(model, example, entities).of(model)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in NETWORKS],
+)
 def test_widths_count_what_compaction_leaves(name: str) -> None:
     model, example, layers = prepared(name)
     sizes = network_sizes(model, example, layers)

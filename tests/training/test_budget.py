@@ -68,7 +68,7 @@ def test_a_run_lands_within_a_point_of_its_budget(
     if spr.get("method") != "gradient":  # exact zeros: what could go is what is zero
         assert records[-1]["removable_pct"] == budget["before_cut_pct"]
     page = (tmp_path / "report.html").read_text()
-    assert "after the cut by rank" in page and f"{budget['after_cut_pct']:.1f} %" in page
+    assert "after the cut" in page and f"{budget['after_cut_pct']:.1f} %" in page
 
 
 def test_a_budget_counts_neurons_too(tmp_path: Path) -> None:
@@ -143,12 +143,66 @@ def test_a_budget_between_what_whole_entities_give_warns(
         run_recipe(recipe, tmp_path, resume=True)
 
 
+def test_an_exact_cut_meets_two_budgets_and_swaps_lower_the_loss(tmp_path: Path) -> None:
+    spr = {
+        "target_removed_pct": 50, "cut": "exact", "also_removed_pct": {"macs": 60},
+        "improve": "swaps", "entities": ["filters", "neurons"], "lam": 0.01, "start": "dense",
+    }  # fmt: skip
+    summary = run_recipe(tiny_recipe(spr=spr), tmp_path, judge=False)
+    budget = summary["budget"]
+    assert summary["removed_params_pct"] >= 49.9
+    assert 100 * (1 - summary["macs_compact"] / summary["macs_dense"]) >= 59.9
+    assert budget["removed_pct"]["macs"] == pytest.approx(
+        100 * (1 - summary["macs_compact"] / summary["macs_dense"])
+    )
+    assert 0 < budget["price_bound"] <= budget["price"] <= budget["price_bound"] * (1 + 2e-4)
+    assert budget["loss_after_swaps"] <= budget["loss_before_swaps"] and budget["swaps"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("spr", "message"),
+    [
+        (
+            {"also_removed_pct": {"macs": 99.9}},
+            r"99\.8 % of macs cannot be removed.*\d % of macs go",
+        ),
+        ({"entities": "filters"}, 'write one feature together: use entities = "channels"'),
+    ],
+)
+def test_what_an_exact_cut_cannot_do_is_told_before_training(
+    spr: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    cut = {"target_removed_pct": 50, "cut": "exact", "entities": "channels"} | spr
+    with pytest.raises(
+        RecipeError, match=rf'"exact" does not fit models.toy:digits_resnet: .*{message}'
+    ):
+        run_recipe(tiny_recipe(model="models.toy:digits_resnet", spr=cut), tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_rival_has_a_cut_of_its_own() -> None:
+    with pytest.raises(RecipeError, match="method pffec has a cut of its own"):
+        tiny_recipe(method={"name": "pffec"}, spr={"target_removed_pct": 50, "cut": "exact"})
+
+
 @pytest.mark.parametrize(
     ("spr", "message"),
     [
         ({"target_removed_pct": 100}, "spr.target_removed_pct: .*less than 100"),
         ({"target_removed_pct": 50, "lam": 0}, "starts from lam, which must then be positive"),
-        ({"round_to": 8}, "round_to, min_keep and target_of belong to a budget: set targ"),
+        (
+            {"round_to": 8},
+            "round_to, min_keep, target_of, cut and improve belong to a budget: set tar",
+        ),
+        ({"cut": "exact"}, "cut and improve belong to a budget: set targ"),
+        (
+            {"target_removed_pct": 50, "also_removed_pct": {"macs": 50}},
+            'also_removed_pct needs cut = "exact"',
+        ),
+        (
+            {"target_removed_pct": 50, "cut": "exact", "also_removed_pct": {"params": 60}},
+            "also_removed_pct names params, which target_removed_pct is about",
+        ),
         ({"target_removed_pct": 50, "min_keep": -1}, "min_keep"),
         ({"lam_warmup": 3}, "lam_warmup = 3 must be shorter than epochs = 3"),
     ],
