@@ -20,6 +20,7 @@ from spr_or.pruning.exact_cut_program import Program
 
 GAP = 1e-4  # relative: where a choice counts as optimal
 SECONDS = 10.0
+_STARTS = 3  # of the choices known, the cheapest, from which exchanges are tried
 
 
 class OutOfReach(ValueError):
@@ -52,8 +53,8 @@ def cheapest(
 ) -> Choice:
     """Solve the program to a relative ``gap``; ``start``: positions of a choice that may fit.
 
-    What is found by the time limit, or by Ctrl-C, is returned with its bound. Raises `OutOfReach`
-    naming a budget, and `spr_or.pruning.exact_cut_bound.TooEntangled`.
+    What is found by the time limit is returned with its bound. Raises `OutOfReach` naming a budget,
+    and `spr_or.pruning.exact_cut_bound.TooEntangled`.
     """
     began = time.monotonic()
     _check_reach(program)
@@ -63,7 +64,8 @@ def cheapest(
     if start is not None and program.fits(start):
         start_price = program.price(start)
         known.append(list(start))
-    best = min((exchanged(program, places) for places in known), key=program.price)
+    starts = sorted(known, key=program.price)[:_STARTS]
+    best = min((exchanged(program, places) for places in starts), key=program.price)
     lower = min(bound.value, program.price(best))
     left = seconds - (time.monotonic() - began)
     if program.price(best) - lower > gap * program.price(best) and left > 0:

@@ -188,8 +188,11 @@ def make_counter(
             'something else: use "macs", or one process'
         )
     model = fresh_model(recipe, recipe.seeds[0], device)
-    if spr.improve != "none" and distributed.launched().size > 1:
-        raise RecipeError('spr.improve needs one process: set spr.improve = "none"')
+    if (spr.cut, spr.improve) != ("rank", "none") and distributed.launched().size > 1:
+        raise RecipeError(
+            "several processes could choose different masks, by their time limit or their images: "
+            'set spr.cut = "rank" and spr.improve = "none", or use one process'
+        )
     example = cut_example(recipe, data, device)
     count = counter_of(spr.target_of, model, example)
     regularizer = make_spr(spr, model, 1.0, chosen)
