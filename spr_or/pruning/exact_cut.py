@@ -30,13 +30,12 @@ class OutOfReach(ValueError):
 class Choice(NamedTuple):
     """Numbers of entities that layers keep, what the others cost, and a lower bound on that.
 
-    ``places`` are positions in the program's counts; ``start_price`` is that of the start, if it fits.
+    ``places`` are positions in the program's counts.
     """
 
     places: list[int]
     price: float
     bound: float
-    start_price: float | None
     seconds: float
 
     @property
@@ -60,9 +59,7 @@ def cheapest(
     _check_reach(program)
     bound = best_bound(program)
     known = [places for places in bound.places if program.fits(places)]
-    start_price = None
     if start is not None and program.fits(start):
-        start_price = program.price(start)
         known.append(list(start))
     starts = sorted(known, key=program.price)[:_STARTS]
     best = min((exchanged(program, places) for places in starts), key=program.price)
@@ -74,7 +71,7 @@ def cheapest(
         if answer.places is not None and program.fits(answer.places):
             best = min((best, answer.places), key=program.price)
     price = program.price(best)
-    return Choice(best, price, min(lower, price), start_price, time.monotonic() - began)
+    return Choice(best, price, min(lower, price), time.monotonic() - began)
 
 
 def _check_reach(program: Program) -> None:

@@ -92,6 +92,15 @@ def _compare(
         )
 
 
+class ExactCut(NamedTuple):
+    """Masks, what they remove of each measure in percent, how they were found, and what rank costs."""
+
+    masks: Masks
+    removed_pct: dict[str, float]
+    choice: Choice
+    rank_price: float | None
+
+
 def exact_masks(
     task: CutTask,
     prices: EntityNumbers,
@@ -116,21 +125,11 @@ def exact_masks(
         keep = torch.ones(len(order[name]), dtype=torch.bool)
         keep[order[name][: len(keep) - int(counts[place])]] = False
         masks[name] = keep.to(gone[name].device)
-    removed = {n: m.limit for n, m in program.measures.items()}
-    used = program.used(choice.places)
+    removed = {n: 100 - used for n, used in program.used(choice.places).items()}
     by_rank = None
     if rank is not None:
         by_rank = float(sum(prices[n].cpu()[~keep.cpu()].sum() for n, keep in rank.masks.items()))
-    return ExactCut(masks, {n: 100 - used[n] for n in removed}, choice, by_rank)
-
-
-class ExactCut(NamedTuple):
-    """Masks, what they remove of each measure in percent, how they were found, and what rank costs."""
-
-    masks: Masks
-    removed_pct: dict[str, float]
-    choice: Choice
-    rank_price: float | None
+    return ExactCut(masks, removed, choice, by_rank)
 
 
 def _counts(limit: Limits, count: int, empty: bool) -> Counts:
