@@ -38,6 +38,7 @@ _HOMES = {
     "compact": "spr_or.pruning.compaction.api:compact",
     "count_macs": "spr_or.pruning.counts:count_macs",
     "count_parameters": "spr_or.pruning.counts:count_parameters",
+    "embed": "spr_or.embedding.api:embed",
     "entity_rows": "spr_or.methods.common.entity_rows:entity_rows",
     "export_onnx": "spr_or.pruning.export:export_onnx",
     "features": "spr_or.formulations.entities:features",
@@ -64,6 +65,7 @@ _HOMES = {
 if TYPE_CHECKING:
     from spr_or.certified_solver.solver import branch_and_bound
     from spr_or.certified_solver.solver import branch_and_bound as solve
+    from spr_or.embedding.api import embed
     from spr_or.formulations import bigm, perspective, projected
     from spr_or.formulations.certificate import Certificate
     from spr_or.formulations.entities import features, filters, groups, neurons
@@ -103,6 +105,7 @@ __all__ = [
     "compact",
     "count_macs",
     "count_parameters",
+    "embed",
     "entity_rows",
     "export_onnx",
     "features",

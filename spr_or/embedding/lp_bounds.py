@@ -77,15 +77,16 @@ def _worth_tightening(step: Activation, L: Array, U: Array) -> Array:
     return several if step.windows is not None else several & (L < 0) & (U > 0)
 
 
-def least(network: FeedForward, bounds: Bounds, form: Form, row: int = 0) -> float:
-    """A bound from below of one row of a form of all values, over the relaxation."""
+def least_values(network: FeedForward, bounds: Bounds, form: Form) -> Array:
+    """What no row of a form of all values falls below, in float64 and in torch: (m,)."""
     program = _Relaxation(
         network, len(network.activations), bounds.lower, bounds.upper, list(bounds.before)
     )
     size = np.maximum(abs(bounds.lower), abs(bounds.upper))
-    c = form.matrix[[row]].toarray()[0]
-    c = np.concatenate([c, np.zeros(len(size) - len(c))])
-    return program.least(c) + form.offset[row] - form.slack(size, network.unit)[row]
+    slack = form.slack(size, network.unit)
+    rows = np.zeros((len(form), len(size)))
+    rows[:, : form.matrix.shape[1]] = form.matrix.toarray()
+    return np.array([program.least(c) for c in rows]) + form.offset - slack
 
 
 class _Relaxation:
@@ -173,5 +174,6 @@ def _rows(
         add(step.first + split, form, split, slope, below - np.inf, below)
         one = np.ones(len(active))
         add(step.first + active, form, active, one, (b - slack)[active], (b + slack)[active])
-    R = sparse.vstack(parts).tocsr()
-    return R, np.concatenate(lows), np.concatenate(highs)
+    none = np.zeros(0)
+    R = sparse.vstack([sparse.csr_array((0, count)), *parts]).tocsr()
+    return R, np.concatenate([none, *lows]), np.concatenate([none, *highs])
