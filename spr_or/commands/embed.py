@@ -45,7 +45,9 @@ def command(
     images: Annotated[
         int,
         typer.Option(
-            min=1, metavar="N", help="So many evaluation images that both networks classify rightly."
+            min=1,
+            metavar="N",
+            help="So many evaluation images that both networks classify rightly.",
         ),
     ] = 5,
     output: Annotated[
@@ -106,6 +108,8 @@ def command(
         pair = load_pair(run, compact)
         networks = {"dense": pair.dense, "pruned": pair.pruned}
         chosen = comparison.right_images(networks, pair, images)
+        if not chosen:
+            raise ValueError("there is no evaluation image that both networks classify rightly")
         if output is not None:
             _check_output(output, pair)
     except (PairError, RecipeError, DataError, ValueError) as error:
@@ -159,7 +163,17 @@ def _show(rows: list[dict[str, Any]], task: str, score: dict[str, float], bounds
     from spr_or.embedding.comparison import DECIDED
 
     screen = terminal.console()
-    columns = ("network", "accuracy", "radius", "binaries", "width", "root", "programs", "nodes", "s")
+    columns = (
+        "network",
+        "accuracy",
+        "radius",
+        "binaries",
+        "width",
+        "root",
+        "programs",
+        "nodes",
+        "s",
+    )
     shown = [
         [
             row["network"], f"{score[row['network']]:.2f}", f"{row['radius']:g}",

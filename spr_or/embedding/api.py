@@ -88,23 +88,23 @@ def get_bounds(
 
     clock : ends the tightening of "lp"; what is not tightened by then keeps its interval
     """
-    ends = [_checked(end, name, network) for end, name in ((lower, "lower"), (upper, "upper"))]
-    if bool((ends[0] > ends[1]).any()):
-        i = int(np.argmax(ends[0] > ends[1]))
+    low, high = _checked(lower, "lower", network), _checked(upper, "upper", network)
+    if bool((low > high).any()):
+        i = int(np.argmax(low > high))
         raise EmbeddingError(
-            f"input_bounds: lower is {ends[0][i]:g} and upper {ends[1][i]:g} at {_index(i, network)}"
+            f"input_bounds: lower is {low[i]:g} and upper {high[i]:g} at {_index(i, network)}"
         )
     if kind == "lp":
-        return lp_bounds(network, *ends, clock)
+        return lp_bounds(network, low, high, clock)
     if kind == "interval":
-        return interval_bounds(network, *ends)
+        return interval_bounds(network, low, high)
     if data is None or tuple(data.shape[1:]) != network.shape or not len(data):
         found = "none" if data is None else str(tuple(data.shape))
         raise EmbeddingError(
             f'bounds="data" needs data=, samples of shape (n, {", ".join(map(str, network.shape))}); '
             f"got {found}"
         )
-    return data_bounds(network, *ends, data.detach().double().flatten(1).cpu().numpy())
+    return data_bounds(network, low, high, data.detach().double().flatten(1).cpu().numpy())
 
 
 def get_error(block: Any) -> float:
@@ -116,7 +116,9 @@ def get_error(block: Any) -> float:
     made: Embedded = block.network
     values = [v.value for v in (*block.inputs.values(), *block.outputs.values())]
     if any(value is None for value in values):
-        raise ValueError("the variables have no values: solve the model and load its solution first")
+        raise ValueError(
+            "the variables have no values: solve the model and load its solution first"
+        )
     count = made.network.inputs
     inputs = torch.tensor(values[:count], dtype=torch.float64).view(1, *made.network.shape)
     expected = made.network.net(inputs).detach().flatten()

@@ -34,10 +34,10 @@ class Embedded(NamedTuple):
 
 
 def build_block(network: FeedForward, bounds: Bounds) -> Any:
-    """A Pyomo block with the variables ``inputs``, ``outputs`` and these, indexed by (activation, unit):
+    """A Pyomo block with the variables ``inputs`` and ``outputs``, counted from 0.
 
-    ``z`` (rows of a form), ``a`` (values), ``fires`` (binary, ReLU), ``chosen`` (binary, member of a maximum).
-    ``network`` holds an `Embedded`.
+    Its other variables are indexed by (activation, unit): ``z`` (rows of a form), ``a`` (values), ``fires``
+    (binary, ReLU) and ``chosen`` (binary, member of a maximum).  ``block.network`` is an `Embedded`.
     """
     import pyomo.environ as pyo
 
@@ -106,7 +106,9 @@ def _maximum(block: Any, k: int, step: Any, ends: Any, values: list[Any]) -> Non
         floor, ceiling = max(L[i] for i in window), max(U[i] for i in window)
         members = [i for i in window if U[i] >= floor]
         if len(members) == 1 or floor >= ceiling:
-            values.append(_defined(block, (k, o), affine(step.form, members[0], so_far), floor, ceiling))
+            values.append(
+                _defined(block, (k, o), affine(step.form, members[0], so_far), floor, ceiling)
+            )
             continue
         a = _variable(block.a, (k, o), floor, ceiling)
         values.append(a)

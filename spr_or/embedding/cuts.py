@@ -5,10 +5,11 @@ For a = max(0, w x + b) on l <= x <= u and its binary s, any set I of inputs giv
 .. math::  a \le \sum_{i \in I} w_i \bigl(x_i - \breve l_i (1 - s)\bigr)
            + \Bigl(b + \sum_{i \notin I} w_i \breve u_i\Bigr) s,
 
-with :math:`\breve l_i, \breve u_i` = l_i, u_i where w_i >= 0 and u_i, l_i where w_i < 0.  All of them together
+with :math:`\breve l_i, \breve u_i` = l_i, u_i where w_i >= 0 and u_i, l_i where w_i < 0.  Together they
 describe the hull of one neuron; the most violated one at a point takes i into I where
 :math:`w_i x_i < w_i (\breve l_i (1 - s) + \breve u_i s)` (Anderson, Huchette, Ma, Tjandraatmadja, Vielma,
-Strong mixed-integer programming formulations for trained neural networks, Mathematical Programming 183, 2020).
+Strong mixed-integer programming formulations for trained neural networks, Mathematical Programming 183,
+2020).
 """
 
 from __future__ import annotations

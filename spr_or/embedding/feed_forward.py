@@ -5,7 +5,7 @@ The inputs of an activation, and the outputs of the network, are affine forms z 
 far.  Convolutions, BatchNorm, averages, additions and what only moves numbers are all inside A and b.
 
 **Rounding.**  torch adds in another order and in fewer digits.  Let a form be the composition of operators
-M_k …  M_1 with K sums and products behind one another; then what torch computes differs from A x + b by at most
+M_k …  M_1 with K roundings behind one another; then what torch computes differs from A x + b by at most
 
 .. math::  \gamma_K\, (R |x| + r), \qquad R = |M_k| \cdots |M_1|, \quad \gamma_K = \frac{K u}{1 - K u},
 

@@ -72,10 +72,11 @@ def load_pair(run: Path, compact: Path | None = None) -> Pair:
     data = load_data(recipe.data, torch.device("cpu"))
     batches = list(data.evaluate(0))
     images, labels = (torch.cat(part) for part in zip(*batches, strict=True))
-    ends = [_image_of(end, data.shape) for end in (-data.mean / data.std, (1 - data.mean) / data.std)]
-    return Pair(
-        dense.eval(), pruned.eval(), images, labels, *ends, _image_of(1 / data.std, data.shape)
+    low, high, pixel = (
+        _image_of(numbers, data.shape)
+        for numbers in (-data.mean / data.std, (1 - data.mean) / data.std, 1 / data.std)
     )
+    return Pair(dense.eval(), pruned.eval(), images, labels, low, high, pixel)
 
 
 def ball(pair: Pair, image: Tensor, radius: float) -> tuple[Tensor, Tensor]:

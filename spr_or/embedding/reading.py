@@ -47,6 +47,9 @@ def read_network(net: nn.Module, shape: Sequence[int]) -> FeedForward:
     if not kinds <= {torch.float32, torch.float64}:
         named = ", ".join(sorted(str(kind) for kind in kinds))
         raise EmbeddingError(f"the network is in {named}: convert it by net.float() first")
+    broken = [name for name, t in net.state_dict().items() if not bool(torch.isfinite(t).all())]
+    if broken:
+        raise EmbeddingError(f"{broken[0]} of the network holds numbers that are not finite")
     unit = max((torch.finfo(kind).eps / 2 for kind in kinds), default=2.0**-53)
     copied = prepared(net).double().cpu()
     copied.requires_grad_(False)
@@ -56,9 +59,7 @@ def read_network(net: nn.Module, shape: Sequence[int]) -> FeedForward:
         raise EmbeddingError(str(error).replace("be compacted", "become constraints")) from error
     with torch.no_grad():
         reader = _Reader(graph, tuple(shape))
-        read = FeedForward(
-            copied, tuple(shape), tuple(reader.activations), reader.result(), unit
-        )
+        read = FeedForward(copied, tuple(shape), tuple(reader.activations), reader.result(), unit)
         _compare(read)
     return read
 
@@ -98,7 +99,9 @@ class _Reader:
     def result(self) -> Form:
         """The form of the outputs."""
         if not isinstance(self.output, fx.Node):
-            raise EmbeddingError("the network has several outputs; constraints need a single tensor")
+            raise EmbeddingError(
+                "the network has several outputs; constraints need a single tensor"
+            )
         if self.output not in self.forms:
             raise EmbeddingError("the outputs of the network do not depend on its inputs")
         return self.forms[self.output]
@@ -128,7 +131,9 @@ class _Reader:
             raise EmbeddingError(f"{place_of(node)} cannot become constraints: {reason}")
         base = self._run(node, 1, {})
         if not isinstance(base, Tensor) or not base.dim():
-            raise EmbeddingError(f"{place_of(node)} cannot become constraints: it mixes the samples")
+            raise EmbeddingError(
+                f"{place_of(node)} cannot become constraints: it mixes the samples"
+            )
         matrices = [self._matrix(node, x, base) for x in varying]
         self.shapes[node] = tuple(base.shape[1:])
         offset = base.flatten().numpy()
@@ -239,5 +244,7 @@ def place_of(node: fx.Node) -> str:
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     layer = next((name for name, _ in reversed(stack) if name), "")
     line = where_written(node)
-    inside = ", ".join(itertools.chain([f"operator {name_of(node)}"], [f"at {line}"] if line else []))
+    inside = ", ".join(
+        itertools.chain([f"operator {name_of(node)}"], [f"at {line}"] if line else [])
+    )
     return f"layer {layer!r} ({inside})" if layer else inside
