@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from spr_or.embedding.api import BoundKind, add_cuts, get_bounds
-from spr_or.embedding.attacks import inside, margin, strongest_attack
+from spr_or.embedding.attacks import climb, inside, margin, strongest_attack
 from spr_or.embedding.block import binaries, build_block
 from spr_or.embedding.bounds import Bounds
 from spr_or.embedding.feed_forward import FeedForward, Form
@@ -43,7 +43,8 @@ class Answer(NamedTuple):
 
     answer : "robust", "broken", "undecided", "interrupted", or "contradicted" where an attack refutes a
         proof; "largest" and "undecided" for the largest output
-    value : the largest margin, or output, that torch gave for a point of the solver; None without one
+    value : the largest margin, or output, that torch gave for a point that the solver led to; None
+        without one
     bound : what no input of the box exceeds, as far as it was proven; for "robust" at most 0
     root : the bound of the linear relaxation, before any branching
     binaries, width : binaries of the model, and the mean width of the intervals of undecided neurons
@@ -246,12 +247,14 @@ def _ask(
         outcomes.append(solve_model(host, how.solver, _left_of(how, clock), first))
         if outcomes[-1].value is None:
             break
-        x = _point(block, lower, upper, net)
+        x, score = _point(block, lower, upper, net), partial(margin, label=label)
         with torch.no_grad():
-            reached = float(margin(net(x[None]), label))
-        if best is None or reached > best[0]:
-            best = reached, x
-        if reached > 0 or outcomes[-1].status != "stopped":
+            point = float(score(net(x[None]))), x
+        if point[0] <= 0:  # on the edge: the gradient leads over it, if anything lies behind
+            point = climb(net, score, x[None], *inside(lower, upper, x.dtype))
+        if best is None or point[0] > best[0]:
+            best = point
+        if best[0] > 0 or outcomes[-1].status != "stopped":
             break
     return outcomes, best
 

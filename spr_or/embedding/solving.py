@@ -57,7 +57,11 @@ def solve_model(
     >>> solve_model(model)[:3]
     ('optimal', 2.0, 2.0)
     """
-    return _run(model, solver, time_limit, _FIRST[solver] if first and solver in _FIRST else {})
+    options = _FIRST.get(solver, {}) if first else {}
+    outcome = _run(model, solver, time_limit, options)
+    if first and outcome.status == "failed" and outcome.value is not None:
+        return outcome._replace(status="stopped")  # Pyomo has no word for SCIP's limit of solutions
+    return outcome
 
 
 def root_bound(model: Any) -> float:
