@@ -81,7 +81,9 @@ def test_linear_programs_tighten_and_settle_neurons(network):
     wide, tight = interval_bounds(network, *BOX), lp_bounds(network, *BOX)
     for (low, high), (low2, high2) in zip(wide.before, tight.before, strict=True):
         assert (low2 >= low).all() and (high2 <= high).all()
-    first, second = ([(high - low).mean() for low, high in bounds.before] for bounds in (wide, tight))
+    first, second = (
+        [(high - low).mean() for low, high in bounds.before] for bounds in (wide, tight)
+    )
     assert second[0] == first[0] and second[1] < 0.8 * first[1]
     assert tight.undecided(1).sum() <= wide.undecided(1).sum()
 

@@ -171,6 +171,14 @@ def test_an_unknown_or_missing_solver_is_an_error():
 
 
 @pytest.mark.parametrize("solver", ["highs", "scip"])
+def test_the_first_solution_of_a_solver_is_a_point_of_the_network(solver):
+    model = largest(*network("mlp"))
+    outcome = solve_model(model, solver, first=True)
+    assert outcome.status in ("stopped", "optimal") and outcome.value is not None
+    assert get_error(model.net) < 1e-4
+
+
+@pytest.mark.parametrize("solver", ["highs", "scip"])
 def test_a_time_limit_leaves_incumbent_or_bound(solver):
     torch.manual_seed(0)
     model = largest(mlp(10, hidden=[20, 20], num_classes=2), (10,))

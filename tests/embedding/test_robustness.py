@@ -82,6 +82,15 @@ def test_a_proof_that_an_attack_refutes_is_said_to_be_contradicted(net, network)
     assert int(flipped(found.point[None]).argmax()) != label
 
 
+def test_a_point_on_the_edge_is_moved_along_the_gradient(net, network, monkeypatch):
+    """A solver that stops at the image itself, whose margin is negative; the region holds others."""
+    x, label = certain(net)
+    monkeypatch.setattr(robustness, "_point", lambda *arguments: x)
+    found = decide_robustness(net, network, label, *box(x, 3.0))
+    assert found.answer == "broken" and found.value > 0 and found.programs == 1
+    assert int(net(found.point[None]).argmax()) != label
+
+
 def test_bounds_from_data_prove_nothing(net, network):
     x, label = certain(net)
     how = How("data", data=x[None].repeat(3, 1))
