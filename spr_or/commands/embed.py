@@ -53,7 +53,7 @@ def command(
     output: Annotated[
         int | None,
         typer.Option(
-            min=0, metavar="K", help="For max: which output. Default: that of the image's class."
+            min=0, metavar="N", help="For max: which output. Default: that of the image's class."
         ),
     ] = None,
     bounds: Annotated[
