@@ -31,6 +31,7 @@ _HOMES = {
     "PruningPlan": "spr_or.training.method:PruningPlan",
     "PruningTask": "spr_or.training.method:PruningTask",
     "SparseTrainingProblem": "spr_or.formulations.problem:SparseTrainingProblem",
+    "add_cuts": "spr_or.embedding.cuts:add_cuts",
     "apply_masks_": "spr_or.pruning.masks:apply_masks_",
     "bigm": "spr_or.formulations.bigm",
     "branch_and_bound": "spr_or.certified_solver.solver:branch_and_bound",
@@ -38,10 +39,12 @@ _HOMES = {
     "compact": "spr_or.pruning.compaction.api:compact",
     "count_macs": "spr_or.pruning.counts:count_macs",
     "count_parameters": "spr_or.pruning.counts:count_parameters",
+    "embed": "spr_or.embedding.api:embed",
     "entity_rows": "spr_or.methods.common.entity_rows:entity_rows",
     "export_onnx": "spr_or.pruning.export:export_onnx",
     "features": "spr_or.formulations.entities:features",
     "filters": "spr_or.formulations.entities:filters",
+    "get_error": "spr_or.embedding.api:get_error",
     "groups": "spr_or.formulations.entities:groups",
     "hold_masks": "spr_or.pruning.masks:hold_masks",
     "inspect_network": "spr_or.pruning.inspection:inspect_network",
@@ -64,6 +67,8 @@ _HOMES = {
 if TYPE_CHECKING:
     from spr_or.certified_solver.solver import branch_and_bound
     from spr_or.certified_solver.solver import branch_and_bound as solve
+    from spr_or.embedding.api import embed, get_error
+    from spr_or.embedding.cuts import add_cuts
     from spr_or.formulations import bigm, perspective, projected
     from spr_or.formulations.certificate import Certificate
     from spr_or.formulations.entities import features, filters, groups, neurons
@@ -96,6 +101,7 @@ __all__ = [
     "PruningTask",
     "SparseTrainingProblem",
     "__version__",
+    "add_cuts",
     "apply_masks_",
     "bigm",
     "branch_and_bound",
@@ -103,10 +109,12 @@ __all__ = [
     "compact",
     "count_macs",
     "count_parameters",
+    "embed",
     "entity_rows",
     "export_onnx",
     "features",
     "filters",
+    "get_error",
     "groups",
     "hold_masks",
     "inspect_network",

@@ -54,6 +54,9 @@ COMMANDS = {
     "layers": _Place(
         "spr_or.commands.layers", "Compare the channels SPR kept with the best of each layer."
     ),
+    "embed": _Place(
+        "spr_or.commands.embed", "Ask a MIP solver about the dense and the pruned network of a run."
+    ),
     "tables": _Place("spr_or.commands.tables", "Put own runs beside the published figures."),
 }
 BENCH = {

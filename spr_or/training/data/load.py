@@ -38,6 +38,7 @@ class Data:
     int64 (B,)) on the device; the order and all random choices of a training epoch follow from
     the seed alone, and are the same on every device for a set in memory. Of several processes
     each gets its share of the very batches that one process would get (see `distributed`).
+    ``mean`` and ``std``, (C,), in units of a pixel in [0, 1], are what the images were normalised by.
     ``held_out(seed)`` iterates over the training images that are not trained on; None without them.
     """
 
@@ -49,6 +50,8 @@ class Data:
     train_rows: int
     eval_rows: int
     streamed: bool
+    mean: Tensor
+    std: Tensor
     held_out: Batches | None = None
     held_out_rows: int = 0
 
@@ -151,6 +154,8 @@ def _in_memory(
         len(train[0]),
         len(test[0]),
         streamed=False,
+        mean=mean,
+        std=std,
         held_out=scored(aside) if len(aside[0]) else None,
         held_out_rows=len(aside[0]),
     )
@@ -393,6 +398,8 @@ def _streamed(
         train_rows,
         eval_rows,
         streamed=True,
+        mean=mean,
+        std=std,
     )
 
 
