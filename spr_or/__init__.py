@@ -24,6 +24,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "SPR": "spr_or.pruning.regularizer:SPR",
     "Certificate": "spr_or.formulations.certificate:Certificate",
+    "GroupL0Classifier": "spr_or.tabular.estimators:GroupL0Classifier",
+    "GroupL0Regressor": "spr_or.tabular.estimators:GroupL0Regressor",
     "Method": "spr_or.training.method:Method",
     "MethodKeys": "spr_or.training.method:MethodKeys",
     "ProxSGD": "spr_or.pruning.prox_sgd:ProxSGD",
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
     from spr_or.pruning.pruner import Pruner
     from spr_or.pruning.regularizer import SPR
     from spr_or.tabular.check import check, load_certificate
+    from spr_or.tabular.estimators import GroupL0Classifier, GroupL0Regressor
     from spr_or.training.method import Method, MethodKeys, PruningPlan, PruningTask
     from spr_or.training.recipe import load_recipe
     from spr_or.training.runner import run_recipe
@@ -88,6 +91,8 @@ if TYPE_CHECKING:
 __all__ = [
     "SPR",
     "Certificate",
+    "GroupL0Classifier",
+    "GroupL0Regressor",
     "Method",
     "MethodKeys",
     "ProxSGD",

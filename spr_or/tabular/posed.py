@@ -1,0 +1,126 @@
+"""Arrays as a sparse training problem: centred, scaled and weighted; and its weights back.
+
+`Model` says what is asked apart from lambda.  The estimators and cross-validation pose their problems here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spr_or.certified_solver.derived_m import solve_without_bounds
+from spr_or.formulations.problem import SparseTrainingProblem
+from spr_or.proof.certificate import ProofCertificate
+from spr_or.tabular.source import Array
+from spr_or.tabular.variables import constant
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is asked of a model, apart from data and lambda.
+
+    loss : "squared" or "logistic"
+    groups : the columns of each group, by label
+    alpha, u : as `SparseTrainingProblem.linear` takes them
+    intercept, standardise : as for `posed`
+    gap, time_limit : of each solve
+    """
+
+    loss: str
+    groups: dict[Hashable, list[int]]
+    alpha: float = 0.1
+    u: Any = "uniform"
+    intercept: bool = True
+    standardise: bool = True
+    gap: float = 1e-4
+    time_limit: float | None = None
+
+
+class Posed(NamedTuple):
+    """A problem (its lambda is 1) on scaled data: (x - centre) / scale and (y - y_centre) / y_scale.
+
+    centre, scale : (p,); y_centre, y_scale : (q,)
+    """
+
+    problem: SparseTrainingProblem
+    centre: Array
+    scale: Array
+    y_centre: Array
+    y_scale: Array
+
+    def weights(self, theta: Tensor) -> tuple[Array, Array]:
+        """theta (P,) of the problem as weights (p, q) of the columns as they are, and intercepts (q,)."""
+        W = theta.numpy().reshape(len(self.scale), -1) * (self.y_scale / self.scale[:, None])
+        return W, self.y_centre - self.centre @ W
+
+    def theta(self, W: Array) -> Tensor:
+        """Weights (p, q) of the columns as they are, as theta (P,) of the problem."""
+        return torch.from_numpy((W / (self.y_scale / self.scale[:, None])).reshape(-1))
+
+
+def posed(X: Array, y: Array, model: Model, sample_weight: Array | None = None) -> Posed:
+    """The problem of a model on data.
+
+    Parameters
+    ----------
+    X, y : (n, p) and (n, q); y is -1 or +1 with the logistic loss
+    sample_weight : (n,), at least 0; rows of weight 0 are left out.  All means and spreads are weighted
+
+    With an intercept columns and, for the squared loss, targets are centred.  ``model.standardise``
+    divides the columns, and the targets of the squared loss, by their root mean square: lambda is then in
+    units of the target's variance.  Raises ``ValueError`` as `SparseTrainingProblem.linear` does.
+
+    >>> X, y = np.array([[1.0], [3.0]]), np.array([[10.0], [30.0]])
+    >>> posed(X, y, Model("squared", {"x": [0]})).problem.X.tolist()
+    [[-1.0], [1.0]]
+    """
+    weight = np.ones(len(X)) if sample_weight is None else sample_weight
+    if not weight.all():
+        X, y, weight = X[weight > 0], y[weight > 0], weight[weight > 0]
+    if not len(X):
+        raise ValueError("sample_weight is 0 everywhere: there is no sample to fit")
+    squared = model.loss == "squared"
+    centre, scale = _scaling(X, weight, model.intercept, model.standardise)
+    y_centre, y_scale = _scaling(
+        y, weight, model.intercept and squared, model.standardise and squared
+    )
+    A, b = (X - centre) / scale, (y - y_centre) / y_scale
+    if np.ptp(weight) > 0:
+        root = np.sqrt(weight / weight.mean())[:, None]
+        A, b = A * root, b * root
+    problem = SparseTrainingProblem.linear(
+        A, b, model.groups.values(), model.loss, lam=1.0, alpha=model.alpha, M=1.0, u=model.u
+    )
+    return Posed(problem, centre, scale, y_centre, y_scale)
+
+
+def _scaling(values: Array, weight: Array, centred: bool, divided: bool) -> tuple[Array, Array]:
+    """Centre and scale of each column; a column that does not vary becomes exactly zero by centring."""
+    centre, scale = np.zeros(values.shape[1]), np.ones(values.shape[1])
+    if centred:
+        centre = np.average(values, axis=0, weights=weight)
+        centre = np.where(constant(values), values[0], centre)
+    if divided:
+        scale = np.sqrt(np.average(np.square(values - centre), axis=0, weights=weight))
+        scale[scale == 0] = 1.0
+    return centre, scale
+
+
+def solved(
+    problem: SparseTrainingProblem, lam: float, model: Model, start: Tensor | None = None
+) -> ProofCertificate:
+    """The problem at lambda, with an M that cuts off no optimum.
+
+    Ctrl-C ends the search and is raised again.
+    """
+    at = dataclasses.replace(problem, lam=lam)
+    certificate, _ = solve_without_bounds(at, model.gap, model.time_limit, start=start)
+    if certificate.status == "interrupted":
+        raise KeyboardInterrupt
+    return certificate
