@@ -97,7 +97,7 @@ class _GroupL0(BaseEstimator):
         return np.asarray(X @ W.T + self.intercept_)
 
 
-class GroupL0Regressor(RegressorMixin, _GroupL0):  # type: ignore[misc]
+class GroupL0Regressor(RegressorMixin, _GroupL0):
     r"""Linear regression on the best groups of columns, with a proof.
 
     Minimises mean squared error + lam * sum over groups of
@@ -168,7 +168,7 @@ class GroupL0Regressor(RegressorMixin, _GroupL0):  # type: ignore[misc]
         return tags
 
 
-class GroupL0Classifier(ClassifierMixin, _GroupL0):  # type: ignore[misc]
+class GroupL0Classifier(ClassifierMixin, _GroupL0):
     r"""Logistic regression for two classes on the best groups of columns, with a proof.
 
     As `GroupL0Regressor`, with the mean logistic loss, of which no part is divided by anything:
