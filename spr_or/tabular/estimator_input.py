@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,12 @@ from spr_or.certified_solver.lambda_path import zero_from
 from spr_or.formulations.checked_input import finite_number
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.pruning.lam_words import AUTO, share_of_max
+
+_WORDS: dict[str, Callable[[int], float]] = {
+    "uniform": lambda size: 1.0,
+    "size": float,
+    "root": math.sqrt,
+}
 
 
 def groups_of(groups: Any, names: Sequence[str] | None, p: int) -> dict[Hashable, list[int]]:
@@ -56,20 +63,40 @@ def _plain(labels: Any) -> list[Hashable]:
     return list(np.asarray(labels, dtype=object).tolist())
 
 
-def importances_of(group_weights: Any, groups: Mapping[Hashable, Sequence[int]]) -> Any:
-    """``group_weights`` as the ``u`` of `SparseTrainingProblem.linear`: mappings in the groups' order.
+def weights_of(group_weights: Any, groups: Mapping[Hashable, Sequence[int]]) -> list[float]:
+    """The weight u of each group: at least 0, in the order of ``groups``.
 
-    A group that a mapping does not name has weight 1.  Raises ``ValueError`` for unknown labels.
+    Parameters
+    ----------
+    group_weights : "uniform" (1), "size" (its number of columns), "root" (the root of that), a number for
+        each group, or a mapping from labels to numbers (1 where it has no entry)
 
-    >>> importances_of({"b": 2.0}, {"a": [0], "b": [1]})
-    [1.0, 2.0]
+    Raises ``ValueError``.
+
+    >>> weights_of("size", {"a": [0], "b": [1, 2]}), weights_of({"b": 0}, {"a": [0], "b": [1, 2]})
+    ([1.0, 2.0], [1.0, 0.0])
     """
-    if not isinstance(group_weights, Mapping):
-        return group_weights
-    unknown = [label for label in group_weights if label not in groups]
-    if unknown:
-        raise ValueError(f"group_weights names a group {unknown[0]!r}, and there is none")
-    return [float(group_weights.get(label, 1.0)) for label in groups]
+    if isinstance(group_weights, Mapping):
+        unknown = [label for label in group_weights if label not in groups]
+        if unknown:
+            raise ValueError(f"group_weights names a group {unknown[0]!r}, and there is none")
+        found = [group_weights.get(label, 1.0) for label in groups]
+    elif isinstance(group_weights, str):
+        if group_weights not in _WORDS:
+            raise ValueError(
+                f"group_weights must be {', '.join(_WORDS)}, numbers or a mapping, got {group_weights!r}"
+            )
+        found = [_WORDS[group_weights](len(own)) for own in groups.values()]
+    else:
+        found = list(group_weights)
+    if len(found) != len(groups):
+        raise ValueError(
+            f"group_weights has {len(found)} numbers, and there are {len(groups)} groups"
+        )
+    numbers = [finite_number(value, "group_weights") for value in found]
+    if min(numbers) < 0 or max(numbers) == 0:
+        raise ValueError(f"group_weights must not be negative, and not all may be 0, got {numbers}")
+    return numbers
 
 
 def lam_of(lam: float | str, problem: SparseTrainingProblem) -> float:

@@ -13,7 +13,7 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from spr_or.proof.certificate import ProofCertificate
-from spr_or.tabular.estimator_input import groups_of, importances_of, lam_of
+from spr_or.tabular.estimator_input import groups_of, lam_of, weights_of
 from spr_or.tabular.posed import Model, Posed, posed, solved
 
 Array = NDArray[np.float64]
@@ -33,6 +33,8 @@ class _GroupL0(BaseEstimator):
         group_weights: Any = "uniform",
         standardise: bool = True,
         fit_intercept: bool = True,
+        max_groups: int | None = None,
+        nonnegative: bool = False,
         gap: float = 1e-4,
         time_limit: float | None = None,
     ) -> None:
@@ -42,20 +44,29 @@ class _GroupL0(BaseEstimator):
         self.group_weights = group_weights
         self.standardise = standardise
         self.fit_intercept = fit_intercept
+        self.max_groups = max_groups
+        self.nonnegative = nonnegative
         self.gap = gap
         self.time_limit = time_limit
 
     def _model(self) -> Model:
         """What the parameters ask of a model with the columns seen in `fit`."""
         names = getattr(self, "feature_names_in_", None)
-        groups = groups_of(
+        every = groups_of(
             self.groups, None if names is None else names.tolist(), self.n_features_in_
         )
+        u = dict(zip(every, weights_of(self.group_weights, every), strict=True))
+        groups = {label: own for label, own in every.items() if u[label] > 0}
         return Model(
             loss=self._loss,
             groups=groups,
+            free=[j for label, own in every.items() if u[label] == 0 for j in own],
+            settings={
+                "u": [u[label] for label in groups],
+                "max_entities": self.max_groups,
+                "nonnegative": range(self.n_features_in_) if self.nonnegative else (),
+            },
             alpha=self.alpha,
-            u=importances_of(self.group_weights, groups),
             intercept=self.fit_intercept,
             standardise=self.standardise,
             gap=self.gap,
@@ -116,12 +127,17 @@ class GroupL0Regressor(RegressorMixin, _GroupL0):
         None: each column is a group.  A label for each column, or a mapping from column names (numbers,
         if X has no names) to labels, in which a column without an entry is its own group.
     group_weights : str, float, sequence or mapping
-        u of each group: ``"uniform"`` (1), ``"share"`` (of the weights), numbers in the order of the
-        groups, or a mapping from labels to numbers (1 where it has no entry).
+        u of each group: ``"uniform"`` (1), ``"size"`` (its number of columns), ``"root"`` (the root of
+        that), numbers in the order of the groups, or a mapping from labels to numbers (1 where it has no
+        entry).  A group of weight 0 is free: always used and never penalised.
     standardise : bool
         Divide columns and target by their standard deviation.  ``coef_`` is always in units of the data.
     fit_intercept : bool
         With an intercept, which is not penalised.
+    max_groups : int or None
+        At most so many groups, free ones not counted.
+    nonnegative : bool
+        No weight is negative.
     gap : float
         Relative gap to prove.
     time_limit : float or None
@@ -132,7 +148,7 @@ class GroupL0Regressor(RegressorMixin, _GroupL0):
     ----------
     coef_ : ndarray (p,), or (q, p) for y (n, q)
     intercept_ : float, or ndarray (q,)
-    groups_kept_ : list of labels
+    groups_kept_ : list of labels, without free groups
     objective_, bound_, gap_ : floats, of the scaled problem
     lam_ : float, lambda as a number
     certificate_ : `spr_or.proof.certificate.ProofCertificate`, whose ``check()`` repeats the proof

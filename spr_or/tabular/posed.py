@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from spr_or.certified_solver.derived_m import solve_without_bounds
@@ -26,16 +25,18 @@ class Model:
     """What is asked of a model, apart from data and lambda.
 
     loss : "squared" or "logistic"
-    groups : the columns of each group, by label
-    alpha, u : as `SparseTrainingProblem.linear` takes them
+    groups : the columns of each penalised group, by label
+    free : the columns of the others
+    settings : u, max_entities and nonnegative, as `SparseTrainingProblem.linear` takes them
     intercept, standardise : as for `posed`
     gap, time_limit : of each solve
     """
 
     loss: str
     groups: dict[Hashable, list[int]]
+    free: list[int] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
     alpha: float = 0.1
-    u: Any = "uniform"
     intercept: bool = True
     standardise: bool = True
     gap: float = 1e-4
@@ -56,12 +57,10 @@ class Posed(NamedTuple):
 
     def weights(self, theta: Tensor) -> tuple[Array, Array]:
         """theta (P,) of the problem as weights (p, q) of the columns as they are, and intercepts (q,)."""
-        W = theta.numpy().reshape(len(self.scale), -1) * (self.y_scale / self.scale[:, None])
-        return W, self.y_centre - self.centre @ W
-
-    def theta(self, W: Array) -> Tensor:
-        """Weights (p, q) of the columns as they are, as theta (P,) of the problem."""
-        return torch.from_numpy((W / (self.y_scale / self.scale[:, None])).reshape(-1))
+        table = theta.numpy().reshape(-1, len(self.y_scale))
+        p = len(self.scale)
+        W = table[:p] * self.y_scale / self.scale[:, None]
+        return W, self.y_centre + table[p:].sum(0) - self.centre @ W
 
 
 def posed(X: Array, y: Array, model: Model, sample_weight: Array | None = None) -> Posed:
@@ -72,9 +71,10 @@ def posed(X: Array, y: Array, model: Model, sample_weight: Array | None = None) 
     X, y : (n, p) and (n, q); y is -1 or +1 with the logistic loss
     sample_weight : (n,), at least 0; rows of weight 0 are left out.  All means and spreads are weighted
 
-    With an intercept columns and, for the squared loss, targets are centred.  ``model.standardise``
-    divides the columns, and the targets of the squared loss, by their root mean square: lambda is then in
-    units of the target's variance.  Raises ``ValueError`` as `SparseTrainingProblem.linear` does.
+    An intercept comes from centring columns and targets with the squared loss, and is a free column of
+    ones, the last one, with the logistic.  ``model.standardise`` divides the columns, and the targets of the
+    squared loss, by their root mean square: lambda is then in units of the target's variance.  Raises
+    ``ValueError`` as `SparseTrainingProblem.linear` does.
 
     >>> X, y = np.array([[1.0], [3.0]]), np.array([[10.0], [30.0]])
     >>> posed(X, y, Model("squared", {"x": [0]})).problem.X.tolist()
@@ -90,13 +90,14 @@ def posed(X: Array, y: Array, model: Model, sample_weight: Array | None = None) 
     y_centre, y_scale = _scaling(
         y, weight, model.intercept and squared, model.standardise and squared
     )
-    A, b = (X - centre) / scale, (y - y_centre) / y_scale
-    if np.ptp(weight) > 0:
-        root = np.sqrt(weight / weight.mean())[:, None]
-        A, b = A * root, b * root
+    A, free = (X - centre) / scale, list(model.free)
+    if model.intercept and not squared:
+        free.append(A.shape[1])
+        A = np.column_stack([A, np.ones(len(A))])
     problem = SparseTrainingProblem.linear(
-        A, b, model.groups.values(), model.loss, lam=1.0, alpha=model.alpha, M=1.0, u=model.u
-    )
+        A, (y - y_centre) / y_scale, model.groups.values(), model.loss, lam=1.0, alpha=model.alpha,
+        M=1.0, free=free, sample_weight=weight if np.ptp(weight) > 0 else None, **model.settings,
+    )  # fmt: skip
     return Posed(problem, centre, scale, y_centre, y_scale)
 
 

@@ -109,6 +109,42 @@ def test_group_weights_make_groups_dearer() -> None:
     assert dear.groups_kept_ == same.groups_kept_
 
 
+def test_a_group_of_weight_zero_is_always_used() -> None:
+    X, y = sample()
+    model = so.GroupL0Regressor(lam="1 max", groups=LABELS, group_weights={"c": 0}).fit(X, y)
+    assert model.groups_kept_ == [] and model.coef_[[3, 4]].all()
+    A = np.column_stack([np.ones(len(y)), X[:, [3, 4]]])
+    assert model.coef_[[3, 4]] == pytest.approx(np.linalg.lstsq(A, y)[0][1:], rel=1e-4)
+
+
+def test_at_most_so_many_groups() -> None:
+    X, y = sample()
+    kept = so.GroupL0Regressor(lam=0.003, max_groups=1).fit(X, y).groups_kept_
+    every = [so.GroupL0Regressor(lam=0.003).fit(X[:, [j]], y).score(X[:, [j]], y) for j in range(6)]
+    assert kept == [f"x{np.argmax(every)}"]
+
+
+def test_weights_that_must_not_be_negative() -> None:
+    X, y = sample()
+    free = so.GroupL0Regressor(lam=0.001).fit(X, -y)
+    signed = so.GroupL0Regressor(lam=0.001, nonnegative=True).fit(X, -y)
+    assert free.coef_.min() < -1 and signed.coef_.min() >= 0
+    assert signed.certificate_.check().ok
+
+
+def test_the_intercept_of_the_classifier_is_not_penalised() -> None:
+    """Without a group the score is the log-odds of the classes, weighted or repeated."""
+    X = np.random.default_rng(0).normal(size=(40, 2))
+    y = np.arange(40) % 4 == 0
+    alone = so.GroupL0Classifier(lam=10.0).fit(X, y)
+    assert alone.groups_kept_ == [] and alone.intercept_[0] == pytest.approx(
+        np.log(1 / 3), rel=1e-4
+    )
+    weight = np.where(y, 3.0, 1.0)
+    weighted = so.GroupL0Classifier(lam=10.0).fit(X, y, sample_weight=weight)
+    assert weighted.intercept_[0] == pytest.approx(0, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -116,6 +152,10 @@ def test_group_weights_make_groups_dearer() -> None:
         ({"groups": "auto"}, "6 labels"),
         ({"groups": {9: "a"}}, "names a column 9"),
         ({"group_weights": {"q": 2.0}}, "names a group 'q'"),
+        ({"group_weights": "half"}, "uniform, size, root"),
+        ({"group_weights": [1.0]}, "1 numbers, and there are 6"),
+        ({"group_weights": {"x1": -1}}, "must not be negative"),
+        ({"max_groups": 1.5}, "whole number"),
         ({"lam": "auto"}, 'share such as "0.1 max"'),
         ({"lam": "max"}, "share of the largest lambda"),
         ({"lam": 0.0}, "lam must be positive"),
