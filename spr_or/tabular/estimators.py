@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,37 +19,12 @@ from spr_or.tabular.posed import Model, Posed, posed, solved
 Array = NDArray[np.float64]
 
 
-class _GroupL0(BaseEstimator):
-    """What both estimators share: parameters, the solve, and what is kept of it."""
+class GroupL0(BaseEstimator):
+    """What the estimators share: what their parameters ask for, and what is kept of a solve."""
 
     _loss = "squared"
 
-    def __init__(
-        self,
-        lam: float | str = 0.05,
-        alpha: float = 0.1,
-        *,
-        groups: Any = None,
-        group_weights: Any = "uniform",
-        standardise: bool = True,
-        fit_intercept: bool = True,
-        max_groups: int | None = None,
-        nonnegative: bool = False,
-        gap: float = 1e-4,
-        time_limit: float | None = None,
-    ) -> None:
-        self.lam = lam
-        self.alpha = alpha
-        self.groups = groups
-        self.group_weights = group_weights
-        self.standardise = standardise
-        self.fit_intercept = fit_intercept
-        self.max_groups = max_groups
-        self.nonnegative = nonnegative
-        self.gap = gap
-        self.time_limit = time_limit
-
-    def _model(self) -> Model:
+    def _model(self, alpha: float) -> Model:
         """What the parameters ask of a model with the columns seen in `fit`."""
         names = getattr(self, "feature_names_in_", None)
         every = groups_of(
@@ -66,19 +41,12 @@ class _GroupL0(BaseEstimator):
                 "max_entities": self.max_groups,
                 "nonnegative": range(self.n_features_in_) if self.nonnegative else (),
             },
-            alpha=self.alpha,
+            alpha=alpha,
             intercept=self.fit_intercept,
             standardise=self.standardise,
             gap=self.gap,
             time_limit=self.time_limit,
         )
-
-    def _fit(self, X: Array, y: Array, sample_weight: Array | None) -> tuple[Array, Array]:
-        """Solve for y (n, q); weights (p, q) and intercepts (q,) of the columns as they are."""
-        model = self._model()
-        stated = posed(X, y, model, sample_weight)
-        certificate = solved(stated.problem, lam_of(self.lam, stated.problem), model)
-        return self._keep(model, stated, certificate)
 
     def _keep(
         self, model: Model, stated: Posed, certificate: ProofCertificate
@@ -108,7 +76,114 @@ class _GroupL0(BaseEstimator):
         return np.asarray(X @ W.T + self.intercept_)
 
 
-class GroupL0Regressor(RegressorMixin, _GroupL0):
+class Regression(RegressorMixin, GroupL0):
+    """Fitting and predicting numbers."""
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Choose groups and weights for X (n, p) and y (n,) or (n, q); sample_weight (n,), at least 0."""
+        X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True)
+        target = np.asarray(y, dtype=np.float64)
+        W, intercept = self._fit(X, target.reshape(len(X), -1), _weights(sample_weight, X))
+        single = target.ndim == 1
+        self.coef_ = W[:, 0] if single else W.T
+        self.intercept_ = float(intercept[0]) if single else intercept
+        return self
+
+    def predict(self, X: Any) -> Array:
+        """Predictions (n,), or (n, q) if y had two dimensions."""
+        found = self._linear(X)
+        return found[:, 0] if self.coef_.ndim == 1 else found
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+
+class Classification(ClassifierMixin, GroupL0):
+    """Fitting and predicting two classes."""
+
+    _loss = "logistic"
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Choose groups and weights for X (n, p) and labels y (n,); sample_weight (n,), at least 0."""
+        X, y = validate_data(self, X, y, dtype=np.float64)
+        check_classification_targets(y)
+        kind = type_of_target(y, input_name="y", raise_unknown=True)
+        if kind != "binary":
+            raise ValueError(
+                f"Only binary classification is supported. The type of the target is {kind}."
+            )
+        weight = _weights(sample_weight, X)
+        if weight is not None:
+            X, y, weight = X[weight > 0], y[weight > 0], weight[weight > 0]
+        self.classes_, index = np.unique(y, return_inverse=True)
+        if len(self.classes_) != 2:
+            shown = ", ".join(map(repr, self.classes_.tolist())) or "none"
+            raise ValueError(f"a classifier needs samples of two classes; y has one class: {shown}")
+        W, intercept = self._fit(X, np.where(index == 1, 1.0, -1.0)[:, None], weight)
+        self.coef_, self.intercept_ = W.T, intercept
+        return self
+
+    def decision_function(self, X: Any) -> Array:
+        """Log-odds of the second class, (n,)."""
+        return self._linear(X)[:, 0]
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """The likelier class of each row, (n,)."""
+        second = self.decision_function(X) > 0
+        return np.asarray(self.classes_[second.astype(int)])
+
+    def predict_proba(self, X: Any) -> Array:
+        """Probabilities of both classes, (n, 2)."""
+        from scipy.special import expit
+
+        odds = self.decision_function(X)
+        return np.column_stack([expit(-odds), expit(odds)])
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_class = False
+        return tags
+
+
+class _AtOneLambda(GroupL0):
+    """Estimators of which lambda and alpha are parameters."""
+
+    def __init__(
+        self,
+        lam: float | str = 0.05,
+        alpha: float = 0.1,
+        *,
+        groups: Any = None,
+        group_weights: Any = "uniform",
+        standardise: bool = True,
+        fit_intercept: bool = True,
+        max_groups: int | None = None,
+        nonnegative: bool = False,
+        gap: float = 1e-4,
+        time_limit: float | None = None,
+    ) -> None:
+        self.lam = lam
+        self.alpha = alpha
+        self.groups = groups
+        self.group_weights = group_weights
+        self.standardise = standardise
+        self.fit_intercept = fit_intercept
+        self.max_groups = max_groups
+        self.nonnegative = nonnegative
+        self.gap = gap
+        self.time_limit = time_limit
+
+    def _fit(self, X: Array, y: Array, sample_weight: Array | None) -> tuple[Array, Array]:
+        """Solve for y (n, q); weights (p, q) and intercepts (q,) of the columns as they are."""
+        model = self._model(self.alpha)
+        stated = posed(X, y, model, sample_weight)
+        certificate = solved(stated.problem, lam_of(self.lam, stated.problem), model)
+        return self._keep(model, stated, certificate)
+
+
+class GroupL0Regressor(Regression, _AtOneLambda):
     r"""Linear regression on the best groups of columns, with a proof.
 
     Minimises mean squared error + lam * sum over groups of
@@ -163,28 +238,8 @@ class GroupL0Regressor(RegressorMixin, _GroupL0):
     (['a'], True, True)
     """
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> GroupL0Regressor:
-        """Choose groups and weights for X (n, p) and y (n,) or (n, q); sample_weight (n,), at least 0."""
-        X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True)
-        target = np.asarray(y, dtype=np.float64)
-        W, intercept = self._fit(X, target.reshape(len(X), -1), _weights(sample_weight, X))
-        single = target.ndim == 1
-        self.coef_ = W[:, 0] if single else W.T
-        self.intercept_ = float(intercept[0]) if single else intercept
-        return self
 
-    def predict(self, X: Any) -> Array:
-        """Predictions (n,), or (n, q) if y had two dimensions."""
-        found = self._linear(X)
-        return found[:, 0] if self.coef_.ndim == 1 else found
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.target_tags.multi_output = True
-        return tags
-
-
-class GroupL0Classifier(ClassifierMixin, _GroupL0):
+class GroupL0Classifier(Classification, _AtOneLambda):
     r"""Logistic regression for two classes on the best groups of columns, with a proof.
 
     As `GroupL0Regressor`, with the mean logistic loss, of which no part is divided by anything:
@@ -201,49 +256,6 @@ class GroupL0Classifier(ClassifierMixin, _GroupL0):
     >>> model.groups_kept_, model.predict(X[:2]).tolist(), model.predict_proba(X).shape
     (['x1'], ['no', 'no'], (60, 2))
     """
-
-    _loss = "logistic"
-
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> GroupL0Classifier:
-        """Choose groups and weights for X (n, p) and labels y (n,); sample_weight (n,), at least 0."""
-        X, y = validate_data(self, X, y, dtype=np.float64)
-        check_classification_targets(y)
-        kind = type_of_target(y, input_name="y", raise_unknown=True)
-        if kind != "binary":
-            raise ValueError(
-                f"Only binary classification is supported. The type of the target is {kind}."
-            )
-        weight = _weights(sample_weight, X)
-        if weight is not None:
-            X, y, weight = X[weight > 0], y[weight > 0], weight[weight > 0]
-        self.classes_, index = np.unique(y, return_inverse=True)
-        if len(self.classes_) != 2:
-            shown = ", ".join(map(repr, self.classes_.tolist())) or "none"
-            raise ValueError(f"a classifier needs samples of two classes; y has one class: {shown}")
-        W, intercept = self._fit(X, np.where(index == 1, 1.0, -1.0)[:, None], weight)
-        self.coef_, self.intercept_ = W.T, intercept
-        return self
-
-    def decision_function(self, X: Any) -> Array:
-        """Log-odds of the second class, (n,)."""
-        return self._linear(X)[:, 0]
-
-    def predict(self, X: Any) -> NDArray[Any]:
-        """The likelier class of each row, (n,)."""
-        second = self.decision_function(X) > 0
-        return np.asarray(self.classes_[second.astype(int)])
-
-    def predict_proba(self, X: Any) -> Array:
-        """Probabilities of both classes, (n, 2)."""
-        from scipy.special import expit
-
-        odds = self.decision_function(X)
-        return np.column_stack([expit(-odds), expit(odds)])
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_class = False
-        return tags
 
 
 def _weights(sample_weight: Any, X: Array) -> Array | None:
