@@ -94,7 +94,7 @@ def held_out(
     stated = posed(X[fitted_on], y[fitted_on], model, inside)
     losses = []
     for certificate in path_of(stated, lams, model):
-        W, intercept = stated.weights(certificate.weights)
+        W, intercept = stated.scaling.weights(certificate.weights)
         f = torch.from_numpy(X[tested_on] @ W + intercept)
         values = LOSSES[model.loss].value(f, torch.from_numpy(y[tested_on])).numpy()
         losses.append(np.average(values, weights=None if weight is None else weight[tested_on]))

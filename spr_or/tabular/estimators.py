@@ -66,7 +66,7 @@ class GroupL0(BaseEstimator):
                 ConvergenceWarning,
                 stacklevel=4,
             )
-        return stated.weights(certificate.weights)
+        return stated.scaling.weights(certificate.weights)
 
     def _linear(self, X: Any) -> Array:
         """X W + intercepts, (n, q)."""

@@ -16,8 +16,8 @@ from torch import Tensor
 from spr_or.certified_solver.derived_m import solve_without_bounds
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.proof.certificate import ProofCertificate
+from spr_or.tabular.scaling import Scaling, scaling
 from spr_or.tabular.source import Array
-from spr_or.tabular.variables import constant
 
 
 @dataclass(frozen=True)
@@ -44,23 +44,10 @@ class Model:
 
 
 class Posed(NamedTuple):
-    """A problem (its lambda is 1) on scaled data: (x - centre) / scale and (y - y_centre) / y_scale.
-
-    centre, scale : (p,); y_centre, y_scale : (q,)
-    """
+    """A problem (its lambda is 1), and how the data enter it."""
 
     problem: SparseTrainingProblem
-    centre: Array
-    scale: Array
-    y_centre: Array
-    y_scale: Array
-
-    def weights(self, theta: Tensor) -> tuple[Array, Array]:
-        """theta (P,) of the problem as weights (p, q) of the columns as they are, and intercepts (q,)."""
-        table = theta.numpy().reshape(-1, len(self.y_scale))
-        p = len(self.scale)
-        W = table[:p] * self.y_scale / self.scale[:, None]
-        return W, self.y_centre + table[p:].sum(0) - self.centre @ W
+    scaling: Scaling
 
 
 def posed(X: Array, y: Array, model: Model, sample_weight: Array | None = None) -> Posed:
@@ -85,32 +72,20 @@ def posed(X: Array, y: Array, model: Model, sample_weight: Array | None = None) 
         X, y, weight = X[weight > 0], y[weight > 0], weight[weight > 0]
     if not len(X):
         raise ValueError("sample_weight is 0 everywhere: there is no sample to fit")
+    shares = weight if np.ptp(weight) > 0 else None
     squared = model.loss == "squared"
-    centre, scale = _scaling(X, weight, model.intercept, model.standardise)
-    y_centre, y_scale = _scaling(
-        y, weight, model.intercept and squared, model.standardise and squared
+    how = scaling(
+        X, y, shares, centred=model.intercept, standardise=model.standardise, squared=squared
     )
-    A, free = (X - centre) / scale, list(model.free)
+    A, free = (X - how.centre) / how.scale, list(model.free)
     if model.intercept and not squared:
         free.append(A.shape[1])
         A = np.column_stack([A, np.ones(len(A))])
     problem = SparseTrainingProblem.linear(
-        A, (y - y_centre) / y_scale, model.groups.values(), model.loss, lam=1.0, alpha=model.alpha,
-        M=1.0, free=free, sample_weight=weight if np.ptp(weight) > 0 else None, **model.settings,
+        A, (y - how.y_centre) / how.y_scale, model.groups.values(), model.loss, lam=1.0,
+        alpha=model.alpha, M=1.0, free=free, sample_weight=shares, **model.settings,
     )  # fmt: skip
-    return Posed(problem, centre, scale, y_centre, y_scale)
-
-
-def _scaling(values: Array, weight: Array, centred: bool, divided: bool) -> tuple[Array, Array]:
-    """Centre and scale of each column; a column that does not vary becomes exactly zero by centring."""
-    centre, scale = np.zeros(values.shape[1]), np.ones(values.shape[1])
-    if centred:
-        centre = np.average(values, axis=0, weights=weight)
-        centre = np.where(constant(values), values[0], centre)
-    if divided:
-        scale = np.sqrt(np.average(np.square(values - centre), axis=0, weights=weight))
-        scale[scale == 0] = 1.0
-    return centre, scale
+    return Posed(problem, how)
 
 
 def solved(

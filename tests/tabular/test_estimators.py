@@ -2,10 +2,12 @@
 
 import itertools
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
@@ -14,6 +16,10 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import spr_or as so
+from spr_or.proof.certificate import fingerprint
+from spr_or.tabular.model_rules import ModelRules
+from spr_or.tabular.posed import Model, posed
+from spr_or.tabular.prepare import prepare
 
 LABELS = ["a", "a", "b", "c", "c", "d"]
 
@@ -278,3 +284,21 @@ def test_grid_searches_take_less_than_a_minute() -> None:
     X, y = load_breast_cancer(return_X_y=True)
     search = GridSearchCV(so.GroupL0Classifier(gap=0.01), grid, cv=3).fit(X, y)
     assert search.best_score_ > 0.94
+
+
+@pytest.mark.parametrize("loss", ["squared", "logistic"])
+def test_the_command_and_the_estimators_pose_the_same_problem(loss: str, tmp_path: Path) -> None:
+    X, y = sample()
+    target = y if loss == "squared" else np.where(y > np.median(y), 1.0, -1.0)
+    weight = np.random.default_rng(2).uniform(0.5, 2, 40)
+    np.savetxt(tmp_path / "own.csv", np.column_stack([X, target, weight]), delimiter=",", fmt="%.17g",
+               header="a,b,c,d,e,f,y,w", comments="")  # fmt: skip
+    rules = ModelRules(sample_weight="w", group_weights={"b": 0.0, "c": 2.0}, max_groups=3)
+    data = prepare(tmp_path / "own.csv", "y", None, loss, standardise=True, rules=rules)
+    asked = data.problem(1.0, 0.1, 1.0)
+    model = Model(loss, data.groups, data.entities.free, data.entities.settings)
+    stated = posed(data.table.X, data.table.y, model, data.table.weight)
+    assert fingerprint(stated.problem) == fingerprint(asked)
+    theta = torch.arange(asked.entities.n_parameters, dtype=torch.float64)
+    for one, two in zip(stated.scaling.weights(theta), data.weights(theta), strict=True):
+        assert np.array_equal(one, two)
