@@ -295,7 +295,7 @@ def test_the_command_and_the_estimators_pose_the_same_problem(loss: str, tmp_pat
                header="a,b,c,d,e,f,y,w", comments="")  # fmt: skip
     rules = ModelRules(sample_weight="w", group_weights={"b": 0.0, "c": 2.0}, max_groups=3)
     data = prepare(tmp_path / "own.csv", "y", None, loss, standardise=True, rules=rules)
-    asked = data.problem(1.0, 0.1, 1.0)
+    asked = data.problem(1.0, 0.1, 1.0, M_free=1.0)
     model = Model(loss, data.groups, data.entities.free, data.entities.settings)
     stated = posed(data.table.X, data.table.y, model, data.table.weight)
     assert fingerprint(stated.problem) == fingerprint(asked)
