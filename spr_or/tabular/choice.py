@@ -124,23 +124,41 @@ def candidates(
         raise ValueError("alphas is empty: give at least one value")
     whole = [posed(X, y, model, weight) for model in models]
     grids = [lambdas(lams, stated.problem) for stated in whole]
-    work = [
+    paths = Parallel(n_jobs=n_jobs)(
+        delayed(path_of)(stated, own, model)
+        for stated, own, model in zip(whole, grids, models, strict=True)
+    )
+    losses = fold_losses(X, y, weight, models, grids, folds, n_jobs)
+    found = [
+        candidate(model, one, held)
+        for model, path, own in zip(models, paths, losses, strict=True)
+        for one, held in zip(path, own.T, strict=True)
+    ]
+    return found, whole
+
+
+def fold_losses(
+    X: Array,
+    y: Array,
+    weight: Array | None,
+    models: Sequence[Model],
+    grids: Sequence[Sequence[float]],
+    folds: Sequence[tuple[Rows, Rows]],
+    n_jobs: int | None = None,
+) -> list[Array]:
+    """Held-out losses (folds, lams) of each model over the lambdas of its grid."""
+    from sklearn.utils.parallel import Parallel, delayed
+
+    done = Parallel(n_jobs=n_jobs)(
         delayed(held_out)(X, y, weight, model, own, fold)
         for model, own in zip(models, grids, strict=True)
         for fold in folds
-    ]
-    work += [
-        delayed(path_of)(stated, own, model)
-        for stated, own, model in zip(whole, grids, models, strict=True)
-    ]
-    done = Parallel(n_jobs=n_jobs)(work)
+    )
     count = len(folds)
-    found = []
-    for i, (model, own) in enumerate(zip(models, grids, strict=True)):
-        losses = np.array(done[i * count : (i + 1) * count]).reshape(count, len(own))
-        path = done[len(models) * count + i]
-        found += [candidate(model, one, losses[:, k]) for k, one in enumerate(path)]
-    return found, whole
+    return [
+        np.array(done[i * count : (i + 1) * count]).reshape(count, len(own))
+        for i, own in enumerate(grids)
+    ]
 
 
 def candidate(model: Model, certificate: ProofCertificate, losses: Array) -> Candidate:
@@ -210,6 +228,8 @@ def write_choice(
     """
     if path.suffix.lower() == ".csv":
         rows = [row(one, labels) | {"chosen": i == place} for i, one in enumerate(found)]
+        for one in rows:  # a list of names as JSON, so that any name survives
+            one["kept"] = json.dumps(one["kept"], ensure_ascii=False)
         write_csv(path, list(rows[0]), rows)
     elif path.suffix.lower() == ".png":
         from spr_or.tabular.choice_figure import choice_over_lambda
@@ -221,7 +241,7 @@ def write_choice(
 
 
 def row(one: Candidate, labels: Sequence[str]) -> dict[str, Any]:
-    """A candidate in plain values; ``kept`` names groups, as JSON."""
+    """A candidate in plain values; ``kept`` names groups."""
     used = one.certificate.indicators.bool().tolist()
     kept = [label for label, on in zip(labels, used, strict=True) if on]
     held = {"held_out_loss": one.loss, "standard_error": one.spread} if len(one.losses) else {}
@@ -233,5 +253,5 @@ def row(one: Candidate, labels: Sequence[str]) -> dict[str, Any]:
         "bic": one.bic,
         "ebic": one.ebic,
         "gap": one.certificate.gap,
-        "kept": json.dumps(kept, ensure_ascii=False),
+        "kept": kept,
     }

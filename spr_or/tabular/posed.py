@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ class Model:
     """
 
     loss: str
-    groups: dict[Hashable, list[int]]
+    groups: Mapping[Any, list[int]]
     free: list[int] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     alpha: float = 0.1

@@ -18,6 +18,7 @@ from spr_or.tabular.folder import lambda_folders
 from spr_or.tabular.preparation import Coding, Preparation, Reading
 from spr_or.tabular.read import read_source
 from spr_or.tabular.source import Array, Column, Source, TableError, listed
+from spr_or.tabular.stored_choice import chosen_in
 from spr_or.tabular.stored_result import StoredResult, read_result
 from spr_or.tabular.variables import check_names, variable
 from spr_or.utils.untrusted import UnreadableFile, read_text
@@ -89,8 +90,12 @@ def result_in(folder: Path) -> Path:
     places = lambda_folders(folder)
     if (folder / "result.json").exists() or not places:
         return folder
+    choice = chosen_in(folder)
+    if choice is not None:
+        return choice
     raise TableError(
-        f"{folder} holds a path over lambda: name one of its results, such as {places[-1]}"
+        f"{folder} holds a path over lambda: name one of its results, such as {places[-1]}, or choose "
+        "one with --cv or --ic"
     )
 
 

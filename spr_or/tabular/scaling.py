@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from spr_or.tabular.source import Array
@@ -31,6 +32,16 @@ class Scaling(NamedTuple):
         p = len(self.scale)
         W = table[:p] * self.y_scale / self.scale[:, None]
         return W, self.y_centre + table[p:].sum(0) - self.centre @ W
+
+    def theta(self, W: Array, free_intercept: Array | None = None) -> Tensor:
+        """Weights (p, q) of the columns as they are as theta (P,) of the problem: the inverse of `weights`.
+
+        ``free_intercept`` (q,): the intercepts, where the problem has a free column of ones for them.
+        """
+        table = W * self.scale[:, None] / self.y_scale
+        if free_intercept is not None:
+            table = np.vstack([table, free_intercept - self.y_centre + self.centre @ W])
+        return torch.from_numpy(table.reshape(-1))
 
 
 def scaling(
