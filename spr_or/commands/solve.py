@@ -249,6 +249,7 @@ def command(
     from spr_or.tabular.pool import within as within_pct
     from spr_or.tabular.preparation import Reading
     from spr_or.tabular.prepare import prepare
+    from spr_or.tabular.result_page import write_path_page, write_result_page
     from spr_or.tabular.solve_run import SolveRun, patient_interrupt, solve_one, solve_path
     from spr_or.tabular.warm_start import start_from
 
@@ -310,15 +311,22 @@ def command(
                     if export is not None:
                         export_model(export, certificate.problem, formulation)
                         terminal.say(screen, f"model ({formulation}): {export}")
+                    others = None
                     if pool is not None:
-                        _report_pool(screen, solve_pool(run, certificate, pool, tolerance))
+                        others = solve_pool(run, certificate, pool, tolerance)
+                        _report_pool(screen, others)
+                    write_result_page(folder, data, certificate, bound is None, others)
             else:
                 points = solve_path(run, lams)
                 made = [point.certificate for point in points]
                 if points:
                     _report_path(screen, points, folder)
+                choice = None
                 if criterion is not None and len(points) == len(lams) and not stop.asked:
-                    _say_choice(screen, choose(run, points, criterion, cv or 0, jobs), folder)
+                    choice = choose(run, points, criterion, cv or 0, jobs)
+                    _say_choice(screen, choice, folder)
+                if points:
+                    write_path_page(folder, data, points, bound is None, choice)
     except (ValueError, OSError) as error:
         raise terminal.failed(error, 2) from None
     except KeyboardInterrupt:
@@ -512,7 +520,7 @@ def _report(screen: Console, data: OwnData, certificate: ProofCertificate, folde
             "may give a better model; --M auto cuts off none",
             "yellow",
         )
-    files = "weights.csv, groups.csv, gap.png, result.json, certificate.json"
+    files = "report.html, weights.csv, groups.csv, gap.png, result.json, certificate.json"
     terminal.say(screen, f"results: {folder} ({files})")
 
 
@@ -575,5 +583,5 @@ def _report_path(screen: Console, points: Sequence[PathPoint], folder: Path) -> 
     ]
     columns = ("lambda", "groups", "objective", "bound", "gap %", "status")
     terminal.show(screen, terminal.table(columns, rows, text=("status",)))
-    files = "path.csv, path.json, path.png, and a folder for each lambda"
+    files = "report.html, path.csv, path.json, path.png, and a folder for each lambda"
     terminal.say(screen, f"results: {folder} ({files})")

@@ -91,7 +91,7 @@ def groups_above(points: Sequence[Solved], groups: Sequence[str]) -> tuple[plt.F
         2, 1, figsize=(7, 3.6 + 0.24 * max(4, len(shown))), sharex=True, layout="constrained",
         height_ratios=(0.24 * max(4, len(shown)) + 0.3, 2.6),
     )  # fmt: skip
-    _kept_over_lambda(top, points, shown, [_short(groups[i]) for i in shown])
+    _kept_over_lambda(top, points, shown, [short(groups[i]) for i in shown])
     if len(rows) > len(shown):
         top.set_ylabel(f"groups kept\n(the first {len(shown)} of {len(rows)} to enter)")
     for axis in (top, bottom):
@@ -156,7 +156,8 @@ def _bounds_over_lambda(axis: Any, points: Sequence[PathPoint]) -> None:
     axis.legend(frameon=False)
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
+    """A name that fits beside a picture."""
     return picture_text(name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…")
 
 
