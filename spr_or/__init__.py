@@ -24,6 +24,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "SPR": "spr_or.pruning.regularizer:SPR",
     "Certificate": "spr_or.formulations.certificate:Certificate",
+    "GroupL0Classifier": "spr_or.tabular.estimators:GroupL0Classifier",
+    "GroupL0ClassifierCV": "spr_or.tabular.cv_estimators:GroupL0ClassifierCV",
+    "GroupL0Regressor": "spr_or.tabular.estimators:GroupL0Regressor",
+    "GroupL0RegressorCV": "spr_or.tabular.cv_estimators:GroupL0RegressorCV",
     "Method": "spr_or.training.method:Method",
     "MethodKeys": "spr_or.training.method:MethodKeys",
     "ProxSGD": "spr_or.pruning.prox_sgd:ProxSGD",
@@ -85,6 +89,8 @@ if TYPE_CHECKING:
     from spr_or.pruning.pruner import Pruner
     from spr_or.pruning.regularizer import SPR
     from spr_or.tabular.check import check, load_certificate
+    from spr_or.tabular.cv_estimators import GroupL0ClassifierCV, GroupL0RegressorCV
+    from spr_or.tabular.estimators import GroupL0Classifier, GroupL0Regressor
     from spr_or.training.method import Method, MethodKeys, PruningPlan, PruningTask
     from spr_or.training.recipe import load_recipe
     from spr_or.training.runner import run_recipe
@@ -93,6 +99,10 @@ if TYPE_CHECKING:
 __all__ = [
     "SPR",
     "Certificate",
+    "GroupL0Classifier",
+    "GroupL0ClassifierCV",
+    "GroupL0Regressor",
+    "GroupL0RegressorCV",
     "Method",
     "MethodKeys",
     "ProxSGD",

@@ -44,6 +44,9 @@ COMMANDS = {
         "spr_or.commands.solve", "Choose the columns that explain a target best, and prove it."
     ),
     "check": _Place("spr_or.commands.check", "Check what spr-or solve left, from the data."),
+    "predict": _Place(
+        "spr_or.commands.predict", "Predict the target of new data with a stored result."
+    ),
     "inspect": _Place(
         "spr_or.commands.inspect", "Show what pruning could remove from a network, layer by layer."
     ),

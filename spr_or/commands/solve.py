@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from spr_or.formulations.problem import SparseTrainingProblem
     from spr_or.proof.certificate import ProofCertificate, SearchProgress
     from spr_or.tabular.model_rules import ModelRules
+    from spr_or.tabular.path_choice import Choice
     from spr_or.tabular.pool import Pool
     from spr_or.tabular.prepare import OwnData
 
@@ -28,6 +29,9 @@ _SHOWN = 20  # rows of the table of groups
 
 Missing = Literal["drop", "mean"]
 Decimal = Literal[".", ","]
+Criterion = Literal["bic", "ebic"]
+Formulation = Literal["bigm", "perspective"]
+_PATH = "20"  # values of lambda to choose from
 
 
 def command(
@@ -111,6 +115,22 @@ def command(
             help="Instead of --lam: K values of lambda down from the empty model, or a list.",
         ),
     ] = None,
+    cv: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K",
+            min=2,
+            help="Choose a lambda of the path by cross-validation with K folds: the largest one whose "
+            "held-out loss is within one standard error of the least. Without --path: 20 values.",
+        ),
+    ] = None,
+    ic: Annotated[
+        Criterion | None,
+        typer.Option(
+            metavar="bic|ebic", help="Choose a lambda of the path by an information criterion."
+        ),
+    ] = None,
+    jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Processes for --cv.")] = 1,
     loss: Annotated[str, typer.Option(metavar="NAME", help="squared or logistic.")] = "squared",
     intercept: Annotated[
         bool,
@@ -169,6 +189,31 @@ def command(
     time_limit: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="For each lambda.  [default: none]")
     ] = None,
+    nodes: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Most nodes to solve for each lambda.")
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Most memory of the process in GB; then the search ends."),
+    ] = None,
+    warm_start: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Begin with the weights of an earlier result; columns are matched by name.",
+        ),
+    ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write the model for other solvers, with the M in use: .lp, .mps or .nl "
+            "(logistic loss: .nl).",
+        ),
+    ] = None,
+    formulation: Annotated[
+        Formulation, typer.Option(metavar="NAME", help="Of --export: bigm or perspective.")
+    ] = "perspective",
     device: Annotated[
         str, typer.Option(metavar="NAME", help="Where to compute: cpu or cuda.")
     ] = "cpu",
@@ -192,25 +237,39 @@ def command(
     Ctrl-C stops with the best so far and its proven gap. `spr-or check DIR` checks the result
     again. Solving the same problem again replaces its result.
 
-    Exit status: 0 proven to the gap, 1 stopped by the time limit before, 2 bad usage or data, or a
+    Exit status: 0 proven to the gap, 1 stopped by a limit before, 2 bad usage or data, or a
     folder that holds another problem or is in use, 130 interrupted.
     """
     from spr_or.certified_solver.lambda_path import without_price
     from spr_or.tabular.folder import alone_in, check_free, default_folder, question
+    from spr_or.tabular.limits import Limits
+    from spr_or.tabular.model_files import check_kind, export_model
+    from spr_or.tabular.path_choice import choose
     from spr_or.tabular.pool import solve_pool
     from spr_or.tabular.pool import within as within_pct
     from spr_or.tabular.preparation import Reading
     from spr_or.tabular.prepare import prepare
+    from spr_or.tabular.result_page import write_path_page, write_result_page
     from spr_or.tabular.solve_run import SolveRun, patient_interrupt, solve_one, solve_path
+    from spr_or.tabular.warm_start import start_from
 
     screen = terminal.console()
     try:
         bound = _bound_of(M)
         tolerance = within_pct(within)
-        if pool is not None and path is not None:
-            raise ValueError(
-                "--pool belongs to a single lambda: give --lam or --max-groups, not --path"
-            )
+        if cv is not None and ic is not None:
+            raise ValueError("give --cv or --ic: each chooses a lambda")
+        criterion = "cv" if cv is not None else ic
+        if criterion is not None and path is None:
+            path = _PATH
+        single_only = {"--pool": pool, "--warm-start": warm_start, "--export": export}
+        for option, value in single_only.items():
+            if value is not None and path is not None:
+                raise ValueError(
+                    f"{option} belongs to a single lambda: give --lam or --max-groups, not a path"
+                )
+        if export is not None:
+            check_kind(export, loss)
         rules = _rules(max_groups, require, needs, nonnegative, group_weights, weights)
         reading = Reading(
             header=header, decimal=decimal, encoding=encoding, drop=drop, columns=columns,
@@ -240,19 +299,34 @@ def command(
             _describe(screen, data, bound)
             if groups is not None:
                 _list_groups(screen, data)
-            run = SolveRun(data, problem, bound, gap, time_limit, device, folder, stop, _watch)
+            run = SolveRun(
+                data, problem, bound, gap, time_limit, device, folder, stop, _watch,
+                Limits(nodes, memory), None if warm_start is None else start_from(warm_start, data),
+            )  # fmt: skip
             if path is None:
                 certificate = solve_one(run)
                 made = [] if certificate is None else [certificate]
                 if certificate is not None:
                     _report(screen, data, certificate, folder)
+                    if export is not None:
+                        export_model(export, certificate.problem, formulation)
+                        terminal.say(screen, f"model ({formulation}): {export}")
+                    others = None
                     if pool is not None:
-                        _report_pool(screen, solve_pool(run, certificate, pool, tolerance))
+                        others = solve_pool(run, certificate, pool, tolerance)
+                        _report_pool(screen, others)
+                    write_result_page(folder, data, certificate, bound is None, others)
             else:
                 points = solve_path(run, lams)
                 made = [point.certificate for point in points]
                 if points:
                     _report_path(screen, points, folder)
+                choice = None
+                if criterion is not None and len(points) == len(lams) and not stop.asked:
+                    choice = choose(run, points, criterion, cv or 0, jobs)
+                    _say_choice(screen, choice, folder)
+                if points:
+                    write_path_page(folder, data, points, bound is None, choice)
     except (ValueError, OSError) as error:
         raise terminal.failed(error, 2) from None
     except KeyboardInterrupt:
@@ -446,7 +520,7 @@ def _report(screen: Console, data: OwnData, certificate: ProofCertificate, folde
             "may give a better model; --M auto cuts off none",
             "yellow",
         )
-    files = "weights.csv, groups.csv, gap.png, result.json, certificate.json"
+    files = "report.html, weights.csv, groups.csv, gap.png, result.json, certificate.json"
     terminal.say(screen, f"results: {folder} ({files})")
 
 
@@ -473,6 +547,28 @@ def _report_pool(screen: Console, pool: Pool) -> None:
     terminal.say(screen, said)
 
 
+def _say_choice(screen: Console, choice: Choice, folder: Path) -> None:
+    """What was compared, and which lambda was chosen."""
+    from spr_or.tabular.path_choice import why
+
+    held = len(choice.found[0].losses) > 0
+    rows = [
+        (
+            f"{one.lam:.5g}",
+            str(int(one.certificate.indicators.sum())),
+            *((f"{one.loss:.6g}", f"{one.spread:.4g}") if held else ()),
+            f"{one.bic:.6g}",
+            f"{one.ebic:.6g}",
+            "chosen" if i == choice.place else "",
+        )
+        for i, one in enumerate(choice.found)
+    ]
+    columns = ("lambda", "groups", *(("held-out loss", "±") if held else ()), "BIC", "EBIC", "")
+    terminal.show(screen, terminal.table(columns, rows, text=("",)))
+    terminal.say(screen, why(choice))
+    terminal.say(screen, f"choice: {folder} (choice.csv, choice.json, choice.png)")
+
+
 def _report_path(screen: Console, points: Sequence[PathPoint], folder: Path) -> None:
     rows = [
         (
@@ -487,5 +583,5 @@ def _report_path(screen: Console, points: Sequence[PathPoint], folder: Path) -> 
     ]
     columns = ("lambda", "groups", "objective", "bound", "gap %", "status")
     terminal.show(screen, terminal.table(columns, rows, text=("status",)))
-    files = "path.csv, path.json, path.png, and a folder for each lambda"
+    files = "report.html, path.csv, path.json, path.png, and a folder for each lambda"
     terminal.say(screen, f"results: {folder} ({files})")

@@ -12,25 +12,32 @@ from spr_or.tabular.source import Column, Source, TableError, listed
 from spr_or.utils.untrusted import UnreadableFile, read_arrays
 
 
-def read_npz(path: Path, target: str | None) -> Source:
-    """The columns of an npz file; ``target`` names the array of the target.  Raises `TableError`."""
+def read_npz(path: Path, target: str | None, with_target: bool = True) -> Source:
+    """The columns of an npz file; ``target`` names the array of the target, if it is read.
+
+    Raises `TableError`.
+    """
     try:
         arrays = read_arrays(path)
     except UnreadableFile as error:
         raise TableError(str(error)) from None
     name = target or "y"
-    for needed in ("X", name):
+    for needed in ("X", name) if with_target else ("X",):
         if needed not in arrays:
             raise TableError(f"{path}: no array {needed!r}; there are {listed(list(arrays))}")
-    X, y = arrays["X"], arrays[name]
+    X = arrays["X"]
     if X.ndim != 2 or X.size == 0 or X.dtype.kind not in "fiub":
         raise TableError(f"{path}: X must be numbers of shape (n, p), got {X.dtype} {X.shape}")
+    p = X.shape[1]
+    names = _names(path, arrays, "columns", p) or [f"x{j}" for j in range(p)]
+    columns = [Column(n, x) for n, x in zip(names, X.astype(np.float64).T, strict=True)]
+    if not with_target:
+        return Source(columns)
+    y = arrays[name]
     if y.ndim not in (1, 2) or len(y) != len(X) or y.size == 0:
         raise TableError(f"{path}: {name} has shape {y.shape}, X has {len(X)} rows")
     y = y.reshape(len(y), -1)
-    p, q = X.shape[1], y.shape[1]
-    names = _names(path, arrays, "columns", p) or [f"x{j}" for j in range(p)]
-    columns = [Column(n, x) for n, x in zip(names, X.astype(np.float64).T, strict=True)]
+    q = y.shape[1]
     named = [name] if q == 1 else [f"{name}{o}" for o in range(q)]
     targets = [_target(n, values) for n, values in zip(named, y.T, strict=True)]
     groups = _names(path, arrays, "groups", p)

@@ -24,8 +24,8 @@ from spr_or.tabular.groups import entities_of
 from spr_or.tabular.model_rules import Entities, ModelRules, entities_under
 from spr_or.tabular.preparation import Reading
 from spr_or.tabular.read import Table, read_table
+from spr_or.tabular.scaling import Scaling, scaling
 from spr_or.tabular.source import Array, TableError
-from spr_or.tabular.variables import constant
 
 _AS_THEY_STAND = Reading()
 _NO_RULES = ModelRules()
@@ -45,10 +45,7 @@ class OwnData:
     loss: str
     intercept: bool
     standardise: bool
-    centre: Array
-    scale: Array
-    y_centre: Array
-    y_scale: Array
+    scaling: Scaling
     rules: ModelRules = _NO_RULES
     scale_target: bool = True
 
@@ -74,8 +71,9 @@ class OwnData:
 
         ``M_free`` None: an intercept gets a bound that cuts off none for this M, free groups the largest M.
         """
-        X = (self.table.X - self.centre) / self.scale
-        y = (self.table.y - self.y_centre) / self.y_scale
+        how = self.scaling
+        X = (self.table.X - how.centre) / how.scale
+        y = (self.table.y - how.y_centre) / how.y_scale
         if M_free is None and self.free_intercept:
             M_free = max(
                 float(np.max(M)),
@@ -92,10 +90,7 @@ class OwnData:
 
     def weights(self, theta: Tensor) -> tuple[Array, Array]:
         """theta (P,) of the problem as weights (p, q) of the columns as they are, and intercepts (q,)."""
-        table = theta.numpy().reshape(-1, len(self.y_scale))
-        W = table[: len(self.scale)] * self.y_scale / self.scale[:, None]
-        own = table[-1] if self.free_intercept else 0.0
-        return W, self.y_centre + own - self.centre @ W
+        return self.scaling.weights(theta)
 
 
 def prepare(
@@ -142,50 +137,16 @@ def prepare(
                 f"{path}: {len(table.columns)} columns, but {len(groups)} group labels"
             )
         table = table._replace(labels=groups)
-    X, y = table.X, table.y
-    share = None if table.weight is None else table.weight / table.weight.sum()
-    centre, scale = np.zeros(X.shape[1]), np.ones(X.shape[1])
-    y_centre, y_scale = np.zeros(y.shape[1]), np.ones(y.shape[1])
-    squared = loss == "squared"
-    if intercept:
-        centre = _mean(X, share)
-        y_centre = _mean(y, share) if squared else y_centre
-    if intercept and not reading.as_is:  # what does not vary is exactly zero then
-        centre = np.where(constant(X), X[0], centre)
-        y_centre = np.where(constant(y), y[0], y_centre) if squared else y_centre
-    if standardise:
-        scale = _root_mean_square(X - centre, share)
-        if squared and scale_target:
-            y_scale = _root_mean_square(y - y_centre, share)
+    how = scaling(
+        table.X, table.y, table.weight, centred=intercept, standardise=standardise,
+        squared=loss == "squared", scale_target=scale_target, exact_zeros=not reading.as_is,
+    )  # fmt: skip
     digest = file_hash(path)
     data = OwnData(
-        path,
-        target,
-        digest,
-        table,
-        loss,
-        intercept,
-        standardise,
-        centre,
-        scale,
-        y_centre,
-        y_scale,
-        rules,
-        scale_target,
+        path, target, digest, table, loss, intercept, standardise, how, rules, scale_target
     )
     _ = data.entities  # refuses names that there are not
     return data
-
-
-def _mean(values: Array, share: Array | None) -> Array:
-    return np.asarray(values.mean(0) if share is None else share @ values)
-
-
-def _root_mean_square(values: Array, share: Array | None) -> Array:
-    """(p,), 1 for columns that do not vary."""
-    size = np.sqrt(_mean(np.square(values), share))
-    size[size == 0] = 1.0
-    return size
 
 
 def file_hash(path: Path) -> str:

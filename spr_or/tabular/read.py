@@ -85,7 +85,7 @@ def read_table(
 
     Raises `TableError`.
     """
-    source = _source(path, target, reading)
+    source = read_source(path, target, reading)
     columns, targets, others = _split(path, source, target, reading)
     done = Done(notes=list(source.notes))
     sizes, columns, source = _weights(path, source, columns, weight, reading)
@@ -143,14 +143,20 @@ def read_table(
     return Table(X, y, names, known, labels, classes, record, done.notes, warnings, sizes)
 
 
-def _source(path: Path, target: str | None, reading: Reading) -> Source:
+def read_source(
+    path: Path, target: str | None, reading: Reading, with_target: bool = True
+) -> Source:
+    """The columns of a file of any kind; raises `TableError`.
+
+    ``target`` names the array of the target in an npz file, which needs one unless ``with_target`` is false.
+    """
     if not path.is_file():
         what = "not a regular file" if path.exists() and not path.is_dir() else "no such file"
         raise TableError(f"{path}: {what}")
     inner = path.name.lower().removesuffix(".gz").removesuffix(".zip")
     kind = Path(inner).suffix
     if inner == path.name.lower() and kind == ".npz":
-        return read_npz(path, target)
+        return read_npz(path, target, with_target)
     if inner == path.name.lower() and kind in (*PARQUET, *FEATHER):
         return read_columnar(path)
     if kind in _TEXT or (inner != path.name.lower() and not kind):

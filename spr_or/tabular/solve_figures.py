@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import matplotlib
 
@@ -18,6 +18,19 @@ from spr_or.utils.printable import picture_text
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.ticker import LogLocator, NullFormatter  # noqa: E402
+
+
+class Solved(Protocol):
+    """A lambda and what was solved for it."""
+
+    @property
+    def lam(self) -> float:
+        """Its value."""
+
+    @property
+    def certificate(self) -> ProofCertificate:
+        """The solution."""
+
 
 _MOST_ROWS = 40  # groups that a picture of a path names
 _LONGEST = 32  # letters of a name
@@ -54,7 +67,7 @@ def gap_over_time(
         f"gap {100 * certificate.gap:.3g} % after {certificate.nodes} nodes",
         fontsize=10,
     )
-    _save(figure, path)
+    save(figure, path)
 
 
 def over_lambda(points: Sequence[PathPoint], groups: Sequence[str], path: Path) -> None:
@@ -63,24 +76,36 @@ def over_lambda(points: Sequence[PathPoint], groups: Sequence[str], path: Path) 
     ``groups`` are the names, in the order of the problem. Each group that is ever kept has a row,
     named, in the order in which they enter; a large dot stands where it enters.
     """
+    figure, (top, bottom) = groups_above(points, groups)
+    _bounds_over_lambda(bottom, points)
+    name = picture_text(points[0].certificate.problem.name)
+    top.set_title(f"{name}: the path over λ", fontsize=10, pad=18)
+    save(figure, path)
+
+
+def groups_above(points: Sequence[Solved], groups: Sequence[str]) -> tuple[plt.Figure, Any]:
+    """A figure with the groups kept over lambda, and below them axes with lambda for what else to show."""
     rows = entering(points)
     shown = rows[:_MOST_ROWS]
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(7, 3.6 + 0.24 * max(4, len(shown))), sharex=True, layout="constrained",
         height_ratios=(0.24 * max(4, len(shown)) + 0.3, 2.6),
     )  # fmt: skip
-    _kept_over_lambda(top, points, shown, [_short(groups[i]) for i in shown])
+    _kept_over_lambda(top, points, shown, [short(groups[i]) for i in shown])
     if len(rows) > len(shown):
         top.set_ylabel(f"groups kept\n(the first {len(shown)} of {len(rows)} to enter)")
-    _bounds_over_lambda(bottom, points)
     for axis in (top, bottom):
         axis.spines[["top", "right"]].set_visible(False)
-    name = picture_text(points[0].certificate.problem.name)
-    top.set_title(f"{name}: the path over λ", fontsize=10, pad=18)
-    _save(figure, path)
+    bottom.set_xscale("log")
+    bottom.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    bottom.xaxis.set_major_formatter("{x:g}")
+    bottom.xaxis.set_minor_formatter(NullFormatter())
+    bottom.set_xlabel("λ")
+    bottom.grid(axis="y", color="0.92")
+    return figure, (top, bottom)
 
 
-def entering(points: Sequence[PathPoint]) -> list[int]:
+def entering(points: Sequence[Solved]) -> list[int]:
     """The groups that are kept at some lambda, in the order in which they enter, by position."""
     order: dict[int, None] = {}
     for point in points:
@@ -89,7 +114,7 @@ def entering(points: Sequence[PathPoint]) -> list[int]:
 
 
 def _kept_over_lambda(
-    axis: Any, points: Sequence[PathPoint], rows: Sequence[int], names: Sequence[str]
+    axis: Any, points: Sequence[Solved], rows: Sequence[int], names: Sequence[str]
 ) -> None:
     """A row for each group with a dot where it is kept; above them, how many are."""
     for place, group in enumerate(rows):
@@ -128,19 +153,15 @@ def _bounds_over_lambda(axis: Any, points: Sequence[PathPoint]) -> None:
         axis.plot(*zip(*left_open, strict=True), "o", markersize=10, markerfacecolor="none",
                   markeredgecolor="black", label="gap not closed")  # fmt: skip
     axis.set_ylabel("objective")
-    axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set_xlabel("λ")
     axis.legend(frameon=False)
-    axis.grid(axis="y", color="0.92")
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
+    """A name that fits beside a picture."""
     return picture_text(name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…")
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def save(figure: plt.Figure, path: Path) -> None:
+    """Write and close a figure."""
     write_aside(path, lambda aside: figure.savefig(aside, dpi=130))
     plt.close(figure)

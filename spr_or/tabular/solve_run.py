@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from spr_or.certified_solver.solver import branch_and_bound
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.proof.certificate import ProofCertificate, SearchProgress
 from spr_or.tabular.folder import clear_pool
+from spr_or.tabular.limits import Limits
 from spr_or.tabular.path_table import write_path
 from spr_or.tabular.prepare import OwnData
 from spr_or.tabular.recheck import stored
 from spr_or.tabular.results import write_result
 from spr_or.tabular.solve_figures import gap_over_time, over_lambda
+from spr_or.tabular.solve_log import solve_log
 
 Answer = tuple[ProofCertificate, AutomaticBound | None]
 # For a lambda: the context in which it is solved, with a function that hears of the progress.
@@ -40,7 +42,8 @@ class Stop:
 class SolveRun:
     """What every lambda shares; ``M`` None: derived from the data and proven.
 
-    ``time_limit`` holds for each lambda; ``problem`` carries the lambda of a single solve.
+    ``time_limit`` and ``limits`` hold for each lambda; ``problem`` carries the lambda of a single solve, and
+    ``start`` are weights for it to begin with.
     """
 
     data: OwnData
@@ -52,29 +55,46 @@ class SolveRun:
     folder: Path
     stop: Stop
     watch: Watch
+    limits: Limits = Limits()
+    start: Tensor | None = None
 
     def solve(self, problem: SparseTrainingProblem, start: Tensor | None) -> Answer:
         """One lambda; the certificate has an empty ``trace`` where Ctrl-C came before any solution."""
         bound: AutomaticBound | None = None
+        latest: SearchProgress | None = None
         self.stop.working = True
-        with self.watch(problem.lam) as show:
+        with self.watch(problem.lam) as show, solve_log(self.folder, problem, self.gap) as log:
+
+            def heard(now: SearchProgress) -> None:
+                nonlocal latest
+                latest = now
+                show(now)
+                log.round(now)
+
+            def stop() -> bool:
+                return self.stop.asked or self.limits.reached(latest) is not None
+
             if self.M is None:
                 certificate, bound = solve_without_bounds(
-                    problem, self.gap, self.time_limit, self.device, start=start, progress=show,
-                    stop=lambda: self.stop.asked,
+                    problem, self.gap, self.time_limit, self.device, start=start, progress=heard,
+                    stop=stop,
                 )  # fmt: skip
             else:
                 certificate = branch_and_bound(
                     problem, self.gap, self.time_limit, device=self.device, start=start,
-                    progress=show, stop=lambda: self.stop.asked,
+                    progress=heard, stop=stop,
                 )  # fmt: skip
+            limit = self.limits.reached(latest)
+            if certificate.status == "interrupted" and not self.stop.asked and limit is not None:
+                certificate = replace(certificate, status=limit)
+            log.end(certificate)
         self.stop.working = False
         return certificate, bound
 
 
 def solve_one(run: SolveRun) -> ProofCertificate | None:
     """Solve, and write the results and gap.png into the folder; None if stopped before any solution."""
-    certificate, bound = run.solve(run.problem, None)
+    certificate, bound = run.solve(run.problem, run.start)
     if not certificate.trace:
         return None
     clear_pool(run.folder)

@@ -68,7 +68,7 @@ def test_the_picture_names_the_groups_where_they_enter(
     data, points = solved
     assert solve_figures.entering(points) == [2, 1, 0]
     drawn = []
-    monkeypatch.setattr(solve_figures, "_save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(solve_figures, "save", lambda figure, path: drawn.append(figure))
     solve_figures.over_lambda(points, list(data.groups), tmp_path / "path.png")
     (figure,) = drawn
     top = figure.axes[0]

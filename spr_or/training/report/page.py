@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +9,9 @@ from typing import Any, NamedTuple
 
 from spr_or.pruning.layer_rows import LayerRow
 from spr_or.training.report.rows import BUDGET_ROWS, PAGE_ROWS, shown
-from spr_or.training.report.style import STYLE
 from spr_or.training.report.words import noise, warnings, what_was_done
 from spr_or.utils.files import write_text
-from spr_or.utils.printable import printable
+from spr_or.utils.html_page import escaped, head, picture, scroll, table_row, tiles
 
 _CAPTIONS = {
     "0-seeds": "All seeds: accuracy on the evaluation images, and the share of parameters in zero "
@@ -33,8 +30,6 @@ _CAPTIONS = {
     "7-seconds-and-multiplications": "Seconds of each epoch, evaluation included, over the size of the "
     "network that was trained. The line is proportional to the multiplications.",
 }
-
-_MOST_FOLDED = 5  # columns of numbers that 400 pixels have room for
 
 
 class Section(NamedTuple):
@@ -60,38 +55,29 @@ def write_page(
     pictures of all seeds together.
     """
     singles = seeds or [summary]
-    title = _text(f"{summary['name']}: {summary['model']} on {summary['dataset']}")
     parts = [
-        '<!doctype html><html lang="en"><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{title}</title><style>{STYLE}</style><h1>{title}</h1>",
-        f"<p>{_text(what_was_done(summary, singles))} {_text(noise(summary, singles))}</p>",
+        head(f"{summary['name']}: {summary['model']} on {summary['dataset']}"),
+        f"<p>{escaped(what_was_done(summary, singles))} {escaped(noise(summary, singles))}</p>",
     ]
     notes = [summary["note"], *warnings(singles)]
-    parts += [f'<p class="note">{_text(note)}</p>' for note in notes if note]
+    parts += [f'<p class="note">{escaped(note)}</p>' for note in notes if note]
     parts.append(_headline(summary, len(singles)))
     parts += [_figure(figure) for figure in overview]
     parts += ["<h2>All measures</h2>", _measures(summary, seeds), _budget(singles)]
-    parts.append(f'<p class="soft">{_text(_footnote(summary))}</p>')
+    parts.append(f'<p class="soft">{escaped(_footnote(summary))}</p>')
     parts += [_section(section) for section in sections]
     parts.append(_how_to_load(summary, singles[0]["seed"] if seeds else None))
-    recipe = _text(json.dumps(summary["recipe"], indent=2, ensure_ascii=False))
+    recipe = escaped(json.dumps(summary["recipe"], indent=2, ensure_ascii=False))
     parts.append(f"<h2>Recipe</h2><details><summary>as it ran</summary><pre>{recipe}</pre>")
     parts.append("</details></html>")
     write_text(path, "\n".join(parts) + "\n")
-
-
-def _text(value: object) -> str:
-    """Text for HTML, quotes included, so that it may stand in an attribute too; what is not seen, such
-    as marks that turn the direction of what follows, is shown as a question mark."""
-    return html.escape(printable(str(value)), quote=True)
 
 
 def _headline(summary: dict[str, Any], count: int) -> str:
     """Accuracy, parameters, multiply-accumulates and speed, each with what it is compared to."""
     mean = f", mean of {count} seeds" if count > 1 else ""
     fewer, speed = summary.get("macs_ratio"), summary.get("speedup")
-    tiles = [
+    pairs = [
         (f"{summary['accuracy']:.2f} %", f"accuracy at the end; dense "
          f"{summary['dense_accuracy']:.2f} %{mean}"),
         (f"{summary['removed_params_pct']:.1f} %",
@@ -102,8 +88,7 @@ def _headline(summary: dict[str, Any], count: int) -> str:
          f"{summary['latency_ms_compact']:.2f} instead of {summary['latency_ms_dense']:.2f} ms for "
          f"{summary['latency_batch']} images on {summary['device']}"),
     ]  # fmt: skip
-    items = "".join(f"<li><b>{_text(big)}</b><span>{_text(small)}</span>" for big, small in tiles)
-    return f'<ul class="tiles">{items}</ul>'
+    return tiles(pairs)
 
 
 def _spread(summary: dict[str, Any]) -> str:
@@ -115,30 +100,30 @@ def _spread(summary: dict[str, Any]) -> str:
 def _measures(summary: dict[str, Any], seeds: Sequence[dict[str, Any]]) -> str:
     columns = [summary, *seeds]
     heads = ["", "mean", "±", *(f"seed {s['seed']}" for s in seeds)] if seeds else []
-    rows = [_row("th", heads)] if heads else []
+    rows = [table_row("th", heads)] if heads else []
     for label, key, form in PAGE_ROWS:
         if key not in summary:
             continue
         cells = [shown(form, column.get(key)) for column in columns]
         if seeds:
             cells.insert(1, shown(form, summary["std"].get(key)))
-        rows.append(_row("td", [label, *cells]))
-    return _scroll("".join(rows), len(columns) + bool(seeds))
+        rows.append(table_row("td", [label, *cells]))
+    return scroll("".join(rows), len(columns) + bool(seeds))
 
 
 def _budget(columns: Sequence[dict[str, Any]]) -> str:
     """How the share to remove was met, a column for each seed; nothing where none was asked for."""
     if any(column.get("budget") is None for column in columns):
         return ""
-    rows = [_row("th", ["", *(f"seed {column['seed']}" for column in columns)])]
+    rows = [table_row("th", ["", *(f"seed {column['seed']}" for column in columns)])]
     for label, key, form in BUDGET_ROWS:
-        rows.append(_row("td", [label, *(shown(form, c["budget"].get(key)) for c in columns)]))
+        rows.append(table_row("td", [label, *(shown(form, c["budget"].get(key)) for c in columns)]))
     caption = "<caption>How the share to remove was met</caption>"
-    return _scroll(caption + "".join(rows), len(columns))
+    return scroll(caption + "".join(rows), len(columns))
 
 
 def _section(section: Section) -> str:
-    heading = _text(section.heading)
+    heading = escaped(section.heading)
     body = (
         _layers(section.layers)
         + _groups(section.groups)
@@ -153,27 +138,29 @@ def _layers(layers: Sequence[LayerRow]) -> str:
     """What each layer had and has; the last row adds up."""
     if not layers:  # a run of an older version
         return ""
-    rows = [_row("th", ["layer", "filters", "parameters", "removed"])]
+    rows = [table_row("th", ["layer", "filters", "parameters", "removed"])]
     for row in layers:
         filters = "–" if row["filters_before"] is None else _change(row, "filters")
-        kind = f' <span class="soft">{_text(row["kind"])}</span>'
-        rows.append(_row("td", [row["label"], filters, _change(row, "params"), _share(row)], kind))
+        kind = f' <span class="soft">{escaped(row["kind"])}</span>'
+        rows.append(
+            table_row("td", [row["label"], filters, _change(row, "params"), _share(row)], kind)
+        )
     total = {key: sum(row[key] for row in layers) for key in ("params_before", "params_after")}
-    rows.append(_row("td", ["all layers", "", _change(total, "params"), _share(total)]))
+    rows.append(table_row("td", ["all layers", "", _change(total, "params"), _share(total)]))
     caption = "Filters (or neurons) and parameters of each layer, before → after physical removal"
-    return _scroll(f"<caption>{caption}</caption>" + "".join(rows), columns=3)
+    return scroll(f"<caption>{caption}</caption>" + "".join(rows), columns=3)
 
 
 def _groups(groups: Sequence[dict[str, Any]]) -> str:
     """What crosses layers, a row for each group; nothing where entities are filters or neurons."""
     if not groups:
         return ""
-    rows = [_row("th", ["group", "kind", "layers", "kept"])]
+    rows = [table_row("th", ["group", "kind", "layers", "kept"])]
     for row in groups:
         kept = f"{row['kept']:,} of {row['total']:,}"
-        rows.append(_row("td", [row["group"], row["kind"], str(row["layers"]), kept]))
+        rows.append(table_row("td", [row["group"], row["kind"], str(row["layers"]), kept]))
     caption = "<caption>Entities that cross layers: layers (norms count) and what is kept</caption>"
-    return _scroll(caption + "".join(rows), columns=3)
+    return scroll(caption + "".join(rows), columns=3)
 
 
 def _change(row: LayerRow, what: str) -> str:
@@ -183,18 +170,6 @@ def _change(row: LayerRow, what: str) -> str:
 def _share(row: LayerRow) -> str:
     before, after = row["params_before"], row["params_after"]
     return f"{100 * (before - after) / before:.1f} %" if before else "–"
-
-
-def _row(cell: str, values: Sequence[str], aside: str = "") -> str:
-    """One row; ``aside`` is HTML that follows the text of its first cell."""
-    first, *rest = (f"<{cell}>{_text(value)}" for value in values)
-    return "<tr>" + first + aside + "".join(rest)
-
-
-def _scroll(rows: str, columns: int = 0) -> str:
-    """A table that scrolls where it is too wide; with ``columns`` of numbers it folds there instead."""
-    fold = f' class="fold" style="--columns: {columns}"' if 2 <= columns <= _MOST_FOLDED else ""
-    return f'<div class="scroll"><table{fold}>{rows}</table></div>'
 
 
 def _footnote(summary: dict[str, Any]) -> str:
@@ -218,13 +193,8 @@ def _how_to_load(summary: dict[str, Any], seed: int | None) -> str:
     )
     module = summary["model"].partition(":")[0]
     where = f"Run this in the folder of this page, where Python can import {module}:"
-    return f"<h2>Load the result</h2><p>{_text(where)}</p><pre>{_text(code)}</pre>"
+    return f"<h2>Load the result</h2><p>{escaped(where)}</p><pre>{escaped(code)}</pre>"
 
 
 def _figure(path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
-    caption = _text(_CAPTIONS[path.stem])
-    return (
-        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{caption}</figcaption></figure>"
-    )
+    return picture(path, _CAPTIONS[path.stem])

@@ -1,4 +1,4 @@
-"""The looks of the page of a run: readable at 400 pixels, and on a dark screen."""
+"""The looks of a page of results: readable at 400 pixels, and on a dark screen."""
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #222; --soft: #595959; --paper: #fff; --panel: #f4f4f4;

@@ -1,0 +1,188 @@
+"""``report.html`` of a solve or of a path: one page with its pictures inside it, to be opened anywhere."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from spr_or.certified_solver.lambda_path import PathPoint
+from spr_or.proof.certificate import ProofCertificate
+from spr_or.tabular.kept_figure import kept_weights
+from spr_or.tabular.path_choice import Choice, why
+from spr_or.tabular.pool import Pool
+from spr_or.tabular.prepare import OwnData, r_squared
+from spr_or.tabular.result_words import how_to_check, what_is_proven, what_was_asked
+from spr_or.tabular.results import kept_groups
+from spr_or.tabular.source import listed
+from spr_or.utils.files import write_text
+from spr_or.utils.html_page import escaped, head, picture, scroll, table_row, tiles
+
+NAME = "report.html"
+_MOST_ROWS = 100
+
+
+def write_result_page(
+    folder: Path, data: OwnData, certificate: ProofCertificate, m_proven: bool, pool: Pool | None
+) -> None:
+    """Write the page of a single solve; ``gap.png`` stands in the folder."""
+    parts = [
+        head(_title(data)),
+        f"<p>{escaped(what_was_asked(data, certificate.problem.alpha, certificate.problem.lam))}</p>",
+        *_notes(data),
+        *_solution(data, certificate, m_proven, str(folder)),
+    ]
+    if pool is not None:
+        parts.append(_pool(pool))
+    parts.append("<h2>The search</h2>")
+    parts.append(picture(folder / "gap.png", "Incumbent, proven bound and gap over the seconds."))
+    write_text(folder / NAME, "\n".join(parts) + "\n</html>\n")
+
+
+def write_path_page(
+    folder: Path,
+    data: OwnData,
+    points: Sequence[PathPoint],
+    m_proven: bool,
+    choice: Choice | None,
+) -> None:
+    """Write the page of a path: the chosen lambda first, if one was; ``path.png`` stands in the folder."""
+    parts = [
+        head(_title(data)),
+        f"<p>{escaped(what_was_asked(data, points[0].certificate.problem.alpha, None))}</p>",
+        *_notes(data),
+    ]
+    if choice is not None:
+        best = choice.found[choice.place].certificate
+        parts.append(f"<p>{escaped(why(choice)[0].upper() + why(choice)[1:])}.</p>")
+        parts += _solution(data, best, m_proven, str(folder / choice.folder))
+        parts.append("<h2>The choice of λ</h2>")
+        parts.append(
+            picture(
+                folder / "choice.png",
+                "The groups kept at each λ, below them what was compared, and dashed the λ chosen.",
+            )
+        )
+    parts.append("<h2>The path over λ</h2>")
+    parts.append(
+        picture(folder / "path.png", "The groups kept, objective and proven bound at each λ.")
+    )
+    parts.append(_path(data, points, choice))
+    write_text(folder / NAME, "\n".join(parts) + "\n</html>\n")
+
+
+def _title(data: OwnData) -> str:
+    return f"{', '.join(data.table.targets)}: the groups of columns that explain it best"
+
+
+def _notes(data: OwnData) -> list[str]:
+    """What was done with the columns, and what looks unintended."""
+    notes = [f'<p class="note">{escaped(warning)}</p>' for warning in data.table.warnings]
+    if data.table.notes:
+        items = "".join(f"<li>{escaped(note)}" for note in data.table.notes)
+        notes.append(
+            f"<details><summary>How the table was prepared</summary><ul>{items}</ul></details>"
+        )
+    return notes
+
+
+def _solution(
+    data: OwnData, certificate: ProofCertificate, m_proven: bool, folder: str
+) -> list[str]:
+    """Headline, groups and weights, picture and proof of one solution."""
+    problem = certificate.problem
+    kept = kept_groups(data, certificate)
+    loss = float(problem.loss_value(certificate.weights))
+    numbers = [
+        (f"{len(kept)} of {len(data.groups)}", "groups kept"),
+        (f"{100 * certificate.gap:.3g} %", "gap: the most that any other choice could gain"),
+        (f"{loss:.4g}", f"mean {data.loss} loss"),
+    ]
+    if data.loss == "squared" and data.intercept:
+        explained = r_squared(data, problem, certificate.weights)
+        numbers.insert(2, (f"{explained:.4f}", "R²: the share of the variance that is explained"))
+    parts = [tiles(numbers), "<h2>The groups kept</h2>"]
+    if not kept:
+        parts.append("<p>None: no group explains as much as it costs.</p>")
+    else:
+        parts += [_weights(data, certificate), _picture(data, certificate)]
+    parts.append("<h2>The proof</h2>")
+    parts.append(f"<p>{escaped(what_is_proven(certificate, m_proven))}</p>")
+    parts.append(f'<p class="soft">{escaped(how_to_check(data, folder))}</p>')
+    return parts
+
+
+def _weights(data: OwnData, certificate: ProofCertificate) -> str:
+    """Each group with its columns and their weights in the units of the file."""
+    W, intercept = data.weights(certificate.weights)
+    table = data.table
+    own = dict(zip(table.columns, W.tolist(), strict=True))
+    targets = ["weight"] if len(table.targets) == 1 else table.targets
+    rows = [table_row("th", ["group and column", *targets])]
+    for group in kept_groups(data, certificate):
+        for name in group.columns:
+            label = group.name if [name] == group.columns else f"{group.name}: {name}"
+            rows.append(table_row("td", [label, *(f"{value:.5g}" for value in own[name])]))
+    free = [j for j in data.entities.free if j < len(table.columns)]
+    for name in [table.columns[j] for j in free]:
+        rows.append(table_row("td", [f"{name} (free)", *(f"{value:.5g}" for value in own[name])]))
+    shown = rows[: _MOST_ROWS + 1]
+    if data.intercept:
+        shown.append(table_row("td", ["intercept", *(f"{value:.5g}" for value in intercept)]))
+    more = f" (the first {_MOST_ROWS} of {len(rows) - 1})" if len(rows) > len(shown) else ""
+    caption = f"<caption>Weights of the columns as they are in the file{more}</caption>"
+    return scroll(caption + "".join(shown))
+
+
+def _picture(data: OwnData, certificate: ProofCertificate) -> str:
+    """Bars of the weights as the penalty sees them: comparable with each other where columns are divided."""
+    rows = certificate.problem.entities.rows(certificate.weights)
+    sizes = certificate.problem.entities.sizes
+    places = {label: i for i, label in enumerate(data.groups)}
+    kept = kept_groups(data, certificate)
+    q = len(data.table.targets)
+    weights = []
+    for group in kept:
+        i = places[group.name]
+        table = rows[i][: int(sizes[i])].reshape(-1, q)
+        weights.append(table[:, 0].tolist() if q == 1 else table.norm(dim=1).tolist())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kept.png"
+        kept_weights(kept, weights, data.standardise, path)
+        what = "Weights" if q == 1 else "Norms of the weights over all targets"
+        unit = " of the divided columns, comparable with each other" if data.standardise else ""
+        return picture(path, f"{what}{unit}; largest groups first.")
+
+
+def _pool(pool: Pool) -> str:
+    rows = [table_row("th", ["groups kept", "objective", "above the best"])]
+    for one in pool.rows:
+        cells = [listed(one["kept"], 8) or "none", f"{one['objective']:.8g}"]
+        rows.append(table_row("td", [*cells, f"{one['above_best_pct']:.3g} %"]))
+    if pool.complete:
+        said = f"No other choice of groups comes within {pool.within_pct:g} % of the best; this is proven."
+    else:
+        said = f"There may be others within {pool.within_pct:g} % of the best."
+    if pool.others_pct is not None:
+        said += f" All others are at least {pool.others_pct:.4g} % above it."
+    return f"<h2>Alternatives</h2><p>{escaped(said)}</p>" + scroll("".join(rows), columns=2)
+
+
+def _path(data: OwnData, points: Sequence[PathPoint], choice: Choice | None) -> str:
+    """A row for each lambda, with what entered and left."""
+    rows = [table_row("th", ["λ", "groups", "gap", "enter", "leave"])]
+    before: list[str] = []
+    for i, point in enumerate(points):
+        kept = [group.name for group in kept_groups(data, point.certificate)]
+        entered = [name for name in kept if name not in before]
+        left = [name for name in before if name not in kept]
+        mark = ' <span class="soft">chosen</span>' if choice and i == choice.place else ""
+        cells: list[Any] = [
+            f"{point.lam:.5g}",
+            str(len(kept)),
+            f"{100 * point.certificate.gap:.3g} %",
+        ]
+        rows.append(table_row("td", [*cells, listed(entered, 6), listed(left, 6)], mark))
+        before = kept
+    return scroll("".join(rows))

@@ -1,0 +1,63 @@
+"""What was asked and what is proven, in sentences."""
+
+from __future__ import annotations
+
+from spr_or.proof.certificate import ProofCertificate
+from spr_or.tabular.prepare import OwnData
+from spr_or.utils.counted import counted
+
+
+def what_was_asked(data: OwnData, alpha: float, lam: float | None) -> str:
+    """Data, model and penalty; ``lam`` None: a path."""
+    n, p = data.table.X.shape
+    targets = ", ".join(data.table.targets)
+    strength = f"α = {alpha:g}" if lam is None else f"λ = {lam:.6g} and α = {alpha:g}"
+    asked = (
+        f"Which of {counted(len(data.groups), 'group')} of columns ({counted(p, 'column')} in all) "
+        f"explain {targets} in the {counted(n, 'row')} of {data.path.name}? The {data.loss} loss plus a "
+        f"price for each group used and for the size of its weights is minimised, with {strength}, "
+        f"{'with' if data.intercept else 'without'} an intercept."
+    )
+    if data.standardise:
+        both = "Columns and target" if data.loss == "squared" else "Columns"
+        by = "standard deviation" if data.intercept else "root mean square"
+        asked += f" {both} were divided by their {by} before."
+    rules = data.rules.spoken()
+    return asked + (f" Asked for as well: {'; '.join(rules)}." if rules else "")
+
+
+def what_is_proven(certificate: ProofCertificate, m_proven: bool) -> str:
+    """Objective, bound, gap and M of a certificate, and what they mean."""
+    objective, bound, gap = certificate.objective, certificate.bound, certificate.gap
+    if m_proven:
+        M = (
+            "No limit on the weights is assumed: the bound M that the proof uses was derived from the data "
+            "and excludes no optimum."
+        )
+    else:
+        low, high = float(certificate.problem.M.min()), float(certificate.problem.M.max())
+        size = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+        M = f"This holds for weights of at most M = {size} in size, which was given."
+        if bool(certificate.m_active.any()):
+            M += " The solution touches M: with a larger one there may be a better model."
+    found = f"The model shown has the objective {objective:.8g}"
+    if certificate.status == "optimal":
+        said = (
+            f"No other choice of groups, with any weights, has an objective below {bound:.8g}: this is "
+            f"proven. {found}, so that at most {100 * gap:.3g} % could be gained."
+        )
+    else:
+        said = (
+            f"The search ended before it was done ({certificate.status.replace('_', ' ')}). {found}, and "
+            f"no choice of groups is below {bound:.8g}: a better one may exist, by at most "
+            f"{100 * gap:.3g} %."
+        )
+    return f"{said} {M}"
+
+
+def how_to_check(data: OwnData, folder: str) -> str:
+    """How the proof is repeated."""
+    return (
+        f"`spr-or check {folder}` repeats the proof from {data.path.name} (SHA-256 {data.sha256[:12]}…) and "
+        "the stored certificate, without the solver."
+    )
