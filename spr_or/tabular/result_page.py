@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from spr_or.certified_solver.lambda_path import PathPoint
 from spr_or.proof.certificate import ProofCertificate
@@ -13,7 +12,7 @@ from spr_or.tabular.kept_figure import kept_weights
 from spr_or.tabular.path_choice import Choice, why
 from spr_or.tabular.pool import Pool
 from spr_or.tabular.prepare import OwnData, r_squared
-from spr_or.tabular.result_words import how_to_check, what_is_proven, what_was_asked
+from spr_or.tabular.result_words import percent, what_is_proven, what_was_asked
 from spr_or.tabular.results import kept_groups
 from spr_or.tabular.source import listed
 from spr_or.utils.files import write_text
@@ -96,7 +95,7 @@ def _solution(
     loss = float(problem.loss_value(certificate.weights))
     numbers = [
         (f"{len(kept)} of {len(data.groups)}", "groups kept"),
-        (f"{100 * certificate.gap:.3g} %", "gap: the most that any other choice could gain"),
+        (percent(certificate.gap), "gap: the most that any other choice could gain"),
         (f"{loss:.4g}", f"mean {data.loss} loss"),
     ]
     if data.loss == "squared" and data.intercept:
@@ -109,7 +108,10 @@ def _solution(
         parts += [_weights(data, certificate), _picture(data, certificate)]
     parts.append("<h2>The proof</h2>")
     parts.append(f"<p>{escaped(what_is_proven(certificate, m_proven))}</p>")
-    parts.append(f'<p class="soft">{escaped(how_to_check(data, folder))}</p>')
+    parts.append(
+        f"<p>From {escaped(data.path.name)} (SHA-256 {data.sha256[:12]}…) and the stored certificate, "
+        f"without the solver, the proof is repeated by</p><pre>spr-or check {escaped(folder)}</pre>"
+    )
     return parts
 
 
@@ -178,10 +180,10 @@ def _path(data: OwnData, points: Sequence[PathPoint], choice: Choice | None) -> 
         entered = [name for name in kept if name not in before]
         left = [name for name in before if name not in kept]
         mark = ' <span class="soft">chosen</span>' if choice and i == choice.place else ""
-        cells: list[Any] = [
+        cells: list[str] = [
             f"{point.lam:.5g}",
             str(len(kept)),
-            f"{100 * point.certificate.gap:.3g} %",
+            percent(point.certificate.gap),
         ]
         rows.append(table_row("td", [*cells, listed(entered, 6), listed(left, 6)], mark))
         before = kept

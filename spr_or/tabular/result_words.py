@@ -44,20 +44,23 @@ def what_is_proven(certificate: ProofCertificate, m_proven: bool) -> str:
     if certificate.status == "optimal":
         said = (
             f"No other choice of groups, with any weights, has an objective below {bound:.8g}: this is "
-            f"proven. {found}, so that at most {100 * gap:.3g} % could be gained."
+            f"proven. {found}, so that at most {percent(gap)} could be gained."
         )
     else:
         said = (
             f"The search ended before it was done ({certificate.status.replace('_', ' ')}). {found}, and "
             f"no choice of groups is below {bound:.8g}: a better one may exist, by at most "
-            f"{100 * gap:.3g} %."
+            f"{percent(gap)}."
         )
     return f"{said} {M}"
 
 
-def how_to_check(data: OwnData, folder: str) -> str:
-    """How the proof is repeated."""
-    return (
-        f"`spr-or check {folder}` repeats the proof from {data.path.name} (SHA-256 {data.sha256[:12]}…) and "
-        "the stored certificate, without the solver."
-    )
+def percent(gap: float) -> str:
+    """A relative gap in per cent, to digits that mean something.
+
+    >>> percent(0.0712), percent(3e-12), percent(0.0)
+    ('7.12 %', 'less than 0.0001 %', '0 %')
+    """
+    if 0 < gap < 1e-6:
+        return "less than 0.0001 %"
+    return f"{100 * gap:.3g} %"
