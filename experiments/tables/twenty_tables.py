@@ -13,7 +13,6 @@ files again, NumPy solves the problem of every choice of groups.  It takes only 
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import json
 import time
@@ -161,8 +160,16 @@ def solve(folder: Path) -> None:
             "said": solved.output,
         }
         if (out / "result.json").is_file() and solved.exit_code in (0, 1):
-            row |= size_of(solved.output) | {"result": json.loads((out / "result.json").read_text())}
-        print(table.file, row["solve_exit"], row["check_exit"], f"{row['solve_seconds']:.1f} s", flush=True)
+            row |= size_of(solved.output) | {
+                "result": json.loads((out / "result.json").read_text())
+            }
+        print(
+            table.file,
+            row["solve_exit"],
+            row["check_exit"],
+            f"{row['solve_seconds']:.1f} s",
+            flush=True,
+        )
         if solved.exit_code not in (0, 1) or checked.exit_code:
             print(solved.output, checked.output, solved.exception, flush=True)
         rows.append(row)
@@ -322,7 +329,9 @@ def page(folder: Path) -> None:
     text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    PAGE.write_text(before + BEGIN + "\n\n" + "\n".join(lines) + "\n\n" + END + after, encoding="utf-8")
+    PAGE.write_text(
+        before + BEGIN + "\n\n" + "\n".join(lines) + "\n\n" + END + after, encoding="utf-8"
+    )
 
 
 def main() -> None:

@@ -18,17 +18,20 @@ INDEX_BOM_WORDS = "\ufeff" + "\r\n".join([
     "6,33,2050,San Jose,0.8", "7,58,3300,New York,1.3",
 ])  # fmt: skip
 DECIMAL_COMMA = "a;b;y\n1,5;2;3,5\n2,25;1;4,0\n0,75;4;2,5\n3,0;3;6,1\n1,0;5;3,2\n2,0;2;4,4\n"
-QUOTED_HEADER = (
-    '"size, m2";"price, EUR";y\n50;100;1.0\n60;120;1.3\n80;150;1.7\n75;160;1.6\n90;170;2.0\n40;90;0.8\n'
-)
+QUOTED_HEADER = """"size, m2";"price, EUR";y
+50;100;1.0
+60;120;1.3
+80;150;1.7
+75;160;1.6
+90;170;2.0
+40;90;0.8
+"""
 NO_HEADER = "1.5,2,3.1\n2.5,1,4.2\n0.5,3,2.0\n3.5,2,5.1\n2.0,4,3.9\n1.0,1,2.4\n"
 DATE_LIKE_LABELS = (
     "a,b,y\n1,0,20240101\n2,1,20240102\n3,0,20240101\n4,1,20240102\n5,1,20240203\n6,0,20240203\n"
 )
 CONSTANT_TARGET = "a,b,y\n1,5,7\n2,3,7\n3,8,7\n4,1,7\n5,9,7\n6,2,7\n"
-CONSTANT_COLUMN = (
-    "a,zero,b,y\n1,0,5,1.1\n2,0,3,2.3\n3,0,8,2.8\n4,0,1,4.2\n5,0,9,4.9\n6,0,2,6.1\n"
-)
+CONSTANT_COLUMN = "a,zero,b,y\n1,0,5,1.1\n2,0,3,2.3\n3,0,8,2.8\n4,0,1,4.2\n5,0,9,4.9\n6,0,2,6.1\n"
 MISSING = "a,b,c,y\n1,2,NaN,1.0\n2,,3,2.1\n3,1,4,N/A\n4,3,5,4.2\n5,2,?,5.0\n6,4,7,5.9\n"
 PREFIX_GROUPS = """city_New_York,city_San_Jose,city_Boston,income,income_log,y
 1,0,0,2500,7.8,1.2
