@@ -120,8 +120,8 @@ def _system(data: Data, entities: Array, d: Array | None) -> tuple[Array, Any, A
     """Columns, which of (n, k) are real, R = X'X/n + diag(ridge) - D, C = X'Y/n, and the diagonal of D."""
     assert d is not None
     owned = [data.columns[i] for i in entities]
-    sizes = np.array([len(own) for own in owned])
-    at = np.concatenate(owned)
+    sizes = np.array([len(own) for own in owned], dtype=np.int64)  # also of no entity at all
+    at = np.concatenate([np.zeros(0, np.int64), *owned])
     real = np.arange(data.k) < sizes[:, None]
     moved = d[real]
     X = data.X[:, at]

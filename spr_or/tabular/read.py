@@ -250,15 +250,17 @@ def _used(
         wanted = _named(reading.columns, header, "--columns", path)
     dropped = [] if reading.drop is None else _named(reading.drop, header, "--drop", path)
     left, groups = [], []
+    indices = 0  # a frame that was saved, read and saved again has two
     for j, column in enumerate(columns):
         if column.name in dropped or (wanted is not None and column.name not in wanted):
             continue
         shown = column._replace(name=column.name or f"(column {j + 1})")
         if not reading.as_is and wanted is None:
-            first = source.targets is None and column is source.columns[0]
+            first = source.targets is None and column is source.columns[indices]
             declared = source.row_names is not None and column.name == source.row_names
             if is_index(column, first, declared):
                 done.aside(shown.name, "is a saved index")
+                indices += 1
                 continue
         if not reading.as_is and all(v is None or v != v for v in column.values):
             done.aside(shown.name, "has no values")

@@ -16,6 +16,7 @@ from spr_or.certified_solver.derived_m import solve_without_bounds
 from spr_or.certified_solver.solver import branch_and_bound
 from spr_or.formulations.entities import groups
 from spr_or.formulations.problem import SparseTrainingProblem
+from spr_or.proof.certificate import load
 from spr_or.proof.check import prove
 from spr_or.proof.tree import Proof, Record
 from spr_or.solvers import enumeration
@@ -216,3 +217,15 @@ def test_a_target_of_zeros_costs_nothing_exactly():
     certificate = branch_and_bound(problem)
     assert (certificate.status, certificate.objective, certificate.gap) == ("optimal", 0.0, 0.0)
     assert certificate.check().ok
+
+
+def test_a_record_without_an_entity_left_is_stored(tmp_path):
+    rng = np.random.default_rng(0)
+    X, Y = rng.normal(size=(2, 20, 3))
+    problem = SparseTrainingProblem.linear(X, Y, groups(3, 1), lam=0.562, alpha=0.1, M=1.0)
+    certificate = branch_and_bound(problem)
+    moved = [record for record in certificate.proof.records if record.d is not None]
+    assert any(len(record.entities) == 0 for record in moved)
+    certificate.save(tmp_path / "c.json")
+    loaded = load(tmp_path / "c.json", problem)
+    assert loaded.check().ok and loaded.bound == pytest.approx(certificate.bound, rel=1e-12)

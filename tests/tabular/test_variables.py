@@ -114,6 +114,8 @@ def test_an_index_is_only_what_looks_like_one(tmp_path: Path) -> None:
         assert (
             (head or "(column 1)") in table_of(path, f"{head},a,y\n{rows}").preparation.set_aside
         ) is aside
+    twice = table_of(path, ",rownames,id,a,y\n0,1,3,4,1\n1,2,1,1,2\n2,3,2,5,7\n")
+    assert twice.columns == ["id", "a"] and len(twice.preparation.set_aside) == 2
     kept = table_of(path, "id,a,y\n1,4,1\n2,1,2\n3,5,7\n", columns="id,a")
     assert kept.columns == ["id", "a"]
     with pytest.raises(TableError, match="column 1 has no name"):
