@@ -41,7 +41,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from spr_or.formulations import bigm
+from spr_or.formulations import one_hidden_layer
 from spr_or.formulations.activation_patterns import (
     Arrangement,
     Neuron,
@@ -49,7 +49,6 @@ from spr_or.formulations.activation_patterns import (
     arrangement,
     most_helpful,
 )
-from spr_or.formulations.entities import neurons
 from spr_or.formulations.losses import LOSSES
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.solvers.certificate import Certificate, Solved, certify
@@ -64,19 +63,12 @@ _QP_TOLERANCE = 1e-9
 
 def reason_against(problem: SparseTrainingProblem) -> str:
     """Why this file cannot solve a problem; empty if it can."""
-    net = problem.net
-    if net is None or [type(layer) for layer in net] != [nn.Linear, nn.ReLU, nn.Linear]:
-        return "only Linear, ReLU, Linear"
-    first, last = net[0], net[2]
-    if (first.in_features, last.out_features) != (2, 1) or first.bias is None or last.bias is None:
-        return "only two inputs, one output and biases"
-    if sorted(map(sorted, problem.entities.groups)) != sorted(map(sorted, neurons(net))):
-        return "only with the hidden neurons as entities"
-    if problem.loss not in _MASTERS:
-        return f"only the {' and '.join(_MASTERS)} loss"
-    if not 0 < problem.alpha or len({*problem.u.tolist()}) > 1 or len({*problem.M.tolist()}) > 1:
-        return "only alpha > 0 and neurons with one u and one M"
-    return ""
+    reason = one_hidden_layer.reason_against(problem)
+    if not reason and problem.X.shape[1] != 2:
+        return f"samples must have two numbers, not {problem.X.shape[1]}"
+    if not reason and problem.loss not in _MASTERS:
+        return f"the loss must be {' or '.join(_MASTERS)}, not {problem.loss}"
+    return reason
 
 
 class _Group(NamedTuple):
@@ -118,8 +110,7 @@ def solve(
 
     Raises ``ValueError`` where `reason_against` has one, and for samples of which three lie on a line.
 
-    >>> from spr_or.formulations.entities import neurons
-    >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    >>>     >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
     >>> X, y = [[0.0, 0.1], [0.1, 1.0], [1.0, 0.0], [0.9, 1.0]], [0.0, 1.0, 1.0, 0.0]
     >>> p = SparseTrainingProblem.network(net, X, y, neurons(net), lam=0.05, alpha=0.1, M=2)
     >>> solve(p).status
@@ -138,7 +129,7 @@ class _Search:
         self.problem, self.gap, self.clock = problem, gap, clock
         ones = torch.full((problem.n, 1), problem.bias_input, dtype=torch.float64)
         self.arrangement: Arrangement = arrangement(torch.cat([problem.X, ones], dim=1))
-        self.neurons = neurons(problem.net)
+        self.places = one_hidden_layer.places(problem)
         self.price = problem.lam * float(problem.u[0]) * (1 - problem.alpha)
         self.ridge = problem.lam * float(problem.u[0]) * problem.alpha
         self.value, self.bound = math.inf, 0.0
@@ -205,11 +196,9 @@ class _Search:
         rows = rows.clamp(-float(self.problem.M[0]), float(self.problem.M[0]))
         free = theta[entities.free].clamp(-self.problem.M_free, self.problem.M_free)
         theta = entities.flat(rows, free)
-        y = (rows.abs().amax(-1) > 0).double()
-        with torch.no_grad():
-            value = self.problem.objective(theta, bigm.penalty(rows, y, self.problem.alpha))
-        if float(value) < self.value:
-            self.value, self.weights = float(value), theta
+        value = one_hidden_layer.value(self.problem, theta)
+        if value < self.value:
+            self.value, self.weights = value, theta
 
     def dual(self, groups: list[_Group], nu: Tensor) -> tuple[float, list[Neuron | None]]:
         """D(nu), and the neurons that attain its maxima; inf where a region is empty."""
@@ -260,19 +249,17 @@ class _Search:
         self, groups: list[_Group], columns: list[list[Neuron]], master: _Master
     ) -> Tensor:
         """The weights of the network in which each mixture is replaced by equal neurons."""
-        problem = self.problem
+        problem, where = self.problem, self.places
         theta = torch.zeros(problem.entities.n_parameters, dtype=torch.float64)
-        h = len(self.neurons)
-        size = problem.M_free
-        theta[3 * h : 4 * h] = size
-        theta[-1] = master.bias
+        theta[where.out] = problem.M_free
+        theta[where.bias] = master.bias
         slot = 0
         for group, own, lengths in zip(groups, columns, master.lengths, strict=True):
+            slots = slice(slot, slot + group.count)
             if own:
                 total = lengths @ torch.stack([column.direction for column in own])
-                for i in range(slot, slot + group.count):
-                    theta[self.neurons[i]] = total / group.count
-            theta[3 * h + slot : 3 * h + slot + group.count] = group.region.sign * size
+                theta[where.rows[slots]] = total / group.count
+            theta[where.out[slots]] = group.region.sign * problem.M_free
             slot += group.count
         return theta
 
