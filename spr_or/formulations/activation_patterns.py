@@ -137,9 +137,7 @@ class Neuron(NamedTuple):
     gain: float
 
 
-def most_helpful(
-    a: Arrangement, nu: Tensor, regions: list[Region]
-) -> list[Neuron | None]:
+def most_helpful(a: Arrangement, nu: Tensor, regions: list[Region]) -> list[Neuron | None]:
     """For each region the direction d that maximises -sign sum_m nu_m max(0, d . x~_m), nu (n,).
 
     None where the region is empty.

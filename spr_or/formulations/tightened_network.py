@@ -31,7 +31,9 @@ from torch import Tensor
 from spr_or.formulations.one_hidden_layer import canonical, need_one_hidden_layer, places
 from spr_or.formulations.problem import SparseTrainingProblem
 
-_SLACK = 1e-6  # relative, on U: a solver's tolerances must not cut off the solution that has the value U
+_SLACK = (
+    1e-6  # relative, on U: a solver's tolerances must not cut off the solution that has the value U
+)
 
 
 def within(problem: SparseTrainingProblem, value: float) -> SparseTrainingProblem:

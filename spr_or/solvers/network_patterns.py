@@ -36,10 +36,9 @@ import heapq
 import itertools
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spr_or.formulations import one_hidden_layer
 from spr_or.formulations.activation_patterns import (
@@ -52,10 +51,13 @@ from spr_or.formulations.activation_patterns import (
 from spr_or.formulations.losses import LOSSES
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.solvers.certificate import Certificate, Solved, certify
+from spr_or.solvers.neuron_mixtures import LOSS_PROGRAMS, Group, Mixture, best_mixture
 from spr_or.solvers.time_limit import TimeLimit
 
 _ROUNDS = 40  # of columns in one node
-_NEAR = 0.1  # a node is left for branching once its nu is this close to the best, relative to its gap
+_NEAR = (
+    0.1  # a node is left for branching once its nu is this close to the best, relative to its gap
+)
 _UNUSED = 1e-9  # a column with a smaller length does not count
 _SAME = 1e-7  # a smaller gap of a mixture, relative to the largest z, is none
 _QP_TOLERANCE = 1e-9
@@ -66,32 +68,18 @@ def reason_against(problem: SparseTrainingProblem) -> str:
     reason = one_hidden_layer.reason_against(problem)
     if not reason and problem.X.shape[1] != 2:
         return f"samples must have two numbers, not {problem.X.shape[1]}"
-    if not reason and problem.loss not in _MASTERS:
-        return f"the loss must be {' or '.join(_MASTERS)}, not {problem.loss}"
+    if not reason and problem.loss not in LOSS_PROGRAMS:
+        return f"the loss must be {' or '.join(LOSS_PROGRAMS)}, not {problem.loss}"
     return reason
 
 
-class _Group(NamedTuple):
-    region: Region
-    count: int
-
-
 @dataclass(frozen=True)
-class _Node:
+class Node:
     """Groups, multipliers nu (n,) to begin with, and the columns of each group."""
 
-    groups: list[_Group]
+    groups: list[Group]
     nu: Tensor
     columns: list[list[Neuron]]
-
-
-class _Master(NamedTuple):
-    """The best mixture of columns: its value, nu (n,), the bias c, and the length of each column."""
-
-    value: float
-    nu: Tensor
-    bias: float
-    lengths: list[Tensor]
 
 
 def solve(
@@ -119,11 +107,11 @@ def solve(
     reason = reason_against(problem)
     if reason:
         raise ValueError(f"network_patterns cannot solve {problem.name!r}: {reason}")
-    return _Search(problem, gap, TimeLimit(time_limit)).run(start)
+    return Search(problem, gap, TimeLimit(time_limit)).run(start)
 
 
-class _Search:
-    """A best-first search; what it has found so far is in ``value``, ``weights`` and ``bound``."""
+class Search:
+    """A best-first search: ``value``, ``weights`` and ``bound`` so far, ``nodes`` solved, the open ``heap``."""
 
     def __init__(self, problem: SparseTrainingProblem, gap: float, clock: TimeLimit) -> None:
         self.problem, self.gap, self.clock = problem, gap, clock
@@ -133,9 +121,10 @@ class _Search:
         self.price = problem.lam * float(problem.u[0]) * (1 - problem.alpha)
         self.ridge = problem.lam * float(problem.u[0]) * problem.alpha
         self.value, self.bound = math.inf, 0.0
+        self.floor = math.inf  # the least bound of a node that rounding leaves open
         self.weights = torch.zeros(problem.entities.n_parameters, dtype=torch.float64)
         self.nodes = 0
-        self.heap: list[tuple[float, int, _Node]] = []
+        self.heap: list[tuple[float, int, Node]] = []
         self.ticket = itertools.count()
 
     def run(self, start: Tensor | None) -> Certificate:
@@ -146,7 +135,7 @@ class _Search:
         try:
             self.first_nodes()
             while self.heap and self.heap[0][0] < self.cutoff:
-                self.bound = max(self.bound, self.heap[0][0])
+                self.bound = max(self.bound, min(self.heap[0][0], self.floor))
                 if self.clock.spent:
                     status = "time_limit"
                     break
@@ -156,7 +145,7 @@ class _Search:
                 for child in children:
                     self.push(bound, child)
             else:
-                self.bound = max(self.bound, self.cutoff)
+                self.bound = max(self.bound, min(self.cutoff, self.floor))
         except KeyboardInterrupt:
             status = "interrupted"
         used = self.problem.entities.rows(self.weights).abs().amax(-1) > 0
@@ -168,6 +157,7 @@ class _Search:
             seconds=self.clock.seconds,
             weights=self.weights,
             indicators=used.double(),
+            tolerance=max(self.gap, 1e-5),
         )
 
     @property
@@ -175,7 +165,7 @@ class _Search:
         """A node with this bound holds nothing that is better by more than the gap."""
         return self.value * (1 - self.gap)
 
-    def push(self, bound: float, node: _Node) -> None:
+    def push(self, bound: float, node: Node) -> None:
         if bound < self.cutoff:
             heapq.heappush(self.heap, (bound, next(self.ticket), node))
 
@@ -186,8 +176,8 @@ class _Search:
         for p, q in itertools.product(range(most + 1), repeat=2):
             if p + q <= most:
                 counts = [(sign, count) for sign, count in ((1, p), (-1, q)) if count]
-                groups = [_Group(Region(sign, none, none), count) for sign, count in counts]
-                self.push(self.price * (p + q), _Node(groups, nu, [[] for _ in groups]))
+                groups = [Group(Region(sign, none, none), count) for sign, count in counts]
+                self.push(self.price * (p + q), Node(groups, nu, [[] for _ in groups]))
 
     def offer(self, theta: Tensor) -> None:
         """Take weights as the best so far if they are; rows that are 0 are not used."""
@@ -200,7 +190,7 @@ class _Search:
         if value < self.value:
             self.value, self.weights = value, theta
 
-    def dual(self, groups: list[_Group], nu: Tensor) -> tuple[float, list[Neuron | None]]:
+    def dual(self, groups: list[Group], nu: Tensor) -> tuple[float, list[Neuron | None]]:
         """D(nu), and the neurons that attain its maxima; inf where a region is empty."""
         problem = self.problem
         found = most_helpful(self.arrangement, nu, [group.region for group in groups])
@@ -213,48 +203,46 @@ class _Search:
             bound += group.count * (self.price - gain**2 / (4 * self.ridge))
         return bound, found
 
-    def solved(self, bound: float, node: _Node) -> tuple[float, list[_Node]]:
+    def solved(self, bound: float, node: Node) -> tuple[float, list[Node]]:
         """The bound of a node, and its children if it is not decided."""
         self.nodes += 1
         columns = [list(own) for own in node.columns]
         nu, best = node.nu, node.nu
-        master: _Master | None = None
+        mixture: Mixture | None = None
+        split: tuple[int, int] | None = None
         for _ in range(_ROUNDS):
             here, found = self.dual(node.groups, nu)
             if here > bound:
                 bound, best = here, nu
             if bound >= self.cutoff:
                 return bound, []
-            if master is not None and master.value - bound <= _NEAR * max(
-                self.cutoff - bound, self.gap * self.value
-            ):
+            if split and mixture and mixture.value - bound <= _NEAR * (self.cutoff - bound):
                 break
             for own, neuron in zip(columns, found, strict=True):
                 if neuron is not None and neuron.gain > 0:
                     own.append(neuron)
-            master = _MASTERS[self.problem.loss](self, node.groups, columns)
-            nu = master.nu
-            self.offer(self.merged(node.groups, columns, master))
-        assert master is not None
-        split = _widest(columns, master)
+            mixture = best_mixture(self.problem, node.groups, columns)
+            split = _widest(columns, mixture)
+            nu = mixture.nu
+            self.offer(self.merged(node.groups, columns, mixture))
         if split is None:
-            return bound, [_Node(node.groups, nu, columns)] if bound < self.cutoff else []
+            self.floor = min(self.floor, bound)
+            return bound, []
+        assert mixture is not None
         columns = [
             [column for column, r in zip(own, lengths.tolist(), strict=True) if r > _UNUSED]
-            for own, lengths in zip(columns, master.lengths, strict=True)
+            for own, lengths in zip(columns, mixture.lengths, strict=True)
         ]
-        return bound, _children(_Node(node.groups, best, columns), *split)
+        return bound, _children(Node(node.groups, best, columns), *split)
 
-    def merged(
-        self, groups: list[_Group], columns: list[list[Neuron]], master: _Master
-    ) -> Tensor:
+    def merged(self, groups: list[Group], columns: list[list[Neuron]], mixture: Mixture) -> Tensor:
         """The weights of the network in which each mixture is replaced by equal neurons."""
         problem, where = self.problem, self.places
         theta = torch.zeros(problem.entities.n_parameters, dtype=torch.float64)
         theta[where.out] = problem.M_free
-        theta[where.bias] = master.bias
+        theta[where.bias] = mixture.bias
         slot = 0
-        for group, own, lengths in zip(groups, columns, master.lengths, strict=True):
+        for group, own, lengths in zip(groups, columns, mixture.lengths, strict=True):
             slots = slice(slot, slot + group.count)
             if own:
                 total = lengths @ torch.stack([column.direction for column in own])
@@ -264,10 +252,10 @@ class _Search:
         return theta
 
 
-def _widest(columns: list[list[Neuron]], master: _Master) -> tuple[int, int] | None:
+def _widest(columns: list[list[Neuron]], mixture: Mixture) -> tuple[int, int] | None:
     """The group and the sample with the largest gap of a mixture; None if there is none."""
     best, place = 0.0, None
-    for g, (own, lengths) in enumerate(zip(columns, master.lengths, strict=True)):
+    for g, (own, lengths) in enumerate(zip(columns, mixture.lengths, strict=True)):
         if not own:
             continue
         z = torch.stack([column.z for column in own])
@@ -278,107 +266,19 @@ def _widest(columns: list[list[Neuron]], master: _Master) -> tuple[int, int] | N
     return place
 
 
-def _children(node: _Node, g: int, m: int) -> list[_Node]:
+def _children(node: Node, g: int, m: int) -> list[Node]:
     """The group g split by how many of its neurons fire at sample m."""
     (sign, on, off), count = node.groups[g]
     here = torch.arange(len(on)) == m
     children = []
     for firing in range(count + 1):
         parts = [
-            _Group(Region(sign, on | here, off), firing),
-            _Group(Region(sign, on, off | here), count - firing),
+            Group(Region(sign, on | here, off), firing),
+            Group(Region(sign, on, off | here), count - firing),
         ]
         parts = [part for part in parts if part.count]
         own = [[c for c in node.columns[g] if bool(part.region.holds(c.z))] for part in parts]
         groups = node.groups[:g] + parts + node.groups[g + 1 :]
         columns = node.columns[:g] + own + node.columns[g + 1 :]
-        children.append(_Node(groups, node.nu, columns))
+        children.append(Node(groups, node.nu, columns))
     return children
-
-
-def _columns(
-    search: _Search, groups: list[_Group], columns: list[list[Neuron]]
-) -> tuple[Tensor, Tensor, list[int]]:
-    """B with f = B (c, r), shape (n, 1 + K), the quadratic penalty of (c, r), and the sizes of groups."""
-    problem = search.problem
-    sizes = [len(own) for own in columns]
-    parts = [torch.full((problem.n, 1), problem.bias_input, dtype=torch.float64)]
-    for group, own in zip(groups, columns, strict=True):
-        for column in own:
-            parts.append(group.region.sign * problem.M_free * column.z.clamp(min=0).unsqueeze(1))
-    ridge = torch.zeros(1 + sum(sizes), 1 + sum(sizes), dtype=torch.float64)
-    at = 1
-    for group, size in zip(groups, sizes, strict=True):
-        ridge[at : at + size, at : at + size] = 2 * search.ridge / group.count
-        at += size
-    return torch.cat(parts, dim=1), ridge, sizes
-
-
-def _squared(search: _Search, groups: list[_Group], columns: list[list[Neuron]]) -> _Master:
-    """min (1/n) ||B x - y||^2 + penalty(x) over x = (c, r), r >= 0, |c| <= M_free."""
-    problem = search.problem
-    B, ridge, sizes = _columns(search, groups, columns)
-    y, n = problem.y.flatten(), problem.n
-    k = B.shape[1]
-    rows = torch.cat([-torch.eye(k).double(), torch.eye(k).double()[:1]])
-    right = torch.zeros(k + 1, dtype=torch.float64)
-    right[0] = right[-1] = problem.M_free
-    x, _ = _quadratic_program(2 / n * B.T @ B + ridge, -2 / n * B.T @ y, rows, right)
-    return _master(search, groups, B, ridge, x, sizes, 2 * (B @ x - y))
-
-
-def _hinge(search: _Search, groups: list[_Group], columns: list[list[Neuron]]) -> _Master:
-    """min (1/n) sum e + penalty(x) over x as in `_squared` and e >= 1 - y B x, e >= 0."""
-    problem = search.problem
-    B, ridge, sizes = _columns(search, groups, columns)
-    y, n = problem.y.flatten(), problem.n
-    k = B.shape[1]
-    eye, none = torch.eye(n).double(), torch.zeros(n, k).double()
-    box = torch.cat([-torch.eye(k).double(), torch.eye(k).double()[:1]])
-    rows = torch.cat(
-        [
-            torch.cat([-y.unsqueeze(1) * B, -eye], 1),
-            torch.cat([none, -eye], 1),
-            torch.cat([box, torch.zeros(k + 1, n).double()], 1),
-        ]
-    )
-    right = torch.zeros(len(rows), dtype=torch.float64)
-    right[:n] = -1
-    right[2 * n] = right[-1] = problem.M_free
-    P = torch.zeros(k + n, k + n, dtype=torch.float64)
-    P[:k, :k] = ridge
-    q = torch.cat([torch.zeros(k), torch.full((n,), 1 / n)]).double()
-    x, dual = _quadratic_program(P, q, rows, right)
-    return _master(search, groups, B, ridge, x[:k], sizes, -n * y * dual[:n])
-
-
-_MASTERS = {"squared": _squared, "hinge": _hinge}
-
-
-def _master(
-    search: _Search, groups: list[_Group], B: Tensor, ridge: Tensor, x: Tensor, sizes: list[int], nu: Tensor
-) -> _Master:
-    problem = search.problem
-    x = torch.cat([x[:1].clamp(-problem.M_free, problem.M_free), x[1:].clamp(min=0)])
-    loss = LOSSES[problem.loss]
-    value = float(loss.value((B @ x).unsqueeze(1), problem.y).mean() + x @ ridge @ x / 2)
-    value += search.price * sum(group.count for group in groups)
-    inside = loss.project(nu.unsqueeze(1), problem.y).flatten()
-    return _Master(value, inside, float(x[0]), list(x[1:].split(sizes)))
-
-
-def _quadratic_program(P: Tensor, q: Tensor, rows: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """min x'Px / 2 + q'x with rows x <= right: x and the multipliers of the rows."""
-    import clarabel
-    from scipy import sparse
-
-    settings = clarabel.DefaultSettings()
-    settings.verbose = False
-    settings.presolve_enable = False
-    settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = _QP_TOLERANCE
-    solution = clarabel.DefaultSolver(
-        sparse.triu(sparse.csc_matrix(P.numpy()), format="csc"), q.numpy(),
-        sparse.csc_matrix(rows.numpy()), right.numpy(),
-        [clarabel.NonnegativeConeT(len(right))], settings,
-    ).solve()  # fmt: skip
-    return torch.tensor(solution.x).double(), torch.tensor(solution.z).double()
