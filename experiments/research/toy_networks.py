@@ -48,6 +48,7 @@ def searched(problem, seconds):
 
 
 def row(name, way, certificate, root, nodes, seconds):
+    """Print a row of the table."""
     gap = 100 * certificate.gap
     print(
         f"| {name} | {way} | {certificate.objective:.6f} | {certificate.bound:.6f} | {gap:.2f} % "
@@ -57,6 +58,7 @@ def row(name, way, certificate, root, nodes, seconds):
 
 
 def main() -> None:
+    """Run every way on every instance."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("instances", nargs="*", default=list(NETWORKS))

@@ -3,19 +3,19 @@ r"""The activation patterns of a neuron on samples in the plane, and the neuron 
 A neuron with the weights w = (w_1, w_2, b) fires at the samples with w . x~_m > 0, where
 x~_m = (x_m, 1).  The n planes w . x~_m = 0 cut the space of w into cones, one for each set of samples that
 a line can separate: n^2 - n + 2 of them if no three samples lie on a line.  On a cone the neuron's
-output is linear in w.  So the most helpful direction,
+output is linear in w.  So the direction that helps a loss with the slopes nu most,
 
 .. math::  \max_{\lVert d\rVert_2 = 1} -\sigma \sum_m \nu_m \max(0, d \cdot \tilde x_m),
 
-a problem that is not convex, is exact by looking at a finite list.  On a cone with the samples S
-the sum is V . d with V = sum_S nu_m x~_m, and the maximum, if it is positive, lies at the projection of -sigma V
-onto the cone.  That is -sigma V itself, its projection onto the plane of a face, or an edge:
+stands in a finite list, although the problem is not convex.  On a cone with the samples S the sum is
+V . d with V = sum_S nu_m x~_m.  If the maximum is positive, it lies at the projection of -sigma V onto
+the cone: at -sigma V itself, its projection onto the plane of a face, or an edge:
 
 * the cones                      -sigma V
 * the faces, on w . x~_m = 0     -sigma (V - (V . x~_m) x~_m / ||x~_m||^2)
 * the edges                      +-(x~_m x x~_k)
 
-Each of these directions is a neuron, whether or not it lies in its own cone, and is valued as one; so a
+Each of these directions is a neuron and is valued as one, also where it lies outside of its cone: a
 list that is too long does no harm.  The same holds for the neurons of a `Region`, which fire at
 some samples and do not fire at others: a region is a union of cones, and its faces are theirs.
 """

@@ -111,7 +111,7 @@ def solve(
 
 
 class Search:
-    """A best-first search: ``value``, ``weights`` and ``bound`` so far, ``nodes`` solved, the open ``heap``."""
+    """A best-first search: ``value``, ``weights``, ``bound``, ``nodes`` solved, the open ``heap``."""
 
     def __init__(self, problem: SparseTrainingProblem, gap: float, clock: TimeLimit) -> None:
         self.problem, self.gap, self.clock = problem, gap, clock
