@@ -7,7 +7,7 @@ import importlib
 import inspect
 import textwrap
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from spr_or.formulations.problem import SparseTrainingProblem
     from spr_or.verification.bounds_over_m import SweepPoint
     from spr_or.verification.ladder import Check, Ladder, Verdict
+    from spr_or.verification.routes import Route
+
+    Instances = dict[str, Callable[[], SparseTrainingProblem]]
+    RoutesOf = Callable[[SparseTrainingProblem, float], Iterable[Route]]
 
 EXIT = {"holds": 0, "refuted": 1, "not tested": 3}
 _MARKS = {"holds": "holds", "refuted": "REFUTED", "not tested": "not tested"}
@@ -68,6 +72,15 @@ def command(
             help="The closed form claimed to be exact: exact, printed or authors2022.",
         ),
     ] = "exact",
+    instance_set: Annotated[
+        str,
+        typer.Option(
+            "--set",
+            metavar="NAME",
+            help="Which instances, and how: small, or networks (4 to 6 neurons, 20 to 40 samples, "
+            "the MIP optimum only).",
+        ),
+    ] = "small",
     show_list: Annotated[bool, typer.Option("--list", help="List the instances and stop.")] = False,
 ) -> None:
     """Compute the bounds of small problems and check every claim.
@@ -88,11 +101,11 @@ def command(
     import torch
 
     from spr_or.formulations.projected import VARIANTS
-    from spr_or.verification.instances import INSTANCES
 
     torch.set_num_threads(1)  # the tensors are tiny: a second thread only waits for the first
+    known, routes_of = _instance_set(instance_set)
     if show_list:
-        for name, make in INSTANCES.items():
+        for name, make in known.items():
             about = f"{name:22s} {(make.__doc__ or '').splitlines()[0]}"
             typer.echo(textwrap.fill(about, 80, subsequent_indent=" " * 23))
         raise typer.Exit
@@ -100,23 +113,34 @@ def command(
         raise typer.BadParameter(
             f"{variant!r} is none of {', '.join(VARIANTS)}", param_hint="--variant"
         )
-    default = ["regression-8x3"] if sweep_m else list(INSTANCES)
-    problems = [_problem(name) for name in instances or default]
+    default = ["regression-8x3"] if sweep_m and "regression-8x3" in known else list(known)
+    problems = [_problem(name, known) for name in instances or default]
     if sweep_m:
         picture = plot or outputs.picture(Path("sweep_m.png"))
         assert picture is not None
         _sweep(problems, json_file, picture, time_limit)
     else:
-        _verify(problems, json_file, plot, time_limit, variant)
+        _verify(problems, json_file, plot, time_limit, variant, routes_of)
 
 
-def _problem(name: str) -> SparseTrainingProblem:
-    from spr_or.verification.instances import INSTANCES
+def _instance_set(name: str) -> tuple[Instances, RoutesOf]:
+    """The instances of ``--set``, and the routes to take for them."""
+    from spr_or.verification import instances, network_instances, routes
 
-    if name in INSTANCES:
-        return INSTANCES[name]()
+    sets: dict[str, tuple[Instances, RoutesOf]] = {
+        "small": (instances.INSTANCES, routes.routes),
+        "networks": (network_instances.NETWORKS, routes.larger_network_routes),
+    }
+    if name not in sets:
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(sets)}", param_hint="--set")
+    return sets[name]
+
+
+def _problem(name: str, known: Instances) -> SparseTrainingProblem:
+    if name in known:
+        return known[name]()
     if ":" not in name:
-        near = difflib.get_close_matches(name, INSTANCES, n=1)
+        near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "see --list."
         raise typer.BadParameter(f"no instance is called {name!r}: {hint}")
     return _own_problem(name)
@@ -157,6 +181,7 @@ def _verify(
     plot: Path | None,
     time_limit: float,
     variant: str,
+    routes_of: RoutesOf,
 ) -> None:
     screen = terminal.console()
     ladders: list[Ladder] = []
@@ -164,7 +189,7 @@ def _verify(
     try:
         for problem in problems:
             title = f"[{len(ladders) + 1}/{len(problems)}] {problem.name}"
-            ladders.append(_ladder(problem, title, time_limit, variant))
+            ladders.append(_ladder(problem, title, time_limit, variant, routes_of))
             _print_ladder(screen, ladders[-1])
             if ladders[-1].interrupted:
                 break
@@ -186,12 +211,17 @@ def _overall(ladders: Sequence[Ladder], interrupted: bool) -> Verdict:
     return "holds" if verdicts == {"holds"} and not interrupted else "not tested"
 
 
-def _ladder(problem: SparseTrainingProblem, title: str, time_limit: float, variant: str) -> Ladder:
+def _ladder(
+    problem: SparseTrainingProblem, title: str, time_limit: float, variant: str, routes_of: RoutesOf
+) -> Ladder:
     from spr_or.verification.ladder_of_bounds import verify
 
     with terminal.progress() as progress:
         progress.step(title)
-        return verify(problem, time_limit=time_limit, variant=variant, progress=progress.detail)
+        return verify(
+            problem, time_limit=time_limit, variant=variant, progress=progress.detail,
+            routes_of=routes_of,
+        )  # fmt: skip
 
 
 def _print_ladder(screen: Console, ladder: Ladder) -> None:

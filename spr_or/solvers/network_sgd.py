@@ -68,6 +68,23 @@ def solve(
     )
 
 
+def rounded(problem: SparseTrainingProblem, found: Certificate) -> Certificate:
+    """The same weights as a solution of the integer problem (1)-(3): indicators raised to 1.
+
+    ``found`` is what `solve` returns; its objective is that of the relaxation, which may be lower.
+    """
+    used = (problem.entities.rows(found.weights) != 0).any(-1)
+    return certify(
+        problem,
+        Solved("bigm", "integer", found.solver, found.version),
+        status="heuristic",
+        bound=-math.inf,
+        seconds=found.seconds,
+        weights=found.weights,
+        indicators=used.double(),
+    )
+
+
 def _batch_loss(problem: SparseTrainingProblem, theta: Tensor, chosen: Tensor) -> Tensor:
     return problem.loss_value(theta, chosen)
 

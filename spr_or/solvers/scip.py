@@ -8,12 +8,13 @@ cuts to a big-M model. They are switched off here, so that the given formulation
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from spr_or.formulations import bigm, perspective
+from spr_or.formulations import bigm, one_hidden_layer, perspective, tightened_network
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.solvers import fixed_support
 from spr_or.solvers.certificate import Certificate, Solved, certify
@@ -52,6 +53,7 @@ def solve(
     gap: float = 1e-7,
     fixed: Tensor | None = None,
     solver: str = "scip_direct",
+    start: Tensor | None = None,
 ) -> Certificate:
     """Solve a formulation, or its relaxation in y, to the relative ``gap``.
 
@@ -64,6 +66,8 @@ def solve(
     fixed : 0/1 tensor (N,) that fixes the indicators, or None
     solver : any name of a Pyomo solver that takes these models; only SCIP is installed with SPR-OR,
         and only it gets the settings of this file
+    start : weights (P,) of a solution, or None; SCIP starts from it, and solves the model that its
+        value tightens (`spr_or.formulations.tightened_network`: one hidden layer, integer indicators)
 
     Raises ``ValueError`` for an unknown formulation or solver, and for a bad ``fixed``.
 
@@ -81,9 +85,20 @@ def solve(
     # w = 0 satisfies every constraint and no loss is negative: the answer after an early stop.
     weights = torch.zeros(problem.entities.n_parameters, dtype=torch.float64)
     indicators = _indicators(problem, fixed)
-    bound, status = 0.0, "interrupted"
+    bound, status, most = 0.0, "interrupted", math.inf
+    original = problem
+    if start is not None:
+        if relaxed or fixed is not None:
+            raise ValueError("start is for the integer problem with free indicators")
+        weights = one_hidden_layer.canonical(problem, start)
+        indicators = problem.entities.rows(weights).ne(0).any(-1).to(weights)
+        most = one_hidden_layer.value(problem, weights)
+        problem = tightened_network.within(problem, most)
     try:
         model = FORMULATIONS[formulation](problem, relaxed)
+        if start is not None:
+            tightened_network.tighten(model, problem, most)
+            tightened_network.start_from(model, problem, weights)
         if fixed is not None:
             for y, value in zip(model.y.values(), indicators.tolist(), strict=True):
                 y.fix(value)
@@ -92,11 +107,13 @@ def solve(
             time_limit=None if time_limit is None else clock.left(),
             rel_gap=gap,
             solver_options=_OPTIONS if solver == "scip_direct" else {},
+            warmstart_discrete_vars=start is not None,
             load_solutions=False,
             raise_exception_on_nonoptimal_result=False,
         )
         status = _STATUS.get(result.termination_condition.name, "inexact")
-        bound = max(bound, result.objective_bound)
+        # Solutions worse than ``most`` are not in the model: it proves no more than that.
+        bound = min(max(bound, result.objective_bound), most)
         if result.incumbent_objective is not None:
             result.solution_loader.load_vars()
             weights, indicators = _solution(problem, model, relaxed)
@@ -105,7 +122,7 @@ def solve(
     name = "scip" if solver == "scip_direct" else solver
     version = ".".join(map(str, optimizer.version()))
     return certify(
-        problem,
+        original,
         Solved(formulation, "relaxed" if relaxed else "integer", name, version),
         status=status,
         bound=bound,

@@ -36,8 +36,28 @@ def check_all(
 ) -> Iterator[Check]:
     """Every claim that applies; ``relaxation`` is the perspective relaxation to look at closely."""
     yield bounds_below_values(ladder)
-    yield at_most(ladder, "big-M relaxation <= perspective relaxation", "bigm", "perspective")
+    if _relaxed(ladder):
+        yield at_most(ladder, "big-M relaxation <= perspective relaxation", "bigm", "perspective")
     yield from agreement(ladder)
+    if _relaxed(ladder):
+        yield from _about_relaxations(problem, ladder, relaxation, variant)
+    yield least_penalty(problem, relaxation, variant)
+    yield finite_differences(problem, relaxation, variant)
+    if problem.convex:
+        yield from cone_duals(problem, ladder, variant)
+    yield from indicators_resolved(problem, ladder)
+    if problem.alpha < 1 - 1e-6:  # at 1 the printed form is the exact one
+        yield printed_variant(problem, relaxation)
+
+
+def _relaxed(ladder: Ladder) -> bool:
+    """Whether a relaxation was to be computed at all."""
+    return any(rung.integrality == "relaxed" for rung in ladder.rungs)
+
+
+def _about_relaxations(
+    problem: SparseTrainingProblem, ladder: Ladder, relaxation: Rung | None, variant: str
+) -> Iterator[Check]:
     if problem.convex:
         yield same(
             ladder,
@@ -52,13 +72,6 @@ def check_all(
         yield at_most(ladder, f"{formulation} relaxation <= MIP optimum", formulation, None)
     yield projection_value(problem, ladder, relaxation, variant)
     yield projection_indicator(problem, ladder, relaxation)
-    yield least_penalty(problem, relaxation, variant)
-    yield finite_differences(problem, relaxation, variant)
-    if problem.convex:
-        yield from cone_duals(problem, ladder, variant)
-    yield from indicators_resolved(problem, ladder)
-    if problem.alpha < 1 - 1e-6:  # at 1 the printed form is the exact one
-        yield printed_variant(problem, relaxation)
 
 
 def _compared(claim: str, slack: float, reason: str = "") -> Check:

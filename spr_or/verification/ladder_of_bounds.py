@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from spr_or.formulations import projected
 from spr_or.formulations.problem import SparseTrainingProblem
@@ -17,7 +17,7 @@ from spr_or.verification import claims
 from spr_or.verification.answers import ask, proof_check
 from spr_or.verification.ladder import Check, Ladder, Rung, scale_of
 from spr_or.verification.normalised import normalised
-from spr_or.verification.routes import routes
+from spr_or.verification.routes import Route, routes
 
 
 def verify(
@@ -26,6 +26,7 @@ def verify(
     time_limit: float = 60.0,
     variant: str = "exact",
     progress: Callable[[str], None] | None = None,
+    routes_of: Callable[[SparseTrainingProblem, float], Iterable[Route]] = routes,
 ) -> Ladder:
     """Compute the bounds of a problem by every solver that applies, and check every claim.
 
@@ -36,6 +37,8 @@ def verify(
     variant : the closed form that is claimed to be the projection (`spr_or.formulations.projected.VARIANTS`);
         anything but "exact" makes claims fail, which is the point of being able to ask
     progress : called with "formulation integrality, solver" before each computation
+    routes_of : gives the routes for a problem and a time limit, by default every one that applies
+        (`spr_or.verification.routes`); a claim about a relaxation is made only if a route computes one
 
     Returns a `Ladder`; ``ladder.ok`` tells whether every claim was tested and holds,
     ``ladder.verdict`` which of the three it is.  A solver that raises or returns nonsense is named in
@@ -59,7 +62,7 @@ def verify(
     checks: list[Check] = []
     stopped = False
     try:
-        for route in routes(inner, time_limit):
+        for route in routes_of(inner, time_limit):
             if progress:
                 progress(route.label)
             rung, check, returned = ask(route, problem, units, scale)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 from spr_or.formulations.certificate import Certificate
@@ -82,3 +82,34 @@ def _network(problem: SparseTrainingProblem, limited: dict[str, Any]) -> Iterato
     if len(problem.entities) <= MAX_ENUMERATED_NETWORK:
         solve = partial(network_enumeration.solve, problem, **limited)
         yield Route("enumeration", "integer", "scip by support", solve)
+
+
+def larger_network_routes(problem: SparseTrainingProblem, time_limit: float) -> Iterator[Route]:
+    """The routes to the MIP optimum of a network with one hidden layer and samples in the plane.
+
+    Many training runs, SCIP on the model that their best solution tightens, and activation patterns
+    (which take seconds, not the whole ``time_limit``).  Big-M relaxations with exact ReLUs are left out:
+    SCIP does not close them for more than ten samples or so.
+
+    Raises ``ValueError`` for other problems.
+    """
+    from spr_or.solvers import network_patterns, network_sgd, scip
+
+    reason = network_patterns.reason_against(problem)
+    if reason:
+        raise ValueError(f"the set networks cannot take {problem.name!r}: {reason}")
+    trained = cache(partial(network_sgd.solve, problem))
+
+    def sgd() -> Certificate:
+        return network_sgd.rounded(problem, trained())
+
+    def tightened() -> Certificate:
+        start = trained().weights
+        return scip.solve(problem, "bigm", time_limit=time_limit, start=start)
+
+    def patterns() -> Certificate:
+        return network_patterns.solve(problem, time_limit=time_limit, start=trained().weights)
+
+    yield Route("bigm", "integer", "SGD", sgd)
+    yield Route("bigm", "integer", "scip", tightened)
+    yield Route("bigm", "integer", "patterns", patterns)
