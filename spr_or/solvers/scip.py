@@ -52,6 +52,7 @@ def solve(
     gap: float = 1e-7,
     fixed: Tensor | None = None,
     solver: str = "scip_direct",
+    own_settings: bool = True,
 ) -> Certificate:
     """Solve a formulation, or its relaxation in y, to the relative ``gap``.
 
@@ -64,6 +65,7 @@ def solve(
     fixed : 0/1 tensor (N,) that fixes the indicators, or None
     solver : any name of a Pyomo solver that takes these models; only SCIP is installed with SPR-OR,
         and only it gets the settings of this file
+    own_settings : False leaves SCIP at its defaults, with its perspective cuts and all its heuristics
 
     Raises ``ValueError`` for an unknown formulation or solver, and for a bad ``fixed``.
 
@@ -91,7 +93,7 @@ def solve(
             model,
             time_limit=None if time_limit is None else clock.left(),
             rel_gap=gap,
-            solver_options=_OPTIONS if solver == "scip_direct" else {},
+            solver_options=_OPTIONS if own_settings and solver == "scip_direct" else {},
             load_solutions=False,
             raise_exception_on_nonoptimal_result=False,
         )
