@@ -1,7 +1,9 @@
 """Small problems for the certified solver and its check."""
 
 import numpy as np
+import pytest
 
+from spr_or.certified_solver import block_curvature, solver
 from spr_or.formulations.entities import groups
 from spr_or.formulations.problem import SparseTrainingProblem
 
@@ -39,3 +41,9 @@ def tree_problem() -> SparseTrainingProblem:
     return SparseTrainingProblem.linear(
         X, y, groups(24, 3), lam=0.25, alpha=0.02, M=2.0, name="tree"
     )
+
+
+def curvature_at_once(patch: pytest.MonkeyPatch) -> None:
+    """Curvature is moved at the root and at every node that allows it, not only where trees are large."""
+    patch.setattr(solver, "_TRIAL", 0)
+    patch.setattr(block_curvature, "_PATIENCE", 0)

@@ -23,6 +23,7 @@ STYLES: dict[str, tuple[str, str]] = {
     "spr-or-cuda": (PURPLE, "P"),
     "scip-bigm": (RED, "^"),
     "scip-cone": (BLUE, "s"),
+    "scip-default": (BLUE, "p"),
     "highs-cuts": (GREEN, "v"),
     "el0ps": (ORANGE, "D"),
     "l0bnb": (SKY, "X"),

@@ -20,11 +20,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-OWN = ("spr-or", "spr-or-cuda", "scip-bigm", "scip-cone", "highs-cuts")
+OWN = ("spr-or", "spr-or-cuda", "scip-bigm", "scip-cone", "scip-default", "highs-cuts")
 RIVALS = ("el0ps", "l0bnb")
 SOLVERS = (*OWN, *RIVALS)
 # A squared loss is min(n, p) squares of p terms: half a million take 4 GB in Pyomo, 0.4 GB in HiGHS.
-_MODEL_TERMS = {"scip-bigm": 600_000, "scip-cone": 600_000, "highs-cuts": 10_000_000}
+_MODEL_TERMS = {
+    "scip-bigm": 600_000,
+    "scip-cone": 600_000,
+    "scip-default": 600_000,
+    "highs-cuts": 10_000_000,
+}
 # What takes longer than this factor of its time limit and these seconds, in which numba compiles and
 # Pyomo builds, is stopped from outside.
 _GRACE = (1.25, 180.0)

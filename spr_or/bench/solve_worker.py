@@ -42,6 +42,9 @@ def solver_of(name: str) -> Solve:
         "spr-or-cuda": lambda p, limit, gap: branch_and_bound(p, gap, limit, device="cuda"),
         "scip-bigm": lambda p, limit, gap: scip.solve(p, "bigm", time_limit=limit, gap=gap),
         "scip-cone": lambda p, limit, gap: scip.solve(p, "perspective", time_limit=limit, gap=gap),
+        "scip-default": lambda p, limit, gap: scip.solve(
+            p, "bigm", time_limit=limit, gap=gap, own_settings=False
+        ),
         "highs-cuts": lambda p, limit, gap: outer_approximation.solve(p, gap=gap, time_limit=limit),
     }
     return known[name]

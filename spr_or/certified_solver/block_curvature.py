@@ -20,6 +20,11 @@ from spr_or.certified_solver.nodes import FirstOrderEngine, Node
 _CACHED = 640_000  # numbers in all matrices R of a batch, on the CPU
 _WORTH_A_THREAD = 100  # columns
 _PATIENCE = 64  # first-order nodes before the first curvature is moved: easy trees end earlier
+_SAMPLE = 4  # nodes that are tried first
+_WORTH = 0.5  # of what a node's bound lacks: less gained does not pay for a dearer tree
+_SPARED = 0.9  # of the largest equal share of all columns' curvature, where a node begins
+_ROOM = 1.5  # in ridges: what can be moved beyond the ridge has to be worth a matrix
+_SINGULAR = 1e-8
 _FIRST_STEPS = 6  # in d, where a node begins to move curvature
 
 
@@ -89,36 +94,54 @@ class MixedEngine:
 
     def __init__(self, first: FirstOrderEngine, split: SplitEngine, columns: int) -> None:
         self.first, self.split, self.columns = first, split, columns
-        self.patience = _PATIENCE
+        self.patience = self.wait = _PATIENCE
+        self.sample = _SAMPLE
 
     def __call__(self, nodes: Sequence[Node], cutoff: float) -> None:
         plain = [node for node in nodes if node.d is None]
+        split = [node for node in nodes if node.d is not None]
         if plain:
             self.first(plain, cutoff)
         k = self.split.design.shape[1]
         self.patience -= len(plain)
-        for node in plain if self.patience < 0 else []:
-            if node.bound < cutoff and len(node.position) * k <= self.columns:
-                self.try_split(node, cutoff)
-        split = [node for node in nodes if node.d is not None and node not in plain]
+        if self.patience < 0:
+            small = [node for node in plain if len(node.position) * k <= self.columns]
+            promising = [node for node in small if node.bound < cutoff]
+            self.try_split(promising[: self.sample], cutoff)
         if split:
             self.split(split, cutoff)
 
-    def try_split(self, node: Node, cutoff: float) -> None:
-        """Begin to move curvature at this node, if its matrix allows that and the bound gains."""
-        design = self.split.design
-        Q = design.restrict(node.position).quadratic()
-        if Q.shape[0] == 0 or not bool(node.free.any()):
+    def try_split(self, nodes: Sequence[Node], cutoff: float) -> None:
+        """Begin to move curvature at those nodes whose matrix allows that and whose bound gains.
+
+        Where few gain, the next nodes to try wait, longer each time.
+        """
+        tried = [(node, trial) for node in nodes if (trial := self.trial(node)) is not None]
+        if not tried:
             return
-        values = torch.linalg.eigvalsh(Q)
-        if float(values[0]) <= 1e-8 * float(values[-1]):
-            return
-        trial = node.keep(torch.ones_like(node.one), node.one)
-        trial.d = uniform(design, len(node.position), 0.9 * float(values[0]))
-        SplitEngine(design, self.split.mu, _FIRST_STEPS, self.split.curvature_one)([trial], cutoff)
-        if trial.own > node.own:
+        SplitEngine(self.split.design, self.split.mu, _FIRST_STEPS, self.split.curvature_one)(
+            [trial for _, trial in tried], cutoff
+        )
+        gained = 0
+        for node, trial in tried:
+            if trial.own < node.own + _WORTH * (cutoff - node.own):
+                continue
+            gained += 1
             node.W, node.d, node.own, node.bound = trial.W, trial.d, trial.own, trial.bound
             node.score, node.indicator = trial.score, trial.indicator
+        if 2 * gained >= len(tried):
+            self.sample *= 2
+        else:
+            self.wait *= 2
+            self.patience, self.sample = self.wait, _SAMPLE
+
+    def trial(self, node: Node) -> Node | None:
+        """The same node with as much curvature moved as every column can spare; None if that is none."""
+        if not bool(node.free.any()):
+            return None
+        trial = node.keep(torch.ones_like(node.one), node.one)
+        trial.d = spare_curvature(self.split.design, node.position)
+        return None if trial.d is None else trial
 
 
 def quadratic_of(design: Design, position: Tensor, present: Tensor) -> Quadratic:
@@ -137,7 +160,17 @@ def quadratic_of(design: Design, position: Tensor, present: Tensor) -> Quadratic
     return Quadratic(Q, c, c0, real.view(B, n, k), penalty_of(design, position))
 
 
-def uniform(design: Design, count: int, curvature: float) -> Tensor:
-    """The same curvature for every column of ``count`` entities, (count, k, k)."""
-    eye = torch.eye(design.shape[1], dtype=design.X.dtype, device=design.X.device)
-    return (curvature * eye).repeat(count, 1, 1)
+def spare_curvature(design: Design, position: Tensor) -> Tensor | None:
+    """Curvature for the entities at ``position`` (n,) to begin with, (n, k, k): the same share of each
+    column's own, which leaves a definite rest.  None where that is hardly more than the ridge."""
+    small = design.restrict(position)
+    Q = small.quadratic()
+    own = Q.diagonal()
+    if len(own) == 0 or not bool((own > 0).all()):
+        return None
+    scale = own.rsqrt()
+    least = float(torch.linalg.eigvalsh(scale.unsqueeze(1) * Q * scale)[0])
+    d = (_SPARED * least * own).view(small.columns.shape)
+    if least <= _SINGULAR or not bool((d > _ROOM * small.ridge.unsqueeze(1)).any()):
+        return None
+    return torch.diag_embed(d)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import optimize
 from torch import Tensor
 
 from spr_or.certified_solver import node_fista
@@ -19,6 +18,9 @@ from spr_or.certified_solver.design import Design, design_of, loss_and_gradient,
 from spr_or.certified_solver.nodes import Node
 from spr_or.formulations.losses import LOSSES
 from spr_or.formulations.problem import SparseTrainingProblem
+
+if TYPE_CHECKING:
+    from scipy import optimize
 
 _BATCH = 32
 
@@ -201,6 +203,8 @@ def in_box(design: Design, support: Tensor) -> Incumbent:
     With every indicator fixed this is a convex problem in a box: bounded least squares by an active
     set for each output of the squared loss, L-BFGS-B for the logistic loss (both of scipy).
     """
+    from scipy import optimize  # a third of a second, which most searches do not need
+
     at = support.nonzero().flatten()
     if len(at) == 0:
         return _incumbents(design, design.X.new_zeros((1, *design.shape)), [support])[0]
@@ -237,6 +241,8 @@ def in_box(design: Design, support: Tensor) -> Incumbent:
 def _logistic_in_box(
     block: NDArray[np.float64], design: Design, ridge: NDArray[np.float64], box: optimize.Bounds
 ) -> NDArray[np.float64]:
+    from scipy import optimize
+
     loss, q = LOSSES[design.loss], design.shape[2]
     Y = design.Y.cpu()
     size = 1.0 if design.size is None else design.size.cpu()

@@ -7,20 +7,25 @@ The steps are those of `spr_or.solvers.accelerated_gradient`.  The smooth part i
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from spr_or.certified_solver import node_newton
 from spr_or.certified_solver.bounds import Terms, dual_bound, penalty_of
 from spr_or.certified_solver.design import Design, descent, loss_and_gradient
-from spr_or.formulations import projected, projected_prox
+from spr_or.certified_solver.node_prox import NodeProx, node_prox
+from spr_or.formulations import projected
 from spr_or.formulations.losses import LOSSES
 from spr_or.solvers.accelerated_gradient import Iterate, advance
 
 _CHECK_EVERY = 10
 _POWER_STEPS = 20
 _RELATIVE = 0.3
+_NEWTON_FROM = 20  # gradient steps
+_NEWTON_STEPS = 3
 
 
 class NodeAnswers(NamedTuple):
@@ -94,7 +99,12 @@ def solve(
     iterate, terms = Iterate.from_rest(W[open_]), _of(terms, open_)
     metric = smooth.smoothness[:, None, None]
     down = descent(design, 1 / smooth.smoothness, block)
-    step = _proximal_step(smooth, terms, down)
+    prox = node_prox(design, 1 / smooth.smoothness, terms)
+
+    def step(V: Tensor) -> Tensor:
+        return prox.shrink(down(V))
+
+    newton_at, wait = _NEWTON_FROM, _CHECK_EVERY
     for iteration in range(1, iterations + 1):
         if len(open_) == 0:
             break
@@ -102,51 +112,49 @@ def solve(
         if iteration % _CHECK_EVERY == 0:
             now = evaluate(design, iterate.at, terms, block)
             part = better(NodeAnswers(*(x[open_] for x in best)), now)
+            left = ~done(part, tolerance, cutoff)
+            worth = iteration >= newton_at and bool(left.any())
+            if worth and node_newton.affordable(design, len(open_)):
+                found = _newton(smooth, now, terms, prox, down)
+                up = found.value < now.value
+                wait = _CHECK_EVERY if 2 * int(up.sum()) >= len(up) else 2 * wait
+                newton_at = iteration + wait
+                iterate = Iterate(*map(partial(_where, up), Iterate.from_rest(found.W), iterate))
+                part = better(part, found)
+                left = ~done(part, tolerance, cutoff)
             for whole, piece in zip(best, part, strict=True):
                 whole[open_] = piece
-            left = ~done(part, tolerance, cutoff)
             if not bool(left.all()):
                 open_, iterate, terms = open_[left], iterate.of(left), _of(terms, left)
-                step = _proximal_step(smooth, terms, down)
+                prox = node_prox(design, 1 / smooth.smoothness, terms)
             if stop():
                 break
     return best
 
 
-def _proximal_step(
-    smooth: SmoothPart, terms: Terms, down: Callable[[Tensor], Tensor]
-) -> Callable[[Tensor], Tensor]:
-    """From V (B, N, k, q): ``down`` the slope of the loss, then the proximal operator of the penalty.
+def _newton(
+    smooth: SmoothPart,
+    at: NodeAnswers,
+    terms: Terms,
+    prox: NodeProx,
+    down: Callable[[Tensor], Tensor],
+) -> NodeAnswers:
+    """Some Newton steps from ``at``: what they find at best."""
+    design, block, L = smooth
+    W, best = at.W, at
+    for _ in range(_NEWTON_STEPS):
+        moved = node_newton.step(design, W, down(W), prox, 1 / L, block)
+        W = prox.shrink(down(moved))
+        found = evaluate(design, W, terms, block)
+        up = found.value < best.value
+        best = NodeAnswers(*map(partial(_where, up), found, best))
+        if not bool(up.any()):
+            break
+    return best
 
-    What `formulations.projected.prox` computes of anything but V is computed here, once.
-    """
-    design, step = smooth.design, 1 / smooth.smoothness
-    B = len(terms.one)
-    alpha, unit, factor = design.scaled()
-    stretched = bool((factor != 1).any())
-    signed = design.signed
-    if signed is not None:
-        signed = signed.repeat_interleave(design.shape[2], dim=1).repeat(B, 1)
 
-    def column(x: Tensor) -> Tensor:
-        return x.to(step).expand(B, -1).reshape(-1, 1)
-
-    # In the coordinates c w, where the step is c^2 times as long; see `Design.scaled`.
-    M, upper, c = column(factor * design.M), column(terms.one | terms.free), column(factor)
-    prox = projected_prox.terms_of(
-        column(step * unit * factor.square()), alpha, M, column(terms.one), upper
-    ).stacked()
-    inverse = 1 / M
-
-    def advanced(V: Tensor) -> Tensor:
-        rows = down(V).reshape(prox.floor.shape[0], -1)
-        if signed is not None:
-            rows = torch.where(signed, rows.clamp(min=0), rows)
-        if not stretched:
-            return projected_prox.shrink(rows, alpha, prox, upper, inverse).view(V.shape)
-        return (projected_prox.shrink(c * rows, alpha, prox, upper, inverse) / c).view(V.shape)
-
-    return advanced
+def _where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(rows.view(-1, *[1] * (new.dim() - 1)), new, old)
 
 
 def done(at: NodeAnswers, tolerance: float, cutoff: float) -> Tensor:

@@ -299,15 +299,19 @@ class Search:
         self.evaluated += 1
         support = torch.zeros(self.design.shape[0], dtype=torch.bool, device=self.design.X.device)
         support[node.position] = True
-        found = incumbents.in_box(self.design, support)
-        self.offer(found)
-        # Without a ridge a bound is as good as its point: the polished one may be better.
-        small, W = self.design.restrict(node.position), found.W[node.position]
+        small = self.design.restrict(node.position)
         terms = Terms(None, last.free.unsqueeze(0), last.one.unsqueeze(0))
-        at = node_fista.evaluate(small, W.unsqueeze(0), terms, None)
-        if float(at.bound) > last.own:
-            last.W, last.d, last.clusters, last.own = W, None, None, float(at.bound)
-            last.bound = max(last.bound, last.own)
+        # Without a ridge a bound is as good as its point: the polished one may be better.
+        for polish in (_quickly, incumbents.in_box):
+            found = polish(self.design, support)
+            self.offer(found)
+            W = found.W[node.position]
+            at = node_fista.evaluate(small, W.unsqueeze(0), terms, None)
+            if float(at.bound) > last.own:
+                last.W, last.d, last.clusters, last.own = W, None, None, float(at.bound)
+                last.bound = max(last.bound, last.own)
+            if last.bound >= self.cutoff:
+                break
         self.record(last, node.record, CONTINUES)
         self.closed = min(self.closed, last.bound)
 
@@ -334,6 +338,10 @@ def _most_fractional(node: Node) -> int:
     assert node.indicator is not None
     distance = (node.indicator - 0.5).abs()
     return int(torch.where(node.free, -distance, -torch.inf).argmax())
+
+
+def _quickly(design: Design, support: Tensor) -> Incumbent:
+    return incumbents.polish(design, [support])[0]
 
 
 def _narrowed(node: Node, kept: Tensor, one: Tensor) -> Node:

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from spr_or import __version__
-from spr_or.certified_solver import clusters, incumbents, many_outputs, root
-from spr_or.certified_solver.block_curvature import MixedEngine, SplitEngine, uniform
+from spr_or.certified_solver import clusters, incumbents, many_outputs, root, tree_size
+from spr_or.certified_solver.block_curvature import MixedEngine, SplitEngine, spare_curvature
 from spr_or.certified_solver.design import Design, design_of, theta_of, weights_of
 from spr_or.certified_solver.nodes import Engine, FirstOrderEngine, Node
 from spr_or.certified_solver.search import Search
@@ -43,7 +43,8 @@ _MIXED_COLUMNS = 60  # below, the split pays in any case
 _PATH = (100.0, 10.0, 1.0)  # of the barrier at the root, in units of its last value
 _ROOT_STEPS, _NODE_STEPS = 15, 1
 _BATCH = {"cpu": 32, "cuda": 256}
-_TRIAL = 1500  # first-order nodes before curvature is moved at every node
+_TRIAL = 1500  # first-order nodes, at most, before curvature is moved at every node
+_DEARER = 16  # what such a node costs, in first-order nodes
 _SPLIT_TRIAL = 100  # nodes with curvature moved entity by entity, before it is in clusters
 _CLUSTER_PATH = (100.0, 50.0, 25.0, 12.0, 6.0, 3.0, 1.5)
 _CLUSTER_ROOT_STEPS, _CLUSTER_NODE_STEPS = 30, 2
@@ -235,17 +236,14 @@ def _branch(search: Search, node: Node, batch: int, workers: int) -> None:
     mu = 2e-3 * abs(search.best.objective) / max(1, N * k)
     small = max(0.1 * float(design.ridge.min()), 1e-8 * float(design.moments.G.diagonal().amax()))
     mixed = MixedEngine(first, SplitEngine(design, mu, _NODE_STEPS, small, workers), _MIXED_COLUMNS)
-    search.run(mixed, batch, _TRIAL if N * k <= _SPLIT_COLUMNS else math.inf)
+    if N * k > _SPLIT_COLUMNS:
+        search.run(mixed, batch)
+        return
+    split = SplitEngine(design, mu, _NODE_STEPS, small, workers)
+    whole = _whole_split(search, node, first, mixed, split, batch)
     if search.over:
         return
-    search.search_wider()
-    eigenvalues = torch.linalg.eigvalsh(design.quadratic())
-    smallest, largest = float(eigenvalues[0]), float(eigenvalues[-1])
-    whole = None
-    if smallest > 1e-8 * largest:
-        split = SplitEngine(design, mu, _NODE_STEPS, 0.1 * smallest, workers)
-        whole = _split_root(search, node, split, smallest)
-    if whole is None or whole.own <= search.bound:
+    if whole is None:
         search.run(mixed, batch)
         return
     search.begin_again(whole)
@@ -253,6 +251,29 @@ def _branch(search: Search, node: Node, batch: int, workers: int) -> None:
     if not search.over:
         _branch_in_clusters(search, whole, first, mu, workers)
     search.run(split, batch)
+
+
+def _whole_split(
+    search: Search, node: Node, first: Engine, later: Engine, split: SplitEngine, batch: int
+) -> Node | None:
+    """Branch by ``first``, then ``later``, from the root ``node`` until the tree has ended, or until the root
+    with curvature moved, which is returned, promises a tree that takes less time.  None where it never
+    does."""
+    whole, before = None, search.evaluated
+    for nodes in tree_size.looks(math.prod(search.design.shape), _TRIAL):
+        search.run(first if whole is None else later, batch, nodes)
+        if search.over:
+            return None
+        if whole is None:
+            search.search_wider()
+            d = spare_curvature(search.design, node.position)
+            if d is None:
+                return None
+            whole = _split_root(search, node, split, d)
+        done, now, end = search.evaluated - before, search.bound, search.cutoff
+        if tree_size.pays(done, node.own, now, end, whole.own, _DEARER):
+            return whole
+    return whole if whole is not None and whole.own > search.bound else None
 
 
 def _branch_in_clusters(
@@ -281,10 +302,10 @@ def _branch_in_clusters(
         search.run(engine(_CLUSTER_PATH[-1], _CLUSTER_NODE_STEPS, workers), workers)
 
 
-def _split_root(search: Search, node: Node, split: SplitEngine, smallest: float) -> Node:
-    """The root solved again with the best split."""
+def _split_root(search: Search, node: Node, split: SplitEngine, d: Tensor) -> Node:
+    """The root solved again with the best split, beginning with curvature ``d``."""
     child = node.keep(torch.ones_like(node.one), node.one)
-    child.d = uniform(split.design, len(node.position), 0.9 * smallest)
+    child.d = d
 
     def engine(factor: float) -> Engine:
         mu = factor * split.mu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,7 +61,7 @@ def command(
             for place in [folder, *inside, *pool] if alone else inside:
                 with terminal.progress() as progress:
                     progress.step(f"checking {place}")
-                    found = recheck(place, data, exact)
+                    found = recheck(place, data, exact, _shown(progress))
                 fine = _tell(place, found.problems) and fine
                 checked.append((place, found))
                 if found.ok:
@@ -73,6 +74,11 @@ def command(
     except TableError as error:
         raise terminal.failed(error, 2) from None
     raise typer.Exit(0 if fine else 1)
+
+
+def _shown(progress: terminal.Progress) -> Callable[[int, int], None]:
+    """Tells how many records of a proof are done."""
+    return lambda done, of: progress.detail(f"{done} of {of} records")
 
 
 def _folder(given: Path) -> Path:

@@ -197,19 +197,7 @@ def shrink(v: Tensor, alpha: float, terms: Terms, upper: float | Tensor, inverse
     >>> shrink(v, 0.5, terms_of(t, 0.5, ten, 0.0, 1.0), 1.0, 1 / ten)[0].tolist()
     [2.0, 2.6666667461395264]
     """
-    magnitude = v.abs()
-    peak = magnitude.amax(1, keepdim=True)
-    ratio = peak * inverse if inverse.shape[1] == 1 else (magnitude * inverse).amax(1, keepdim=True)
-    norm = norm_of(magnitude, peak)
-    s, free = free_roots(norm, ratio, alpha, terms)
-    cpu = v.device.type == "cpu"
-    if not cpu:
-        s = torch.where(free, s, roots(magnitude, norm, ratio, alpha, terms))
-    left = free.logical_not().flatten().nonzero().flatten() if cpu else None
-    if left is not None and len(left):
-        some = magnitude.index_select(0, left)
-        n, largest = norm.index_select(0, left), ratio.index_select(0, left)
-        s.index_copy_(0, left, roots(some, n, largest, alpha, terms.of(left)))
+    s, left = _scales(v, alpha, terms, inverse)
     y = s - terms.shift
     y = y.clamp_(max=upper) if isinstance(upper, float | int) else torch.minimum(y, upper)
     w = v * (y / s)
@@ -217,6 +205,62 @@ def shrink(v: Tensor, alpha: float, terms: Terms, upper: float | Tensor, inverse
         return w
     limit = terms.bound * y
     return torch.clamp(w, -limit, limit)
+
+
+class Derivative(NamedTuple):
+    """The derivative of `shrink` at v (n, k), for each entity diag(``diagonal``) + ``factor`` column column',
+    with ``diagonal`` and ``column`` (n, k) and ``factor`` (n, 1)."""
+
+    diagonal: Tensor
+    column: Tensor
+    factor: Tensor
+
+
+def derivative(v: Tensor, alpha: float, terms: Terms, inverse: Tensor) -> Derivative:
+    r"""An element of the generalised derivative of `shrink` at v (n, k), with ``inverse`` 1 / M (n, 1).
+
+    With y = s - 2 t alpha, w_j = v_j y / s, or M y where it is clipped. F(s, v) = t (1 - alpha) gives s,
+    and dF / dv_j = dw_j / ds, so that
+
+    .. math::  \frac{dw}{dv} = \frac ys\, \mathrm{diag}(\text{not clipped})
+               + \frac{1}{-F_s}\, \frac{dw}{ds} \Bigl(\frac{dw}{ds}\Bigr)' ,
+
+    without the second term where y is held by its limits.
+
+    >>> one, v = torch.ones(1, 1).double(), torch.tensor([[3.0, 4.0]]).double()
+    >>> terms = terms_of(one, 0.5, 100 * one, 0.0, 10.0)
+    >>> found = derivative(v, 0.5, terms, one / 100)
+    >>> jacobian = torch.diag(found.diagonal[0]) + found.factor * found.column.mT @ found.column
+    >>> moved = shrink(v + 1e-6, 0.5, terms, 10.0, one / 100) - shrink(v, 0.5, terms, 10.0, one / 100)
+    >>> torch.allclose(moved / 1e-6, jacobian.sum(1), atol=1e-5)
+    True
+    """
+    s, _ = _scales(v, alpha, terms, inverse)
+    clipped = v.abs() > terms.bound * s
+    share = v / s
+    column = torch.where(clipped, terms.bound * v.sign(), terms.shift / s * share)
+    steep = torch.where(clipped, terms.bound.square(), terms.shift / s * share.square())
+    steep = steep.sum(1, keepdim=True)
+    moves = (s > terms.floor) & (s < terms.ceiling) & (steep > torch.finfo(v.dtype).tiny)
+    factor = torch.where(moves, 1 / steep, 0.0)
+    return Derivative(torch.where(clipped, 0.0, 1 - terms.shift / s), column, factor)
+
+
+def _scales(v: Tensor, alpha: float, terms: Terms, inverse: Tensor) -> tuple[Tensor, Tensor | None]:
+    """s (n, 1) of any entities; on a CPU, the indices of those whose closed form does not hold."""
+    magnitude = v.abs()
+    peak = magnitude.amax(1, keepdim=True)
+    ratio = peak * inverse if inverse.shape[1] == 1 else (magnitude * inverse).amax(1, keepdim=True)
+    norm = norm_of(magnitude, peak)
+    s, free = free_roots(norm, ratio, alpha, terms)
+    if v.device.type != "cpu":
+        return torch.where(free, s, roots(magnitude, norm, ratio, alpha, terms)), None
+    left = free.logical_not().flatten().nonzero().flatten()
+    if len(left):
+        some = magnitude.index_select(0, left)
+        n, largest = norm.index_select(0, left), ratio.index_select(0, left)
+        s.index_copy_(0, left, roots(some, n, largest, alpha, terms.of(left)))
+    return s, left
 
 
 def norm_of(magnitude: Tensor, peak: Tensor) -> Tensor:

@@ -2,5 +2,6 @@
 
 Imports the definition of the problem and nothing of the search: not its bounds, its design matrices or
 its incumbents.  `check` has the theorem; `tree` the walk; `bounds` the bound of one record in float64 with
-every rounding enclosed; `exact` the same in fractions; `weight_bounds` what proves an M.
+every rounding enclosed, with `gradients` for many at a time; `exact` the same in fractions;
+`weight_bounds` what proves an M.
 """

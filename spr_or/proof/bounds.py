@@ -54,11 +54,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spr_or.proof.data import NEGLIGIBLE, Data
+from spr_or.proof.gradients import Gradients
 from spr_or.proof.rounding import (
     SAFE,
     TINY,
     UNIT,
     Array,
+    down,
     gamma,
     lengths,
     operations,
@@ -69,7 +71,6 @@ from spr_or.proof.rounding import (
 from spr_or.proof.tree import Record, State
 
 INDEFINITE = "the loss without the curvature it moves is not proven convex"
-_AT_ONCE = 64  # plain records whose gradients are one matrix product
 _SWEEPS = 60
 _NUMBERS = 2e7  # in the matrices of the supports of some clusters, at a time
 
@@ -84,13 +85,8 @@ class Bounds:
         self.data = data
         self.X_lengths = lengths(data.X)
         self.Y_lengths = lengths(data.Y)
-        self.owner = np.concatenate([np.full(len(c), i) for i, c in enumerate(data.columns)])
-        self.order = np.concatenate(data.columns)
-        self.XT = np.ascontiguousarray(data.X.T)
-        self.plain = [number for number, r in enumerate(records) if r.d is None]
-        self.place = {number: place for place, number in enumerate(self.plain)}
         self.records = records
-        self.ready: dict[int, tuple[float, Array]] = {}
+        self.gradients = Gradients(data, records, self.X_lengths)
         self._moments(records)
 
     def __call__(self, number: int, state: State) -> Found:
@@ -105,14 +101,10 @@ class Bounds:
     # --- without moved curvature --------------------------------------------------------------------
 
     def _plain(self, number: int, state: State) -> Found:
-        if number not in self.ready:
-            self.ready.clear()
-            start = self.place[number]
-            self._gradients(self.plain[start : start + _AT_ONCE])
-        base, g = self.ready.pop(number)
+        base, g, owner = self.gradients(number)
         data = self.data
-        gain = phi(g, data.ridge[self.owner, None], data.M[self.owner, None]).sum(axis=1)
-        gain = np.bincount(self.owner, gain, minlength=len(data.columns))
+        gain = phi(g, data.ridge[owner, None], data.M[owner, None]).sum(axis=1)
+        gain = np.bincount(owner, gain, minlength=len(data.columns))
         return self._paid(base, self._net(gain, data.price), state)
 
     def _paid(self, base: float, score: Array, state: State) -> tuple[float, Array]:
@@ -127,33 +119,11 @@ class Bounds:
             score = score.copy()
             score[free] = _marginal(score[free], gains, places)
         paid, error = total(taken)
-        return _down(base - paid, error), score
+        return down(base - paid, error), score
 
     def _net(self, gain: Array, price: Array) -> Array:
         """What entities gain, summed over k columns and q outputs, less their price; rounded up."""
         return _less(gain * (1 + gamma(self.data.k * self.data.Y.shape[1] + 4)), price)
-
-    def _gradients(self, numbers: list[int]) -> None:
-        """Constants and upper bounds of |X' nu / n|, (p in entity order, q), for some plain records."""
-        data = self.data
-        rows, q = data.Y.shape
-        slopes = np.empty((rows, len(numbers), q))
-        for place, number in enumerate(numbers):
-            slopes[:, place] = slope(data, self._predict(self.records[number]))
-        g = pull(data, slopes.reshape(rows, -1), self.X_lengths)[self.order]
-        g = g.reshape(-1, len(numbers), q)
-        for place, number in enumerate(numbers):
-            self.ready[number] = conjugate(data, slopes[:, place]), g[:, place]
-
-    def _predict(self, record: Record) -> Array:
-        data = self.data
-        q = data.Y.shape[1]
-        used = [(data.columns[i], w) for i, w in zip(record.entities, record.W, strict=True)]
-        if not used:
-            return np.zeros((len(data.X), q))
-        columns = np.concatenate([at for at, _ in used])
-        weights = np.concatenate([w[: len(at)] for at, w in used])
-        return np.asarray(self.XT[columns].T @ weights)
 
     # --- with moved curvature -----------------------------------------------------------------------
 
@@ -179,7 +149,7 @@ class Bounds:
         if data.loss != "squared":
             return "moves curvature of a loss that is not squared"
         if not len(record.entities):  # nothing is left to choose
-            return _down(self.c0, self.c0_error), np.full(len(data.columns), np.nan)
+            return down(self.c0, self.c0_error), np.full(len(data.columns), np.nan)
         owned = [data.columns[i] for i in record.entities]
         sizes = np.array([len(at) for at in owned])
         at = self.row[np.concatenate(owned)]
@@ -190,12 +160,7 @@ class Bounds:
         ridge = np.repeat(data.ridge[record.entities], sizes)
         H = self.G[np.ix_(at, at)]
         H[np.arange(P), np.arange(P)] += ridge
-        blocks = _blocks(record, position, data.k)
-        moved = np.zeros(P)
-        for index, D in blocks:
-            inside = np.ix_(index, index)
-            H[inside] -= D
-            moved[index] = np.diagonal(D)
+        moved = _take_away(H, record, position)
         size = np.sqrt(np.square(self.lengths[at]) + moved + ridge) * SAFE
         # In each entry of H: X'X/n, its division, the ridge, what was added and taken away.
         c = SAFE * (gamma(operations(len(data.X))) + 16 * UNIT)
@@ -210,7 +175,7 @@ class Bounds:
         inner, error = total(w * Hw)
         error += self.c0_error + SAFE * (c + 2 * gamma(P + 6)) * float(np.square(reach).sum())
         error += 2 * NEGLIGIBLE * float(np.square(w).sum())
-        base = _down(self.c0 - inner, error)
+        base = down(self.c0 - inner, error)
         if record.d is not None and record.d.ndim == 2:
             upward = np.where(data.signed[np.concatenate(owned)][:, None], -g, np.abs(g))
             gain = phi(
@@ -273,50 +238,7 @@ class Bounds:
             free = alive[:, slot] & ~one[:, slot]
             score[entity[free, slot]] = (with_it - without)[free]
         paid, error = total(best)
-        return _down(base - paid, error), score
-
-
-def slope(data: Data, prediction: Array) -> Array:
-    """nu near the derivative of the loss at the prediction, in the domain of its conjugate; times the weights
-    of the samples."""
-    if data.loss == "squared":
-        return 2 * (prediction - data.Y)
-    with np.errstate(over="ignore"):
-        share = 1 / (1 + np.exp(data.Y * prediction))
-    if data.size is None:
-        return -data.Y * np.clip(share, 0.0, 1.0)
-    return -data.Y * (data.size * np.clip(share, 0.0, 1 - 8 * UNIT))
-
-
-def conjugate(data: Data, nu: Array) -> float:
-    """A lower bound of -(1/n) sum l*(nu)."""
-    if data.loss == "squared":  # l*(nu) = nu y + nu^2 / 4
-        value, error = total(np.stack([nu * data.Y, np.square(nu) / 4]))
-        error += 4 * UNIT * float(np.abs(nu * data.Y).sum() + np.square(nu).sum())
-    else:  # with p = -nu y in [0, 1]: p log p + (1 - p) log(1 - p)
-        p = np.abs(nu)
-        if data.size is None:
-            value, error = total(np.stack([_xlogx(p), _xlogx(1 - p)]))
-            error += 32 * UNIT * nu.size
-        else:  # p t as it was rounded is t times a p of another last digit
-            p = np.minimum(p / data.size, 1.0)
-            value, error = total(data.size * np.stack([_xlogx(p), _xlogx(1 - p)]))
-            error += 256 * UNIT * float(data.size.sum())
-    mean = _down(-value, error) / data.n
-    return mean - 4 * UNIT * abs(mean)
-
-
-def pull(data: Data, nu: Array, X_lengths: Array) -> Array:
-    """Upper bounds of |X' nu| / n, (p, c), for slopes nu (rows, c); of the positive part of -X' nu / n for
-    columns whose weights are not negative."""
-    error = gamma(operations(len(nu))) * X_lengths[:, None] * lengths(nu)
-    g = product(data.X, nu)
-    size = np.where(data.signed[:, None], np.maximum(-g, 0.0), np.abs(g))
-    return (size + SAFE * error + TINY) / data.n * (1 + 4 * UNIT)
-
-
-def _xlogx(p: Array) -> Array:
-    return p * np.log(np.where(p > 0, p, 1.0))
+        return down(base - paid, error), score
 
 
 def phi(u: Array, d: Array, M: Array) -> Array:
@@ -373,21 +295,28 @@ def _multipliers(u: Array, A: Array, M: Array) -> Array:
     return eta
 
 
-def _blocks(record: Record, position: NDArray, k: int) -> list[tuple[NDArray, Array]]:
-    """The curvature as (columns, block), columns numbered within the record."""
+def _take_away(H: Array, record: Record, position: NDArray) -> Array:
+    """Subtract the curvature that a record moves from H (P, P), in place: the diagonal of it, (P,).
+
+    ``position`` (n, k) numbers the columns of the record's entities, -1 for padding.
+    """
     d = record.d
     assert d is not None
+    moved = np.zeros(len(H))
     if d.ndim == 2:
-        return [
-            (own[own >= 0], np.diag(row[own >= 0])) for own, row in zip(position, d, strict=True)
-        ]
-    rows = _cluster_rows(record)
-    found = []
-    for members, D in zip(rows, d, strict=True):
-        flat = np.where(members[:, None] >= 0, position[members], -1).ravel()
-        keep = flat >= 0
-        found.append((flat[keep], D[np.ix_(keep, keep)]))
-    return found
+        at = position[position >= 0]
+        moved[at] = d[position >= 0]
+        H[at, at] -= moved[at]
+        return moved
+    rows = _cluster_rows(record)  # (m, s)
+    flat = np.where(rows[:, :, None] >= 0, position[rows], -1).reshape(len(rows), -1)
+    pair = (flat[:, :, None] >= 0) & (flat[:, None, :] >= 0)
+    left = np.broadcast_to(flat[:, :, None], pair.shape)[pair]
+    right = np.broadcast_to(flat[:, None, :], pair.shape)[pair]
+    H[left, right] -= d[pair]
+    places = np.arange(flat.shape[1])
+    moved[flat[flat >= 0]] = d[:, places, places][flat >= 0]
+    return moved
 
 
 def _cluster_rows(record: Record) -> NDArray:
@@ -403,11 +332,6 @@ def _cluster_rows(record: Record) -> NDArray:
 def _less(gain: Array, price: Array) -> Array:
     """gain - price, rounded up."""
     return gain - price + 16 * UNIT * (np.abs(gain) + price)
-
-
-def _down(value: float, error: float) -> float:
-    """value - error, rounded down."""
-    return value - SAFE * error - 4 * UNIT * (abs(value) + abs(error)) - TINY
 
 
 def _marginal(score: Array, gains: Array, places: int) -> Array:

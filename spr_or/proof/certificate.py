@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.proof.check import ProofCheck, Stated, check
 from spr_or.proof.data import data_of
 from spr_or.proof.storage import pack, unpack
-from spr_or.proof.tree import Proof
+from spr_or.proof.tree import Proof, silent
 from spr_or.utils.files import write_aside
 from spr_or.utils.untrusted import read_arrays, read_text
 
@@ -59,19 +60,19 @@ class ProofCertificate(Certificate):
     nodes: int
     trace: tuple[SearchProgress, ...]
 
-    def check(self, exact: bool = False) -> ProofCheck:
+    def check(self, exact: bool = False, tell: Callable[[int, int], None] = silent) -> ProofCheck:
         """Evaluate the solution and every bound of the tree again, from the problem's data: see
         `spr_or.proof.check`.
 
         In float64 with every rounding enclosed, or with ``exact`` in rational arithmetic (squared loss,
         small problems: ``ValueError`` otherwise).  Nothing the search computed is trusted but the points
-        it left.
+        it left.  ``tell(done, of)`` hears how many records of the tree are done.
         """
         stated = Stated(
             self.weights.numpy(), self.indicators.numpy(), self.objective, self.bound,
             self.proof.records,
         )  # fmt: skip
-        return check(self.problem, stated, exact)
+        return check(self.problem, stated, exact, tell)
 
     def save(self, path: str | Path) -> None:
         """Write JSON; a large proof keeps its numbers in an .npz file of the same name beside it."""

@@ -25,6 +25,7 @@ their squares leave the range of float64 are refused (`data`).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,7 +36,7 @@ from spr_or.proof.bounds import Bounds
 from spr_or.proof.data import Data, data_of
 from spr_or.proof.exact import ExactBounds, refuse
 from spr_or.proof.rounding import SAFE, UNIT, Array, gamma, total
-from spr_or.proof.tree import Evaluate, Record, Rules, Walked, structure, walk
+from spr_or.proof.tree import Evaluate, Record, Rules, Walked, silent, structure, walk
 
 ALLOWANCE = 1e-10
 
@@ -59,7 +60,11 @@ def prove(problem: SparseTrainingProblem, records: list[Record], exact: bool = F
 
 
 def _prove(
-    data: Data, problem: SparseTrainingProblem, records: list[Record], exact: bool
+    data: Data,
+    problem: SparseTrainingProblem,
+    records: list[Record],
+    exact: bool,
+    tell: Callable[[int, int], None] = silent,
 ) -> Walked:
     if exact:
         refuse(problem)
@@ -69,7 +74,7 @@ def _prove(
     with np.errstate(all="ignore"):
         evaluate: Evaluate = ExactBounds(data, problem, records) if exact else Bounds(data, records)
         rules = Rules(data.must, data.priced, data.most, data.needs, data.forbidden)
-        found = walk(records, data.shape, evaluate, rules)
+        found = walk(records, data.shape, evaluate, rules, tell)
     # Losses and penalties are not negative: 0 is a bound of every tree that is one.
     return found if found.faults else found._replace(bound=max(found.bound, 0.0))
 
@@ -83,11 +88,17 @@ class ProofCheck(NamedTuple):
     problems: list[str]
 
 
-def check(problem: SparseTrainingProblem, stated: Stated, exact: bool = False) -> ProofCheck:
+def check(
+    problem: SparseTrainingProblem,
+    stated: Stated,
+    exact: bool = False,
+    tell: Callable[[int, int], None] = silent,
+) -> ProofCheck:
     """Evaluate the solution and the tree again.
 
     ``exact``: in rational arithmetic, for the squared loss and small problems (``ValueError`` else); nothing
     is rounded then but the objective.  The bound returned is the one proven here, at most the objective.
+    ``tell(done, of)`` hears how many records of the tree are done.
     """
     data = data_of(problem)
     with np.errstate(all="ignore"):
@@ -99,7 +110,7 @@ def check(problem: SparseTrainingProblem, stated: Stated, exact: bool = False) -
         math.isfinite(objective) and abs(objective - stated.objective) <= allowance
     ):
         faults.append(f"the objective is {objective!r}, not {stated.objective!r} as stated")
-    bound, wrong, idle = _prove(data, problem, stated.records, exact)
+    bound, wrong, idle = _prove(data, problem, stated.records, exact, tell)
     proven = _float_below(bound)
     faults += wrong
     if not wrong and not stated.bound <= bound:

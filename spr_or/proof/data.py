@@ -121,9 +121,11 @@ def data_of(problem: SparseTrainingProblem) -> Data:
 
 def _check_size(name: str, values: Array) -> None:
     """Float64 squares these numbers and adds the squares, without overflow or underflow."""
-    sizes = np.abs(values[values != 0])
-    if sizes.size and not (sizes.min() >= 1 / LARGEST and sizes.max() <= LARGEST):
-        wrong = sizes.max() if sizes.max() > LARGEST else sizes.min()
+    sizes = np.abs(values)
+    largest = sizes.max(initial=0.0)
+    smallest = sizes.min(initial=LARGEST, where=sizes > 0)
+    if not (smallest >= 1 / LARGEST and largest <= LARGEST):
+        wrong = largest if largest > LARGEST else smallest
         raise ValueError(
             f"{name} holds a number of size {wrong:g}: between {1 / LARGEST:g} and {LARGEST:g} the "
             "arithmetic of a proof is safe; choose other units"

@@ -70,6 +70,15 @@ def total(terms: Array) -> tuple[float, float]:
     return float(table.sum(axis=0).sum()), SAFE * gamma(operations(len(flat))) * absolute + TINY
 
 
+def down(value: float, error: float) -> float:
+    """value - error, rounded down.
+
+    >>> down(1.0, 0.5) < 0.5
+    True
+    """
+    return value - SAFE * error - 4 * UNIT * (abs(value) + abs(error)) - TINY
+
+
 def lengths(A: Array) -> Array:
     """Upper bounds of the Euclidean lengths of the columns of A (n, a), (a,)."""
     largest = np.abs(A).max(axis=0, initial=0.0)

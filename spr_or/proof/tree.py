@@ -108,11 +108,10 @@ def _array(values: Any, dtype: type) -> NDArray:
 
 
 class State(NamedTuple):
-    """At a record: entities still alive (not zero), those at one, and the best bound above it."""
+    """At a record: entities still alive (not zero), and those at one, (N,)."""
 
     alive: NDArray[np.bool_]
     one: NDArray[np.bool_]
-    inherited: Any
 
 
 Evaluate = Callable[[int, State], "tuple[Any, Any] | str"]
@@ -161,55 +160,103 @@ class Rules(NamedTuple):
         return alive, one, possible
 
 
+def silent(done: int, of: int) -> None:
+    """A listener that shows nothing."""
+
+
+def settling(records: list[Record]) -> list[int]:
+    """The records whose bounds settle what a tree proves: its leaves, and those that fix entities."""
+    parents = {record.parent for record in records}
+    return [
+        number
+        for number, record in enumerate(records)
+        if number not in parents or len(record.zeros) or len(record.ones)
+    ]
+
+
 def walk(
-    records: list[Record], shape: tuple[int, int, int], evaluate: Evaluate, rules: Rules
+    records: list[Record],
+    shape: tuple[int, int, int],
+    evaluate: Evaluate,
+    rules: Rules,
+    tell: Callable[[int, int], None] = silent,
 ) -> Walked:
     """The least bound of a tree over N entities of up to k columns and q outputs, (N, k, q) = ``shape``.
 
     The records have passed `structure`.  ``evaluate(number, state)`` gives the bound of a record and the
     score of each entity, as floats (`bounds`) or fractions (`exact`), or says why the record has none.
+    ``tell`` hears how many records are done.
+
+    Bounds above a leaf matter only where the leaf proves less than the rest of the tree: they are evaluated
+    where that is so.
     """
-    idle: dict[int, str] = {}
-    children = _children(records)
-    states: dict[int, State] = {}
-    least: Any = math.inf
+    proven, settles = _Proven(records, evaluate), set(settling(records))
+    nothing = np.zeros(shape[0], dtype=bool)
+    children, states = _children(records), {-1: State(~nothing, nothing)}
+    ends: list[tuple[Any, int]] = []  # what leaves and the far sides of fixings prove themselves
     for number, record in enumerate(records):
-        if record.parent < 0:
-            nothing = np.zeros(shape[0], dtype=bool)
-            state = State(~nothing, nothing, -math.inf)
-        else:
-            state = _descend(states[record.parent], records[record.parent], record.value)
-        alive, one, possible = rules.close(state.alive, state.one)
-        if not possible:  # no solution comes here, or further down
-            if children[number]:
-                states[number] = state._replace(inherited=math.inf)
-            if record.parent >= 0 and number == children[record.parent][-1]:
-                del states[record.parent]
+        tell(number + 1, len(records))
+        above = states.get(record.parent)
+        if record.parent >= 0 and number == children[record.parent][-1]:
+            states.pop(record.parent, None)
+        state = None if above is None else _descend(above, records, number, rules)
+        if state is None:  # no solution comes here, or further down
             continue
-        state = State(alive, one, state.inherited)
         wrong = _inadmissible(record, state)
         if wrong:
             return Walked(-math.inf, [f"record {number}: {wrong}"], {})
-        far = [(i, -1) for i in record.zeros.tolist()] + [(i, 1) for i in record.ones.tolist()]
-        found = evaluate(number, state)
-        if not isinstance(found, str) and not _finite(found[0], *(found[1][i] for i, _ in far)):
+        if number in settles:
+            bound, far = proven(number, state)
+            if not children[number]:
+                ends.append((bound, number))
+            if far is not None:
+                ends.append((max(bound, far), number))
+        if children[number]:
+            states[number] = _fixed(state, record)
+    least: Any = math.inf
+    for own, number in sorted(ends, key=lambda end: end[0]):
+        if own >= least:
+            break
+        least = min(least, max(own, proven.above(number, State(~nothing, nothing), rules)))
+    return Walked(least, [], proven.idle)
+
+
+class _Proven:
+    """What the records of a tree prove themselves, each evaluated once; ``idle`` says which prove nothing."""
+
+    def __init__(self, records: list[Record], evaluate: Evaluate) -> None:
+        self.records, self.evaluate = records, evaluate
+        self.bounds: dict[int, Any] = {}
+        self.idle: dict[int, str] = {}
+
+    def __call__(self, number: int, state: State) -> tuple[Any, Any]:
+        """The bound of a record, and the least one of the far sides of its fixings (None: it has none)."""
+        record = self.records[number]
+        fixes = [*record.zeros.tolist(), *record.ones.tolist()]
+        found = self.evaluate(number, state)
+        if not isinstance(found, str) and not _finite(found[0], found[1], fixes):
             found = "its bound is not finite"
         if isinstance(found, str):
-            idle[number] = found
-            below = state.inherited
-            least = min(least, below) if far else least
-        else:
-            bound, score = found
-            below = max(bound, state.inherited)
-            for i, sign in far:
-                least = min(least, max(below, _forced(bound, sign * score[i])))
-        if children[number]:
-            states[number] = State(*_fixed(state, record), below)
-        else:
-            least = min(least, below)
-        if record.parent >= 0 and number == children[record.parent][-1]:
-            del states[record.parent]
-    return Walked(least, [], idle)
+            self.idle[number] = found
+            self.bounds[number] = -math.inf
+            return -math.inf, -math.inf if fixes else None
+        self.bounds[number] = found[0]
+        return found[0], _far_side(*found, record) if fixes else None
+
+    def above(self, number: int, start: State, rules: Rules) -> Any:
+        """The best bound of the records above one that has a state; ``start`` is that of the root."""
+        path = [number]
+        while self.records[path[-1]].parent >= 0:
+            path.append(self.records[path[-1]].parent)
+        best: Any = -math.inf
+        for at in reversed(path[1:]):
+            state = _descend(start, self.records, at, rules)
+            assert state is not None
+            if at not in self.bounds:
+                self(at, state)
+            best = max(best, self.bounds[at])
+            start = _fixed(state, self.records[at])
+        return best
 
 
 def structure(records: list[Record], shape: tuple[int, int, int]) -> Iterator[str]:
@@ -239,31 +286,44 @@ def _children(records: list[Record]) -> list[list[int]]:
     return children
 
 
-def _forced(bound: Any, less: Any) -> Any:
-    """The bound of the far side of a fixing, where an entity that gained max(0, s) gains s or nothing."""
-    far = bound + max(0, less)
-    return far - 4 * UNIT * (abs(bound) + abs(less)) if isinstance(far, float) else far
+def _far_side(bound: Any, score: Any, record: Record) -> Any:
+    """The least bound of the far sides of a record's fixings, where an entity that gained max(0, s) gains s
+    or nothing."""
+    if not isinstance(score, np.ndarray):
+        gains = [score[i] for i in record.ones.tolist()] + [
+            -score[i] for i in record.zeros.tolist()
+        ]
+        return min(bound + max(0, gain) for gain in gains)
+    gain = np.concatenate([score[record.ones], -score[record.zeros]])
+    far = bound + np.maximum(0.0, gain)
+    return float((far - 4 * UNIT * (abs(bound) + np.abs(gain))).min())
 
 
-def _finite(*values: Any) -> bool:
-    return all(-math.inf < value < math.inf for value in values)
+def _finite(bound: Any, score: Any, of: list[int]) -> bool:
+    """Whether a bound, and the scores of some entities, are numbers."""
+    if isinstance(score, np.ndarray):
+        return math.isfinite(bound) and bool(np.isfinite(score[of]).all())
+    return all(-math.inf < value < math.inf for value in (bound, *(score[i] for i in of)))
 
 
-def _fixed(state: State, record: Record) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _fixed(state: State, record: Record) -> State:
+    """The state after a record's fixings."""
     alive, one = state.alive.copy(), state.one.copy()
     alive[record.zeros] = False
     one[record.ones] = True
-    return alive, one
+    return State(alive, one)
 
 
-def _descend(state: State, parent: Record, value: int) -> State:
-    """The state of a child; what the parent itself fixed is in ``state`` already."""
-    alive, one = state.alive.copy(), state.one.copy()
-    if value == 0:
-        alive[parent.branch] = False
-    elif value == 1:
-        one[parent.branch] = True
-    return State(alive, one, state.inherited)
+def _descend(above: State, records: list[Record], number: int, rules: Rules) -> State | None:
+    """The state at a record whose parent leaves ``above``, or None where no solution obeys the rules."""
+    record = records[number]
+    alive, one = above.alive.copy(), above.one.copy()
+    if record.value == 0:
+        alive[records[record.parent].branch] = False
+    elif record.value == 1:
+        one[records[record.parent].branch] = True
+    alive, one, possible = rules.close(alive, one)
+    return State(alive, one) if possible else None
 
 
 def _misshapen(record: Record, shape: tuple[int, int, int]) -> str:
@@ -307,18 +367,23 @@ def _not_positive(d: Array) -> str:
     return "" if (diagonal > 0).all() else "moves a curvature that is not positive"
 
 
+def _repeats(entities: Array) -> bool:
+    """Whether an entity stands there twice."""
+    return bool(len(entities) and np.bincount(entities).max() > 1)
+
+
 def _inadmissible(record: Record, state: State) -> str:
     """What is wrong with the entities a record names; empty where nothing is."""
     free = state.alive & ~state.one
     fixed = np.concatenate([record.zeros, record.ones])
     if not free[fixed].all():
         return "fixes an entity that is not free"
-    if len(np.unique(fixed)) != len(fixed):
+    if _repeats(fixed):
         return "fixes an entity twice"
     alive, one = _fixed(state, record)
     if record.branch >= 0 and not (alive & ~one)[record.branch]:
         return f"branches on entity {record.branch}, which is not free"
-    if len(np.unique(record.entities)) != len(record.entities):
+    if _repeats(record.entities):
         return "names an entity twice"
     if record.d is not None:
         named = np.zeros(len(state.alive), dtype=bool)
@@ -327,7 +392,6 @@ def _inadmissible(record: Record, state: State) -> str:
             return "moves curvature without naming every entity that is left"
     if record.clusters is not None:
         members = record.clusters[record.clusters >= 0]
-        once = len(np.unique(members)) == len(members)
-        if not once or not np.isin(record.entities, members).all():
+        if _repeats(members) or not np.isin(record.entities, members).all():
             return "has clusters that are no partition of its entities"
     return ""

@@ -37,9 +37,10 @@ from typing import NamedTuple
 import numpy as np
 
 from spr_or.formulations.problem import SparseTrainingProblem
-from spr_or.proof.bounds import conjugate, phi, pull, slope
+from spr_or.proof.bounds import phi
 from spr_or.proof.check import Stated, objective_of, rule_faults
 from spr_or.proof.data import LARGEST, Data, data_of
+from spr_or.proof.gradients import conjugate, pull, slope
 from spr_or.proof.rounding import SAFE, UNIT, Array, gamma, lengths, positive_definite, total
 
 # Up to here min(n, p) gives a matrix to factorise; above, bounds 1 and 3 have to do.

@@ -54,6 +54,7 @@ def solve(
     fixed: Tensor | None = None,
     solver: str = "scip_direct",
     start: Tensor | None = None,
+    own_settings: bool = True,
 ) -> Certificate:
     """Solve a formulation, or its relaxation in y, to the relative ``gap``.
 
@@ -68,6 +69,7 @@ def solve(
         and only it gets the settings of this file
     start : weights (P,) of a solution, or None; SCIP starts from it, and solves the model that its
         value tightens (`spr_or.formulations.tightened_network`: one hidden layer, integer indicators)
+    own_settings : False leaves SCIP at its defaults, with its perspective cuts and all its heuristics
 
     Raises ``ValueError`` for an unknown formulation or solver, and for a bad ``fixed``.
 
@@ -106,8 +108,8 @@ def solve(
             model,
             time_limit=None if time_limit is None else clock.left(),
             rel_gap=gap,
-            solver_options=_OPTIONS if solver == "scip_direct" else {},
             warmstart_discrete_vars=start is not None,
+            solver_options=_OPTIONS if own_settings and solver == "scip_direct" else {},
             load_solutions=False,
             raise_exception_on_nonoptimal_result=False,
         )

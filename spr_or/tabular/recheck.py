@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.proof.certificate import ProofCertificate, load
 from spr_or.proof.check import ProofCheck
 from spr_or.proof.exact import refuse
+from spr_or.proof.tree import silent
 from spr_or.proof.weight_bounds import weight_bounds
 from spr_or.tabular.folder import differences, lambda_folders, question, question_of
 from spr_or.tabular.prepare import OwnData
@@ -81,14 +82,20 @@ class Recheck(NamedTuple):
         return relative_gap(self.objective, self.bound)
 
 
-def recheck(folder: Path, data_file: Path | None = None, exact: bool = False) -> Recheck:
+def recheck(
+    folder: Path,
+    data_file: Path | None = None,
+    exact: bool = False,
+    tell: Callable[[int, int], None] = silent,
+) -> Recheck:
     """Check a folder of `write_result` from the data file: certificate, M, and all that is stated.
 
-    ``data_file``: where the data is now, if not where it was.  Raises `TableError` where there is
+    ``data_file``: where the data is now, if not where it was.  ``tell(done, of)`` hears how many records
+    of the proof are done.  Raises `TableError` where there is
     nothing to check: no result or certificate, a file that cannot be read, no data, other data.
     """
     result = read_result(folder)
-    return _recheck(folder, result, prepared(result, data_file), exact)
+    return _recheck(folder, result, prepared(result, data_file), exact, tell)
 
 
 def stored(
@@ -113,7 +120,13 @@ def stored(
     return certificate if certificate.gap <= gap else None
 
 
-def _recheck(folder: Path, result: StoredResult, data: OwnData, exact: bool) -> Recheck:
+def _recheck(
+    folder: Path,
+    result: StoredResult,
+    data: OwnData,
+    exact: bool,
+    tell: Callable[[int, int], None] = silent,
+) -> Recheck:
     problems = _place_faults(folder, result)
     subject = None
     try:
@@ -122,7 +135,7 @@ def _recheck(folder: Path, result: StoredResult, data: OwnData, exact: bool) -> 
         certificate = read_certificate(folder / "certificate.json", problem)
         if exact:
             _allow_exact(problem)
-        found = certificate.check(exact)
+        found = certificate.check(exact, tell)
         problems += found.problems
         problems += _stated_faults(result, certificate, found)
         problems += _table_faults(folder, result, data, certificate)

@@ -17,11 +17,11 @@ import torch
 from slow_cases import slow_unless
 from typer.testing import CliRunner
 
-from spr_or.bench import named_instances, solve, solve_report, solve_rows
+from spr_or.bench import named_instances, solve, solve_report, solve_rows, solve_worker
 from spr_or.cli import app
 from spr_or.formulations import bigm
 from spr_or.formulations.problem import SparseTrainingProblem
-from spr_or.solvers import enumeration
+from spr_or.solvers import enumeration, scip
 
 ROOT = Path(__file__).parents[2]
 
@@ -345,3 +345,18 @@ def test_a_wrong_solver_is_found_out(agreement, monkeypatch):
     assert not outcome.checked
     assert any("enumeration" in fault for fault in outcome.faults)
     assert "0 |" in agreement.table([outcome]) and "seed 3" in agreement.table([outcome])
+
+
+def test_scip_in_its_default_settings_is_another_solver_of_the_same_problem(monkeypatch):
+    given = []
+    solve_it = scip.solve
+    monkeypatch.setattr(
+        scip, "solve", lambda *a, **settings: given.append(settings) or solve_it(*a, **settings)
+    )
+    problem = solve_worker._small()
+    found = [
+        solve_worker.solver_of(name)(problem, 20.0, 1e-6) for name in ("scip-bigm", "scip-default")
+    ]
+    assert [settings.get("own_settings", True) for settings in given] == [True, False]
+    assert found[0].status == found[1].status == "optimal"
+    assert found[0].objective == pytest.approx(found[1].objective, rel=1e-5)

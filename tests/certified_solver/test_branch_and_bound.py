@@ -8,11 +8,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from certified_problems import random_problem, tree_problem
+from certified_problems import curvature_at_once, random_problem, tree_problem
 from slow_cases import slow_unless
 
-from spr_or.certified_solver import block_curvature, incumbents
-from spr_or.certified_solver.block_curvature import SplitEngine, uniform
+from spr_or.certified_solver import incumbents
+from spr_or.certified_solver.block_curvature import SplitEngine, spare_curvature
 from spr_or.certified_solver.bounds import Terms, dual_bound, penalty_of
 from spr_or.certified_solver.design import descent, design_of, loss_and_gradient, theta_of
 from spr_or.certified_solver.node_threads import each_in_a_thread
@@ -155,7 +155,7 @@ def split_nodes(problem):
     node = Node(
         torch.arange(count), torch.zeros(count, dtype=torch.bool),
         torch.zeros(design.shape, dtype=torch.float64),
-        uniform(design, count, 0.9 * smallest),
+        spare_curvature(design, torch.arange(count)),
     )  # fmt: skip
     return design, node, smallest
 
@@ -215,7 +215,7 @@ def test_a_batch_of_nodes_gives_the_bounds_of_its_nodes_alone():
 @pytest.fixture(scope="module")
 def tree():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(block_curvature, "_PATIENCE", 0)  # a small tree, and yet with moved curvature
+        curvature_at_once(patch)  # a small tree, and yet with moved curvature
         certificate = branch_and_bound(tree_problem(), gap=1e-5)
     records = certificate.proof.records
     assert any(r.branch >= 0 for r in records) and any(r.d is not None for r in records)

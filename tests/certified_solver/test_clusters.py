@@ -35,10 +35,9 @@ def root_of(problem: SparseTrainingProblem, members: list[list[int]], mu: float 
     """The root with the best curvature for these clusters, down to a barrier of ``mu``."""
     design = design_of(problem).with_moments()
     N, k, _ = design.shape
-    smallest = float(torch.linalg.eigvalsh(design.quadratic())[0])
     node = Node(
         torch.arange(N), torch.zeros(N, dtype=torch.bool), torch.zeros(N, k, 1, dtype=torch.float64),
-        block_curvature.uniform(design, N, 0.9 * smallest),
+        block_curvature.spare_curvature(design, torch.arange(N)),
     )  # fmt: skip
     engine_of(design, members, mu).begin(node)
     at = float(design.moments.c0) / (N * k)

@@ -8,10 +8,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from certified_problems import random_problem, tree_problem
+from certified_problems import curvature_at_once, random_problem, tree_problem
 from scipy.optimize import lsq_linear
 
-from spr_or.certified_solver import block_curvature, clusters, solver
+from spr_or.certified_solver import clusters, solver
 from spr_or.certified_solver.derived_m import solve_without_bounds
 from spr_or.certified_solver.solver import branch_and_bound
 from spr_or.formulations.entities import groups
@@ -24,7 +24,7 @@ from spr_or.solvers import enumeration
 
 def solved(problem, patch, **settings):
     """A certificate whose proof moves curvature wherever it can."""
-    patch.setattr(block_curvature, "_PATIENCE", 0)
+    curvature_at_once(patch)
     return branch_and_bound(problem, **settings)
 
 
