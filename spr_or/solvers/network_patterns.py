@@ -200,7 +200,7 @@ class Search:
             if neuron is None:
                 return math.inf, found
             gain = problem.M_free / problem.n * neuron.gain
-            bound += group.count * (self.price - gain**2 / (4 * self.ridge))
+            bound += group.size * (self.price - gain**2 / (4 * self.ridge))
         return bound, found
 
     def solved(self, bound: float, node: Node) -> tuple[float, list[Node]]:
@@ -243,12 +243,12 @@ class Search:
         theta[where.bias] = mixture.bias
         slot = 0
         for group, own, lengths in zip(groups, columns, mixture.lengths, strict=True):
-            slots = slice(slot, slot + group.count)
+            slots = slice(slot, slot + group.size)
             if own:
                 total = lengths @ torch.stack([column.direction for column in own])
-                theta[where.rows[slots]] = total / group.count
+                theta[where.rows[slots]] = total / group.size
             theta[where.out[slots]] = group.region.sign * problem.M_free
-            slot += group.count
+            slot += group.size
         return theta
 
 
@@ -276,7 +276,7 @@ def _children(node: Node, g: int, m: int) -> list[Node]:
             Group(Region(sign, on | here, off), firing),
             Group(Region(sign, on, off | here), count - firing),
         ]
-        parts = [part for part in parts if part.count]
+        parts = [part for part in parts if part.size]
         own = [[c for c in node.columns[g] if bool(part.region.holds(c.z))] for part in parts]
         groups = node.groups[:g] + parts + node.groups[g + 1 :]
         columns = node.columns[:g] + own + node.columns[g + 1 :]
