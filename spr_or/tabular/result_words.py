@@ -44,13 +44,13 @@ def what_is_proven(certificate: ProofCertificate, m_proven: bool) -> str:
     if certificate.status == "optimal":
         said = (
             f"No other choice of groups, with any weights, has an objective below {bound:.8g}: this is "
-            f"proven. {found}, so that at most {percent(gap)} could be gained."
+            f"proven. {found}, so that {_at_most(gap)} could be gained."
         )
     else:
         said = (
             f"The search ended before it was done ({certificate.status.replace('_', ' ')}). {found}, and "
-            f"no choice of groups is below {bound:.8g}: a better one may exist, by at most "
-            f"{percent(gap)}."
+            f"no choice of groups is below {bound:.8g}: a better one may exist, by "
+            f"{_at_most(gap)}."
         )
     return f"{said} {M}"
 
@@ -64,3 +64,8 @@ def percent(gap: float) -> str:
     if 0 < gap < 1e-6:
         return "less than 0.0001 %"
     return f"{100 * gap:.3g} %"
+
+
+def _at_most(gap: float) -> str:
+    shown = percent(gap)
+    return shown if shown.startswith("less") else f"at most {shown}"
