@@ -60,7 +60,6 @@ _NEAR = (
 )
 _UNUSED = 1e-9  # a column with a smaller length does not count
 _SAME = 1e-7  # a smaller gap of a mixture, relative to the largest z, is none
-_QP_TOLERANCE = 1e-9
 
 
 def reason_against(problem: SparseTrainingProblem) -> str:
@@ -98,7 +97,9 @@ def solve(
 
     Raises ``ValueError`` where `reason_against` has one, and for samples of which three lie on a line.
 
-    >>>     >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    >>> from torch import nn
+    >>> from spr_or.formulations.entities import neurons
+    >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
     >>> X, y = [[0.0, 0.1], [0.1, 1.0], [1.0, 0.0], [0.9, 1.0]], [0.0, 1.0, 1.0, 0.0]
     >>> p = SparseTrainingProblem.network(net, X, y, neurons(net), lam=0.05, alpha=0.1, M=2)
     >>> solve(p).status
@@ -200,7 +201,7 @@ class Search:
             if neuron is None:
                 return math.inf, found
             gain = problem.M_free / problem.n * neuron.gain
-            bound += group.count * (self.price - gain**2 / (4 * self.ridge))
+            bound += group.size * (self.price - gain**2 / (4 * self.ridge))
         return bound, found
 
     def solved(self, bound: float, node: Node) -> tuple[float, list[Node]]:
@@ -243,12 +244,12 @@ class Search:
         theta[where.bias] = mixture.bias
         slot = 0
         for group, own, lengths in zip(groups, columns, mixture.lengths, strict=True):
-            slots = slice(slot, slot + group.count)
+            slots = slice(slot, slot + group.size)
             if own:
                 total = lengths @ torch.stack([column.direction for column in own])
-                theta[where.rows[slots]] = total / group.count
+                theta[where.rows[slots]] = total / group.size
             theta[where.out[slots]] = group.region.sign * problem.M_free
-            slot += group.count
+            slot += group.size
         return theta
 
 
@@ -276,7 +277,7 @@ def _children(node: Node, g: int, m: int) -> list[Node]:
             Group(Region(sign, on | here, off), firing),
             Group(Region(sign, on, off | here), count - firing),
         ]
-        parts = [part for part in parts if part.count]
+        parts = [part for part in parts if part.size]
         own = [[c for c in node.columns[g] if bool(part.region.holds(c.z))] for part in parts]
         groups = node.groups[:g] + parts + node.groups[g + 1 :]
         columns = node.columns[:g] + own + node.columns[g + 1 :]

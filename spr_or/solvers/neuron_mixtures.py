@@ -25,10 +25,10 @@ _TOLERANCE = 1e-9
 
 
 class Group(NamedTuple):
-    """``count`` neurons in use that lie in ``region``."""
+    """``size`` neurons in use that lie in ``region``."""
 
     region: Region
-    count: int
+    size: int
 
 
 class Mixture(NamedTuple):
@@ -50,7 +50,7 @@ def best_mixture(
     loss = LOSSES[problem.loss]
     price = problem.lam * float(problem.u[0]) * (1 - problem.alpha)
     value = float(loss.value((B @ x).unsqueeze(1), problem.y).mean() + x @ ridge @ x / 2)
-    value += price * sum(group.count for group in groups)
+    value += price * sum(group.size for group in groups)
     inside = loss.project(nu.unsqueeze(1), problem.y).flatten()
     return Mixture(value, inside, float(x[0]), list(x[1:].split([len(own) for own in columns])))
 
@@ -73,7 +73,7 @@ def _ridge(
     ridge = 2 * problem.lam * float(problem.u[0]) * problem.alpha
     blocks = [torch.zeros(1, 1, dtype=torch.float64)]
     for group, own in zip(groups, columns, strict=True):
-        blocks.append(torch.full((len(own), len(own)), ridge / group.count, dtype=torch.float64))
+        blocks.append(torch.full((len(own), len(own)), ridge / group.size, dtype=torch.float64))
     return torch.block_diag(*blocks)
 
 
