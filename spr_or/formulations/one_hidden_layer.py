@@ -63,10 +63,7 @@ def places(problem: SparseTrainingProblem) -> Places:
     index = parameter_indices(problem.net)
     rows = torch.tensor([sorted(group) for group in problem.entities.groups])
     # The bias of a neuron comes behind all weights, so the first entry of a row is its first weight.
-    first = problem.net[0]
-    assert isinstance(first, nn.Linear)
-    width = first.in_features
-    neuron = rows[:, 0] // width
+    neuron = rows[:, 0] // index["0.weight"].shape[1]
     return Places(rows, index["2.weight"].flatten()[neuron], int(index["2.bias"]))
 
 

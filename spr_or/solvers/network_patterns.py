@@ -60,7 +60,6 @@ _NEAR = (
 )
 _UNUSED = 1e-9  # a column with a smaller length does not count
 _SAME = 1e-7  # a smaller gap of a mixture, relative to the largest z, is none
-_QP_TOLERANCE = 1e-9
 
 
 def reason_against(problem: SparseTrainingProblem) -> str:
@@ -98,7 +97,9 @@ def solve(
 
     Raises ``ValueError`` where `reason_against` has one, and for samples of which three lie on a line.
 
-    >>>     >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    >>> from torch import nn
+    >>> from spr_or.formulations.entities import neurons
+    >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
     >>> X, y = [[0.0, 0.1], [0.1, 1.0], [1.0, 0.0], [0.9, 1.0]], [0.0, 1.0, 1.0, 0.0]
     >>> p = SparseTrainingProblem.network(net, X, y, neurons(net), lam=0.05, alpha=0.1, M=2)
     >>> solve(p).status
