@@ -17,6 +17,7 @@ from spr_or.pruning.chosen_entities import ChosenEntities, chosen_entities
 from spr_or.pruning.compaction.api import CompactionError, compact
 from spr_or.pruning.measures import MEASURES, counter_of
 from spr_or.pruning.module_masks import module_masks
+from spr_or.pruning.swaps import gated_channels
 from spr_or.training import distributed
 from spr_or.training.data.load import Data
 from spr_or.training.pruning import make_cut, make_limits, make_spr
@@ -213,6 +214,11 @@ def make_counter(
         make_cut(spr, model, regularizer, example)
     except ValueError as error:
         raise RecipeError(f'spr.cut = "exact" does not fit {recipe.model}: {error}') from error
+    try:
+        if spr.improve == "swaps":
+            gated_channels(model, regularizer.layers, example)
+    except ValueError as error:
+        raise RecipeError(f'spr.improve = "swaps" does not fit {recipe.model}: {error}') from error
     return counter
 
 

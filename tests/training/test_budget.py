@@ -180,6 +180,13 @@ def test_what_an_exact_cut_cannot_do_is_told_before_training(
     assert not list(tmp_path.glob("*.safetensors"))
 
 
+def test_swaps_of_a_transformers_channels_are_refused_before_training(tmp_path: Path) -> None:
+    spr = {"target_removed_pct": 30, "improve": "swaps", "entities": "channels"}
+    with pytest.raises(RecipeError, match='"swaps" does not fit models.vit:.* cannot be gated'):
+        run_recipe(tiny_recipe(model="models.vit:vit_tiny_digits", spr=spr), tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
 def test_a_rival_has_a_cut_of_its_own() -> None:
     with pytest.raises(RecipeError, match="method pffec has a cut of its own"):
         tiny_recipe(method={"name": "pffec"}, spr={"target_removed_pct": 50, "cut": "exact"})
