@@ -67,7 +67,7 @@ def _okridge(X, y, k):
 def _abess(X, y, k):
     from abess.linear import LinearRegression
 
-    model = LinearRegression(support_size=k, alpha=L2, fit_intercept=False, thread=1)
+    model = LinearRegression(support_size=k, fit_intercept=False, thread=1)
     return model.fit(X, y).coef_, False
 
 
@@ -191,7 +191,7 @@ def cell(row, name):
     if answers is None or any("error" in answer for answer in answers):
         return "failed"
     times = statistics.median(answer["seconds"] for answer in answers)
-    ratio = f"{times / statistics.median(row['ours']):.2f}"
+    ratio = f"{times / statistics.median(row['ours']):.2g}"
     above = answers[-1]["above"]
     if name not in ("abess", "skglm") and not answers[-1]["proven"]:
         ratio += " (open)"
