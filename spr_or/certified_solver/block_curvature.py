@@ -23,7 +23,6 @@ _PATIENCE = 64  # first-order nodes before the first curvature is moved: easy tr
 _SAMPLE = 4  # nodes that are tried first
 _WORTH = 0.5  # of what a node's bound lacks: less gained does not pay for a dearer tree
 _SPARED = 0.9  # of the largest equal share of all columns' curvature, where a node begins
-_ROOM = 1.5  # in ridges: what can be moved beyond the ridge has to be worth a matrix
 _SINGULAR = 1e-8
 _FIRST_STEPS = 6  # in d, where a node begins to move curvature
 
@@ -162,15 +161,15 @@ def quadratic_of(design: Design, position: Tensor, present: Tensor) -> Quadratic
 
 def spare_curvature(design: Design, position: Tensor) -> Tensor | None:
     """Curvature for the entities at ``position`` (n,) to begin with, (n, k, k): the same share of each
-    column's own, which leaves a definite rest.  None where that is hardly more than the ridge."""
+    column's own, which leaves a definite rest.  None where that is nothing, or where the loss is flat along
+    some weights for want of samples: then hardly more than the ridge can be moved."""
     small = design.restrict(position)
     Q = small.quadratic()
     own = Q.diagonal()
-    if len(own) == 0 or not bool((own > 0).all()):
+    if len(own) == 0 or int(small.real.sum()) > len(design.Y) or not bool((own > 0).all()):
         return None
     scale = own.rsqrt()
     least = float(torch.linalg.eigvalsh(scale.unsqueeze(1) * Q * scale)[0])
-    d = (_SPARED * least * own).view(small.columns.shape)
-    if least <= _SINGULAR or not bool((d > _ROOM * small.ridge.unsqueeze(1)).any()):
+    if least <= _SINGULAR:
         return None
-    return torch.diag_embed(d)
+    return torch.diag_embed((_SPARED * least * own).view(small.columns.shape))

@@ -189,6 +189,21 @@ def test_moved_curvature_lies_between_the_relaxation_and_the_optimum():
     assert best <= enumeration.solve(problem).objective * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("rows, can", [(60, True), (20, False)])
+def test_curvature_can_be_moved_beside_any_ridge_but_not_with_fewer_samples_than_columns(rows, can):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(rows, 24)) + 3 * rng.normal(size=(rows, 1))
+    problem = SparseTrainingProblem.linear(
+        X, X[:, 0] + rng.normal(size=rows), [[j] for j in range(24)], lam=2.0, alpha=0.5, M=3.0
+    )
+    design = design_of(problem).with_moments()
+    d = spare_curvature(design, torch.arange(24))
+    assert (d is not None) == can
+    if d is not None:
+        rest = design.quadratic() - torch.diag(d.flatten())
+        assert float(torch.linalg.eigvalsh(rest)[0]) > 0
+
+
 def test_a_batch_of_nodes_gives_the_bounds_of_its_nodes_alone():
     problem = tree_problem()
     design, root, smallest = split_nodes(problem)
