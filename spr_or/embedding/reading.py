@@ -1,8 +1,8 @@
 """From a torch network to a `FeedForward`: traced to ATen operators, whose matrices are read off.
 
-An affine operator f has the columns (f(s e_i) - f(0)) / s; so convolutions, BatchNorm, pooling, additions and the
-indexed operators of compact networks need no rule of their own.  The result is compared with the network on
-random inputs before it is returned.
+An affine operator f has the columns (f(s e_i) - f(0)) / s; so convolutions, BatchNorm, pooling, additions and
+the indexed operators of compact networks need no rule of their own.  The result is compared with the network
+on random inputs before it is returned.
 """
 
 from __future__ import annotations
