@@ -1,8 +1,8 @@
 """From a torch network to a `FeedForward`: traced to ATen operators, whose matrices are read off.
 
-An affine operator f has the columns f(e_i) - f(0); so convolutions, BatchNorm, pooling, additions and the
-indexed operators of compact networks need no rule of their own.  The result is compared with the network on
-random inputs before it is returned.
+An affine operator f has the columns (f(s e_i) - f(0)) / s; so convolutions, BatchNorm, pooling, additions and
+the indexed operators of compact networks need no rule of their own.  The result is compared with the network
+on random inputs before it is returned.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from spr_or.embedding.operators import LARGEST, RELU, SHAPE_ONLY, name_of, obsta
 from spr_or.pruning.compaction.prepare import prepared
 from spr_or.pruning.compaction.trace import CompactionError, trace, where_written
 
+# The size s of the unit vectors: so large that a column does not lose its last digits beside f(0).
+_SCALE = 2.0**80
 _AT_ONCE = 2**22  # numbers that an operator makes at a time while its matrix is read
 _OPERATOR = 8  # roundings of an operator beside those of its sum, BatchNorm's factor included
 _AGREE = 1e-9  # relative difference from the network that float64 explains
@@ -163,13 +165,13 @@ class _Reader:
         rows = []
         for first in range(0, count, step):
             units = torch.eye(min(step, count - first), count - first, dtype=torch.float64)
-            units = torch.cat([units.new_zeros(len(units), first), units], 1)
+            units = _SCALE * torch.cat([units.new_zeros(len(units), first), units], 1)
             out = self._run(node, len(units), {operand: units.view(-1, *shape)})
             if out.shape != (len(units), *base.shape[1:]):
                 raise EmbeddingError(
                     f"{place_of(node)} cannot become constraints: it mixes the samples"
                 )
-            rows.append(sparse.csr_matrix((out - base).flatten(1).numpy()))
+            rows.append(sparse.csr_matrix((out - base).flatten(1).numpy() / _SCALE))
         return sparse.vstack(rows).T.tocsr()
 
     def _cancelled(self, node: fx.Node, base: Tensor) -> np.ndarray:

@@ -44,6 +44,11 @@ def test_no_float_activation_lies_outside(seed):
     assert_nothing_outside(seed)
 
 
+def test_a_matrix_keeps_its_last_digits_beside_a_large_shift():
+    """A float64 network whose norm shifts by hundreds times its weights."""
+    assert_nothing_outside(325, double=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(100, 1100, 50))
 def test_no_float_activation_lies_outside_in_a_thousand_networks(first):
