@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from spr_or.verification.routes import Route
 
     Instances = dict[str, Callable[[], SparseTrainingProblem]]
-    RoutesOf = Callable[[SparseTrainingProblem, float], Iterable[Route]]
+    RoutesOf = Callable[[SparseTrainingProblem, float], Iterable[Route]] | None
 
 EXIT = {"holds": 0, "refuted": 1, "not tested": 3}
 _MARKS = {"holds": "holds", "refuted": "REFUTED", "not tested": "not tested"}
@@ -124,11 +124,11 @@ def command(
 
 
 def _instance_set(name: str) -> tuple[Instances, RoutesOf]:
-    """The instances of ``--set``, and the routes to take for them."""
+    """The instances of ``--set``, and the routes to take for them (None: all that apply)."""
     from spr_or.verification import instances, network_instances, routes
 
     sets: dict[str, tuple[Instances, RoutesOf]] = {
-        "small": (instances.INSTANCES, routes.routes),
+        "small": (instances.INSTANCES, None),
         "networks": (network_instances.NETWORKS, routes.larger_network_routes),
     }
     if name not in sets:
