@@ -49,8 +49,13 @@ def test_a_matrix_keeps_its_last_digits_beside_a_large_shift():
     assert_nothing_outside(325, double=True)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("first", range(100, 1100, 50))
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param(first, marks=pytest.mark.long if first % 250 else pytest.mark.slow)
+        for first in range(100, 1100, 50)
+    ],
+)
 def test_no_float_activation_lies_outside_in_a_thousand_networks(first):
     for seed in range(first, first + 50):
         assert_nothing_outside(seed, double=seed % 5 == 0)

