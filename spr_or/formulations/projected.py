@@ -267,7 +267,8 @@ def gain_of(u: Tensor, a: Tensor, M: Bound) -> Tensor:
     """
     magnitude = u.abs()
     bound = _per_entity(M, u).unsqueeze(-1)
-    r = torch.minimum(magnitude / (2 * a), bound)
+    # No division by zero, whose derivative would be nan even where it is not chosen.
+    r = torch.minimum(magnitude / torch.where(a > 0, 2 * a, 1.0), bound)
     r = torch.where(a > 0, r, bound)
     return (r * magnitude - a * r * r).sum(-1)
 
