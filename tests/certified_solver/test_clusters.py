@@ -130,8 +130,8 @@ def test_bounds_of_nodes_and_of_what_they_force_hold(seed, M):
             node = root.keep(kept, one)
             node.own = node.bound = -torch.inf
             engine([node], torch.inf)
-            if M > 1:  # the search for D leaves the box out
-                assert node.own >= root.own - 1e-7
+            if M > 1:  # the search for D leaves the box out; its barrier weighs 1e-4
+                assert node.own >= root.own - 1e-6
         allowed = {
             bits: cost for bits, cost in every.items()
             if all(bits[i] == bool(v) for i, v in fixed.items())
