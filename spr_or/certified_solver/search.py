@@ -99,9 +99,9 @@ class Search:
 
     def fix(self, node: Node) -> Node:
         """Safe fixing of an evaluated node; what was fixed goes into the proof."""
-        assert node.score is not None
-        kept, one, _ = self.implied(node, torch.ones_like(node.one), node.one)
-        node = _narrowed(node, kept, one)
+        if self.design.rules is not None:
+            kept, one, _ = self.implied(node, torch.ones_like(node.one), node.one)
+            node = _narrowed(node, kept, one)
         assert node.score is not None
         node.fixed_at = self.best.objective
         one_bound, zero_bound = forced_bounds(
@@ -184,13 +184,13 @@ class Search:
         """Supports suggested by a node: its indicators cut at two thresholds."""
         assert node.indicator is not None
         supports = []
+        promise = self.design.X.new_zeros(self.design.shape[0])
+        promise[node.position] = node.indicator
         for threshold in (0.5, 0.2):
             support = torch.zeros(
                 self.design.shape[0], dtype=torch.bool, device=self.design.X.device
             )
             support[node.position[node.indicator > threshold]] = True
-            promise = torch.zeros_like(support, dtype=node.indicator.dtype)
-            promise[node.position] = node.indicator
             supports.append(self.design.mend(support, promise))
         return supports
 

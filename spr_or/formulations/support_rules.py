@@ -119,7 +119,8 @@ def support_rules(
         for child in _indices([key], count, "needs")
         for parent in _indices(others, count, "needs")
     ]
-    supports = torch.zeros((len(others := list(forbidden)), count), dtype=torch.bool)
+    others = list(forbidden)
+    supports = torch.zeros((len(others), count), dtype=torch.bool)
     for row, members in zip(supports, others, strict=True):
         row[_indices(members, count, "forbidden")] = True
     if not asked and not pairs and max_entities is None and not len(supports):

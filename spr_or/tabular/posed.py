@@ -77,12 +77,11 @@ def posed(X: Array, y: Array, model: Model, sample_weight: Array | None = None) 
     how = scaling(
         X, y, shares, centred=model.intercept, standardise=model.standardise, squared=squared
     )
-    A, free = (X - how.centre) / how.scale, list(model.free)
-    if model.intercept and not squared:
-        free.append(A.shape[1])
-        A = np.column_stack([A, np.ones(len(A))])
+    free_intercept = model.intercept and not squared
+    A, b = how.entered(X, y, free_intercept)
+    free = [*model.free, X.shape[1]] if free_intercept else model.free
     problem = SparseTrainingProblem.linear(
-        A, (y - how.y_centre) / how.y_scale, model.groups.values(), model.loss, lam=1.0,
+        A, b, model.groups.values(), model.loss, lam=1.0,
         alpha=model.alpha, M=1.0, free=free, sample_weight=shares, **model.settings,
     )  # fmt: skip
     return Posed(problem, how)

@@ -72,17 +72,14 @@ class OwnData:
         ``M_free`` None: an intercept gets a bound that cuts off none for this M, free groups the largest M.
         """
         how = self.scaling
-        X = (self.table.X - how.centre) / how.scale
-        y = (self.table.y - how.y_centre) / how.y_scale
-        if M_free is None and self.free_intercept:
-            M_free = max(
-                float(np.max(M)),
-                intercept_bound(np.abs(X).sum(1) * np.max(M), y, self.table.weight),
-            )
+        X, y = how.entered(self.table.X, self.table.y, self.free_intercept)
         free = list(self.entities.free)
         if self.free_intercept:
-            free.append(X.shape[1])
-            X = np.column_stack([X, np.ones(len(X))])
+            p = len(how.scale)
+            free.append(p)
+            if M_free is None:
+                reach = np.abs(X[:, :p]).sum(1) * np.max(M)
+                M_free = max(float(np.max(M)), intercept_bound(reach, y, self.table.weight))
         return SparseTrainingProblem.linear(
             X, y, self.groups.values(), self.loss, lam=lam, alpha=alpha, M=M, M_free=M_free, free=free,
             sample_weight=self.table.weight, name=self.path.stem, **self.entities.settings,

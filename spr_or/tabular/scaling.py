@@ -23,6 +23,20 @@ class Scaling(NamedTuple):
     y_centre: Array
     y_scale: Array
 
+    def entered(self, X: Array, y: Array, free_intercept: bool) -> tuple[Array, Array]:
+        """Columns X (n, p) and targets y (n, q) as the problem has them; a ``free_intercept`` adds a last
+        column of ones.
+
+        >>> one, nothing = np.ones(1), np.zeros(1)
+        >>> how = Scaling(2 * one, one, nothing, one)
+        >>> how.entered(np.array([[5.0]]), np.array([[1.0]]), free_intercept=True)[0].tolist()
+        [[3.0, 1.0]]
+        """
+        A = (X - self.centre) / self.scale
+        if free_intercept:
+            A = np.column_stack([A, np.ones(len(A))])
+        return A, (y - self.y_centre) / self.y_scale
+
     def weights(self, theta: Tensor) -> tuple[Array, Array]:
         """theta (P,) of the problem as weights (p, q) of the columns as they are, and intercepts (q,).
 
