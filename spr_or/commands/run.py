@@ -78,11 +78,12 @@ def command(
         raise stop(error, 1) from None
     except KeyboardInterrupt:
         raise stop("interrupted; --resume continues from the last finished epoch", 130) from None
-    if rank > 0:
-        return
-    screen = terminal.console()
-    _print_summary(screen, summary)
-    screen.print(f"report: {folder / 'report.html'}")
+    if rank == 0:
+        screen = terminal.console()
+        _print_summary(screen, summary)
+        screen.print(f"report: {folder / 'report.html'}")
+    if processes > 1:
+        distributed.leave()
 
 
 def _print_summary(screen: Console, summary: dict[str, Any]) -> None:

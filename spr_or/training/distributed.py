@@ -10,10 +10,11 @@ import atexit
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -97,6 +98,20 @@ def joined(device: torch.device) -> Iterator[World]:
         raise ProcessLost(_LOST) from error
     finally:
         _world, _device = _ALONE, torch.device("cpu")
+
+
+def leave() -> NoReturn:
+    """End this process with exit status 0, its output written, without finalising Python.
+
+    A thread of the collectives that still holds a tensor asks for Python's lock while Python is
+    being finalised, which aborts the process (seen once on a busy machine, after all results were
+    written). torchrun then ends the other processes too.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 @contextlib.contextmanager

@@ -257,3 +257,13 @@ def test_what_several_processes_cannot_do_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(RecipeError, match=r"speed.compile = true has not .* several processes"):
         pick_device(tiny_recipe(speed={"compile": True}).speed)
+
+
+def test_leaving_writes_the_output_and_finalises_nothing() -> None:
+    """A thread that aborts the process while Python ends must not turn a finished run into a failure."""
+    code = (
+        "import atexit, os; from spr_or.training import distributed;"
+        "atexit.register(os.abort); print('report: here'); distributed.leave()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "report: here\n")
