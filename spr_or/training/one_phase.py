@@ -30,7 +30,11 @@ from spr_or.training.speed_trials import compiled_if_it_works
 from spr_or.training.step import Objective, Step, captured, make_step
 from spr_or.utils.counted import counted
 
-_KEYS = {"dense": "dense.lr", "spr": "spr.lr and spr.lam", "finetune": "spr.lr"}
+_KEYS = {
+    "dense": "dense.lr",
+    "spr": "spr.lr and spr.lam",
+    "finetune": "finetune.lr (spr.lr without it)",
+}
 
 
 class BetweenEpochs(Protocol):

@@ -33,7 +33,7 @@ from spr_or.training.pruning import (
     make_sgd,
     make_spr,
 )
-from spr_or.training.recipe import Recipe
+from spr_or.training.recipe import Recipe, Schedule
 from spr_or.training.schedule import learning_rate
 from spr_or.training.seed_run import RunError, SeedRun
 from spr_or.training.setup import cut_example, fresh_model, load_weights
@@ -82,6 +82,8 @@ def train(run: SeedRun) -> Trained:
         layers = run.chosen.of(model)
         masks = module_masks(model, layers, kept)
         warn_of_collapse(run, {n: kept[n] for n in kept if n not in branches_of(layers)})
+        if run.recipe.finetune.start == "dense" and not course.restart:
+            model.load_state_dict(dense.state_dict())
         before = silence(run, model, masks)
     run.fixed |= {
         "masks": {name: keep.cpu() for name, keep in kept.items()},
@@ -317,11 +319,16 @@ def finetune_phase(
 def finetune_schedule(recipe: Recipe, course: Course) -> tuple[int, Callable[[int], float]]:
     """Epochs of fine-tuning, and the learning rate of each.
 
-    What the pruning phase has not trained is added, so all methods see the images equally often. A
-    network that starts again from new weights is trained as long as the dense one was, and then
-    fine-tuned, with the dense network's schedule; where the dense one came from a file, with SPR's.
+    What the pruning phase has not trained is added, so all methods see the images equally often. The
+    rate is that of ``finetune.lr``, or goes on with the pruning phase's schedule. A network that starts
+    again from new weights is trained as long as the dense one was, and then fine-tuned, with the dense
+    network's schedule; where the dense one came from a file, with SPR's.
     """
     left = recipe.spr.epochs - course.epochs + recipe.finetune.epochs
+    own = recipe.finetune.lr
+    if own is not None and not course.restart:
+        falling = Schedule(lr=own, schedule="cosine")
+        return left, lambda epoch: learning_rate(falling, epoch, left)
     if course.restart and recipe.dense.epochs:
         epochs = recipe.dense.epochs + left
         return epochs, lambda epoch: learning_rate(recipe.dense, epoch, epochs)

@@ -111,7 +111,7 @@ _Kind = Literal["filters", "neurons", "channels", "heads", "blocks"]
 
 
 class SprRecipe(Schedule):
-    """[spr]: the regularised phase. Its learning rate schedule continues through [finetune]."""
+    """[spr]: the regularised phase. Its schedule goes on through [finetune], unless that has an lr."""
 
     epochs: int = Field(default=300, ge=0)  # number of epochs
     # gradient: SPR's gradient is added to the loss's, as in the paper; prox: ProxSGD, exact zeros.
@@ -267,6 +267,10 @@ class FinetuneRecipe(_Section):
     """[finetune]: training in which the masked weights stay zero."""
 
     epochs: int = Field(default=200, ge=0)  # number of epochs
+    # The learning rate at its start, from which it falls to 0 by a cosine; None: [spr]'s goes on.
+    lr: float | None = Field(default=None, gt=0)
+    # Which weights what is kept has at its start: those of the pruning phase, or the dense network's.
+    start: Literal["pruned", "dense"] = "pruned"
     # Weight of the dense network as a teacher; 0: no teacher.
     distill: float = Field(default=0.0, ge=0, le=1)
     # Temperature of the teacher's and the student's softmax.

@@ -1,4 +1,4 @@
-"""Options of [spr] and [finetune] against independent arithmetic: warm-up, fresh M, distillation."""
+"""Options of [spr] and [finetune] against independent arithmetic: warm-up, M, teacher, start."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 from models.toy import convnet
 from spr_or.pruning.regularizer import SPR
 from spr_or.pruning.steering import Steering, renew_bounds_
-from spr_or.training import checkpoint
+from spr_or.training import checkpoint, phases
 from spr_or.training.distill import distillation_loss, distilling
 from spr_or.training.metrics import read_metrics
 from spr_or.training.pruning import make_spr
@@ -82,6 +82,50 @@ def test_a_run_distils_from_its_dense_network(tmp_path: Path) -> None:
     pairs = list(zip(changed[0.0], changed[0.8], strict=True))
     same = [a["loss"] == b["loss"] for a, b in pairs]
     assert same == [record["phase"] != "finetune" for record, _ in pairs]
+
+
+# --- how fine-tuning begins -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "pruned_by",
+    [
+        {"spr": {"shrink": True}},
+        {
+            "method": {"name": "pffec"},
+            "spr": {"target_removed_pct": 50.0, "start": "dense"},
+        },
+    ],
+    ids=["spr", "pffec"],
+)
+def test_what_is_kept_gets_the_dense_networks_weights_again(
+    pruned_by: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Seen(Exception):
+        pass
+
+    def look(run: Any, dense: Any, model: Any, kept: Any, masks: Any, *rest: Any) -> None:
+        assert not all(bool(keep.all()) for keep in masks.values())
+        for name, keep in masks.items():
+            own, first = (net.get_submodule(name).weight for net in (model, dense))
+            assert torch.equal(own[keep], first[keep]) and not own[~keep].any()
+        raise Seen
+
+    monkeypatch.setattr(phases, "finetune_phase", look)
+    with pytest.raises(Seen):
+        run_recipe(tiny_recipe(finetune={"start": "dense"}, **pruned_by), tmp_path)
+
+
+def test_fine_tuning_has_a_rate_of_its_own(tmp_path: Path) -> None:
+    rates = {}
+    for lr in (None, 0.04):
+        folder = tmp_path / str(lr)
+        run_recipe(tiny_recipe(finetune={"epochs": 3, "lr": lr}), folder)
+        records = read_metrics(folder / "metrics.jsonl")
+        rates[lr] = {p: [r["lr"] for r in records if r["phase"] == p] for p in ("spr", "finetune")}
+    assert rates[0.04]["finetune"] == pytest.approx([0.04, 0.04 * 0.75, 0.04 * 0.25])
+    assert rates[None]["finetune"] != rates[0.04]["finetune"]
+    assert rates[None]["spr"] == rates[0.04]["spr"]
 
 
 # --- lambda's warm-up -----------------------------------------------------------------------

@@ -175,7 +175,8 @@ _OTHER: dict[str, Any] = {  # a value for every key that the tiny recipe does no
     "spr.ignored": ("0",), "spr.start": "dense", "spr.zero_below": 0.1, "spr.share": 0.5,
     "spr.shrink": True, "spr.shrink_after": 3, "spr.cut": "exact",
     "spr.also_removed_pct": {"macs": 40.0}, "spr.improve": "swaps",
-    "method.name": "pffec", "finetune.epochs": 3, "finetune.distill": 0.5, "finetune.temperature": 2.0,
+    "method.name": "pffec", "finetune.epochs": 3, "finetune.lr": 0.2, "finetune.start": "dense",
+    "finetune.distill": 0.5, "finetune.temperature": 2.0,
     "speed.amp": "bf16",
 }  # fmt: skip
 _MAY: dict[str, Any] = {

@@ -40,8 +40,12 @@ def what_was_done(summary: dict[str, Any], seeds: Sequence[dict[str, Any]]) -> s
         f"{summary['dataset']} ({summary['train_images']:,} training and "
         f"{summary['eval_images']:,} evaluation images), then from {start} for "
         f"{counted(spr['epochs'], 'epoch')} {pruned}, and fine-tuned without the removed parts "
-        f"for {counted(fine['epochs'], 'epoch')}; {which}."
+        f"{_weights(fine)}for {counted(fine['epochs'], 'epoch')}; {which}."
     )
+
+
+def _weights(fine: dict[str, Any]) -> str:
+    return "from the dense network's weights " if fine.get("start") == "dense" else ""
 
 
 def _strength(spr: dict[str, Any]) -> str:
