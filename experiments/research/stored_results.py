@@ -84,9 +84,10 @@ def seconds(summary: dict[str, Any], phase: str) -> float | None:
 def table(runs: list[dict[str, Any]]) -> str:
     """A line for each run, by form, budget and seed."""
     head = (
-        "| form | entities | α | budget | epochs | seed | removed | MACs left | held-out | test "
-        "| before fine-tuning | dense (test) | SPR epoch | fine-tuning epoch |\n"
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        "| form | entities | α | min_keep | budget | epochs | fine-tuned from | seed | removed | MACs left "
+        "| held-out | test | below dense | before fine-tuning | SPR epoch | fine-tuning epoch |\n"
+        "| --- | --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: "
+        "| ---: | ---: |\n"
     )
     lines = []
     for run in sorted(runs, key=_order):
@@ -95,10 +96,12 @@ def table(runs: list[dict[str, Any]]) -> str:
         shrink = "" if spr.get("shrink") else " (whole)"
         lines.append(
             f"| {form_of(run)}{shrink} | {spr.get('entities', 'filters')} | {_alpha(run)} "
-            f"| {spr['target_removed_pct']:g} % | {_epochs(run)} | {run['seed']} "
+            f"| {spr.get('min_keep', 1)} | {spr['target_removed_pct']:g} % | {_epochs(run)} "
+            f"| {_start(run)} | {run['seed']} "
             f"| {run['removed_params_pct']:.1f} % | {100 * run['macs_compact'] / run['macs_dense']:.1f} % "
-            f"| {_number(held, ' %')} | {run['accuracy']:.2f} % | {run['accuracy_before_finetune']:.2f} % "
-            f"| {run['dense_accuracy']:.2f} % | {_number(seconds(run, 'spr'), ' s')} "
+            f"| {_number(held, ' %')} | {run['accuracy']:.2f} % "
+            f"| {run['dense_accuracy'] - run['accuracy']:.2f} | {run['accuracy_before_finetune']:.2f} % "
+            f"| {_number(seconds(run, 'spr'), ' s')} "
             f"| {_number(seconds(run, 'finetune'), ' s')} |\n"
         )
     return head + "".join(lines)
@@ -108,6 +111,14 @@ def _alpha(run: dict[str, Any]) -> str:
     """Alpha of a run of SPR; other methods have none."""
     other = run["recipe"].get("method", {}).get("name", "spr") != "spr"
     return "" if other else f"{run['recipe']['spr']['alpha']:g}"
+
+
+def _start(run: dict[str, Any]) -> str:
+    """Whose weights fine-tuning began with, at which rate, and the share of a teacher."""
+    fine = run["recipe"]["finetune"]
+    first = next(r["lr"] for r in run["records"] if r["phase"] == "finetune")
+    teacher = f", teacher {fine['distill']:g}" if fine["distill"] else ""
+    return f"{fine.get('start', 'pruned')} at {first:.2g}{teacher}"
 
 
 def _epochs(run: dict[str, Any]) -> str:
