@@ -60,6 +60,10 @@ _NEAR = (
 )
 _UNUSED = 1e-9  # a column with a smaller length does not count
 _SAME = 1e-7  # a smaller gap of a mixture, relative to the largest z, is none
+_ROUNDING = (
+    1e-11  # by this share bounds are lowered before they are stated; the check encloses roundings
+)
+_LEAF = (-1, -1)
 
 
 def reason_against(problem: SparseTrainingProblem) -> str:
@@ -72,6 +76,28 @@ def reason_against(problem: SparseTrainingProblem) -> str:
     return reason
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class PatternCertificate(Certificate):
+    """A `Certificate` with the tree that proves its bound.
+
+    splits : (R, 2) int64, the nodes in preorder, the group and the sample that were branched on, (-1, -1) for
+        a leaf.  The children of a node stand in the order of a = 0, ..., c_g, the first nodes in that of
+        (p, q), q fastest
+    multipliers : (L, n) float64, nu of each leaf in order
+    """
+
+    splits: Tensor
+    multipliers: Tensor
+
+
+@dataclass
+class Record:
+    """What the tree keeps of a node: its best multipliers, and how it was branched on, if it was."""
+
+    nu: Tensor
+    branching: tuple[int, int, list[Record]] | None = None
+
+
 @dataclass(frozen=True)
 class Node:
     """Groups, multipliers nu (n,) to begin with, and the columns of each group."""
@@ -79,6 +105,7 @@ class Node:
     groups: list[Group]
     nu: Tensor
     columns: list[list[Neuron]]
+    record: Record
 
 
 def solve(
@@ -86,8 +113,10 @@ def solve(
     time_limit: float | None = None,
     gap: float = 1e-6,
     start: Tensor | None = None,
-) -> Certificate:
+) -> PatternCertificate:
     """The optimum of (1)-(3) for a network Linear(2, h), ReLU, Linear(h, 1), to the relative ``gap``.
+
+    The certificate holds the tree and multipliers that prove its bound, for `spr_or.proof.network_tree`.
 
     Parameters
     ----------
@@ -127,8 +156,15 @@ class Search:
         self.nodes = 0
         self.heap: list[tuple[float, int, Node]] = []
         self.ticket = itertools.count()
+        most = len(problem.entities)
+        pairs = itertools.product(range(most + 1), repeat=2)
+        self.roots = [
+            (p, q, Record(torch.zeros(problem.n, dtype=torch.float64)))
+            for p, q in pairs
+            if p + q <= most
+        ]
 
-    def run(self, start: Tensor | None) -> Certificate:
+    def run(self, start: Tensor | None) -> PatternCertificate:
         self.offer(self.weights)
         if start is not None:
             self.offer(start)
@@ -150,16 +186,17 @@ class Search:
         except KeyboardInterrupt:
             status = "interrupted"
         used = self.problem.entities.rows(self.weights).abs().amax(-1) > 0
-        return certify(
+        made = certify(
             self.problem,
             Solved("bigm", "integer", "patterns", torch.__version__),
             status=status,
-            bound=min(self.bound, self.value),
+            bound=min(self.bound, self.value) - _ROUNDING * abs(self.value),
             seconds=self.clock.seconds,
             weights=self.weights,
             indicators=used.double(),
             tolerance=max(self.gap, 1e-5),
         )
+        return PatternCertificate(**vars(made), **_tree([record for _, _, record in self.roots]))
 
     @property
     def cutoff(self) -> float:
@@ -171,14 +208,12 @@ class Search:
             heapq.heappush(self.heap, (bound, next(self.ticket), node))
 
     def first_nodes(self) -> None:
-        n, most = self.problem.n, len(self.problem.entities)
-        none = torch.zeros(n, dtype=torch.bool)
-        nu = torch.zeros(n, dtype=torch.float64)
-        for p, q in itertools.product(range(most + 1), repeat=2):
-            if p + q <= most:
-                counts = [(sign, count) for sign, count in ((1, p), (-1, q)) if count]
-                groups = [Group(Region(sign, none, none), count) for sign, count in counts]
-                self.push(self.price * (p + q), Node(groups, nu, [[] for _ in groups]))
+        none = torch.zeros(self.problem.n, dtype=torch.bool)
+        for p, q, record in self.roots:
+            counts = [(sign, count) for sign, count in ((1, p), (-1, q)) if count]
+            groups = [Group(Region(sign, none, none), count) for sign, count in counts]
+            node = Node(groups, record.nu, [[] for _ in groups], record)
+            self.push(self.price * (p + q), node)
 
     def offer(self, theta: Tensor) -> None:
         """Take weights as the best so far if they are; rows that are 0 are not used."""
@@ -216,6 +251,7 @@ class Search:
             if here > bound:
                 bound, best = here, nu
             if bound >= self.cutoff:
+                node.record.nu = best
                 return bound, []
             if split and mixture and mixture.value - bound <= _NEAR * (self.cutoff - bound):
                 break
@@ -228,13 +264,16 @@ class Search:
             self.offer(self.merged(node.groups, columns, mixture))
         if split is None:
             self.floor = min(self.floor, bound)
+            node.record.nu = best
             return bound, []
         assert mixture is not None
         columns = [
             [column for column, r in zip(own, lengths.tolist(), strict=True) if r > _UNUSED]
             for own, lengths in zip(columns, mixture.lengths, strict=True)
         ]
-        return bound, _children(Node(node.groups, best, columns), *split)
+        children = _children(Node(node.groups, best, columns, node.record), *split)
+        node.record.branching = (*split, [child.record for child in children])
+        return bound, children
 
     def merged(self, groups: list[Group], columns: list[list[Neuron]], mixture: Mixture) -> Tensor:
         """The weights of the network in which each mixture is replaced by equal neurons."""
@@ -281,5 +320,21 @@ def _children(node: Node, g: int, m: int) -> list[Node]:
         own = [[c for c in node.columns[g] if bool(part.region.holds(c.z))] for part in parts]
         groups = node.groups[:g] + parts + node.groups[g + 1 :]
         columns = node.columns[:g] + own + node.columns[g + 1 :]
-        children.append(Node(groups, node.nu, columns))
+        children.append(Node(groups, node.nu, columns, Record(node.nu)))
     return children
+
+
+def _tree(roots: list[Record]) -> dict[str, Tensor]:
+    """The ``splits`` and ``multipliers`` of a `PatternCertificate`."""
+    splits, multipliers = [], []
+    waiting = roots[::-1]
+    while waiting:
+        record = waiting.pop()
+        if record.branching is None:
+            splits.append(_LEAF)
+            multipliers.append(record.nu)
+        else:
+            g, m, children = record.branching
+            splits.append((g, m))
+            waiting += children[::-1]
+    return {"splits": torch.tensor(splits), "multipliers": torch.stack(multipliers)}

@@ -70,7 +70,7 @@ def verify(
             if rung.status == "interrupted":
                 break
             checks.append(check)
-            if route.solver == "branch_and_bound":
+            if route.check is not None:
                 checks.append(proof_check(route, returned))
     except KeyboardInterrupt:
         stopped = True

@@ -16,12 +16,16 @@ PROOF_GAP = 1e-6  # of the certified branch and bound: below what the claims tel
 
 
 class Route(NamedTuple):
-    """A formulation, relaxed or integer, and a solver for it; ``solve`` computes the answer."""
+    """A formulation, relaxed or integer, and a solver for it; ``solve`` computes the answer.
+
+    ``check``, where the answer carries a proof, gives what came of it: a `spr_or.proof.check.ProofCheck`.
+    """
 
     formulation: str
     integrality: str
     solver: str
     solve: Callable[[], Certificate]
+    check: Callable[[Any], Any] | None = None
 
     @property
     def label(self) -> str:
@@ -62,7 +66,7 @@ def _linear(problem: SparseTrainingProblem, limited: dict[str, Any]) -> Iterator
     yield Route("perspective", "integer", "highs-cuts", solve)
     if problem.loss in ("squared", "logistic"):
         solve = partial(certified.branch_and_bound, problem, gap=PROOF_GAP, **limited)
-        yield Route("projected", "integer", "branch_and_bound", solve)
+        yield Route("projected", "integer", "branch_and_bound", solve, lambda found: found.check())
     if len(problem.entities) <= MAX_ENUMERATED:
         solve = partial(enumeration.solve, problem, **limited)
         yield Route("enumeration", "integer", "enumeration", solve)
@@ -93,6 +97,8 @@ def larger_network_routes(problem: SparseTrainingProblem, time_limit: float) -> 
 
     Raises ``ValueError`` for other problems.
     """
+    from spr_or.proof.check import ProofCheck
+    from spr_or.proof.network_tree import Stated, check_patterns
     from spr_or.solvers import network_patterns, network_sgd, scip
 
     reason = network_patterns.reason_against(problem)
@@ -110,6 +116,10 @@ def larger_network_routes(problem: SparseTrainingProblem, time_limit: float) -> 
     def patterns() -> Certificate:
         return network_patterns.solve(problem, time_limit=time_limit, start=trained().weights)
 
+    def check(found: network_patterns.PatternCertificate) -> ProofCheck:
+        claimed = {name: getattr(found, name) for name in Stated._fields}
+        return check_patterns(problem, Stated(**claimed))
+
     yield Route("bigm", "integer", "SGD", sgd)
     yield Route("bigm", "integer", "scip", tightened)
-    yield Route("bigm", "integer", "patterns", patterns)
+    yield Route("bigm", "integer", "patterns", patterns, check)

@@ -9,6 +9,7 @@ import spr_or.proof
 
 FOLDER = Path(spr_or.proof.__file__).parent
 ALLOWED = ("spr_or.proof", "spr_or.formulations.problem", "spr_or.formulations.certificate",
+           "spr_or.formulations.one_hidden_layer",  # what kind of network a problem has
            "spr_or.utils.files", "spr_or.utils.untrusted")  # fmt: skip
 
 
