@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spr_or.embedding.block import Embedded, build_block
+from spr_or.embedding.block import LARGEST, build_block, embedded
 from spr_or.embedding.bounds import Bounds, data_bounds, interval_bounds
 from spr_or.embedding.cuts import add_cuts
+from spr_or.embedding.errors import EmbeddingError
 from spr_or.embedding.feed_forward import FeedForward
 from spr_or.embedding.lp_bounds import lp_bounds
-from spr_or.embedding.reading import EmbeddingError, read_network
+from spr_or.embedding.reading import read_network
 from spr_or.solvers.time_limit import TimeLimit
 
 __all__ = ["EmbeddingError", "add_cuts", "embed", "get_bounds", "get_error", "read_network"]
@@ -67,7 +68,7 @@ def embed(
     if formulation not in FORMULATIONS:
         known = ", ".join(FORMULATIONS)
         raise EmbeddingError(f"formulation must be one of {known}, got {formulation!r}")
-    lower, upper = (torch.as_tensor(end, dtype=torch.float64) for end in input_bounds)
+    lower, upper = _ends(input_bounds)
     network = net if isinstance(net, FeedForward) else read_network(net, tuple(lower.shape))
     found = get_bounds(network, lower, upper, bounds, data)
     block = build_block(network, found)
@@ -98,22 +99,27 @@ def get_bounds(
         return lp_bounds(network, low, high, clock)
     if kind == "interval":
         return interval_bounds(network, low, high)
-    if data is None or tuple(data.shape[1:]) != network.shape or not len(data):
-        found = "none" if data is None else str(tuple(data.shape))
+    given = None if data is None else torch.as_tensor(data)
+    if given is None or tuple(given.shape[1:]) != network.shape or not len(given):
+        found = "none" if given is None else str(tuple(given.shape))
         raise EmbeddingError(
             f'bounds="data" needs data=, samples of shape (n, {", ".join(map(str, network.shape))}); '
             f"got {found}"
         )
-    return data_bounds(network, low, high, data.detach().double().flatten(1).cpu().numpy())
+    samples = given.detach().double().flatten(1).cpu()
+    wrong = (~samples.isfinite()).any(1).nonzero()
+    if len(wrong):
+        raise EmbeddingError(f"data: sample {int(wrong[0])} holds numbers that are not finite")
+    return data_bounds(network, low, high, samples.numpy())
 
 
 def get_error(block: Any) -> float:
     """The largest difference between the block's outputs and torch's, at the values of its inputs.
 
     torch computes in float64, so what is left is what the solver's tolerances allow. Raises ValueError
-    where no solution is loaded.
+    where no solution is loaded, and for what is no block of `embed`.
     """
-    made: Embedded = block.network
+    made = embedded(block)
     values = [v.value for v in (*block.inputs.values(), *block.outputs.values())]
     if any(value is None for value in values):
         raise ValueError(
@@ -124,6 +130,24 @@ def get_error(block: Any) -> float:
     expected = made.network.net(inputs).detach().flatten()
     found = torch.tensor(values[count:], dtype=torch.float64)
     return float((expected - found).abs().max())
+
+
+def _ends(input_bounds: Any) -> tuple[Tensor, Tensor]:
+    """Lower and upper ends as float64 tensors."""
+    try:
+        lower, upper = (torch.as_tensor(end) for end in input_bounds)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise EmbeddingError(
+            "input_bounds must be a pair of tensors, the lower and the upper ends of one input, got "
+            f"{type(input_bounds).__name__} ({error})"
+        ) from None
+    for end, name in ((lower, "lower"), (upper, "upper")):
+        if not end.dim() or end.is_complex():
+            found = "a single number" if not end.dim() else str(end.dtype)
+            raise EmbeddingError(
+                f"input_bounds: {name} must be a real tensor of one input's shape, got {found}"
+            )
+    return lower.detach().double(), upper.detach().double()
 
 
 def _checked(end: Tensor, name: str, network: FeedForward) -> np.ndarray:
@@ -137,6 +161,12 @@ def _checked(end: Tensor, name: str, network: FeedForward) -> np.ndarray:
         i = int(np.argmax(wrong))
         raise EmbeddingError(
             f"input_bounds: {name} is {flat[i]} at {_index(i, network)}; every input needs finite bounds"
+        )
+    if abs(flat).max(initial=0.0) > LARGEST:
+        i = int(abs(flat).argmax())
+        raise EmbeddingError(
+            f"input_bounds: {name} is {flat[i]:g} at {_index(i, network)}; solvers need numbers up to "
+            f"{LARGEST:g}"
         )
     return flat
 

@@ -19,7 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spr_or.embedding.bounds import Bounds
+from spr_or.embedding.errors import EmbeddingError
 from spr_or.embedding.feed_forward import FeedForward, Form
+
+# Solvers keep rows to about 1e-6, and numbers to 16 digits.  SCIP gives up at 1e12.
+LARGEST = 1e10
 
 
 class Embedded(NamedTuple):
@@ -38,11 +42,17 @@ def build_block(network: FeedForward, bounds: Bounds) -> Any:
 
     Its other variables are indexed by (activation, unit): ``z`` (rows of a form), ``a`` (values), ``fires``
     (binary, ReLU) and ``chosen`` (binary, member of a maximum).  ``block.network`` is an `Embedded`.
+
+    Raises `EmbeddingError` where a number of the network can exceed `LARGEST`.
     """
     import pyomo.environ as pyo
 
+    _need_moderate(network, bounds)
     block = pyo.Block(concrete=True)
-    block.inputs = pyo.Var(range(network.inputs), bounds=_ends(bounds.lower, bounds.upper))
+    block.inputs = pyo.Var(range(network.inputs))
+    _bound(block.inputs, bounds.lower, bounds.upper)
+    for i, variable in block.inputs.items():  # solvers give no value to one that stands in no row
+        variable.set_value(float(bounds.lower[i]))
     values: list[Any] = list(block.inputs.values())
     for name, domain in (("z", pyo.Reals), ("a", pyo.Reals)):
         block.add_component(name, pyo.Var(pyo.Any, domain=domain, dense=False))
@@ -51,12 +61,20 @@ def build_block(network: FeedForward, bounds: Bounds) -> Any:
     block.rows = pyo.ConstraintList()
     for k, step in enumerate(network.activations):
         (_maximum if step.windows is not None else _relu)(block, k, step, bounds.before[k], values)
-    ends = _ends(*bounds.output)
-    block.outputs = pyo.Var(range(len(network.output)), bounds=ends)
+    block.outputs = pyo.Var(range(len(network.output)))
+    _bound(block.outputs, *bounds.output)
     for o, output in block.outputs.items():
         block.rows.add(output == affine(network.output, o, values))
     block.network = Embedded(network, bounds, values)
     return block
+
+
+def embedded(block: Any) -> Embedded:
+    """What a block was made of; ``ValueError`` for anything that `build_block` did not make."""
+    made = getattr(block, "network", None)
+    if not isinstance(made, Embedded):
+        raise ValueError(f"a block that embed returned is needed, got {type(block).__name__}")
+    return made
 
 
 def affine(form: Form, row: int, values: list[Any]) -> Any:
@@ -148,6 +166,21 @@ def _total(terms: Iterable[Any]) -> Any:
     return pyo.quicksum(terms)
 
 
-def _ends(lower: np.ndarray, upper: np.ndarray) -> Any:
-    low, high = lower.tolist(), upper.tolist()
-    return lambda _, i: (low[i], high[i])
+def _bound(variables: Any, lower: np.ndarray, upper: np.ndarray) -> None:
+    for i, variable in variables.items():
+        variable.setlb(float(lower[i]))
+        variable.setub(float(upper[i]))
+
+
+def _need_moderate(network: FeedForward, bounds: Bounds) -> None:
+    places = [step.place for step in network.activations]
+    pairs = zip([*places, "the output"], [*bounds.before, bounds.output], strict=True)
+    for place, (low, high) in pairs:
+        size = np.maximum(abs(low), abs(high))
+        wrong = ~(size <= LARGEST)
+        if wrong.any():
+            i = int(wrong.argmax())
+            raise EmbeddingError(
+                f"{place}: number {i} can lie between {low[i]:g} and {high[i]:g}, and solvers need numbers "
+                f"up to {LARGEST:g}: narrow input_bounds, or scale inputs and weights"
+            )

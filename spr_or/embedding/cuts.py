@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from spr_or.embedding.block import Embedded
+from spr_or.embedding.block import embedded
 from spr_or.embedding.solving import root_bound
 
 _VIOLATED = 1e-4  # by how much a row has to be broken to be worth its place
@@ -28,9 +28,15 @@ def add_cuts(model: Any, block: Any, rounds: int = 5) -> int:
     """Solve the relaxation of ``model``, add the violated cuts of ``block``, again; how many were added.
 
     The cuts go into ``block.cuts``.  They are valid for every objective, and chosen for the present one.
+
+    Raises ValueError for a block that `embed` did not make, and for a model that HiGHS cannot relax: one
+    without an objective, or a nonconvex one.
     """
     import pyomo.environ as pyo
 
+    embedded(block)
+    if next(model.component_data_objects(pyo.Objective, active=True), None) is None:
+        raise ValueError("the model has no objective, for which cuts could be chosen: add it first")
     if block.component("cuts") is None:
         block.cuts = pyo.ConstraintList()
     added = 0
@@ -48,7 +54,7 @@ def add_cuts(model: Any, block: Any, rounds: int = 5) -> int:
 
 def _violated(block: Any) -> list[Any]:
     """The most violated cut of each neuron with a binary, at the values of the variables."""
-    made: Embedded = block.network
+    made = embedded(block)
     x = np.array([v if isinstance(v, float) else v.value or 0.0 for v in made.values])
     rows = []
     for (k, i), s in block.fires.items():

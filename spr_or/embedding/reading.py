@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from spr_or.embedding.errors import EmbeddingError
 from spr_or.embedding.feed_forward import Activation, FeedForward, Form
 from spr_or.embedding.operators import LARGEST, RELU, SHAPE_ONLY, name_of, obstacle
 from spr_or.pruning.compaction.prepare import prepared
@@ -25,10 +26,6 @@ _SCALE = 2.0**80
 _AT_ONCE = 2**22  # numbers that an operator makes at a time while its matrix is read
 _OPERATOR = 8  # roundings of an operator beside those of its sum, BatchNorm's factor included
 _AGREE = 1e-9  # relative difference from the network that float64 explains
-
-
-class EmbeddingError(ValueError):
-    """A network or bound that cannot become constraints; the message says what, where and why."""
 
 
 def read_network(net: nn.Module, shape: Sequence[int]) -> FeedForward:
@@ -45,6 +42,8 @@ def read_network(net: nn.Module, shape: Sequence[int]) -> FeedForward:
     >>> len(read.activations), read.values, len(read.output)
     (1, 7, 2)
     """
+    if not isinstance(net, nn.Module):
+        raise EmbeddingError(f"the network must be a torch.nn.Module, got {type(net).__name__}")
     kinds = {t.dtype for t in (*net.parameters(), *net.buffers()) if t.is_floating_point()}
     if not kinds <= {torch.float32, torch.float64}:
         named = ", ".join(sorted(str(kind) for kind in kinds))
@@ -70,7 +69,7 @@ def _compare(read: FeedForward) -> None:
     """Raise where the forms do not compute what the network computes."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn((4, *read.shape), dtype=torch.float64, generator=generator)
-    expected = read.net(inputs).flatten(1).numpy()
+    expected = read.net(inputs).reshape(len(inputs), -1).numpy()
     _, found = read.evaluate(inputs.flatten(1).numpy())
     difference, scale = float(abs(found - expected).max()), float(abs(expected).max())
     if not difference <= _AGREE * max(scale, 1.0):
@@ -171,7 +170,8 @@ class _Reader:
                 raise EmbeddingError(
                     f"{place_of(node)} cannot become constraints: it mixes the samples"
                 )
-            rows.append(sparse.csr_matrix((out - base).flatten(1).numpy() / _SCALE))
+            columns = (out - base).reshape(len(units), -1).numpy() / _SCALE
+            rows.append(sparse.csr_matrix(columns))
         return sparse.vstack(rows).T.tocsr()
 
     def _cancelled(self, node: fx.Node, base: Tensor) -> np.ndarray:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any, NamedTuple
 
 _PYOMO_NAME = {"highs": "highs", "scip": "scip_direct", "gurobi": "gurobi_direct"}
 SOLVERS = tuple(_PYOMO_NAME)
-# The option with which each stops at a solution, whatever it is worth.
+# The option with which each stops at a solution, whatever it is worth.  SCIP would spend most of its time on
+# cuts at the root, where a little branching decides (docs/lab/embedding.md).
 _FIRST = {
     "highs": {"mip_max_improving_sols": 1},
-    "scip": {"limits/solutions": 1},
+    "scip": {"limits/solutions": 1, "separating/maxroundsroot": 0, "separating/maxrounds": 0},
     "gurobi": {"SolutionLimit": 1},
 }
 _STATUS = {
@@ -48,7 +50,7 @@ def solve_model(
 ) -> Outcome:
     """Solve to optimality, or with ``first`` to the first solution.
 
-    Raises ``ValueError`` for a solver that is unknown or not installed.
+    Raises ``ValueError`` for a solver that is unknown or not installed, and for a negative time limit.
 
     >>> import pyomo.environ as pyo
     >>> model = pyo.ConcreteModel()
@@ -57,6 +59,8 @@ def solve_model(
     >>> solve_model(model)[:3]
     ('optimal', 2.0, 2.0)
     """
+    if time_limit is not None and not time_limit >= 0:
+        raise ValueError(f"time_limit must be seconds, at least 0, got {time_limit}")
     options = _FIRST.get(solver, {}) if first else {}
     outcome = _run(model, solver, time_limit, options)
     if first and outcome.status == "failed" and outcome.value is not None:
@@ -67,10 +71,16 @@ def solve_model(
 def root_bound(model: Any) -> float:
     """The bound of the model's linear relaxation, by HiGHS; nan where it is infeasible.
 
-    The values of its solution are loaded into the model.
+    The values of its solution are loaded into the model.  Raises ``ValueError`` where HiGHS cannot solve it.
     """
     outcome = _run(model, "highs", None, {"solve_relaxation": True})
-    return float("nan") if outcome.value is None else outcome.value
+    if outcome.status == "interrupted":
+        raise KeyboardInterrupt
+    if outcome.status == "infeasible":
+        return float("nan")
+    if outcome.value is None:
+        raise ValueError("HiGHS cannot solve the linear relaxation: is the model linear?")
+    return outcome.value
 
 
 def check_solver(solver: str) -> None:
@@ -112,7 +122,7 @@ def _run(model: Any, solver: str, time_limit: float | None, options: dict[str, A
     return Outcome(
         _STATUS.get(result.termination_condition.name, "failed"),
         None if value is None else float(value),
-        None if bound is None else float(bound),
+        None if bound is None or not math.isfinite(bound) else float(bound),
         _nodes(result.extra_info),
         *used,
     )

@@ -8,8 +8,9 @@ from spr_or.models.toy import mlp
 
 from spr_or.embedding.api import get_bounds
 from spr_or.embedding.bounds import interval_bounds
+from spr_or.embedding.errors import EmbeddingError
 from spr_or.embedding.lp_bounds import least_values, lp_bounds
-from spr_or.embedding.reading import EmbeddingError, read_network
+from spr_or.embedding.reading import read_network
 from spr_or.solvers.time_limit import TimeLimit
 
 

@@ -6,7 +6,8 @@ from embedded_networks import Functional, Residual, activations, random_network,
 from spr_or.models.toy import convnet, digits_resnet, mlp
 from torch import Tensor, nn
 
-from spr_or.embedding.reading import EmbeddingError, read_network
+from spr_or.embedding.errors import EmbeddingError
+from spr_or.embedding.reading import read_network
 from spr_or.pruning.compaction.api import compact, load_compact, save_compact
 
 
