@@ -83,41 +83,60 @@ def read_cases(file: Path) -> list[dict[str, Any]]:
 
 
 def report(cases: Sequence[dict[str, Any]], facts: dict[str, tuple[float, int]]) -> None:
-    """One table for each solver: a row for each network and radius."""
+    """A table of the networks, and one for each solver with a row for each network and radius."""
+    columns = [f"{name} {radius:g}" for name in ("binaries", "root") for radius in RADII]
+    rows = [
+        [name, f"{parameters:,}", f"{right:.2f}"]
+        + [
+            f"{mean(c[key] for c in cases if (c['network'], c['radius']) == (name, radius)):.{digits}f}"
+            for key, digits in (("binaries", 1), ("root", 2))
+            for radius in RADII
+        ]
+        for name, (right, parameters) in facts.items()
+    ]
+    show(console(), table(("network", "parameters", "accuracy", *columns), rows, text=("network",)))
     for solver in SOLVERS:
         dense = seconds_of(cases, solver, "dense")
         rows = []
-        for name, (right, parameters) in facts.items():
+        for name in facts:
+            spent = seconds_of(cases, solver, name)
             for radius in RADII:
                 own = [c for c in chosen(cases, solver, name) if c["radius"] == radius]
-                spent = seconds_of(cases, solver, name)
                 keys = [key for key in spent if key[1] == radius and key in dense]
-                whole = sum(dense[key] for key in keys) / sum(spent[key] for key in keys)
-                median = statistics.median(dense[key] / spent[key] for key in keys)
+                whole, median = times_faster(dense, spent, keys)
                 count = {
                     word: sum(c["answer"] == word for c in own) for word in ("robust", "broken")
                 }
                 rows.append(
                     [
-                        name, f"{parameters:,}", f"{right:.2f}", f"{radius:g}",
-                        f"{mean(c['binaries'] for c in own):.1f}",
-                        f"{mean(c['root'] for c in own):.2f}",
-                        f"{mean(c['nodes'] for c in own):.0f}",
+                        name, f"{radius:g}", f"{mean(c['nodes'] for c in own):.0f}",
                         f"{mean(c['processor_seconds'] for c in own):.3f}",
                         f"{statistics.median(c['processor_seconds'] for c in own):.3f}",
                         f"{whole:.1f}", f"{median:.1f}", str(count["robust"]), str(count["broken"]),
                         str(len(own) - sum(count.values())),
                     ]
                 )  # fmt: skip
-        columns = (
-            "network", "parameters", "accuracy", "radius", "binaries", "root", "nodes", "mean s",
-            "median s", "times faster", "median", "robust", "broken", "undecided",
-        )  # fmt: skip
+            whole, median = times_faster(dense, spent, list(dense))
+            print(f"{solver}, {name}: {whole:.1f} times faster in all, median {median:.1f}")
+        columns = [
+            "network", "radius", "nodes", "mean s", "median s", "times faster", "median", "robust",
+            "broken", "undecided",
+        ]  # fmt: skip
         show(console(), table(columns, rows, title=solver, text=("network",)))
     contradicted = [case for case in cases if case["answer"] == "contradicted"]
     tried = [case["attack"] for case in cases if case["answer"] == "robust"]
     print(f"{len(tried)} proofs, largest margin of an attack on one {max(tried):.4f}")
     print(f"{len(contradicted)} proofs refuted")
+
+
+def times_faster(
+    dense: dict[tuple[int, float], float],
+    spent: dict[tuple[int, float], float],
+    keys: Sequence[tuple[int, float]],
+) -> tuple[float, float]:
+    """How many times the seconds of the dense network: in all cases together, and the median of the cases."""
+    whole = sum(dense[key] for key in keys) / sum(spent[key] for key in keys)
+    return whole, statistics.median(dense[key] / spent[key] for key in keys)
 
 
 def chosen(cases: Sequence[dict[str, Any]], solver: str, network: str) -> list[dict[str, Any]]:

@@ -49,9 +49,12 @@ def test_the_table_compares_times_case_by_case(study: Any, capsys: Any) -> None:
     study.report(cases, {"dense": (96.0, 6310), "SPR, 75 %": (95.0, 1500)})
     told = capsys.readouterr().out
     rows = [line.split() for line in told.splitlines() if line.lstrip().startswith("SPR, 75 %")]
+    networks, *rows = rows
+    assert networks[3:] == ["1,500", "95.00", *["4.0"] * 3, *["0.10"] * 3]
     assert len(rows) == len(study.SOLVERS) * len(study.RADII)
     # 4 times faster in all and in the median; both images robust, none broken, none undecided.
     assert all(row[-5:] == ["4.0", "4.0", "2", "0", "0"] for row in rows)
+    assert "highs, SPR, 75 %: 4.0 times faster in all, median 4.0" in told
     assert "24 proofs" in told and "0 proofs refuted" in told
 
 
