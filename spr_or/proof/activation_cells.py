@@ -122,8 +122,8 @@ def _pushed_twice(g: Array, first: Array, second: Array) -> Array:
 
 def _reach(*parts: Array) -> Array:
     """The length of a sum of a few vectors, rounded up; inf where it left the range of float64."""
-    size = sum(_length(part) for part in parts)
-    reached = _length(sum(parts)) + 16 * UNIT * size + TINY
+    size = np.sum([_length(part) for part in parts], axis=0)
+    reached = _length(np.sum(parts, axis=0)) + 16 * UNIT * size + TINY
     return np.where(np.isfinite(reached), reached, np.inf)
 
 

@@ -125,6 +125,10 @@ def leaf_bounds(
     problem: SparseTrainingProblem, splits: Tensor, multipliers: Tensor
 ) -> Iterator[Fraction | float]:
     """D(nu) of each leaf in order: inf where it has no network, -inf where nu leaves the domain of l*."""
+    if splits.is_floating_point() or splits.dim() != 2 or splits.shape[1] != 2:
+        raise _Fault(f"splits must be integers of shape (R, 2), got {tuple(splits.shape)}")
+    if multipliers.dim() != 2:
+        raise _Fault(f"multipliers must have the shape (L, n), got {tuple(multipliers.shape)}")
     numbers = _Numbers.of(problem)
     bias = np.full((problem.n, 1), problem.bias_input)
     cells = cells_of(np.hstack([problem.X.numpy(), bias]))
@@ -205,8 +209,10 @@ class _Numbers(NamedTuple):
         if None in conjugates:
             return -math.inf
         total = -sum(c for c in conjugates if c is not None) / n
-        total -= self.free * abs(self.bias) * abs(sum(exact)) / n
-        gains = {sign: largest_gains(cells, nu, sign) for sign in {group.sign for group in groups}}
+        total -= self.free * abs(self.bias) * abs(sum(exact, Fraction(0))) / n
+        signs = {group.sign for group in groups}
+        with np.errstate(all="ignore"):  # what leaves the range of float64 gives no bound
+            gains = {sign: largest_gains(cells, nu, sign) for sign in signs}
         for group in groups:
             largest = float(gains[group.sign][group.cells].max())
             if not math.isfinite(largest):

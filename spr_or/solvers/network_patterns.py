@@ -196,7 +196,8 @@ class Search:
             indicators=used.double(),
             tolerance=max(self.gap, 1e-5),
         )
-        return PatternCertificate(**vars(made), **_tree([record for _, _, record in self.roots]))
+        splits, multipliers = _tree([record for _, _, record in self.roots])
+        return PatternCertificate(**vars(made), splits=splits, multipliers=multipliers)
 
     @property
     def cutoff(self) -> float:
@@ -324,7 +325,7 @@ def _children(node: Node, g: int, m: int) -> list[Node]:
     return children
 
 
-def _tree(roots: list[Record]) -> dict[str, Tensor]:
+def _tree(roots: list[Record]) -> tuple[Tensor, Tensor]:
     """The ``splits`` and ``multipliers`` of a `PatternCertificate`."""
     splits, multipliers = [], []
     waiting = roots[::-1]
@@ -337,4 +338,4 @@ def _tree(roots: list[Record]) -> dict[str, Tensor]:
             g, m, children = record.branching
             splits.append((g, m))
             waiting += children[::-1]
-    return {"splits": torch.tensor(splits), "multipliers": torch.stack(multipliers)}
+    return torch.tensor(splits), torch.stack(multipliers)

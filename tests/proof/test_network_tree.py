@@ -140,6 +140,10 @@ TAMPERED = {
     "splits at other samples": lambda s: {
         "splits": torch.where(s.splits >= 0, torch.stack([s.splits[:, 0], 9 - s.splits[:, 1]], 1), s.splits)
     },
+    "multipliers beyond float64's squares": lambda s: {"multipliers": 1e300 * s.multipliers},
+    "multipliers in a row": lambda s: {"multipliers": s.multipliers.flatten()},
+    "splits in a row": lambda s: {"splits": s.splits.flatten()},
+    "splits that are no integers": lambda s: {"splits": s.splits + 0.5},
     "weights outside": lambda s: {"weights": s.weights + 10},
     "other weights": lambda s: {"weights": 0.9 * s.weights},
     "weights of another network": lambda s: {"weights": s.weights[:-1]},
