@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spr_or.utils import terminal
+from spr_or.utils.first_imports import collector_paused
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,13 +40,14 @@ def command(
     Exit status: 0 everything holds, 1 something does not, 2 nothing to check, or a file that
     cannot be read, 130 interrupted.
     """
-    import torch
+    with collector_paused():
+        import torch
 
-    from spr_or.tabular.folder import pool_folders
-    from spr_or.tabular.pool import pool_faults
-    from spr_or.tabular.recheck import path_faults, recheck
-    from spr_or.tabular.source import TableError
-    from spr_or.tabular.stored_result import read_result
+        from spr_or.tabular.folder import pool_folders
+        from spr_or.tabular.pool import pool_faults
+        from spr_or.tabular.recheck import path_faults, recheck
+        from spr_or.tabular.source import TableError
+        from spr_or.tabular.stored_result import read_result
 
     torch.set_num_threads(1)  # one order of adding, the same every time
     fine = True

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from spr_or.utils import terminal
+from spr_or.utils.first_imports import collector_paused
 
 
 def command(
@@ -38,9 +39,10 @@ def command(
 
     Exit status: 0 done, 2 no result, or data that do not fit it, 130 interrupted.
     """
-    from spr_or.tabular.predictions import predict, result_in, table_text
-    from spr_or.tabular.source import TableError
-    from spr_or.utils.files import write_text
+    with collector_paused():
+        from spr_or.tabular.predictions import predict, result_in, table_text
+        from spr_or.tabular.source import TableError
+        from spr_or.utils.files import write_text
 
     try:
         found = predict(result_in(result), data_file)

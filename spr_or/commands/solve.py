@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from spr_or.utils import outputs, terminal
+from spr_or.utils.first_imports import collector_paused
 from spr_or.utils.printable import one_line
 
 if TYPE_CHECKING:
@@ -240,18 +241,19 @@ def command(
     Exit status: 0 proven to the gap, 1 stopped by a limit before, 2 bad usage or data, or a
     folder that holds another problem or is in use, 130 interrupted.
     """
-    from spr_or.certified_solver.lambda_path import without_price
-    from spr_or.tabular.folder import alone_in, check_free, default_folder, question
-    from spr_or.tabular.limits import Limits
-    from spr_or.tabular.model_files import check_kind, export_model
-    from spr_or.tabular.path_choice import choose
-    from spr_or.tabular.pool import solve_pool
-    from spr_or.tabular.pool import within as within_pct
-    from spr_or.tabular.preparation import Reading
-    from spr_or.tabular.prepare import prepare
-    from spr_or.tabular.result_page import write_path_page, write_result_page
-    from spr_or.tabular.solve_run import SolveRun, patient_interrupt, solve_one, solve_path
-    from spr_or.tabular.warm_start import start_from
+    with collector_paused():
+        from spr_or.certified_solver.lambda_path import without_price
+        from spr_or.tabular.folder import alone_in, check_free, default_folder, question
+        from spr_or.tabular.limits import Limits
+        from spr_or.tabular.model_files import check_kind, export_model
+        from spr_or.tabular.path_choice import choose
+        from spr_or.tabular.pool import solve_pool
+        from spr_or.tabular.pool import within as within_pct
+        from spr_or.tabular.preparation import Reading
+        from spr_or.tabular.prepare import prepare
+        from spr_or.tabular.result_page import write_path_page, write_result_page
+        from spr_or.tabular.solve_run import SolveRun, patient_interrupt, solve_one, solve_path
+        from spr_or.tabular.warm_start import start_from
 
     screen = terminal.console()
     try:
@@ -520,7 +522,7 @@ def _report(screen: Console, data: OwnData, certificate: ProofCertificate, folde
             "may give a better model; --M auto cuts off none",
             "yellow",
         )
-    files = "report.html, weights.csv, groups.csv, gap.png, result.json, certificate.json"
+    files = "report.html, weights.csv, groups.csv, result.json, certificate.json"
     terminal.say(screen, f"results: {folder} ({files})")
 
 
