@@ -10,7 +10,8 @@ from sklearn.base import is_classifier
 from sklearn.model_selection import check_cv
 from sklearn.utils.validation import check_is_fitted
 
-from spr_or.tabular.choice import RULES, candidates, check_words, chosen, write_choice
+from spr_or.tabular.choice import candidates, write_choice
+from spr_or.tabular.choice_rule import RULES, check_words, chosen
 from spr_or.tabular.estimators import Array, Classification, GroupL0, Regression
 
 
@@ -91,7 +92,7 @@ class GroupL0RegressorCV(Regression, _ByChoice):
         The folds, as everywhere in scikit-learn.
     criterion : str
         ``"cv"``: mean squared error on the held-out folds (summed over outputs).  ``"bic"``, ``"ebic"``: the
-        least information criterion on the whole data (`spr_or.tabular.choice.criteria`), without folds.
+        least information criterion on the whole data (`spr_or.tabular.choice_rule.criteria`), without folds.
     rule : str
         For ``"cv"``: ``"one standard error"``, the largest lambda whose error is within one standard error
         of the least; or ``"least"``.

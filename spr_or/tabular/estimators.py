@@ -13,7 +13,8 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from spr_or.proof.certificate import ProofCertificate
-from spr_or.tabular.estimator_input import groups_of, lam_of, weights_of
+from spr_or.tabular.estimator_input import groups_of, weights_of
+from spr_or.tabular.lambda_values import lam_of
 from spr_or.tabular.posed import Model, Posed, posed, solved
 
 Array = NDArray[np.float64]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spr_or.tabular.folder import lambda_folders
+from spr_or.tabular.folder import path_results
 from spr_or.tabular.preparation import Coding, Preparation, Reading
 from spr_or.tabular.read import read_source
 from spr_or.tabular.source import Array, Column, Source, TableError, listed
@@ -87,10 +87,10 @@ def result_in(folder: Path) -> Path:
     """
     if folder.name in ("result.json", "certificate.json"):
         folder = folder.parent
-    places = lambda_folders(folder)
+    places = path_results(folder)
     if (folder / "result.json").exists() or not places:
         return folder
-    choice = chosen_in(folder)
+    choice = chosen_in(folder, places)
     if choice is not None:
         return choice
     raise TableError(

@@ -10,10 +10,11 @@ from spr_or.proof.certificate import ProofCertificate
 from spr_or.tabular.path_choice import Choice, why
 from spr_or.tabular.pool import Pool
 from spr_or.tabular.prepare import OwnData, r_squared
-from spr_or.tabular.result_words import percent, what_is_proven, what_was_asked
+from spr_or.tabular.result_words import percent, what_is_proven, what_others_reach, what_was_asked
 from spr_or.tabular.results import KeptGroup, kept_groups
 from spr_or.tabular.solve_run import GAP_PICTURE
 from spr_or.tabular.source import listed
+from spr_or.tabular.stored_choice import PICTURE
 from spr_or.utils.files import write_text
 from spr_or.utils.html_bars import bars
 from spr_or.utils.html_page import escaped, head, picture, scroll, table_row, tiles
@@ -46,31 +47,39 @@ def write_path_page(
     data: OwnData,
     points: Sequence[PathPoint],
     m_proven: bool,
-    choice: Choice | None,
+    choice: Choice | None = None,
+    path: Path | None = None,
 ) -> None:
-    """Write the page of a path: the chosen lambda first, if one was; ``path.png`` stands in the folder."""
+    """Write the page of a path: the chosen lambda first, if one was; ``path`` is the folder with its
+    ``path.png``, if not the same."""
     parts = [
         head(_title(data)),
         f"<p>{escaped(what_was_asked(data, points[0].certificate.problem.alpha, None))}</p>",
         *_notes(data),
     ]
     if choice is not None:
-        best = choice.found[choice.place].certificate
-        parts.append(f"<p>{escaped(why(choice)[0].upper() + why(choice)[1:])}.</p>")
+        best = choice.best.certificate
+        parts.append(f"<p>{escaped(_sentence(why(choice)))}</p>")
         parts += _solution(data, best, m_proven, str(folder / choice.folder))
         parts.append("<h2>The choice of λ</h2>")
         parts.append(
             picture(
-                folder / "choice.png",
+                folder / PICTURE,
                 "The groups kept at each λ, below them what was compared, and dashed the λ chosen.",
             )
         )
     parts.append("<h2>The path over λ</h2>")
     parts.append(
-        picture(folder / "path.png", "The groups kept, objective and proven bound at each λ.")
+        picture(
+            (path or folder) / "path.png", "The groups kept, objective and proven bound at each λ."
+        )
     )
     parts.append(_path(data, points, choice))
     write_text(folder / NAME, "\n".join(parts) + "\n</html>\n")
+
+
+def _sentence(said: str) -> str:
+    return f"{said[0].upper()}{said[1:]}."
 
 
 def _title(data: OwnData) -> str:
@@ -171,12 +180,7 @@ def _pool(pool: Pool) -> str:
     for one in pool.rows:
         cells = [listed(one["kept"], 8) or "none", f"{one['objective']:.8g}"]
         rows.append(table_row("td", [*cells, f"{one['above_best_pct']:.3g} %"]))
-    if pool.complete:
-        said = f"No other choice of groups comes within {pool.within_pct:g} % of the best; this is proven."
-    else:
-        said = f"There may be others within {pool.within_pct:g} % of the best."
-    if pool.others_pct is not None:
-        said += f" All others are at least {pool.others_pct:.4g} % above it."
+    said = _sentence(what_others_reach(pool))
     return f"<h2>Alternatives</h2><p>{escaped(said)}</p>" + scroll("".join(rows), columns=2)
 
 
@@ -184,11 +188,12 @@ def _path(data: OwnData, points: Sequence[PathPoint], choice: Choice | None) -> 
     """A row for each lambda, with what entered and left."""
     rows = [table_row("th", ["λ", "groups", "gap", "enter", "leave"])]
     before: list[str] = []
-    for i, point in enumerate(points):
+    best = None if choice is None else choice.best.certificate
+    for point in points:
         kept = [group.name for group in kept_groups(data, point.certificate)]
         entered = [name for name in kept if name not in before]
         left = [name for name in before if name not in kept]
-        mark = ' <span class="soft">chosen</span>' if choice and i == choice.place else ""
+        mark = ' <span class="soft">chosen</span>' if best is point.certificate else ""
         cells: list[str] = [
             f"{point.lam:.5g}",
             str(len(kept)),

@@ -16,7 +16,7 @@ from spr_or.certified_solver.lambda_path import PathPoint, follow
 from spr_or.certified_solver.solver import branch_and_bound
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.proof.certificate import ProofCertificate, SearchProgress
-from spr_or.tabular.folder import clear_pool
+from spr_or.tabular.folder import clear_pool, lambda_folder
 from spr_or.tabular.limits import Limits
 from spr_or.tabular.path_table import write_path
 from spr_or.tabular.prepare import OwnData
@@ -116,7 +116,7 @@ def solve_path(run: SolveRun, lams: list[float]) -> list[PathPoint]:
     What the folder already holds, and a check confirms, is not solved again.  Ctrl-C ends the path
     after the lambda at work, and there are no points if it came before the first solution.
     """
-    places = {lam: run.folder / f"lambda-{number:02d}" for number, lam in enumerate(lams, 1)}
+    places = {lam: lambda_folder(run.folder, number) for number, lam in enumerate(lams, 1)}
 
     def known(lam: float) -> ProofCertificate | None:
         return stored(places[lam], run.data, lam, run.problem.alpha, run.M, run.gap, lams)
