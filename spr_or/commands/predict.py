@@ -32,7 +32,7 @@ def command(
     The data are prepared as they were for the fit: the same levels of words, the same scaling, the
     same means in gaps. Only the columns of the groups kept are needed. There is one line for each
     row of the data. With the logistic loss it holds the likelier label and the probability of the
-    label that the model scores.
+    label that the model scores, with the Poisson loss the rate.
 
     For a path over lambda whose lambda was chosen by --cv or --ic, DIR may be the folder of the
     path.

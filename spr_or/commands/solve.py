@@ -127,7 +127,9 @@ def command(
         ),
     ] = None,
     jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Processes for --cv.")] = 1,
-    loss: Annotated[str, typer.Option(metavar="NAME", help="squared or logistic.")] = "squared",
+    loss: Annotated[
+        str, typer.Option(metavar="NAME", help="squared, logistic or poisson.")
+    ] = "squared",
     intercept: Annotated[
         bool,
         typer.Option("--intercept/--no-intercept", help="An intercept without penalty."),
@@ -204,7 +206,7 @@ def command(
         typer.Option(
             metavar="FILE",
             help="Also write the model for other solvers, with the M in use: .lp, .mps or .nl "
-            "(logistic loss: .nl).",
+            "(logistic loss: .nl; not for the poisson loss).",
         ),
     ] = None,
     formulation: Annotated[

@@ -69,7 +69,7 @@ def criteria(certificate: ProofCertificate) -> tuple[float, float]:
     r"""BIC and EBIC: deviance + d log n, and 2 log(N over k) more for k of N groups in use.
 
     d counts the weights in use and the intercepts.  The deviance is n log(mean squared residual) with
-    the squared loss, summed over outputs, and twice the sum of the losses with the logistic.  The second
+    the squared loss, summed over outputs, and twice the sum of the losses with the others.  The second
     term is that of Chen and Chen (2008) with gamma = 1, for groups in the place of columns.
     """
     problem = certificate.problem

@@ -74,9 +74,10 @@ def choose(
         from sklearn.model_selection import KFold, StratifiedKFold
 
         count = folds
-        kind = KFold if data.loss == "squared" else StratifiedKFold
+        labels = data.loss == "logistic"
+        kind = StratifiedKFold if labels else KFold
         splitter = kind(folds, shuffle=True, random_state=_SHUFFLE)
-        parts = list(splitter.split(X, None if data.loss == "squared" else y[:, 0]))
+        parts = list(splitter.split(X, y[:, 0] if labels else None))
     losses = fold_losses(X, y, data.table.weight, models, grids, parts, jobs)
     found = [
         candidate(model, point.certificate, held)
@@ -90,9 +91,9 @@ def choose(
     ]
     place = chosen(found, criterion)
     choice = Choice(found, place, places[place], criterion, count)
-    labels = list(data.groups)
-    write_choice(folder / TABLE, found, place, labels, criterion)
-    write_choice(folder / PICTURE, found, place, labels, criterion)
+    names = list(data.groups)
+    write_choice(folder / TABLE, found, place, names, criterion)
+    write_choice(folder / PICTURE, found, place, names, criterion)
     write_json(
         folder / NAME,
         {
@@ -101,7 +102,7 @@ def choose(
             "folds": count or None,
             "chosen": choice.folder,
             "lam": found[place].lam,
-            "compared": [row(one, labels) for one in found],
+            "compared": [row(one, names) for one in found],
         },
     )
     return choice

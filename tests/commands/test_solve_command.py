@@ -198,7 +198,7 @@ GOOD = [[1, 2, 3], [2, 1, 5], [4, 4, 1], [0, 1, 2]]
         (["a", "b", "y"], GOOD, ["--target", "y", "--M", "0"], "--M must be auto or a positive number"),
         (["a", "b", "y"], GOOD, ["--target", "y", "--gap", "-1"], "--gap must be"),
         (["a", "b", "y"], GOOD, ["--target", "y", "--path", "5"], "either --lam, or --path"),
-        (["a", "b", "y"], GOOD, ["--target", "y", "--loss", "huber"], "--loss must be squared or logistic"),
+        (["a", "b", "y"], GOOD, ["--target", "y", "--loss", "huber"], "--loss must be squared, logi"),
         (["a", "b", "y"], GOOD, ["--target", "y", "--loss", "logistic"], "exactly two labels; 'y' has 4"),
         (["a", "b", "y"], GOOD, ["--target", "y", "--groups", "0"], "at least one column"),
         (["a", "b", "y"], GOOD, ["--target", "y", "--groups", "_"], "no column has this separator"),
