@@ -1,11 +1,11 @@
 r"""A certified solver for group-sparse linear models: branch and bound on the projected relaxation.
 
 Squared loss (one or many outputs), logistic and Poisson loss.  The steps, each in a file of
-`spr_or.certified_solver`: the relaxation over all entities by a working set (`root`), incumbents (`incumbents`), safe fixing
-(`bounds`), and on what is left a best-first tree (`search`) whose nodes are solved many at a time, with
-moved curvature where the loss has some (`block_curvature`; `clusters` where a tree stays open), else by an
-accelerated proximal gradient method (`node_fista`).  docs/explanation/solver.md has the mathematics and the
-measurements.
+`spr_or.certified_solver`: the relaxation over all entities by a working set (`root`), incumbents
+(`incumbents`), safe fixing (`bounds`), and on what is left a best-first tree (`search`) whose nodes are
+solved many at a time, with moved curvature where the loss has some (`block_curvature`; `clusters` where a
+tree stays open), else by an accelerated proximal gradient method (`node_fista`).
+docs/explanation/solver.md has the mathematics and the measurements.
 """
 
 from __future__ import annotations
