@@ -91,7 +91,7 @@ def command(
     alpha: Annotated[
         str,
         typer.Option(
-            metavar="X|X,X,...",
+            metavar="X,X,...",
             help="Share of the penalty on squared weights, 0 to 1. Several values: with --cv or --ic, which "
             "choose between them too.",
         ),
