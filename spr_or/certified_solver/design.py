@@ -43,7 +43,7 @@ class Design:
     ----------
     X : (n, p) all columns, on the device; Y : (n, q)
     n : the divisor of the mean loss (with cell entities X has n q rows)
-    loss : "squared" or "logistic"
+    loss : "squared", "logistic" or "poisson"
     entities : (N,) int64, the entities kept, as numbered by the problem
     columns : (N, k) int64 into X, ``real`` (N, k) bool marks what is not padding
     M, ridge, price : (N,), M_i, lambda u_i alpha and lambda u_i (1 - alpha)
@@ -196,7 +196,7 @@ def moments_of(block: Tensor, design: Design) -> Moments:
 
 
 def design_of(problem: SparseTrainingProblem, device: str | torch.device = "cpu") -> Design:
-    """All entities of a linear problem with squared or logistic loss.
+    """All entities of a linear problem with squared, logistic or poisson loss.
 
     Raises ``ValueError`` for networks and other losses.  Entities of single (column, output) cells are
     turned into columns of X (x) I_q, q times as wide.
@@ -205,9 +205,9 @@ def design_of(problem: SparseTrainingProblem, device: str | torch.device = "cpu"
         raise ValueError(
             f"branch and bound solves linear models, and {problem.name!r} is a network: use scip"
         )
-    if problem.loss not in ("squared", "logistic"):
+    if problem.loss not in ("squared", "logistic", "poisson"):
         raise ValueError(
-            f"branch and bound takes the squared and the logistic loss, got {problem.loss!r}"
+            f"branch and bound takes the squared, logistic and poisson loss, got {problem.loss!r}"
         )
     q, width = problem.n_outputs, problem.X.shape[1]
     groups = problem.entities.groups
@@ -289,6 +289,13 @@ def loss_and_gradient(
 def sample_sum(design: Design, values: Tensor) -> Tensor:
     """The sum over samples of their ``values`` (..., rows), each with its weight: (...)."""
     return (values if design.size is None else values * design.size.squeeze(1)).sum(-1)
+
+
+def curvature(design: Design) -> float:
+    """Of the loss in a prediction, where it is bounded.  Of the Poisson loss for rates up to four times the
+    largest target (or 4): for larger ones gradient steps may be too long, which costs bounds, not proofs."""
+    bound = LOSSES[design.loss].curvature
+    return 4.0 * max(1.0, float(design.Y.max())) if bound is None else bound
 
 
 def slopes(design: Design, prediction: Tensor) -> Tensor:

@@ -201,7 +201,7 @@ def in_box(design: Design, support: Tensor) -> Incumbent:
     """The best weights on a support as exactly as a library can find them, whatever the conditioning.
 
     With every indicator fixed this is a convex problem in a box: bounded least squares by an active
-    set for each output of the squared loss, L-BFGS-B for the logistic loss (both of scipy).
+    set for each output of the squared loss, L-BFGS-B for other losses (both of scipy).
     """
     from scipy import optimize  # a third of a second, which most searches do not need
 
@@ -230,7 +230,7 @@ def in_box(design: Design, support: Tensor) -> Incumbent:
         found = np.stack(columns, axis=1)
     else:
         box = optimize.Bounds(np.repeat(lower, q), np.repeat(limit, q))
-        found = _logistic_in_box(block, design, ridge, box).reshape(-1, q)
+        found = _smooth_in_box(block, design, ridge, box).reshape(-1, q)
     W = design.X.new_zeros((1, *design.shape))
     table = np.zeros((len(real), q))
     table[real] = found
@@ -238,7 +238,7 @@ def in_box(design: Design, support: Tensor) -> Incumbent:
     return _incumbents(design, W, [support])[0]
 
 
-def _logistic_in_box(
+def _smooth_in_box(
     block: NDArray[np.float64], design: Design, ridge: NDArray[np.float64], box: optimize.Bounds
 ) -> NDArray[np.float64]:
     from scipy import optimize

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from spr_or.certified_solver import node_newton
 from spr_or.certified_solver.bounds import Terms, dual_bound, penalty_of
-from spr_or.certified_solver.design import Design, descent, loss_and_gradient
+from spr_or.certified_solver.design import Design, curvature, descent, loss_and_gradient
 from spr_or.certified_solver.node_prox import NodeProx, node_prox
 from spr_or.formulations import projected
-from spr_or.formulations.losses import LOSSES
 from spr_or.solvers.accelerated_gradient import Iterate, advance
 
 _CHECK_EVERY = 10
@@ -58,8 +57,6 @@ def smooth_part(design: Design) -> SmoothPart:
 def _smoothness(design: Design, block: Tensor | None) -> Tensor:
     """L_i (N,) of `SmoothPart`: curvature d_i lambda_max(S G S), with d_i the largest diagonal entry of G in
     entity i and S = diag(d)^-1/2, by power iteration.  So columns of any scale take steps of their own."""
-    curvature = LOSSES[design.loss].curvature
-    assert curvature is not None
     if design.moments is not None:
         G = design.moments.G
         times, diagonal = (lambda v: G @ v), G.diagonal()
@@ -77,7 +74,7 @@ def _smoothness(design: Design, block: Tensor | None) -> Tensor:
         v = scale * times(scale * v / length)
         length = v.norm().clamp(min=torch.finfo(v.dtype).tiny)
     # It approaches from below, hence the margin; a step that is too long only costs bounds.
-    return curvature * 1.1 * length * d
+    return curvature(design) * 1.1 * length * d
 
 
 def solve(

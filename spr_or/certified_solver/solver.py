@@ -1,11 +1,11 @@
 r"""A certified solver for group-sparse linear models: branch and bound on the projected relaxation.
 
-Squared loss (one or many outputs) and logistic loss.  The steps, each in a file of `spr_or.certified_solver`:
-the relaxation over all entities by a working set (`root`), incumbents (`incumbents`), safe fixing
-(`bounds`), and on what is left a best-first tree (`search`) whose nodes are solved many at a time, with
-moved curvature where the loss has some (`block_curvature`; `clusters` where a tree stays open), else by an
-accelerated proximal gradient method (`node_fista`).  docs/explanation/solver.md has the mathematics and the
-measurements.
+Squared loss (one or many outputs), logistic and Poisson loss.  The steps, each in a file of
+`spr_or.certified_solver`: the relaxation over all entities by a working set (`root`), incumbents
+(`incumbents`), safe fixing (`bounds`), and on what is left a best-first tree (`search`) whose nodes are
+solved many at a time, with moved curvature where the loss has some (`block_curvature`; `clusters` where a
+tree stays open), else by an accelerated proximal gradient method (`node_fista`).
+docs/explanation/solver.md has the mathematics and the measurements.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from spr_or.formulations.support_rules import NoSupportLeft
 from spr_or.proof.certificate import ProofCertificate, SearchProgress
 from spr_or.proof.check import Stated, check
 from spr_or.proof.data import data_of
+from spr_or.proof.losses import loss_at_zero
 from spr_or.proof.tree import CONTINUES, Proof
 from spr_or.solvers.certificate import Solved, certify
 from spr_or.solvers.time_limit import TimeLimit
@@ -65,7 +66,7 @@ def branch_and_bound(
 
     Parameters
     ----------
-    problem : linear, squared or logistic loss
+    problem : linear, squared, logistic or poisson loss
     gap : relative, (objective - bound) / |objective|
     time_limit : seconds of wall-clock time, or None; what is running when it ends is finished
     node_batch : nodes branched on at a time (default: 32 on the CPU, 256 on an accelerator); with curvature
@@ -365,5 +366,5 @@ def _checked(
         made.weights.numpy(), made.indicators.numpy(), made.objective, -math.inf, proof.records
     )
     found = check(problem, stated)
-    spare = _SPARE * data_of(problem).loss_at_zero
+    spare = _SPARE * loss_at_zero(data_of(problem))
     return found.objective, max(found.bound - spare, min(found.bound, 0.0))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from spr_or.utils import terminal
+from spr_or.utils.first_imports import collector_paused
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,46 +40,31 @@ def command(
     Exit status: 0 everything holds, 1 something does not, 2 nothing to check, or a file that
     cannot be read, 130 interrupted.
     """
-    import torch
+    with collector_paused():
+        import torch
 
-    from spr_or.tabular.folder import pool_folders
-    from spr_or.tabular.pool import pool_faults
-    from spr_or.tabular.recheck import path_faults, recheck
-    from spr_or.tabular.source import TableError
-    from spr_or.tabular.stored_result import read_result
+        from spr_or.tabular.folder import alpha_folders
+        from spr_or.tabular.source import TableError
 
     torch.set_num_threads(1)  # one order of adding, the same every time
     fine = True
     screen = terminal.console()
     try:
         for folder in map(_folder, folders):
-            inside = _lambdas(folder)
-            alone = (folder / "result.json").exists() or not inside
-            faults = path_faults(folder) if inside else []
-            fine = _tell(folder, faults) and fine
-            pool = pool_folders(folder)
-            checked = []
-            for place in [folder, *inside, *pool] if alone else inside:
-                with terminal.progress() as progress:
-                    progress.step(f"checking {place}")
-                    found = recheck(place, data, exact, _shown(progress))
-                fine = _tell(place, found.problems) and fine
-                checked.append((place, found))
-                if found.ok:
-                    _report(screen, place, found)
-            if pool or (folder / "pool.json").exists():
-                members = [(p, f) for p, f in checked if p not in inside]
-                results = [read_result(place) for place, _ in members]
-                faults = pool_faults(folder, results, [found.bound for _, found in members])
-                fine = _tell(folder, faults) and fine
+            paths = alpha_folders(folder) or [folder]
+            found = {}
+            for path in paths:
+                for place in _places(path):
+                    found[place] = _recheck(screen, place, data, exact)
+                    fine = found[place].ok and fine
+            for place in paths:
+                fine = (
+                    _tell(place, _path_faults(place, found) + _pool_faults(place, found)) and fine
+                )
+            fine = _tell(folder, _choice_faults(folder, found)) and fine
     except TableError as error:
         raise terminal.failed(error, 2) from None
     raise typer.Exit(0 if fine else 1)
-
-
-def _shown(progress: terminal.Progress) -> Callable[[int, int], None]:
-    """Tells how many records of a proof are done."""
-    return lambda done, of: progress.detail(f"{done} of {of} records")
 
 
 def _folder(given: Path) -> Path:
@@ -86,11 +72,66 @@ def _folder(given: Path) -> Path:
     return given.parent if given.name in ("certificate.json", "result.json") else given
 
 
-def _lambdas(folder: Path) -> list[Path]:
-    """The results of a path, which its folder stands for."""
-    from spr_or.tabular.folder import lambda_folders
+def _places(folder: Path) -> list[Path]:
+    """The results in a folder: its own with its pool, those of a path, or, wrongly, both."""
+    from spr_or.tabular.folder import lambda_folders, pool_folders
 
-    return lambda_folders(folder)
+    inside = lambda_folders(folder)
+    own = (folder / "result.json").exists() or not inside
+    return [*([folder] if own else []), *inside, *(pool_folders(folder) if own else [])]
+
+
+def _recheck(screen: Console, place: Path, data: Path | None, exact: bool) -> Recheck:
+    """Check one result, and say what was found."""
+    from spr_or.tabular.recheck import recheck
+
+    with terminal.progress() as progress:
+        progress.step(f"checking {place}")
+        found = recheck(place, data, exact, _shown(progress))
+    _tell(place, found.problems)
+    if found.ok:
+        _report(screen, place, found)
+    return found
+
+
+def _path_faults(folder: Path, found: Mapping[Path, Recheck]) -> list[str]:
+    """What does not fit together of a path."""
+    from spr_or.tabular.folder import lambda_folders
+    from spr_or.tabular.recheck import path_faults
+
+    inside = lambda_folders(folder)
+    return path_faults(folder, inside, [found[place].result for place in inside]) if inside else []
+
+
+def _pool_faults(folder: Path, found: Mapping[Path, Recheck]) -> list[str]:
+    """What does not fit together of a result and its pool."""
+    from spr_or.tabular.folder import pool_folders
+    from spr_or.tabular.pool import pool_faults
+
+    members = pool_folders(folder)
+    if not members and not (folder / "pool.json").exists():
+        return []
+    if folder not in found:
+        return ["a pool is in the folder, and the result that it belongs to is not"]
+    own = [found[place] for place in (folder, *members)]
+    return pool_faults(folder, [one.result for one in own], [one.bound for one in own])
+
+
+def _choice_faults(folder: Path, found: Mapping[Path, Recheck]) -> list[str]:
+    """What does not hold of the choice among the lambdas of a path, or of several."""
+    from spr_or.tabular.folder import path_results
+    from spr_or.tabular.stored_choice import NAME, choice_faults
+
+    places = path_results(folder)
+    if not places or not (folder / NAME).exists():
+        return []
+    own = [found[place] for place in places]
+    return choice_faults(folder, places, [one.result for one in own], [one.criteria for one in own])
+
+
+def _shown(progress: terminal.Progress) -> Callable[[int, int], None]:
+    """Tells how many records of a proof are done."""
+    return lambda done, of: progress.detail(f"{done} of {of} records")
 
 
 def _tell(folder: Path, problems: list[str]) -> bool:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from spr_or.utils import terminal
+from spr_or.utils.first_imports import collector_paused
 
 
 def command(
@@ -31,16 +32,17 @@ def command(
     The data are prepared as they were for the fit: the same levels of words, the same scaling, the
     same means in gaps. Only the columns of the groups kept are needed. There is one line for each
     row of the data. With the logistic loss it holds the likelier label and the probability of the
-    label that the model scores.
+    label that the model scores, with the Poisson loss the rate.
 
     For a path over lambda whose lambda was chosen by --cv or --ic, DIR may be the folder of the
     path.
 
     Exit status: 0 done, 2 no result, or data that do not fit it, 130 interrupted.
     """
-    from spr_or.tabular.predictions import predict, result_in, table_text
-    from spr_or.tabular.source import TableError
-    from spr_or.utils.files import write_text
+    with collector_paused():
+        from spr_or.tabular.predictions import predict, result_in, table_text
+        from spr_or.tabular.source import TableError
+        from spr_or.utils.files import write_text
 
     try:
         found = predict(result_in(result), data_file)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,20 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from spr_or.utils import outputs, terminal
-from spr_or.utils.printable import one_line
+from spr_or.utils.first_imports import collector_paused
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from spr_or.certified_solver.lambda_path import PathPoint
-    from spr_or.formulations.problem import SparseTrainingProblem
-    from spr_or.proof.certificate import ProofCertificate, SearchProgress
-    from spr_or.tabular.model_rules import ModelRules
-    from spr_or.tabular.path_choice import Choice
-    from spr_or.tabular.pool import Pool
-    from spr_or.tabular.prepare import OwnData
-
-_SHOWN = 20  # rows of the table of groups
+    from spr_or.proof.certificate import ProofCertificate
+    from spr_or.tabular.solve_run import SolveRun
 
 Missing = Literal["drop", "mean"]
 Decimal = Literal[".", ","]
@@ -98,8 +89,13 @@ def command(
         ),
     ] = None,
     alpha: Annotated[
-        float, typer.Option(metavar="X", help="Share of the penalty on squared weights, 0 to 1.")
-    ] = 0.1,
+        str,
+        typer.Option(
+            metavar="X,X,...",
+            help="Share of the penalty on squared weights, 0 to 1. Several values: with --cv or --ic, which "
+            "choose between them too.",
+        ),
+    ] = "0.1",
     M: Annotated[
         str,
         typer.Option(
@@ -131,7 +127,9 @@ def command(
         ),
     ] = None,
     jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Processes for --cv.")] = 1,
-    loss: Annotated[str, typer.Option(metavar="NAME", help="squared or logistic.")] = "squared",
+    loss: Annotated[
+        str, typer.Option(metavar="NAME", help="squared, logistic or poisson.")
+    ] = "squared",
     intercept: Annotated[
         bool,
         typer.Option("--intercept/--no-intercept", help="An intercept without penalty."),
@@ -208,7 +206,7 @@ def command(
         typer.Option(
             metavar="FILE",
             help="Also write the model for other solvers, with the M in use: .lp, .mps or .nl "
-            "(logistic loss: .nl).",
+            "(logistic loss: .nl; not for the poisson loss).",
         ),
     ] = None,
     formulation: Annotated[
@@ -240,28 +238,32 @@ def command(
     Exit status: 0 proven to the gap, 1 stopped by a limit before, 2 bad usage or data, or a
     folder that holds another problem or is in use, 130 interrupted.
     """
-    from spr_or.certified_solver.lambda_path import without_price
-    from spr_or.tabular.folder import alone_in, check_free, default_folder, question
-    from spr_or.tabular.limits import Limits
-    from spr_or.tabular.model_files import check_kind, export_model
-    from spr_or.tabular.path_choice import choose
-    from spr_or.tabular.pool import solve_pool
-    from spr_or.tabular.pool import within as within_pct
-    from spr_or.tabular.preparation import Reading
-    from spr_or.tabular.prepare import prepare
-    from spr_or.tabular.result_page import write_path_page, write_result_page
-    from spr_or.tabular.solve_run import SolveRun, patient_interrupt, solve_one, solve_path
-    from spr_or.tabular.warm_start import start_from
+    with collector_paused():
+        from spr_or.certified_solver.lambda_path import without_price
+        from spr_or.commands import solve_options as options
+        from spr_or.commands import solve_screen as show
+        from spr_or.tabular import folder as places
+        from spr_or.tabular.lambda_values import lambdas
+        from spr_or.tabular.limits import Limits
+        from spr_or.tabular.model_files import check_kind
+        from spr_or.tabular.pool import within as within_pct
+        from spr_or.tabular.preparation import Reading
+        from spr_or.tabular.prepare import prepare
+        from spr_or.tabular.solve_run import SolveRun, patient_interrupt
+        from spr_or.tabular.warm_start import start_from
 
     screen = terminal.console()
     try:
-        bound = _bound_of(M)
+        bound = options.bound_of(M)
+        alphas = options.alphas_of(alpha)
         tolerance = within_pct(within)
         if cv is not None and ic is not None:
             raise ValueError("give --cv or --ic: each chooses a lambda")
         criterion = "cv" if cv is not None else ic
         if criterion is not None and path is None:
             path = _PATH
+        if criterion is None and len(alphas) > 1:
+            raise ValueError(f"--alpha {alpha}: give --cv or --ic, which choose between the values")
         single_only = {"--pool": pool, "--warm-start": warm_start, "--export": export}
         for option, value in single_only.items():
             if value is not None and path is not None:
@@ -270,7 +272,7 @@ def command(
                 )
         if export is not None:
             check_kind(export, loss)
-        rules = _rules(max_groups, require, needs, nonnegative, group_weights, weights)
+        rules = options.rules_of(max_groups, require, needs, nonnegative, group_weights, weights)
         reading = Reading(
             header=header, decimal=decimal, encoding=encoding, drop=drop, columns=columns,
             missing=missing,
@@ -278,55 +280,50 @@ def command(
         data = prepare(
             data_file, target, groups, loss, intercept, standardise, reading, rules=rules
         )
-        problem = data.problem(1.0, alpha, bound or 1.0)
-        _check_device(device)
-        _check_limits(gap, time_limit)
-        if lam is None and path is None and max_groups is not None:
-            problem = without_price(problem)
-            lams = []
+        problems = [data.problem(1.0, one, bound or 1.0) for one in alphas]
+        options.check_device(device)
+        options.check_limits(gap, time_limit)
+        if lam is not None and path is not None or (lam is path is max_groups is None):
+            raise ValueError(
+                "give either --lam, or --path for many values of it, or --max-groups for a number of "
+                "groups"
+            )
+        grids: list[list[float]] = []
+        if path is not None:
+            grids = [lambdas(options.path_of(path), problem) for problem in problems]
+            asked = [
+                places.question(data, one, bound, None, grid)
+                for one, grid in zip(alphas, grids, strict=True)
+            ]
         else:
-            lams = _lambdas(problem, lam, path)
-            if path is None:
-                problem = replace(problem, lam=lams.pop())
-        single = problem.lam if path is None else None
-        asked = question(data, problem.alpha, bound, single, None if path is None else lams)
-        folder = out or default_folder(data_file, asked)
+            (problem,) = problems
+            if lam is None:
+                problem = without_price(problem)
+            else:
+                problem = replace(problem, lam=options.lambda_of(lam, problem))
+            problems = [problem]
+            asked = [places.question(data, problem.alpha, bound, problem.lam, None)]
+        folder = out or places.default_folder(data_file, asked)
         with (
-            alone_in(folder),
+            places.alone_in(folder),
             patient_interrupt(lambda message: typer.echo(f"\n{message}", err=True)) as stop,
         ):
-            check_free(folder, asked)
-            _describe(screen, data, bound)
+            inside = places.check_free(folder, asked)
+            show.describe(screen, data, bound)
             if groups is not None:
-                _list_groups(screen, data)
-            run = SolveRun(
-                data, problem, bound, gap, time_limit, device, folder, stop, _watch,
-                Limits(nodes, memory), None if warm_start is None else start_from(warm_start, data),
-            )  # fmt: skip
+                show.list_groups(screen, data)
+            start = None if warm_start is None else start_from(warm_start, data)
+            runs = [
+                SolveRun(
+                    data, problem, bound, gap, time_limit, device, place, stop, show.watch,
+                    Limits(nodes, memory), start,
+                )
+                for problem, place in zip(problems, inside, strict=True)
+            ]  # fmt: skip
             if path is None:
-                certificate = solve_one(run)
-                made = [] if certificate is None else [certificate]
-                if certificate is not None:
-                    _report(screen, data, certificate, folder)
-                    if export is not None:
-                        export_model(export, certificate.problem, formulation)
-                        terminal.say(screen, f"model ({formulation}): {export}")
-                    others = None
-                    if pool is not None:
-                        others = solve_pool(run, certificate, pool, tolerance)
-                        _report_pool(screen, others)
-                    write_result_page(folder, data, certificate, bound is None, others)
+                made = _solve_one(screen, runs[0], pool, tolerance, export, formulation)
             else:
-                points = solve_path(run, lams)
-                made = [point.certificate for point in points]
-                if points:
-                    _report_path(screen, points, folder)
-                choice = None
-                if criterion is not None and len(points) == len(lams) and not stop.asked:
-                    choice = choose(run, points, criterion, cv or 0, jobs)
-                    _say_choice(screen, choice, folder)
-                if points:
-                    write_path_page(folder, data, points, bound is None, choice)
+                made = _solve_paths(screen, folder, runs, grids, criterion, cv or 0, jobs)
     except (ValueError, OSError) as error:
         raise terminal.failed(error, 2) from None
     except KeyboardInterrupt:
@@ -338,250 +335,70 @@ def command(
     raise typer.Exit(0 if all(c.gap <= gap for c in made) else 1)
 
 
-@contextmanager
-def _watch(lam: float) -> Iterator[Callable[[SearchProgress], None]]:
-    """Progress that says where the search for one lambda stands."""
-    with terminal.progress() as progress:
-        progress.step(f"lambda {lam:.4g}")
+def _solve_one(
+    screen: Console,
+    run: SolveRun,
+    pool: int | None,
+    tolerance: float,
+    export: Path | None,
+    formulation: Formulation,
+) -> list[ProofCertificate]:
+    """One lambda, with its pool and its model for other solvers; nothing where it was stopped before."""
+    from spr_or.commands import solve_screen as show
+    from spr_or.tabular.model_files import export_model
+    from spr_or.tabular.pool import solve_pool
+    from spr_or.tabular.result_page import write_result_page
+    from spr_or.tabular.solve_run import solve_one
 
-        def show(now: SearchProgress) -> None:
-            progress.detail(
-                f"{now.objective:.5g}, bound {now.bound:.5g}, gap {100 * now.gap:.2f} %, "
-                f"{now.nodes} nodes, {now.open} open"
-            )
-
-        yield show
-
-
-def _bound_of(text: str) -> float | None:
-    if text == "auto":
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise ValueError(f"--M must be auto or a positive number, got {text!r}")
-    return value
-
-
-def _check_limits(gap: float, time_limit: float | None) -> None:
-    if not 0 <= gap < math.inf:
-        raise ValueError(f"--gap must be a number of at least 0, got {gap}")
-    if time_limit is not None and not time_limit >= 0:
-        raise ValueError(f"--time-limit must be at least 0 seconds, got {time_limit}")
+    certificate = solve_one(run)
+    if certificate is None:
+        return []
+    show.report(screen, run.data, certificate, run.folder)
+    if export is not None:
+        export_model(export, certificate.problem, formulation)
+        terminal.say(screen, f"model ({formulation}): {export}")
+    others = None
+    if pool is not None:
+        others = solve_pool(run, certificate, pool, tolerance)
+        show.report_pool(screen, others)
+    write_result_page(run.folder, run.data, certificate, run.M is None, others)
+    return [certificate]
 
 
-def _check_device(device: str) -> None:
-    import torch
+def _solve_paths(
+    screen: Console,
+    folder: Path,
+    runs: Sequence[SolveRun],
+    grids: Sequence[list[float]],
+    criterion: str | None,
+    folds: int,
+    jobs: int,
+) -> list[ProofCertificate]:
+    """A path for each alpha, and the choice between all their lambdas, if one is asked for."""
+    from spr_or.commands import solve_screen as show
+    from spr_or.tabular.path_choice import choose
+    from spr_or.tabular.result_page import write_path_page
+    from spr_or.tabular.solve_run import solve_path
+    from spr_or.tabular.stored_choice import clear_choice
 
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {device}: {reason}") from None
-
-
-def _rules(
-    max_groups: int | None,
-    require: str | None,
-    needs: str | None,
-    nonnegative: str | None,
-    group_weights: str,
-    weights: str | None,
-) -> ModelRules:
-    from spr_or.tabular.model_rules import ALL, ModelRules, needs_asked, weights_asked
-    from spr_or.tabular.source import names_asked
-
-    signed: str | list[str] = []
-    if nonnegative is not None:
-        signed = ALL if nonnegative == ALL else names_asked(nonnegative)
-    return ModelRules(
-        sample_weight=weights,
-        group_weights=weights_asked(group_weights),
-        max_groups=max_groups,
-        required=[] if require is None else names_asked(require),
-        nonnegative=signed,
-        needs={} if needs is None else needs_asked(needs),
-    )
-
-
-def _lambdas(problem: SparseTrainingProblem, lam: str | None, path: str | None) -> list[float]:
-    """The lambdas of a path, largest first, or the single one."""
-    from spr_or.certified_solver.lambda_path import grid, zero_from
-
-    if (lam is None) == (path is None):
-        raise ValueError(
-            "give either --lam, or --path for many values of it, or --max-groups for a number of groups"
+    clear_choice(folder)
+    paths = []
+    for run, grid in zip(runs, grids, strict=True):
+        points = solve_path(run, grid)
+        if points:
+            paths.append(points)
+            if len(runs) > 1:
+                terminal.say(screen, f"alpha {run.problem.alpha:g}")
+            show.report_path(screen, points, run.folder)
+            write_path_page(run.folder, run.data, points, run.M is None)
+        if run.stop.asked or not points:
+            break
+    whole = [len(points) for points in paths] == [len(grid) for grid in grids]
+    if criterion is not None and whole and not runs[0].stop.asked:
+        choice = choose(folder, runs, paths, criterion, folds, jobs)
+        show.say_choice(screen, choice, folder)
+        at = next(i for i, run in enumerate(runs) if run.problem.alpha == choice.best.alpha)
+        write_path_page(
+            folder, runs[at].data, paths[at], runs[at].M is None, choice, runs[at].folder
         )
-    if lam is not None:
-        number, share, rest = lam.strip().partition("max")
-        try:
-            value = float(number)
-        except ValueError:
-            value = math.nan
-        if rest.strip() or not 0 < value < math.inf:
-            raise ValueError(
-                f'--lam must be a positive number or a share such as "0.1 max", got {lam!r}'
-            )
-        # Zero where there is nothing to explain: then every lambda has the same answer.
-        return [value * (zero_from(problem) or 1.0) if share else value]
-    assert path is not None
-    if path.strip().isdigit():
-        # Zero where there is nothing to explain: then every lambda has the same answer.
-        return grid(zero_from(problem) or 1.0, int(path))
-    try:
-        lams = sorted({float(part) for part in path.split(",")}, reverse=True)
-    except ValueError:
-        lams = []
-    if not lams or not all(0 < value < math.inf for value in lams):
-        raise ValueError(
-            f"--path must be a number of values or a list of positive ones, got {path!r}"
-        )
-    return lams
-
-
-def _describe(screen: Console, data: OwnData, bound: float | None) -> None:
-    table = data.table
-    n, p = table.X.shape
-    terminal.say(
-        screen,
-        f"{data.path.name}: {n} rows, {p} columns in {len(data.groups)} groups, "
-        f"target {', '.join(table.targets)}, {data.loss} loss, "
-        f"{'with' if data.intercept else 'no'} intercept",
-    )
-    for note in table.notes:
-        terminal.say(screen, note)
-    for warning in table.warnings:
-        terminal.say(screen, f"warning: {warning}", "yellow")
-    if table.classes:
-        terminal.say(
-            screen, f"the model scores {table.classes[1]!r} (+1) against {table.classes[0]!r} (-1)"
-        )
-    for phrase in data.rules.spoken():
-        terminal.say(screen, phrase)
-    if data.standardise:
-        what = "a bound derived from the data" if bound is None else f"M = {bound:g}"
-        by = "standard deviation" if data.intercept else "root mean square"
-        both = "columns and target" if data.loss == "squared" else "columns"
-        terminal.say(
-            screen,
-            f"{both} are divided by their {by}: lambda, alpha and M ({what}) apply to the weights of "
-            "the divided columns; weights.csv has those of the columns as they are",
-        )
-
-
-def _list_groups(screen: Console, data: OwnData) -> None:
-    """What belongs together, before it is solved."""
-    from spr_or.tabular.source import listed
-
-    names = data.table.columns
-    rows = [
-        (one_line(group), str(len(members)), listed([names[j] for j in members], 6))
-        for group, members in list(data.groups.items())[:_SHOWN]
-    ]
-    heads = ("group", "size", "columns")
-    terminal.show(screen, terminal.table(heads, rows, text=("group", "columns")))
-    if len(data.groups) > _SHOWN:
-        screen.print(f"and {len(data.groups) - _SHOWN} more groups")
-
-
-def _report(screen: Console, data: OwnData, certificate: ProofCertificate, folder: Path) -> None:
-    from spr_or.tabular.prepare import r_squared
-    from spr_or.tabular.results import kept_groups
-
-    problem = certificate.problem
-    kept = kept_groups(data, certificate)
-    columns = ("group kept", "columns", "norm of weights", "largest / M")
-    rows = [
-        (g.name, str(len(g.columns)), f"{g.norm:.4g}", f"{g.share_of_M:.2f}") for g in kept[:_SHOWN]
-    ]
-    if kept:
-        terminal.show(screen, terminal.table(columns, rows, text=("group kept",)))
-    if len(kept) > _SHOWN:
-        screen.print(f"and {len(kept) - _SHOWN} more: see groups.csv")
-    fit = f"mean loss {float(problem.loss_value(certificate.weights)):.6g}"
-    if data.loss == "squared" and data.intercept:
-        fit += f", R2 {r_squared(data, problem, certificate.weights):.4f}"
-    screen.print(f"{len(kept)} of {len(data.groups)} groups kept, {fit}")
-    terminal.say(
-        screen,
-        f"{certificate.status.replace('_', ' ')}: objective {certificate.objective:.8g}, proven "
-        f"bound {certificate.bound:.8g}, gap {100 * certificate.gap:.4g} %, "
-        f"{certificate.nodes} nodes, {certificate.seconds:.1f} s",
-    )
-    active = [
-        name for name, on in zip(data.groups, certificate.m_active.tolist(), strict=True) if on
-    ]
-    if active:
-        terminal.say(
-            screen,
-            f"M is active at {len(active)} groups ({', '.join(active[:3])}): a larger M "
-            "may give a better model; --M auto cuts off none",
-            "yellow",
-        )
-    files = "report.html, weights.csv, groups.csv, gap.png, result.json, certificate.json"
-    terminal.say(screen, f"results: {folder} ({files})")
-
-
-def _report_pool(screen: Console, pool: Pool) -> None:
-    from spr_or.tabular.source import listed
-
-    rows = [
-        (
-            str(row["rank"]),
-            f"{row['objective']:.8g}",
-            f"{row['above_best_pct']:.3g}",
-            listed(row["kept"], 6),
-        )
-        for row in pool.rows
-    ]
-    heads = ("rank", "objective", "% above the best", "groups kept")
-    terminal.show(screen, terminal.table(heads, rows, text=("groups kept",)))
-    if pool.complete:
-        said = f"no other choice of groups comes within {pool.within_pct:g} % of the best, which is proven"
-    else:
-        said = f"not proven to be all within {pool.within_pct:g} % of the best"
-    if pool.others_pct is not None:
-        said += f"; all others are at least {pool.others_pct:.4g} % above it"
-    terminal.say(screen, said)
-
-
-def _say_choice(screen: Console, choice: Choice, folder: Path) -> None:
-    """What was compared, and which lambda was chosen."""
-    from spr_or.tabular.path_choice import why
-
-    held = len(choice.found[0].losses) > 0
-    rows = [
-        (
-            f"{one.lam:.5g}",
-            str(int(one.certificate.indicators.sum())),
-            *((f"{one.loss:.6g}", f"{one.spread:.4g}") if held else ()),
-            f"{one.bic:.6g}",
-            f"{one.ebic:.6g}",
-            "chosen" if i == choice.place else "",
-        )
-        for i, one in enumerate(choice.found)
-    ]
-    columns = ("lambda", "groups", *(("held-out loss", "±") if held else ()), "BIC", "EBIC", "")
-    terminal.show(screen, terminal.table(columns, rows, text=("",)))
-    terminal.say(screen, why(choice))
-    terminal.say(screen, f"choice: {folder} (choice.csv, choice.json, choice.png)")
-
-
-def _report_path(screen: Console, points: Sequence[PathPoint], folder: Path) -> None:
-    rows = [
-        (
-            f"{point.lam:.5g}",
-            str(int(point.certificate.indicators.sum())),
-            f"{point.certificate.objective:.6g}",
-            f"{point.certificate.bound:.6g}",
-            f"{100 * point.certificate.gap:.4f}",
-            point.certificate.status + (" (from before)" if point.stored else ""),
-        )
-        for point in points
-    ]
-    columns = ("lambda", "groups", "objective", "bound", "gap %", "status")
-    terminal.show(screen, terminal.table(columns, rows, text=("status",)))
-    files = "report.html, path.csv, path.json, path.png, and a folder for each lambda"
-    terminal.say(screen, f"results: {folder} ({files})")
+    return [point.certificate for points in paths for point in points]

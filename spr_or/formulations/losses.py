@@ -4,7 +4,7 @@ A loss acts on one sample: f and y are rows of (n, q) predictions and targets, a
 returns the per-sample values, shape (..., n) (gradient: (..., n, q)); the mean over samples is taken
 where the objective is formed.  The conjugate l*(nu) = sup_f <nu, f> - l(f) is +inf outside its
 domain; ``project`` returns a point of that domain, nu itself if it lies inside.  A smooth loss has a
-``hessian`` in f, (..., n, q, q), whose largest eigenvalue ``curvature`` bounds (None: not smooth).
+``hessian`` in f, (..., n, q, q), whose largest eigenvalue ``curvature`` bounds (None: there is no bound).
 
 =========  ============================  ====================================================
 loss       l(f; y)                       l*(nu)
@@ -14,10 +14,14 @@ absolute   ||f - y||_1                   <nu, y>                        on |nu_j
 hinge      max(0, 1 - y f)               nu y                           on -1 <= nu y <= 0
 logistic   log(1 + exp(-y f))            s log s + (1-s) log(1-s), s = -nu y in [0, 1]
 softmax    logsumexp(f) - f_y            sum_c p_c log p_c, p = nu + e_y in the simplex
+poisson    exp(f) - y f + c(y)           s log s - s - c(y), s = nu + y >= 0
 =========  ============================  ====================================================
 
 Targets: real for squared and absolute, -1 or +1 for hinge and logistic (both (n, 1)), a class number
-0..q-1 for softmax, shape (n,) int64.
+0..q-1 for softmax, shape (n,) int64, and at least 0 for poisson, (n, 1).
+
+The Poisson loss is half the deviance of a rate exp(f): c(y) = y log y - y makes it 0 at f = log y, so
+that it is never negative.  Its curvature exp(f) has no bound.
 """
 
 from __future__ import annotations
@@ -97,6 +101,18 @@ def _softmax_hessian(f: Tensor, y: Tensor) -> Tensor:
     return torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2)
 
 
+def _poisson_least(y: Tensor) -> Tensor:
+    """c(y): less the least value of exp(f) - y f."""
+    return torch.special.xlogy(y, y) - y
+
+
+def _poisson_conjugate(nu: Tensor, y: Tensor) -> Tensor:
+    s = (nu + y).squeeze(-1)
+    ok = s >= -_DOMAIN_SLACK * (1 + y.squeeze(-1))
+    s = s.clamp(min=0)
+    return _inside(ok, _entropy(s) - s - _poisson_least(y).squeeze(-1))
+
+
 def _softmax_value(f: Tensor, y: Tensor) -> Tensor:
     picked = f.gather(-1, y.unsqueeze(-1).expand(*f.shape[:-1], 1)).squeeze(-1)
     return f.logsumexp(-1) - picked
@@ -149,6 +165,15 @@ LOSSES = {
             _softmax_project,
             _softmax_hessian,
             0.5,
+        ),
+        Loss(
+            "poisson",
+            lambda f, y: (f.exp() - y * f + _poisson_least(y)).squeeze(-1),
+            lambda f, y: f.exp() - y,
+            _poisson_conjugate,
+            lambda nu, y: torch.maximum(nu, -y),
+            lambda f, y: f.exp().unsqueeze(-1),
+            None,
         ),
     )
 }

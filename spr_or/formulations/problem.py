@@ -99,7 +99,7 @@ class SparseTrainingProblem:
         ----------
         X : array-like (n, p)
         y : array-like (n,), or (n, q) for the squared and absolute loss; -1/+1 for hinge and
-            logistic; class numbers 0..q-1 for softmax
+            logistic; class numbers 0..q-1 for softmax; at least 0 for poisson
         entities : a partition of the p columns, as lists of column numbers; with q > 1 outputs a
             column stands for all q of its weights, and a pair (column, output) for a single one
         M : a positive number, or one for each entity
@@ -107,7 +107,7 @@ class SparseTrainingProblem:
             one for each entity; see `spr_or.formulations.entities.importances`
         free : the columns in no entity, which are not penalised: a column of ones is an intercept.  Their
             weights are bounded by ``M_free`` (default: the largest M)
-        sample_weight : positive, (n,), for the squared and the logistic loss; divided by their mean
+        sample_weight : positive, (n,), for the squared, logistic and poisson loss; divided by their mean
         required : entities that every solution uses
         max_entities : the most entities that a solution uses
         needs : {entity: entities}: one that is used only together with all of those
@@ -324,6 +324,15 @@ def _targets(y: Any, loss: str, n: int) -> tuple[Tensor, int]:
             raise ValueError(
                 f"y must be -1 or +1 for the {loss} loss, got {target[i, 0]:g} at index {i}"
             )
+    if loss == "poisson":
+        wrong = (target < 0).nonzero()
+        if len(wrong):
+            i = int(wrong[0, 0])
+            raise ValueError(
+                f"y must be at least 0 for the poisson loss, got {target[i, 0]:g} at index {i}"
+            )
+        if not bool(target.any()):
+            raise ValueError("y is 0 everywhere: the poisson loss has no best rate")
     if loss == "softmax":
         classes = target.squeeze(1)
         wrong = ((classes < 0) | (classes != classes.round())).nonzero()
@@ -348,8 +357,10 @@ def _columns(values: Iterable[int], p: int, name: str) -> list[int]:
 
 def _sample_weights(values: Any, loss: str, n: int) -> Tensor:
     """Weights with mean 1, (n,)."""
-    if loss not in ("squared", "logistic"):
-        raise ValueError(f"sample_weight: only with the squared and logistic loss, got {loss!r}")
+    if loss not in ("squared", "logistic", "poisson"):
+        raise ValueError(
+            f"sample_weight: only with the squared, logistic and poisson loss, got {loss!r}"
+        )
     weights = finite_array(values, "sample_weight")
     if weights.shape != (n,):
         raise ValueError(f"sample_weight must have shape ({n},), got {tuple(weights.shape)}")

@@ -35,10 +35,12 @@ def start(problem: SparseTrainingProblem, relaxed: bool) -> Any:
 
     ``w[j]``, j = 0..P-1, are the weights, within M of their entity (or M_free); ``y[i]`` the
     indicators, binary or in [0, 1]; the set ``members`` holds the pairs (i, j) with j in entity i;
-    ``f[m, o]`` is the prediction for sample m.
+    ``f[m, o]`` is the prediction for sample m.  Raises ``ValueError`` for the poisson loss.
     """
     import pyomo.environ as pyo
 
+    if problem.loss not in _LOSSES:
+        raise ValueError(f"models for other solvers do not take the {problem.loss} loss")
     bound = network_constraints.bound_by_entity(problem).sum(-1).tolist()
     groups = problem.entities.groups
     m = pyo.ConcreteModel(name=problem.name)

@@ -35,6 +35,7 @@ from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.proof.bounds import Bounds
 from spr_or.proof.data import Data, data_of
 from spr_or.proof.exact import ExactBounds, refuse
+from spr_or.proof.losses import loss_at_zero, sum_of_losses
 from spr_or.proof.rounding import SAFE, UNIT, Array, gamma, total
 from spr_or.proof.tree import Evaluate, Record, Rules, Walked, silent, structure, walk
 
@@ -105,7 +106,7 @@ def check(
         faults = _solution_faults(data, stated)
         value, error = (math.nan, 0.0) if faults else objective_of(data, problem, stated)
         objective = value + error  # at least what the weights cost
-        allowance = ALLOWANCE * data.loss_at_zero
+        allowance = ALLOWANCE * loss_at_zero(data)
     if not faults and not (
         math.isfinite(objective) and abs(objective - stated.objective) <= allowance
     ):
@@ -176,16 +177,7 @@ def objective_of(data: Data, problem: SparseTrainingProblem, stated: Stated) -> 
     X = data.X[:, columns]
     prediction = X @ W
     off = gamma(len(columns) + 2) * (np.abs(X) @ np.abs(W))
-    if data.loss == "squared":
-        residual = np.abs(prediction - data.Y)
-        loss, error = total(np.square(residual))
-        error += float((2 * residual * off + np.square(off)).sum()) + 8 * UNIT * loss
-    else:
-        terms, size = np.logaddexp(0.0, -data.Y * prediction), 1.0
-        if data.size is not None:
-            terms, off, size = terms * data.size, off * data.size, float(data.size.max())
-        loss, error = total(terms)
-        error += float(off.sum()) + 16 * UNIT * (loss + size * prediction.size)
+    loss, error = sum_of_losses(data, prediction, off)
     priced = used[used < data.priced]
     weight = problem.lam * problem.u.numpy()[priced]
     squares = np.array([float(np.square(part).sum()) for part in parts[: len(priced)]])

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spr_or.formulations.problem import SparseTrainingProblem
-from spr_or.proof.rounding import UNIT, Array, total
+from spr_or.proof.rounding import UNIT, Array
 
+LOSSES = ("squared", "logistic", "poisson")
 LARGEST = 1e100  # of the numbers of a problem, and its inverse the smallest
 NEGLIGIBLE = 1e-250  # a ridge or a price below this is taken for 0
 
@@ -61,22 +62,15 @@ class Data(NamedTuple):
         """(N, k, q)."""
         return len(self.columns), self.k, self.Y.shape[1]
 
-    @property
-    def loss_at_zero(self) -> float:
-        """The mean loss of the prediction 0: what tolerances are relative to."""
-        if self.loss == "squared":
-            return total(np.square(self.Y))[0] / self.n
-        return float(np.log(2.0)) * (1.0 if self.size is None else float(self.size.mean()))
-
 
 def data_of(problem: SparseTrainingProblem) -> Data:
-    """The arrays of a linear problem with squared or logistic loss; ``ValueError`` for others.
+    """The arrays of a linear problem with one of `LOSSES`; ``ValueError`` for others.
 
     Entities that own single (column, output) cells become columns of X (x) I_q, as records have them.
     """
-    if problem.net is not None or problem.loss not in ("squared", "logistic"):
+    if problem.net is not None or problem.loss not in LOSSES:
         raise ValueError(
-            f"the check takes linear models with squared or logistic loss, not {problem.name!r}"
+            f"the check takes linear models with {', '.join(LOSSES)} loss, not {problem.name!r}"
         )
     X, Y = problem.X.numpy(), problem.y.numpy()
     groups, q = problem.entities.groups, problem.y.shape[1]

@@ -12,17 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spr_or.proof.data import Data
+from spr_or.proof.losses import conjugate, slope
 from spr_or.proof.rounding import (
     SAFE,
     TINY,
     UNIT,
     Array,
-    down,
     gamma,
     lengths,
     operations,
     product,
-    total,
 )
 from spr_or.proof.tree import Record, settling
 
@@ -133,36 +132,6 @@ def _trunk(records: list[Record]) -> tuple[set[int], NDArray]:
         trunk.add(number)
 
 
-def slope(data: Data, prediction: Array) -> Array:
-    """nu near the derivative of the loss at the prediction, in the domain of its conjugate; times the weights
-    of the samples."""
-    if data.loss == "squared":
-        return 2 * (prediction - data.Y)
-    with np.errstate(over="ignore"):
-        share = 1 / (1 + np.exp(data.Y * prediction))
-    if data.size is None:
-        return -data.Y * np.clip(share, 0.0, 1.0)
-    return -data.Y * (data.size * np.clip(share, 0.0, 1 - 8 * UNIT))
-
-
-def conjugate(data: Data, nu: Array) -> float:
-    """A lower bound of -(1/n) sum l*(nu)."""
-    if data.loss == "squared":  # l*(nu) = nu y + nu^2 / 4
-        value, error = total(np.stack([nu * data.Y, np.square(nu) / 4]))
-        error += 4 * UNIT * float(np.abs(nu * data.Y).sum() + np.square(nu).sum())
-    else:  # with p = -nu y in [0, 1]: p log p + (1 - p) log(1 - p)
-        p = np.abs(nu)
-        if data.size is None:
-            value, error = total(np.stack([_xlogx(p), _xlogx(1 - p)]))
-            error += 32 * UNIT * nu.size
-        else:  # p t as it was rounded is t times a p of another last digit
-            p = np.minimum(p / data.size, 1.0)
-            value, error = total(data.size * np.stack([_xlogx(p), _xlogx(1 - p)]))
-            error += 256 * UNIT * float(data.size.sum())
-    mean = down(-value, error) / data.n
-    return mean - 4 * UNIT * abs(mean)
-
-
 def pull(data: Data, nu: Array, X_lengths: Array) -> Array:
     """Upper bounds of |X' nu| / n, (p, c), for slopes nu (rows, c); of the positive part of -X' nu / n for
     columns whose weights are not negative."""
@@ -175,7 +144,3 @@ def _pull(X: Array, signed: Mask, n: int, nu: Array, X_lengths: Array) -> Array:
     g = product(X, nu)
     size = np.where(signed[:, None], np.maximum(-g, 0.0), np.abs(g))
     return (size + SAFE * error + TINY) / n * (1 + 4 * UNIT)
-
-
-def _xlogx(p: Array) -> Array:
-    return p * np.log(np.where(p > 0, p, 1.0))

@@ -18,9 +18,10 @@ p_i = lambda u_i (1 - alpha), and w* optimal with w*^i not zero:
 
    .. math:: |w^*_j| \le \frac{|g_j|}{2\,r_i} + \sqrt{\frac{U - D_i}{r_i}} .
 
-4. Logistic loss, alpha > 0, an intercept b: |x_m w*| <= R_m = sqrt(U sum_j x_mj^2 / r_j), so that b
-   pushes the samples of y = -1 to a loss of at least log(1 + exp(b - R_m)) each.  Where these by
-   themselves cost more than n U, b is too large; likewise -b for y = +1.
+4. Logistic and Poisson loss, alpha > 0, an intercept b: |x_m w*| <= R_m = sqrt(U sum_j x_mj^2 / r_j), so
+   that b pushes the samples of y = -1 to a loss of at least log(1 + exp(b - R_m)) each, and those of a rate
+   y < exp(b - R_m) to at least l(b - R_m).  Where these by themselves cost more than n U, b is too large;
+   likewise -b for y = +1, and for y > exp(-b + R_m).
 
 Free columns have r = p = 0.  None of this needs more of w* than its value, but for Thales: w* is the minimum
 over a subspace, or over a cone where weights must not be negative, and is orthogonal to W^ - w* in Q.
@@ -32,6 +33,7 @@ residual, the smallest eigenvalue by a verified factorisation.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -40,13 +42,15 @@ from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.proof.bounds import phi
 from spr_or.proof.check import Stated, objective_of, rule_faults
 from spr_or.proof.data import LARGEST, Data, data_of
-from spr_or.proof.gradients import conjugate, pull, slope
+from spr_or.proof.gradients import pull
+from spr_or.proof.losses import conjugate, slope
 from spr_or.proof.rounding import SAFE, UNIT, Array, gamma, lengths, positive_definite, total
 
 # Up to here min(n, p) gives a matrix to factorise; above, bounds 1 and 3 have to do.
 LARGEST_SYSTEM = 5000
 _COLUMNS = 2048
 _UP = 1 + 1e-12
+_FARTHEST = 700.0  # exp of more leaves float64
 
 
 def weight_bounds(
@@ -57,7 +61,7 @@ def weight_bounds(
 
     Parameters
     ----------
-    problem : squared or logistic loss; its M is not used
+    problem : linear, with a loss that the check takes; its M is not used
     incumbent : weights (P,) of any solution; the better, the tighter the bounds
     point : weights (P,) whose loss has the slope of bound 3, such as the solution of the relaxation;
         None leaves bound 3 out
@@ -74,8 +78,8 @@ def weight_bounds(
     """
     if problem.loss != "squared" and problem.alpha == 0:
         raise ValueError(
-            "M auto needs alpha > 0 for the logistic loss: without a quadratic penalty the weights "
-            "of separable data grow without end; take an alpha > 0 or give M as a number"
+            f"M auto needs alpha > 0 for the {problem.loss} loss: without a quadratic penalty the weights "
+            "of some data grow without end; take an alpha > 0 or give M as a number"
         )
     data = data_of(problem)
     with np.errstate(all="ignore"):
@@ -115,9 +119,9 @@ def weight_bounds(
 
 
 def _intercepts(data: Data, level: float, order: Array) -> Array:
-    """Bound 4 of each column, (columns,): infinite but for free columns that do not vary, logistic loss."""
+    """Bound 4 of each column, (columns,): infinite but for a free column that does not vary."""
     found = np.full(len(order), np.inf)
-    if data.loss != "logistic":
+    if data.loss == "squared":
         return found
     inner = order[: sum(len(own) for own in data.columns[: data.priced])]
     owner = np.repeat(np.arange(data.priced), [len(own) for own in data.columns[: data.priced]])
@@ -130,45 +134,77 @@ def _intercepts(data: Data, level: float, order: Array) -> Array:
         return found
     reach = _UP * np.sqrt(level * (np.square(data.X[:, inner]) / ridge).sum(axis=1))
     size = None if data.size is None else data.size[:, 0]
-    found[-1] = _UP * intercept_bound(reach, data.Y, size, data.n * level) / abs(constant)
+    found[-1] = (
+        _UP * intercept_bound(reach, data.Y, size, data.n * level, data.loss) / abs(constant)
+    )
     return found
 
 
 def intercept_bound(
-    reach: Array, y: Array, size: Array | None = None, level: float | None = None
+    reach: Array,
+    y: Array,
+    size: Array | None = None,
+    level: float | None = None,
+    loss: str = "logistic",
 ) -> float:
-    """A bound on the intercept b of every optimum of the logistic loss where |x_m w| <= ``reach`` (n,).
+    """A bound on the intercept b of every optimum where |x_m w| <= ``reach`` (n,).
 
-    ``y`` (n, 1) of -1 and +1, ``size`` (n,) the weights of the samples; ``level`` is a sum of losses that the
-    optimum does not pass, by default that of the prediction 0.  Infinite where one class is missing.
+    ``y`` (n, 1) are the targets, ``size`` (n,) the weights of the samples; ``level`` is a sum of losses that
+    the optimum does not pass, by default that of the prediction 0.  ``loss`` is "logistic" or "poisson".
+    Infinite where one class is missing, or every target is 0.
 
     >>> bound = intercept_bound(np.array([1.0, 1.0]), np.array([[1.0], [-1.0]]))
     >>> bound > 1.0, bound < 3.0
     (True, True)
     """
     weight = np.ones(len(y)) if size is None else size
-    level = float(np.log(2.0) * weight.sum()) * _UP if level is None else level
-    largest = 0.0
-    for side in (-1.0, 1.0):
-        these = y[:, 0] == side
-        if not these.any():
+    cost = _logistic_cost if loss == "logistic" else _poisson_cost
+    if level is None:
+        least, _ = cost(y[:, 0], np.zeros(len(y)), 0.0)
+        level = float((least * weight).sum()) * _UP
+    return max(_largest_shift(cost, y[:, 0], reach, weight, level, side) for side in (-1.0, 1.0))
+
+
+# For targets y (n,), predictions f (n,) and the side to which an intercept pushes them (0: none): what each
+# sample costs at least where it is pushed as far as f or farther, and what rounding can put that off.
+_Cost = Callable[[Array, Array, float], tuple[Array, Array]]
+
+
+def _logistic_cost(y: Array, f: Array, side: float) -> tuple[Array, Array]:
+    cost = np.logaddexp(0.0, -y * f) * (y * side <= 0)
+    return cost, 1e-12 * cost
+
+
+def _poisson_cost(y: Array, f: Array, side: float) -> tuple[Array, Array]:
+    """It grows away from f = log y, and is nothing where f has not passed that."""
+    with np.errstate(all="ignore"):
+        best, f = np.log(y), np.minimum(f, _FARTHEST)
+        least = np.where(y > 0, y * best - y, 0.0)
+        passed = side * (f - best) > 0 if side else np.ones(len(y), dtype=bool)
+        parts = np.exp(f) + np.abs(y * f) + np.abs(least) + y
+        cost = np.maximum(np.exp(f) - y * f + least, 0.0)
+    return np.where(passed, cost, 0.0), np.where(passed, 1e-14 * parts + 1e-12 * cost, 0.0)
+
+
+def _largest_shift(
+    cost: _Cost, y: Array, reach: Array, weight: Array, level: float, side: float
+) -> float:
+    """The least b found from which on an intercept of ``side`` times b costs more than the level."""
+
+    def passed(b: float) -> bool:
+        value, error = cost(y, side * (b - reach), side)
+        found = float((weight * (value - error)).sum())
+        return bool(found * (1 - 1e-12 * len(reach)) > level)
+
+    low, high = 0.0, 1.0
+    while not passed(high):
+        high *= 2
+        if high > LARGEST:
             return np.inf
-
-        def passed(b: float, these: Array = these) -> bool:
-            """Whether the samples of this side by themselves cost more where b pushes them the wrong way."""
-            cost = weight[these] * np.logaddexp(0.0, b - reach[these])
-            return bool(cost.sum() * (1 - 1e-12 * len(reach)) > level)
-
-        low, high = 0.0, 1.0
-        while not passed(high):
-            high *= 2
-            if high > LARGEST:
-                return np.inf
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (low, middle) if passed(middle) else (middle, high)
-        largest = max(largest, high)
-    return largest
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if passed(middle) else (middle, high)
+    return high
 
 
 def level_of(data: Data, problem: SparseTrainingProblem, incumbent: Array) -> float:

@@ -35,7 +35,8 @@ class LinearData(NamedTuple):
 
 
 def linear_data(problem: SparseTrainingProblem, route: str) -> LinearData:
-    """The matrices of a linear problem, for the solver called ``route``; ``ValueError`` for a network.
+    """The matrices of a linear problem, for the solver called ``route``; ``ValueError`` for a network
+    and for the poisson loss.
 
     >>> p = SparseTrainingProblem.linear([[1.0, 2.0]], [1], [[0], [1]], lam=1, alpha=0.25, M=3)
     >>> data = linear_data(p, "conic")
@@ -47,6 +48,8 @@ def linear_data(problem: SparseTrainingProblem, route: str) -> LinearData:
             f"{route} solves only linear problems, and {problem.name!r} is a network: "
             "use spr_or.solvers.scip"
         )
+    if problem.loss == "poisson":
+        raise ValueError(f"{route} does not take the poisson loss: use spr_or.solve")
     problem.need_plain(route)
     owner = np.empty(problem.entities.n_parameters, dtype=np.int64)
     for i, group in enumerate(problem.entities.groups):

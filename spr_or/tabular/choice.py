@@ -17,16 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spr_or.certified_solver.lambda_path import grid, zero_from
 from spr_or.formulations.losses import LOSSES
-from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.proof.certificate import ProofCertificate
+from spr_or.tabular.choice_rule import criteria
+from spr_or.tabular.lambda_values import lambdas
 from spr_or.tabular.posed import Model, Posed, posed, solved
+from spr_or.tabular.results import outcome
 from spr_or.tabular.source import Array
 from spr_or.utils.files import write_csv
-
-CRITERIA = ("cv", "bic", "ebic")
-RULES = ("one standard error", "least")
 
 Rows = NDArray[np.int64]
 
@@ -54,20 +52,6 @@ class Candidate(NamedTuple):
     def spread(self) -> float:
         """Standard error of `loss`."""
         return float(self.losses.std(ddof=1)) / math.sqrt(len(self.losses))
-
-
-def lambdas(lams: int | Sequence[float], problem: SparseTrainingProblem) -> list[float]:
-    """The lambdas of a path, largest first: a number of them from the empty model down, or a list.
-
-    Raises ``ValueError``.
-    """
-    if isinstance(lams, int):
-        # Zero where there is nothing to explain: then every lambda has the same answer.
-        return grid(zero_from(problem) or 1.0, lams)
-    found = sorted({float(lam) for lam in lams}, reverse=True)
-    if not found or not all(0 < lam < math.inf for lam in found):
-        raise ValueError(f"lams must be a number of values or positive values, got {lams!r}")
-    return found
 
 
 def path_of(stated: Posed, lams: Sequence[float], model: Model) -> list[ProofCertificate]:
@@ -168,56 +152,6 @@ def candidate(model: Model, certificate: ProofCertificate, losses: Array) -> Can
     return Candidate(lam, model.alpha, certificate, losses, bic, ebic)
 
 
-def criteria(certificate: ProofCertificate) -> tuple[float, float]:
-    r"""BIC and EBIC: deviance + d log n, and 2 log(N over k) more for k of N groups in use.
-
-    d counts the weights in use and the intercepts.  The deviance is n log(mean squared residual) with
-    the squared loss, summed over outputs, and twice the sum of the losses with the logistic.  The second
-    term is that of Chen and Chen (2008) with gamma = 1, for groups in the place of columns.
-    """
-    problem = certificate.problem
-    residual = problem.predict(certificate.weights)
-    n, q = problem.n, problem.n_outputs
-    if problem.loss == "squared":
-        squares = (residual - problem.y).square().mean(0)
-        deviance = n * float(squares.clamp(min=1e-300).log().sum())
-    else:
-        deviance = 2 * n * float(problem.loss_value(certificate.weights))
-    used = certificate.indicators.bool()
-    sizes = torch.as_tensor(problem.entities.sizes)
-    # An intercept is a free column, or came from centring: one for each output either way.
-    free = len(problem.entities.free) // q
-    d = int(sizes[used].sum()) + q * max(1, free)
-    bic = deviance + d * math.log(n)
-    return bic, bic + 2 * math.log(math.comb(len(used), int(used.sum())))
-
-
-def chosen(found: Sequence[Candidate], criterion: str = "cv", rule: str = RULES[0]) -> int:
-    """The place of the candidate that is chosen.
-
-    With "cv" the least mean held-out loss, or by the rule of one standard error the largest lambda of
-    the same alpha whose mean loss is at most one standard error above it; with "bic" and "ebic" the least
-    value.  Of equal ones the first, which has the largest lambda.  Raises ``ValueError`` for other words.
-    """
-    check_words(criterion, rule)
-    places = range(len(found))
-    if criterion != "cv":
-        return min(places, key=lambda i: getattr(found[i], criterion))
-    best = min(places, key=lambda i: found[i].loss)
-    if rule != RULES[0]:
-        return best
-    limit = found[best].loss + found[best].spread
-    return next(i for i in places if found[i].alpha == found[best].alpha and found[i].loss <= limit)
-
-
-def check_words(criterion: str, rule: str) -> None:
-    """Raise ``ValueError`` for a criterion or rule that there is not."""
-    if criterion not in CRITERIA:
-        raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}")
-    if rule not in RULES:
-        raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
-
-
 def write_choice(
     path: Path, found: Sequence[Candidate], place: int, labels: Sequence[str], criterion: str
 ) -> None:
@@ -252,6 +186,6 @@ def row(one: Candidate, labels: Sequence[str]) -> dict[str, Any]:
         **held,
         "bic": one.bic,
         "ebic": one.ebic,
-        "gap": one.certificate.gap,
+        "gap": outcome(one.certificate)["gap"],
         "kept": kept,
     }

@@ -10,7 +10,8 @@ from sklearn.base import is_classifier
 from sklearn.model_selection import check_cv
 from sklearn.utils.validation import check_is_fitted
 
-from spr_or.tabular.choice import RULES, candidates, check_words, chosen, write_choice
+from spr_or.tabular.choice import candidates, write_choice
+from spr_or.tabular.choice_rule import RULES, check_words, chosen
 from spr_or.tabular.estimators import Array, Classification, GroupL0, Regression
 
 
@@ -90,8 +91,8 @@ class GroupL0RegressorCV(Regression, _ByChoice):
     cv : int, splitter or iterable
         The folds, as everywhere in scikit-learn.
     criterion : str
-        ``"cv"``: mean squared error on the held-out folds (summed over outputs).  ``"bic"``, ``"ebic"``: the
-        least information criterion on the whole data (`spr_or.tabular.choice.criteria`), without folds.
+        ``"cv"``: mean loss on the held-out folds, summed over outputs.  ``"bic"``, ``"ebic"``: the
+        least information criterion on the whole data (`spr_or.tabular.choice_rule.criteria`), without folds.
     rule : str
         For ``"cv"``: ``"one standard error"``, the largest lambda whose error is within one standard error
         of the least; or ``"least"``.
@@ -112,6 +113,33 @@ class GroupL0RegressorCV(Regression, _ByChoice):
     >>> model.groups_kept_, len(model.curve_), model.certificate_.check().ok
     (['x0', 'x2'], 6, True)
     """
+
+    def __init__(
+        self,
+        lams: int | Sequence[float] = 20,
+        alphas: Sequence[float] = (0.1,),
+        *,
+        loss: str = "squared",
+        cv: Any = 5,
+        criterion: str = "cv",
+        rule: str = RULES[0],
+        groups: Any = None,
+        group_weights: Any = "uniform",
+        standardise: bool = True,
+        fit_intercept: bool = True,
+        max_groups: int | None = None,
+        nonnegative: bool = False,
+        gap: float = 1e-4,
+        time_limit: float | None = None,
+        n_jobs: int | None = None,
+    ) -> None:
+        super().__init__(
+            lams, alphas, cv=cv, criterion=criterion, rule=rule, groups=groups,
+            group_weights=group_weights, standardise=standardise, fit_intercept=fit_intercept,
+            max_groups=max_groups, nonnegative=nonnegative, gap=gap, time_limit=time_limit,
+            n_jobs=n_jobs,
+        )  # fmt: skip
+        self.loss = loss
 
 
 class GroupL0ClassifierCV(Classification, _ByChoice):

@@ -1,4 +1,4 @@
-"""What the estimators are given, in the form that `posed` takes: groups, their weights, lambda."""
+"""What the estimators are given, in the form that `posed` takes: groups and their weights."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from spr_or.certified_solver.lambda_path import zero_from
 from spr_or.formulations.checked_input import finite_number
-from spr_or.formulations.problem import SparseTrainingProblem
-from spr_or.pruning.lam_words import AUTO, share_of_max
 
 _WORDS: dict[str, Callable[[int], float]] = {
     "uniform": lambda size: 1.0,
@@ -97,24 +94,3 @@ def weights_of(group_weights: Any, groups: Mapping[Hashable, Sequence[int]]) -> 
     if min(numbers) < 0 or max(numbers) == 0:
         raise ValueError(f"group_weights must not be negative, and not all may be 0, got {numbers}")
     return numbers
-
-
-def lam_of(lam: float | str, problem: SparseTrainingProblem) -> float:
-    """lambda as a number: a share such as "0.1 max" is one of the lambda that empties the model.
-
-    Raises ``ValueError`` for other words, and for numbers that are not positive and finite.
-
-    >>> p = SparseTrainingProblem.linear(
-    ...     [[1.0, 0.0], [0.0, 1.0]], [2.0, 0.1], [[0], [1]], lam=1, alpha=0.5, M=4)
-    >>> lam_of(0.3, p), round(lam_of("0.1 max", p), 6)
-    (0.3, 0.2)
-    """
-    if not isinstance(lam, str):
-        if not finite_number(lam, "lam") > 0:
-            raise ValueError(f"lam must be positive, got {lam}")
-        return float(lam)
-    share = None if lam.strip() == AUTO else share_of_max(lam, budget=False)
-    if share is None:
-        raise ValueError(f'lam must be a number or a share such as "0.1 max", got {lam!r}')
-    # Zero where there is nothing to explain: then every lambda has the same answer.
-    return share * zero_from(problem) or 1.0

@@ -13,7 +13,8 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from spr_or.proof.certificate import ProofCertificate
-from spr_or.tabular.estimator_input import groups_of, lam_of, weights_of
+from spr_or.tabular.estimator_input import groups_of, weights_of
+from spr_or.tabular.lambda_values import lam_of
 from spr_or.tabular.posed import Model, Posed, posed, solved
 
 Array = NDArray[np.float64]
@@ -22,7 +23,7 @@ Array = NDArray[np.float64]
 class GroupL0(BaseEstimator):
     """What the estimators share: what their parameters ask for, and what is kept of a solve."""
 
-    _loss = "squared"
+    _loss: str
 
     def _model(self, alpha: float) -> Model:
         """What the parameters ask of a model with the columns seen in `fit`."""
@@ -79,6 +80,14 @@ class GroupL0(BaseEstimator):
 class Regression(RegressorMixin, GroupL0):
     """Fitting and predicting numbers."""
 
+    loss: str
+
+    @property
+    def _loss(self) -> str:  # type: ignore[override]
+        if self.loss not in ("squared", "poisson"):
+            raise ValueError(f'loss must be "squared" or "poisson", got {self.loss!r}')
+        return self.loss
+
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Choose groups and weights for X (n, p) and y (n,) or (n, q); sample_weight (n,), at least 0."""
         X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True)
@@ -90,13 +99,14 @@ class Regression(RegressorMixin, GroupL0):
         return self
 
     def predict(self, X: Any) -> Array:
-        """Predictions (n,), or (n, q) if y had two dimensions."""
-        found = self._linear(X)
+        """Predictions (n,), or (n, q) if y had two dimensions; rates with the Poisson loss."""
+        found = np.exp(self._linear(X)) if self.loss == "poisson" else self._linear(X)
         return found[:, 0] if self.coef_.ndim == 1 else found
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.target_tags.multi_output = True
+        tags.target_tags.multi_output = self.loss != "poisson"
+        tags.target_tags.positive_only = self.loss == "poisson"
         return tags
 
 
@@ -198,6 +208,9 @@ class GroupL0Regressor(Regression, _AtOneLambda):
         lambda that empties the model.
     alpha : float
         Share of the penalty on squared weights, 0 to 1.
+    loss : str
+        ``"squared"``, or ``"poisson"`` for counts: half the deviance of a rate exp(intercept + x coef), which
+        is what is predicted.  y then is (n,), at least 0, and never divided by anything.
     groups : None, sequence or mapping
         None: each column is a group.  A label for each column, or a mapping from column names (numbers,
         if X has no names) to labels, in which a column without an entry is its own group.
@@ -237,6 +250,28 @@ class GroupL0Regressor(Regression, _AtOneLambda):
     >>> model.groups_kept_, model.gap_ <= 1e-4, model.certificate_.check().ok
     (['a'], True, True)
     """
+
+    def __init__(
+        self,
+        lam: float | str = 0.05,
+        alpha: float = 0.1,
+        *,
+        loss: str = "squared",
+        groups: Any = None,
+        group_weights: Any = "uniform",
+        standardise: bool = True,
+        fit_intercept: bool = True,
+        max_groups: int | None = None,
+        nonnegative: bool = False,
+        gap: float = 1e-4,
+        time_limit: float | None = None,
+    ) -> None:
+        super().__init__(
+            lam, alpha, groups=groups, group_weights=group_weights, standardise=standardise,
+            fit_intercept=fit_intercept, max_groups=max_groups, nonnegative=nonnegative, gap=gap,
+            time_limit=time_limit,
+        )  # fmt: skip
+        self.loss = loss
 
 
 class GroupL0Classifier(Classification, _AtOneLambda):

@@ -20,6 +20,7 @@ from spr_or.utils import folder_lock
 
 Question = dict[str, Any]
 _SINGLE, _PATH = "lam", "path"
+_ALPHA = "alpha"
 
 
 def question(
@@ -89,15 +90,32 @@ def differences(one: Question, two: Question) -> list[str]:
     return [key for key in one if key != _SINGLE and one[key] != two[key]]
 
 
-def default_folder(path: Path, asked: Question) -> Path:
-    """``runs/solve-NAME-HASH``, another one for each question."""
-    text = json.dumps(asked, sort_keys=True)
+def default_folder(path: Path, asked: Sequence[Question]) -> Path:
+    """``runs/solve-NAME-HASH``, another one for each question, or list of several."""
+    text = json.dumps(asked if len(asked) > 1 else asked[0], sort_keys=True)
     name = re.sub(r"[^\w.-]+", "-", path.stem).strip("-.") or "data"
     return Path("runs") / f"solve-{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def check_free(folder: Path, asked: Question) -> None:
-    """Raise `TableError` where ``folder`` holds a result that answers another question."""
+def check_free(folder: Path, asked: Sequence[Question]) -> list[Path]:
+    """The folder for each question: ``folder`` itself, or ``alpha-01``, ... in it for several, which differ
+    in alpha.  Raises `TableError` where ``folder`` holds a result that answers another question."""
+    if len(asked) == 1:
+        if alpha_folders(folder):
+            raise _taken(folder, f"{_ALPHA}-01: several values of alpha")
+        _check_free(folder, asked[0])
+        return [folder]
+    if results_in(folder):
+        raise _taken(folder, "a single alpha")
+    if len(alpha_folders(folder)) > len(asked):
+        raise _taken(folder, "more values of alpha")
+    places = [folder / f"{_ALPHA}-{number:02d}" for number in range(1, len(asked) + 1)]
+    for place, one in zip(places, asked, strict=True):
+        _check_free(place, one)
+    return places
+
+
+def _check_free(folder: Path, asked: Question) -> None:
     for place, result in results_in(folder):
         found = question_of(result)
         changed = differences(asked, found)
@@ -112,10 +130,14 @@ def check_free(folder: Path, asked: Question) -> None:
         if expected is None or not math.isclose(result.lam, expected, rel_tol=1e-9):
             changed = [*changed, "lambda"]
         if changed:
-            raise TableError(
-                f"{folder} holds the result of another problem ({place.name}: another "
-                f"{', '.join(changed)}); name another folder with --out, or remove this one"
-            )
+            raise _taken(folder, f"{place.name}: another {', '.join(changed)}")
+
+
+def _taken(folder: Path, what: str) -> TableError:
+    return TableError(
+        f"{folder} holds the result of another problem ({what}); name another folder with --out, or "
+        "remove this one"
+    )
 
 
 def results_in(folder: Path) -> list[tuple[Path, StoredResult]]:
@@ -127,6 +149,11 @@ def results_in(folder: Path) -> list[tuple[Path, StoredResult]]:
     return found
 
 
+def lambda_folder(folder: Path, number: int) -> Path:
+    """The folder of a lambda of a path, counted from 1."""
+    return folder / f"lambda-{number:02d}"
+
+
 def lambda_folders(folder: Path) -> list[Path]:
     """The folders ``lambda-01``, ``lambda-02``, ... with a result, in order."""
     places = [file.parent for file in folder.glob("lambda-*/result.json")]
@@ -134,6 +161,21 @@ def lambda_folders(folder: Path) -> list[Path]:
         (place for place in places if re.fullmatch(r"lambda-[0-9]{2,6}", place.name)),
         key=lambda place: int(place.name.removeprefix("lambda-")),
     )
+
+
+def alpha_folders(folder: Path) -> list[Path]:
+    """The folders ``alpha-01``, ``alpha-02``, ... that hold results, in order."""
+    places = [
+        place
+        for place in folder.glob(f"{_ALPHA}-*")
+        if re.fullmatch(rf"{_ALPHA}-[0-9]{{2,6}}", place.name) and lambda_folders(place)
+    ]
+    return sorted(places, key=lambda place: int(place.name.removeprefix(f"{_ALPHA}-")))
+
+
+def path_results(folder: Path) -> list[Path]:
+    """The folders of all lambdas of a path, or of the paths of several alphas one after the other."""
+    return [place for path in (folder, *alpha_folders(folder)) for place in lambda_folders(path)]
 
 
 def pool_folders(folder: Path) -> list[Path]:

@@ -16,6 +16,8 @@ def check_kind(path: Path, loss: str) -> None:
     """Raise ``ValueError`` where a file of this name cannot hold the model of a problem with this loss."""
     if path.suffix.lower() not in KINDS:
         raise ValueError(f"--export {path}: the name must end in {', '.join(KINDS)}")
+    if loss == "poisson":
+        raise ValueError("--export: models for other solvers do not take the poisson loss")
     if loss == "logistic" and path.suffix.lower() != ".nl":
         raise ValueError(
             f"--export {path}: the logistic loss is no polynomial of degree two, and needs a .nl file"

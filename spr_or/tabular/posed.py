@@ -24,7 +24,7 @@ from spr_or.tabular.source import Array
 class Model:
     """What is asked of a model, apart from data and lambda.
 
-    loss : "squared" or "logistic"
+    loss : "squared", "logistic" or "poisson"
     groups : the columns of each penalised group, by label
     free : the columns of the others
     settings : u, max_entities and nonnegative, as `SparseTrainingProblem.linear` takes them
@@ -55,11 +55,11 @@ def posed(X: Array, y: Array, model: Model, sample_weight: Array | None = None) 
 
     Parameters
     ----------
-    X, y : (n, p) and (n, q); y is -1 or +1 with the logistic loss
+    X, y : (n, p) and (n, q); y is -1 or +1 with the logistic loss, at least 0 with the Poisson
     sample_weight : (n,), at least 0; rows of weight 0 are left out.  All means and spreads are weighted
 
     An intercept comes from centring columns and targets with the squared loss, and is a free column of
-    ones, the last one, with the logistic.  ``model.standardise`` divides the columns, and the targets of the
+    ones, the last one, with the others.  ``model.standardise`` divides the columns, and the targets of the
     squared loss, by their root mean square: lambda is then in units of the target's variance.  Raises
     ``ValueError`` as `SparseTrainingProblem.linear` does.
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spr_or.tabular.folder import lambda_folders
+from spr_or.tabular.folder import path_results
 from spr_or.tabular.preparation import Coding, Preparation, Reading
 from spr_or.tabular.read import read_source
 from spr_or.tabular.source import Array, Column, Source, TableError, listed
@@ -48,8 +48,8 @@ def predict(folder: Path, path: Path) -> Predictions:
     """The predictions of the result in ``folder`` for the rows of a file.
 
     With the squared loss a column for each target; with the logistic the likelier label, and the
-    probability of the second one.  A row with a gap in a column that is used has no prediction where such
-    rows were left out of the fit (``--missing drop``).
+    probability of the second one; with the Poisson the rate.  A row with a gap in a column that is used has
+    no prediction where such rows were left out of the fit (``--missing drop``).
 
     Raises `TableError`: no result, a column or a level that is missing in the file or unknown to the
     model, gaps for which there is no mean.
@@ -60,6 +60,8 @@ def predict(folder: Path, path: Path) -> Predictions:
     source = read_source(path, None, done.asked, with_target=False)
     X = _matrix(path, source, model, done)
     scores = X @ model.weights + model.intercept
+    if result.model.loss == "poisson":
+        scores = np.exp(scores)
     gaps = np.asarray(np.isnan(scores).any(1))
     notes = []
     if gaps.any():
@@ -87,10 +89,10 @@ def result_in(folder: Path) -> Path:
     """
     if folder.name in ("result.json", "certificate.json"):
         folder = folder.parent
-    places = lambda_folders(folder)
+    places = path_results(folder)
     if (folder / "result.json").exists() or not places:
         return folder
-    choice = chosen_in(folder)
+    choice = chosen_in(folder, places)
     if choice is not None:
         return choice
     raise TableError(

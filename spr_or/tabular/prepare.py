@@ -2,7 +2,7 @@
 
 An intercept that is not penalised is exact for the squared loss by centring: the best one is
 mean(y) - mean(x) W, which leaves the problem without an intercept on centred columns and targets.  With
-weights of rows the means are weighted.  For the logistic loss it is a free column of ones.
+weights of rows the means are weighted.  For the other losses it is a free column of ones.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from spr_or.formulations.problem import SparseTrainingProblem
+from spr_or.proof.data import LOSSES
 from spr_or.proof.weight_bounds import intercept_bound
 from spr_or.tabular.groups import entities_of
 from spr_or.tabular.model_rules import Entities, ModelRules, entities_under
@@ -62,7 +63,7 @@ class OwnData:
     @property
     def free_intercept(self) -> bool:
         """Whether the intercept is a free column of ones, the last of the problem's."""
-        return self.intercept and self.loss == "logistic"
+        return self.intercept and self.loss != "squared"
 
     def problem(
         self, lam: float, alpha: float, M: Any, M_free: float | None = None
@@ -79,7 +80,8 @@ class OwnData:
             free.append(p)
             if M_free is None:
                 reach = np.abs(X[:, :p]).sum(1) * np.max(M)
-                M_free = max(float(np.max(M)), intercept_bound(reach, y, self.table.weight))
+                bound = intercept_bound(reach, y, self.table.weight, loss=self.loss)
+                M_free = max(float(np.max(M)), bound)
         return SparseTrainingProblem.linear(
             X, y, self.groups.values(), self.loss, lam=lam, alpha=alpha, M=M, M_free=M_free, free=free,
             sample_weight=self.table.weight, name=self.path.stem, **self.entities.settings,
@@ -107,7 +109,7 @@ def prepare(
     Parameters
     ----------
     groups : as `spr_or.tabular.groups.group_labels` takes it, or the label of each column
-    loss : "squared" or "logistic"
+    loss : one of `LOSSES`
     intercept : one that is not penalised
     standardise : divide each column by its root mean square (after centring: its standard deviation), and
         with ``scale_target`` the target of a squared loss as well
@@ -116,8 +118,8 @@ def prepare(
 
     Raises `TableError`.
     """
-    if loss not in ("squared", "logistic"):
-        raise TableError(f"--loss must be squared or logistic, got {loss!r}")
+    if loss not in LOSSES:
+        raise TableError(f"--loss must be squared, logistic or poisson, got {loss!r}")
     table = read_table(
         path,
         target,

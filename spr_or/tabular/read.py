@@ -43,7 +43,7 @@ _AS_THEY_STAND = Reading()
 class Table(NamedTuple):
     """X (n, p) and y (n, q) in float64, their names, and the group label of each column.
 
-    ``classes`` are the two labels of a logistic target, first -1, then +1; empty for the squared loss.
+    ``classes`` are the two labels of a logistic target, first -1, then +1; empty for other losses.
     ``weight`` (n,) are the weights of the rows, positive, or None.
     ``notes`` say what was done with the columns, ``warnings`` what looks unintended.
     """
@@ -77,7 +77,7 @@ def read_table(
     path : a text table (.csv, .tsv, .txt, .dat, .data; also .gz, .zip), .parquet, .feather or .npz
     target : name of the target column, or several with commas between; npz: of the array, default "y"
     groups : see `group_labels`; None: the file's own groups (npz), else one a column
-    loss : "squared" (numbers) or "logistic" (two labels)
+    loss : "squared" (numbers), "logistic" (two labels) or "poisson" (numbers of at least 0)
     reading : what the user says about the file
     intercept : whether a constant column is of no use
     kept_equal : as `Preparation` has it from an earlier reading; None: decided from the groups
@@ -93,9 +93,9 @@ def read_table(
     if not columns:
         raise TableError(f"{path}: no column is left beside the target")
     variables = [variable(column, reading.decimal, source.place, path) for column in columns]
-    if loss == "logistic" and len(targets) != 1:
+    if loss != "squared" and len(targets) != 1:
         raise TableError(
-            f"the logistic loss takes one target, got {listed([t.name for t in targets])}"
+            f"the {loss} loss takes one target, got {listed([t.name for t in targets])}"
         )
     goals = [_goal(path, column, loss, source, reading) for column in targets]
     rows = _complete(path, variables, goals, reading, done)
@@ -280,7 +280,12 @@ def _goal(path: Path, column: Column, loss: str, source: Source, reading: Readin
     goal = variable(column, reading.decimal, source.place, path)
     if goal.numbers is None:
         raise TableError(
-            f"{path}: the squared loss takes targets of numbers, got {one_line(column.name)}"
+            f"{path}: the {loss} loss takes targets of numbers, got {one_line(column.name)}"
+        )
+    if loss == "poisson" and bool((goal.numbers < 0).any()):
+        least = float(np.nanmin(goal.numbers))
+        raise TableError(
+            f"{path}: the poisson loss takes a target of at least 0, {one_line(column.name)} has {least:g}"
         )
     return goal
 

@@ -25,7 +25,9 @@ from spr_or.proof.check import ProofCheck
 from spr_or.proof.exact import refuse
 from spr_or.proof.tree import silent
 from spr_or.proof.weight_bounds import weight_bounds
+from spr_or.tabular.choice_rule import criteria
 from spr_or.tabular.folder import differences, lambda_folders, question, question_of
+from spr_or.tabular.path_table import table_faults
 from spr_or.tabular.prepare import OwnData
 from spr_or.tabular.results import (
     group_rows,
@@ -63,13 +65,18 @@ class Subject(NamedTuple):
 
 
 class Recheck(NamedTuple):
-    """What a check of a folder found; ``problems`` is empty where everything holds."""
+    """What a check of a folder found; ``problems`` is empty where everything holds.
+
+    ``result`` is what result.json states, ``criteria`` are BIC and EBIC of weights that hold.
+    """
 
     objective: float
     bound: float
     m_proven: bool
     problems: list[str]
+    result: StoredResult
     subject: Subject | None = None
+    criteria: tuple[float, float] | None = None
 
     @property
     def ok(self) -> bool:
@@ -141,19 +148,20 @@ def _recheck(
         problems += _table_faults(folder, result, data, certificate)
         m_faults = _m_faults(result, data, problem) if result.M.auto else []
         proven = result.M.auto and not m_faults
-        return Recheck(found.objective, found.bound, proven, problems + m_faults, subject)
+        of_choice = criteria(certificate) if found.ok else None
+        problems += m_faults
+        return Recheck(found.objective, found.bound, proven, problems, result, subject, of_choice)
     except TableError:
         raise
     except ValueError as error:
-        return Recheck(math.nan, -math.inf, False, [*problems, str(error)], subject)
+        return Recheck(math.nan, -math.inf, False, [*problems, str(error)], result, subject)
 
 
-def path_faults(folder: Path) -> list[str]:
-    """What does not fit together in the folder of a path: its tables, its lambdas, other results."""
-    from spr_or.tabular.path_table import table_faults
+def path_faults(folder: Path, places: Sequence[Path], results: Sequence[StoredResult]) -> list[str]:
+    """What does not fit together in the folder of a path: its tables, its lambdas, other results.
 
-    places = lambda_folders(folder)
-    results = [read_result(place) for place in places]
+    ``places`` are the folders of the lambdas, and ``results`` what they hold.
+    """
     first = question_of(results[0])
     problems = []
     for place, result in zip(places, results, strict=True):

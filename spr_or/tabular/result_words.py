@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from spr_or.proof.certificate import ProofCertificate
+from spr_or.tabular.pool import Pool
 from spr_or.tabular.prepare import OwnData
 from spr_or.utils.counted import counted
 
@@ -53,6 +54,17 @@ def what_is_proven(certificate: ProofCertificate, m_proven: bool) -> str:
             f"{_at_most(gap)}."
         )
     return f"{said} {M}"
+
+
+def what_others_reach(pool: Pool) -> str:
+    """What a pool says of the choices of groups that are not in it."""
+    if pool.complete:
+        said = f"no other choice of groups comes within {pool.within_pct:g} % of the best, which is proven"
+    else:
+        said = f"there may be other choices of groups within {pool.within_pct:g} % of the best"
+    if pool.others_pct is not None:
+        said += f"; all others are at least {pool.others_pct:.4g} % above it"
+    return said
 
 
 def percent(gap: float) -> str:

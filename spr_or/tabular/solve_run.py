@@ -16,14 +16,16 @@ from spr_or.certified_solver.lambda_path import PathPoint, follow
 from spr_or.certified_solver.solver import branch_and_bound
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.proof.certificate import ProofCertificate, SearchProgress
-from spr_or.tabular.folder import clear_pool
+from spr_or.tabular.folder import clear_pool, lambda_folder
 from spr_or.tabular.limits import Limits
 from spr_or.tabular.path_table import write_path
 from spr_or.tabular.prepare import OwnData
 from spr_or.tabular.recheck import stored
 from spr_or.tabular.results import write_result
-from spr_or.tabular.solve_figures import gap_over_time, over_lambda
 from spr_or.tabular.solve_log import solve_log
+
+GAP_PICTURE = "gap.png"
+_WORTH_A_PICTURE = 2.0  # seconds of a search; drawing takes half a second
 
 Answer = tuple[ProofCertificate, AutomaticBound | None]
 # For a lambda: the context in which it is solved, with a function that hears of the progress.
@@ -93,13 +95,18 @@ class SolveRun:
 
 
 def solve_one(run: SolveRun) -> ProofCertificate | None:
-    """Solve, and write the results and gap.png into the folder; None if stopped before any solution."""
+    """Solve, and write the results into the folder, with gap.png where the search took a while; None if
+    stopped before any solution."""
     certificate, bound = run.solve(run.problem, run.start)
     if not certificate.trace:
         return None
     clear_pool(run.folder)
     write_result(run.folder, run.data, certificate, bound, run.gap)
-    gap_over_time(certificate.trace, certificate, run.folder / "gap.png")
+    (run.folder / GAP_PICTURE).unlink(missing_ok=True)
+    if certificate.seconds >= _WORTH_A_PICTURE:
+        from spr_or.tabular.solve_figures import gap_over_time
+
+        gap_over_time(certificate.trace, certificate, run.folder / GAP_PICTURE)
     return certificate
 
 
@@ -109,7 +116,7 @@ def solve_path(run: SolveRun, lams: list[float]) -> list[PathPoint]:
     What the folder already holds, and a check confirms, is not solved again.  Ctrl-C ends the path
     after the lambda at work, and there are no points if it came before the first solution.
     """
-    places = {lam: run.folder / f"lambda-{number:02d}" for number, lam in enumerate(lams, 1)}
+    places = {lam: lambda_folder(run.folder, number) for number, lam in enumerate(lams, 1)}
 
     def known(lam: float) -> ProofCertificate | None:
         return stored(places[lam], run.data, lam, run.problem.alpha, run.M, run.gap, lams)
@@ -131,6 +138,8 @@ def solve_path(run: SolveRun, lams: list[float]) -> list[PathPoint]:
         if not points:
             raise
     if points:
+        from spr_or.tabular.solve_figures import over_lambda
+
         over_lambda(points, list(run.data.groups), run.folder / "path.png")
     return points
 

@@ -34,7 +34,7 @@ class ModelPart(_Part):
 
     target: str | None
     groups: list[str]
-    loss: Literal["squared", "logistic"]
+    loss: Literal["squared", "logistic", "poisson"]
     classes: list[str]
     intercept: bool
     standardise: bool

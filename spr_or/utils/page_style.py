@@ -2,7 +2,7 @@
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #222; --soft: #595959; --paper: #fff; --panel: #f4f4f4;
-        --line: #d8d8d8; --warn: #fff3d6; --edge: #b87900 }
+        --line: #d8d8d8; --warn: #fff3d6; --edge: #b87900; --up: #0072b2; --down: #d55e00 }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 1.5rem auto; padding: 0 1rem;
        color: var(--ink); background: var(--paper); overflow-wrap: anywhere }
 h1 { line-height: 1.2; font-size: 1.7rem; margin-bottom: .3rem }
@@ -20,6 +20,10 @@ th, td { padding: .3rem 0 .3rem .9rem; border-bottom: 1px solid var(--line); tex
 th { font-weight: 600 }
 th:first-child, td:first-child { text-align: left; padding-left: 0; white-space: normal;
                                  min-width: 9rem; font-weight: normal }
+.bar { display: inline-block; position: relative; width: 9rem; height: .8rem; vertical-align: middle;
+       background: linear-gradient(var(--soft), var(--soft)) var(--zero) / 1px no-repeat }
+.bar i { position: absolute; top: 0; bottom: 0; background: var(--up) }
+.bar .negative { background: var(--down) }
 img { width: 100%; height: auto; max-width: 40rem } figure { margin: 1.5rem 0 }
 figcaption, .soft { color: var(--soft) } .soft { font-size: .88rem }
 .note { background: var(--warn); padding: .5rem 1rem; border-left: 4px solid var(--edge) }
@@ -38,7 +42,7 @@ pre { background: var(--panel); padding: .8rem 1rem; font-size: 13px; white-spac
 }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e4e4e4; --soft: #a9a9a9; --paper: #161616; --panel: #242424; --line: #3c3c3c;
-          --warn: #3a2f14; --edge: #e69f00 }
+          --warn: #3a2f14; --edge: #e69f00; --up: #56a8dc; --down: #e8833a }
   img { filter: invert(1) hue-rotate(180deg) brightness(1.15); mix-blend-mode: lighten }
 }
 """

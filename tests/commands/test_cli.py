@@ -78,7 +78,7 @@ def test_options_have_one_set_of_names(names):
     assert not options & {"--time", "--seconds", "--again", "--retry-failed"}
     metavars = set(re.findall(r"^  --[\w-]+ ([A-Z][^\s]*)", text, flags=re.M))
     known = {"DIR", "FILE", "SECONDS", "N", "X", "NAME", "NAME,...", "KEY=VALUE", "GROUPS", "SHAPE",
-             "K|X,X,...", "K", "A:B,...|FILE.json", "X%"}  # fmt: skip
+             "K|X,X,...", "X,X,...", "K", "A:B,...|FILE.json", "X%"}  # fmt: skip
     assert metavars <= known
     if "--time-limit" in options:
         assert "--time-limit SECONDS" in text

@@ -76,7 +76,9 @@ def test_the_name_does_not_depend_on_threads(table: Path) -> None:
     data = prepare(table, "y", None, "squared")
     lams = [1.0, 0.1, 0.01]
     near = [lam * (1 + 1e-15) for lam in lams]
-    names = {default_folder(table, question(data, 0.1, None, None, path)) for path in (lams, near)}
+    names = {
+        default_folder(table, [question(data, 0.1, None, None, path)]) for path in (lams, near)
+    }
     assert len(names) == 1
 
 

@@ -283,6 +283,8 @@ def random_problem(rng: np.random.Generator, loss: str, alpha: float) -> SparseT
     y: np.ndarray = rng.normal(size=(n, q))
     if loss == "softmax":
         y = np.concatenate([[0, 1, 2], rng.integers(0, 3, n - 3)])
+    elif loss == "poisson":
+        y = np.append(1, rng.poisson(2.0, n - 1))
     elif q == 1:
         y = rng.choice([-1.0, 1.0], n)
     return SparseTrainingProblem.linear(
@@ -301,6 +303,8 @@ def multipliers(p: SparseTrainingProblem, rng: np.random.Generator, count: int) 
     if p.loss == "softmax":
         simplex = torch.from_numpy(rng.dirichlet(np.ones(p.n_outputs), shape[:2]))
         return simplex - nn.functional.one_hot(p.y, p.n_outputs)
+    if p.loss == "poisson":
+        return torch.from_numpy(rng.exponential(2.0, shape)) - p.y
     return -p.y * torch.from_numpy(rng.uniform(0, 1, shape))
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 from sklearn.model_selection import KFold
 
 import spr_or as so
-from spr_or.tabular.choice import Candidate, chosen
+from spr_or.tabular.choice import Candidate
+from spr_or.tabular.choice_rule import chosen
 
 
 def sample(n: int = 80) -> tuple[np.ndarray, np.ndarray]:

@@ -1,13 +1,18 @@
 """report.html: what was asked, what was kept, the proof in words; nothing from outside, names escaped."""
 
+import csv
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from spr_or.cli import app
+from spr_or.tabular import solve_run
 
 NASTY = 'a<b>"&'
 
@@ -28,6 +33,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     groups = np.array([NASTY, "b", "c", "c"])
     np.savez(path, X=X, y=y, columns=columns, groups=groups)
     return path
+
+
+def weights_in(path: Path) -> dict[str, float]:
+    with path.open() as file:
+        return {row["column"]: float(row["weight"]) for row in csv.DictReader(file)}
 
 
 def test_the_page_of_a_result(data: Path, tmp_path: Path) -> None:
@@ -52,7 +62,10 @@ def test_the_page_of_a_result(data: Path, tmp_path: Path) -> None:
     assert "2 of 3" in page and "λ = 0.05 and α = 0.1" in page
     assert f"spr-or check {tmp_path}" in page
     assert "<h2>Alternatives</h2>" in page and "above the best" in page
-    assert page.count("data:image/png;base64,") == 2
+    weights = weights_in(tmp_path / "weights.csv")
+    bars = [name for name, kind in re.findall(r"<td>(.+?)<td>\S+<td><span.*?<i class=\"(\w+)\"", page)
+            if kind == "negative"]  # fmt: skip
+    assert bars == [name for name in ("c: c_1", "c: c_2") if weights[name[3:]] < 0] and bars
     assert "http" not in page and "prefers-color-scheme: dark" in page and "<script" not in page
 
 
@@ -81,6 +94,26 @@ def test_a_search_that_ended_early_is_said(tmp_path: Path) -> None:
     assert "a better one may exist" in page
 
 
+@pytest.mark.parametrize(("seconds", "drawn"), [(0.3, False), (2.5, True)])
+def test_only_a_search_that_took_a_while_has_a_picture(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, drawn: bool
+) -> None:
+    solve = solve_run.SolveRun.solve
+
+    def took(*arguments: Any) -> solve_run.Answer:
+        certificate, bound = solve(*arguments)
+        return replace(certificate, seconds=seconds), bound
+
+    monkeypatch.setattr(solve_run.SolveRun, "solve", took)
+    (tmp_path / "gap.png").write_bytes(b"of an earlier result")
+    run("solve", data, "--lam", 0.3, "--out", tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert ("<h2>The search</h2>" in page) == drawn == ("data:image/png;base64," in page)
+    assert (tmp_path / "gap.png").exists() == drawn
+    if drawn:
+        assert (tmp_path / "gap.png").read_bytes()[:4] == b"\x89PNG"
+
+
 def test_an_empty_model_has_a_page(data: Path, tmp_path: Path) -> None:
     run("solve", data, "--standardise", "--lam", "1 max", "--out", tmp_path)
     assert "None: no group explains as much as it costs" in (tmp_path / "report.html").read_text()
@@ -97,7 +130,7 @@ def test_the_page_of_a_path_begins_with_the_choice(data: Path, tmp_path: Path) -
     assert f"({choice['chosen']}), the least BIC." in page
     assert f"spr-or check {tmp_path / choice['chosen']}" in page
     assert page.index("The proof") < page.index("The choice of λ") < page.index("The path over λ")
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 2
 
 
 def test_many_targets_have_a_column_each(tmp_path: Path) -> None:
@@ -106,4 +139,4 @@ def test_many_targets_have_a_column_each(tmp_path: Path) -> None:
     np.savez(tmp_path / "two.npz", X=X, y=np.column_stack([X[:, 0], X[:, 0] - X[:, 1]]))
     run("solve", tmp_path / "two.npz", "--lam", 0.05, "--out", tmp_path / "o")
     page = (tmp_path / "o" / "report.html").read_text()
-    assert "<th>y0<th>y1" in page and "Norms of the weights over all targets" in page
+    assert "<th>y0<th>y1" in page and "norms of the weights over all targets" in page
