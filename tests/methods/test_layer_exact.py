@@ -55,17 +55,18 @@ def test_the_best_set_is_that_of_enumeration(seed: int) -> None:
     mixed = torch.randn(7, 7, generator=generator).double()
     X = torch.randn(300, 7, generator=generator).double() @ mixed
     W = torch.randn(7, 3, generator=generator).double()
-    scores = layer_exact.channel_scores("conv", Patches(X, W), 7, 3, seconds=20.0)
+    scores, proven = layer_exact.channel_scores("conv", Patches(X, W), 7, 3, seconds=20.0)
     best = {i for i, score in enumerate(scores.tolist()) if score >= 1}
     assert best == set(best_subset(X.numpy(), W.numpy(), len(best)))
-    assert 2 <= len(best) <= 4
+    assert 2 <= len(best) <= 4 and proven == (len(best) == 3)
     assert len(set(scores.tolist())) == 7
 
 
 def test_channels_that_never_vary_go_first() -> None:
     X = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)).double()
     X[:, 2] = 0.7
-    scores = layer_exact.channel_scores("conv", Patches(X, torch.ones(4, 2).double()), 4, 2, 5.0)
+    patches = Patches(X, torch.ones(4, 2).double())
+    scores = layer_exact.channel_scores("conv", patches, 4, 2, 5.0).scores
     assert scores.argmin() == 2 and scores[2] == 0
 
 

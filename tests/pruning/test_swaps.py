@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from models.toy import convnet, digits_resnet, mlp
 from spr_or.pruning.budget import Masks
 from spr_or.pruning.chosen_entities import chosen_entities
+from spr_or.pruning.entity_gates import EntityGates, gated_channels
 from spr_or.pruning.masks import apply_masks_
 from spr_or.pruning.module_masks import module_masks
-from spr_or.pruning.swaps import _best_swaps, _Gates, gated_channels, improve_by_swaps
+from spr_or.pruning.swaps import _best_swaps, improve_by_swaps
 
 EXAMPLE = torch.zeros(2, 1, 8, 8)
 CASES: list[tuple[Any, Any]] = [
@@ -48,7 +49,7 @@ def test_gates_compute_what_masks_do(make: Any, entities: Any) -> None:
     masks = random_masks(layers)
     present = torch.cat([masks[layer.name] for layer in layers])
     batch = images(16, seed=0)
-    gated = _Gates(model, layers, EXAMPLE).loss(present, batch)
+    gated = EntityGates(model, layers, EXAMPLE).loss(present, batch)
     apply_masks_(model, module_masks(model, layers, masks), EXAMPLE)
     with torch.no_grad():
         masked = float(F.cross_entropy(model.eval()(batch[0]), batch[1]))
@@ -58,7 +59,7 @@ def test_gates_compute_what_masks_do(make: Any, entities: Any) -> None:
 def test_slopes_are_those_of_the_loss_and_one_row_for_each_image() -> None:
     model, layers = network(digits_resnet, "channels")
     model.double()
-    gates = _Gates(model, layers, EXAMPLE.double())
+    gates = EntityGates(model, layers, EXAMPLE.double())
     pictures, labels = images(6, seed=0)
     batch = pictures.double(), labels
     present = torch.cat([keep for keep in random_masks(layers).values()])
@@ -113,7 +114,7 @@ def test_the_loss_falls_and_every_layer_keeps_its_number(make: Any, entities: An
     found = improve_by_swaps(model, layers, masks, images(64, 0), images(64, 1), EXAMPLE)
     assert found.swaps > 0 and found.loss_after < found.loss_before
     present = torch.cat([found.masks[layer.name] for layer in layers])
-    gates = _Gates(model, layers, EXAMPLE)
+    gates = EntityGates(model, layers, EXAMPLE)
     assert gates.loss(present, images(64, 1)) == pytest.approx(found.loss_after)
     for name, keep in masks.items():
         assert int(found.masks[name].sum()) == int(keep.sum())
