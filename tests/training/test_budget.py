@@ -12,6 +12,7 @@ from slow_cases import slow_unless
 from tiny_runs import assert_identical, no_pictures_in, stopped_at, tiny_recipe
 
 from models.toy import convnet
+from spr_or.methods.common import layer_sets
 from spr_or.pruning import latency
 from spr_or.pruning.budget import reachable_pct, scheduled_pct
 from spr_or.pruning.compaction.api import compact
@@ -160,10 +161,13 @@ def test_an_exact_cut_meets_two_budgets_and_swaps_lower_the_loss(tmp_path: Path)
     assert budget["loss_after_swaps"] <= budget["loss_before_swaps"] and budget["swaps"] >= 0
 
 
-def test_layers_lower_the_loss_and_a_resumed_run_ends_the_same(tmp_path: Path) -> None:
-    recipe = tiny_recipe(
-        spr={"target_removed_pct": 70, "improve": "layers", "lam": 0.01, "start": "dense"}
-    )
+def test_layers_lower_the_loss_and_a_resumed_run_ends_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    search = layer_sets.channel_scores  # without time to search, so that no clock decides
+    monkeypatch.setattr(layer_sets, "channel_scores", lambda *given: search(*given[:-1], 0.0))
+    spr = {"target_removed_pct": 80, "improve": "layers", "lam": 0.01, "start": "dense"}
+    recipe = tiny_recipe(model="models.toy:digits_resnet", spr=spr)
     summary = run_recipe(recipe, tmp_path / "whole", judge=False)
     with stopped_at("finetune", 1), pytest.raises(KeyboardInterrupt):
         run_recipe(recipe, tmp_path / "broken", judge=False)
@@ -173,7 +177,7 @@ def test_layers_lower_the_loss_and_a_resumed_run_ends_the_same(tmp_path: Path) -
     assert budget["layers_with_new_sets"] + budget["layers_with_new_weights"] > 0
     assert budget["layers_proven"] <= budget["layers_with_new_sets"]
     assert budget["held_out_loss_after_improving"] != budget["held_out_loss_before_improving"]
-    assert summary["removed_params_pct"] == pytest.approx(budget["after_cut_pct"])
+    assert summary["removed_params_pct"] >= budget["after_cut_pct"] - 1e-6
     assert again["budget"] == budget and again["accuracy"] == summary["accuracy"]
     compact = [tmp_path / place / "compact.safetensors" for place in ("whole", "broken")]
     assert_identical(load_file(compact[0]), load_file(compact[1]), "compact")
