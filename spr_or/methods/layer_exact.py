@@ -22,17 +22,13 @@ This is a method of this project; as a regression on a layer's inputs it is rela
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from spr_or.certified_solver.solver import branch_and_bound
-from spr_or.layer_study.activations import Patches, sample_patches
-from spr_or.layer_study.layer_problem import layer_problem
-from spr_or.layer_study.standard import standardise
-from spr_or.layer_study.subsets import elimination
+from spr_or.layer_study.activations import sample_patches
+from spr_or.layer_study.channel_scores import channel_scores
+from spr_or.layer_study.refit import Moments, moments_of, refitted, shifting_norm, write_
 from spr_or.methods.common.consumers import consumer_of
 from spr_or.methods.pffec import l1_norms
 from spr_or.pruning.budget import Masks
@@ -40,93 +36,11 @@ from spr_or.pruning.following_norms import following_norms
 from spr_or.pruning.network_groups import features
 from spr_or.training.method import Method, MethodKeys, PruningPlan, PruningTask
 
-_GAP = 1e-3  # at which a layer counts as solved
-_NODE_BATCH = 4  # a batch is finished even when the time is over
-_RIDGE = 1e-8  # of the mean variance of a column, in the weights after the cut
-
 
 class Keys(MethodKeys):
     """Keys of ``[method]``."""
 
     seconds: float = Field(5.0, gt=0)  # time limit of each layer's branch and bound
-
-
-def channel_scores(name: str, patches: Patches, channels: int, size: int, seconds: float) -> Tensor:
-    """A number for each input channel of a convolution, (channels,), where about ``size`` shall stay.
-
-    Those of the best set found have at least 1, the others less; channels that never vary have 0.
-    Raises ``ValueError`` where the output never varies.
-
-    >>> X = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)).double()
-    >>> W = torch.tensor([[5.0], [0.1], [3.0]]).double()
-    >>> channel_scores("conv", Patches(X, W), 3, 2, seconds=5.0).argsort().tolist()
-    [1, 2, 0]
-    """
-    standard = standardise(patches, channels)
-    alive = standard.channels
-    scores = torch.zeros(channels, dtype=torch.float64)
-    count = len(alive)
-    if count == 1:
-        scores[alive] = 1.0
-        return scores
-    made = layer_problem(name, standard, min(count - 1, max(1, size)))
-    certificate = branch_and_bound(
-        made.problem, _GAP, seconds, _NODE_BATCH, start=made.first.weights
-    )
-    if certificate.status == "interrupted":
-        raise KeyboardInterrupt
-    dropped = elimination(made.standard, made.problem.lam * made.problem.alpha).order
-    place = torch.empty(count, dtype=torch.float64)
-    place[dropped] = torch.arange(1, count + 1, dtype=torch.float64) / (count + 1)
-    scores[alive] = place + (certificate.indicators > 0)
-    return scores
-
-
-class Moments(NamedTuple):
-    """Of the columns of X: second moments G (P, P), about the mean (P,) where it is not None."""
-
-    G: Tensor
-    mean: Tensor | None
-
-
-def moments_of(X: Tensor, centred: bool) -> Moments:
-    """The moments of X (n, P); about zero unless ``centred``."""
-    mean = X.mean(0) if centred else None
-    rest = X if mean is None else X - mean
-    return Moments(rest.mT @ rest / len(X), mean)
-
-
-def refitted(moments: Moments, W: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """V (P, q), zero outside the columns ``kept`` (P,), and c (q,) with X V + c nearest to X W.
-
-    c is zero where the moments are not centred.
-
-    >>> X = torch.tensor([[1.0, 2.0], [2.0, 4.0], [3.0, 6.0]]).double()
-    >>> W = torch.ones(2, 1).double()
-    >>> V, _ = refitted(moments_of(X, False), W, torch.tensor([True, False]))
-    >>> V.round(decimals=4).tolist()
-    [[3.0], [0.0]]
-    """
-    G = moments.G[kept][:, kept]
-    G.diagonal().add_(_RIDGE * float(moments.G.diagonal().mean()) + torch.finfo(G.dtype).tiny)
-    V = torch.zeros_like(W)
-    V[kept] = torch.linalg.solve(G, moments.G[kept] @ W)
-    return V, W.new_zeros(W.shape[1]) if moments.mean is None else moments.mean @ (W - V)
-
-
-@torch.no_grad()
-def write_(layer: nn.Conv2d, V: Tensor, shift: Tensor, norm: nn.Module | None) -> None:
-    """Give a convolution the weights V (c_in k, c_out) and a constant (c_out,).
-
-    Where it has no bias the constant is taken off the running mean of ``norm``.
-    """
-    layer.weight.copy_(V.mT.reshape(layer.weight.shape))
-    if layer.bias is not None:
-        layer.bias.add_(shift.to(layer.bias))
-    elif norm is not None:
-        mean = norm.running_mean
-        assert isinstance(mean, Tensor)
-        mean.sub_(shift.to(mean))
 
 
 def plan(task: PruningTask, keys: Keys) -> PruningPlan:
@@ -147,9 +61,7 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
     moments: dict[str, Moments] = {}
 
     def norm_of(name: str) -> nn.Module | None:
-        norms = [model.get_submodule(n) for n in following.get(name, [])]
-        running = [n for n in norms if getattr(n, "running_mean", None) is not None]
-        return running[0] if len(norms) == 1 and running else None
+        return shifting_norm(model, name, following)
 
     def scores() -> dict[str, Tensor]:
         magnitudes = {name: norms.cpu() for name, norms in l1_norms(task.layers).items()}
@@ -160,10 +72,13 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
         for layer, (name, entity) in consumers.items():
             convolution = model.get_submodule(name)
             centred = convolution.bias is not None or norm_of(name) is not None
-            moments[layer] = moments_of(patches[name].X, centred)
+            X, W = patches[name]
+            moments[layer] = moments_of(X, X @ W, centred)
             size = int(left[layer].sum())
             try:
-                by_input = channel_scores(name, patches[name], len(entity), size, keys.seconds)
+                by_input = channel_scores(
+                    name, patches[name], len(entity), size, keys.seconds
+                ).scores
             except ValueError:  # a dead layer: nothing to reproduce, any order does
                 continue
             result[layer] = torch.empty_like(by_input).index_copy_(0, entity, by_input)
@@ -173,9 +88,9 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
         for layer, (name, entity) in consumers.items():
             convolution = model.get_submodule(name)
             assert isinstance(convolution, nn.Conv2d)
-            W = convolution.weight.detach().cpu().double().flatten(1).mT
-            kept = masks[layer].cpu()[entity].repeat_interleave(len(W) // len(entity))
-            write_(convolution, *refitted(moments[layer], W, kept), norm_of(name))
+            columns = len(moments[layer].G) // len(entity)
+            kept = masks[layer].cpu()[entity].repeat_interleave(columns)
+            write_(convolution, *refitted(moments[layer], kept), norm_of(name))
 
     return PruningPlan(scores=scores, across="layers", finish=finish)
 

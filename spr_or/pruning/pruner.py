@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
@@ -21,6 +21,7 @@ from spr_or.pruning.budget import (
 from spr_or.pruning.chosen_entities import chosen_entities
 from spr_or.pruning.compaction.api import CompactionWarning, compact
 from spr_or.pruning.counts import Example
+from spr_or.pruning.exact_cut_masks import cut_task
 from spr_or.pruning.ignored import Ignored
 from spr_or.pruning.lam_words import AUTO, share_of_max
 from spr_or.pruning.largest_lam import BATCHES, Pulls
@@ -74,8 +75,11 @@ class Pruner:
         matter, its sizes do for ``"macs"`` and ``"latency"``.
     target : ``{"params": share}``, ``{"macs": share}`` or ``{"latency": share}`` to remove, between 0
         and 1. Operations are those of convolutions and linear layers, and so is the time, which is
-        measured once for each machine, see `spr_or.pruning.latency`.
+        measured once for each machine, see `spr_or.pruning.latency`. With ``cut="exact"`` it may name
+        several of them: λ follows the first, and the cut meets all.
     epochs : number of epochs before the cut
+    cut : ``"rank"``, by the order in which a larger λ would remove entities, or ``"exact"``, the smallest
+        sum of prices as an integer program, see `spr_or.pruning.exact_cut_masks`
     entities, include_norm : what is kept or removed as a whole, as for `SPR`: ``"filters"``,
         ``"channels"``, ``"heads"``, ``"neurons"`` (hidden units), ``"blocks"`` (residual branches), several
         of them in a list, or groups of your own. One weight is in one entity: ``"channels"`` contain
@@ -127,6 +131,7 @@ class Pruner:
         min_keep: Amount | Mapping[str, Amount] = 1,
         max_keep: Amount | Mapping[str, Amount] = 1.0,
         round_to: int = 1,
+        cut: Literal["rank", "exact"] = "rank",
         lam: float | str | None = "auto",
         alpha: float = 0.1,
         u: str | PerEntity = "share",
@@ -135,7 +140,7 @@ class Pruner:
         weight_decay: float = 5e-4,
         nesterov: bool = False,
     ) -> None:
-        self.measure, share = _checked_target(target)
+        self.measure = _checked_target(target, cut)
         if epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {epochs}")
         lam = "auto" if lam is None else lam
@@ -170,9 +175,13 @@ class Pruner:
         )
         self.optimizer.register_step_pre_hook(self._before_step)
         self.optimizer.register_step_post_hook(self._after_step)
-        self._settings = _Settings(lam, epochs, 100 * share)
-        self._count = self._counter()
+        self._settings = _Settings(lam, epochs, 100 * target[self.measure])
+        self._count = self._counter(self.measure)
         self._refuse_out_of_reach()
+        self._budgets = {name: 100 * share for name, share in target.items()}
+        self._exact = None
+        if cut == "exact":
+            self._exact = cut_task(self.model, here, self.spr.layers, self.limits, self._budgets)
         self._steps = 0
         self._in_step = False
         self._hold: Callable[[], None] | None = None
@@ -245,15 +254,15 @@ class Pruner:
         here = _on_device(self.example, self.model)
         report = pruning_report(self.model, small, here, masks, self.spr.layers)
         target = self._settings.target_removed_pct
-        report["target"] = {self.measure: target / 100}
-        if self.measure == "latency":
-            report["removed"]["latency"] = self._count(masks) / 100
+        report["target"] = {name: pct / 100 for name, pct in self._budgets.items()}
+        if "latency" in self._budgets:
+            report["removed"]["latency"] = self._counter("latency")(masks) / 100
         if self.choice is None:
             report["notes"].append(
                 f"the cut comes after {self.epochs} epochs, {self.epoch} are finished: this is what "
                 "is zero now"
             )
-        elif abs(self.choice.removed_pct - target) > TOLERANCE:
+        elif self._exact is None and abs(self.choice.removed_pct - target) > TOLERANCE:
             report["notes"].append(
                 f"the target of {target:g} % of the {MEASURES[self.measure]} is missed: the nearest "
                 f"that whole entities give is {self.choice.removed_pct:.1f} %"
@@ -268,7 +277,7 @@ class Pruner:
             "lam": float(self.spr.lam),
             "start": None if self._steering is None else self._steering.start,
             "steering": None if self._steering is None else self._steering.state(),
-            "choice": None if self.choice is None else self.choice._asdict(),
+            "choice": None if self.choice is None else self.choice._replace(exact=None)._asdict(),
         }
 
     def load_state_dict(self, state: Record) -> None:
@@ -337,13 +346,14 @@ class Pruner:
 
     def _steered(self, lam: float) -> Steering:
         steering = Steering(
-            self._settings, self.model, self.spr, self._count, self.limits, self.example
-        )
+            self._settings, self.model, self.spr, self._count, self.limits, self.example,
+            exact=self._exact,
+        )  # fmt: skip
         steering.start_at(lam)
         return steering
 
-    def _counter(self) -> Count:
-        count = counter_of(self.measure, self.model, _on_device(self.example, self.model))
+    def _counter(self, measure: str) -> Count:
+        count = counter_of(measure, self.model, _on_device(self.example, self.model))
         return lambda masks: count(module_masks(self.model, self.spr.layers, masks))
 
     def _refuse_out_of_reach(self) -> None:
@@ -359,16 +369,25 @@ class Pruner:
             )
 
 
-def _checked_target(target: Mapping[str, float]) -> tuple[str, float]:
-    """The measure and the share of a target."""
-    if not isinstance(target, Mapping) or len(target) != 1 or not set(target) <= set(MEASURES):
+def _checked_target(target: Mapping[str, float], cut: str) -> str:
+    """The measure that lambda follows; ``ValueError`` for a target that makes no sense."""
+    if cut not in ("rank", "exact"):
+        raise ValueError(f'cut must be "rank" or "exact", got {cut!r}')
+    if not isinstance(target, Mapping) or not target or not set(target) <= set(MEASURES):
         raise ValueError(
             f'target must name one of {", ".join(MEASURES)}, as in {{"params": 0.6}}, got {target!r}'
         )
-    ((measure, share),) = target.items()
-    if not 0 < share < 1:
-        raise ValueError(f"target: the share of {measure} must lie between 0 and 1, got {share}")
-    return measure, share
+    if len(target) > 1 and cut == "rank":
+        raise ValueError(
+            f"target must name one of {', '.join(MEASURES)}, for the cut by rank follows one; with "
+            f'cut="exact" it may name several. Got {target!r}'
+        )
+    for measure, share in target.items():
+        if not 0 < share < 1:
+            raise ValueError(
+                f"target: the share of {measure} must lie between 0 and 1, got {share}"
+            )
+    return next(iter(target))
 
 
 def _on_device(example: Example, model: nn.Module) -> Any:

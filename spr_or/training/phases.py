@@ -19,7 +19,7 @@ from spr_or.pruning.steering import Steering, decide_masks
 from spr_or.training import distributed
 from spr_or.training.distill import distilling
 from spr_or.training.first_lam import first_lam, nothing_removed
-from spr_or.training.improve import swapped
+from spr_or.training.improve import improved
 from spr_or.training.method import SPR_ITSELF
 from spr_or.training.method_phase import Course, method_phase
 from spr_or.training.metrics import Record
@@ -190,9 +190,9 @@ def spr_phase(
         masks, budget = meet_budget(run, steering, run.counter(masks))
     if shrinking is not None:
         shrinking.write_back()  # what the budget gave back
-    if budget is not None and recipe.improve == "swaps":
-        masks, swaps = swapped(run, model, spr, masks)
-        budget |= swaps
+    if budget is not None and recipe.improve != "none":
+        masks, gained = improved(run, model, spr, masks)
+        budget |= gained
     return model, masks, budget
 
 

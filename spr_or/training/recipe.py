@@ -149,8 +149,9 @@ class SprRecipe(Schedule):
         Literal["params", "macs", "latency"], Annotated[float, Field(gt=0, lt=100)]
     ] = {}
     # With a budget, after the cut. swaps: entities that went come back for others of their layer, as
-    # long as the loss on training images falls.
-    improve: Literal["none", "swaps"] = "none"
+    # long as the loss on training images falls. layers: then also the sets, and weights, with which the
+    # next convolution reproduces its output best.
+    improve: Literal["none", "swaps", "layers"] = "none"
     ignored: tuple[
         str, ...
     ] = ()  # layers that keep everything, by name or pattern such as "layer4.*"

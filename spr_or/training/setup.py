@@ -15,16 +15,20 @@ from torch import Tensor, nn
 from spr_or.pruning.budget import TOLERANCE, Count, Masks, reachable_pct
 from spr_or.pruning.chosen_entities import ChosenEntities, chosen_entities
 from spr_or.pruning.compaction.api import CompactionError, compact
+from spr_or.pruning.entity_gates import gated_channels
 from spr_or.pruning.measures import MEASURES, counter_of
 from spr_or.pruning.module_masks import module_masks
-from spr_or.pruning.swaps import gated_channels
 from spr_or.training import distributed
 from spr_or.training.data.load import Data
 from spr_or.training.pruning import make_cut, make_limits, make_spr
 from spr_or.training.recipe import Recipe, RecipeError, SpeedRecipe, build_model
 from spr_or.training.speed import choose_speed
 from spr_or.training.speed_trials import Tell
+from spr_or.utils.import_path import load_object
 from spr_or.utils.stored_weights import find_weights
+
+# It rests on the layer study, which rests on this folder: so it is loaded by name, as methods are.
+LAYER_SETS = "spr_or.methods.common.layer_sets"
 
 
 def pick_device(speed: SpeedRecipe) -> torch.device:
@@ -215,10 +219,14 @@ def make_counter(
     except ValueError as error:
         raise RecipeError(f'spr.cut = "exact" does not fit {recipe.model}: {error}') from error
     try:
-        if spr.improve == "swaps":
+        if spr.improve != "none":
             gated_channels(model, regularizer.layers, example)
+        if spr.improve == "layers":
+            load_object(f"{LAYER_SETS}:readers")(model, regularizer.layers, example)
     except ValueError as error:
-        raise RecipeError(f'spr.improve = "swaps" does not fit {recipe.model}: {error}') from error
+        raise RecipeError(
+            f'spr.improve = "{spr.improve}" does not fit {recipe.model}: {error}'
+        ) from error
     return counter
 
 

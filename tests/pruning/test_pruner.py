@@ -251,6 +251,31 @@ def test_it_continues_from_its_state() -> None:
         assert torch.equal(one, other)
 
 
+def test_an_exact_cut_meets_all_budgets_and_continues_from_its_state() -> None:
+    torch.manual_seed(0)
+    model, example = convnet(), torch.zeros(2, *IMAGE)
+    dense = count_parameters(model), count_macs(model, example.shape)
+    options: dict[str, Any] = {"entities": ["filters", "neurons"], "cut": "exact", "epochs": 1}
+    target = {"params": 0.5, "macs": 0.7}
+    pruner = Pruner(model, example, target, **options)
+    train(pruner, model, batches(IMAGE), 1)
+    assert pruner.choice is not None and pruner.choice.exact.choice.gap <= 1e-4
+    small = pruner.compact()
+    assert count_parameters(small) <= 0.501 * dense[0]
+    assert count_macs(small, example.shape) <= 0.301 * dense[1]
+    report = pruner.report()
+    assert report["target"] == target and report["removed"]["macs"] >= 0.699
+    other = copy.deepcopy(model)
+    again = Pruner(other, example, target, **options)
+    again.load_state_dict(pruner.state_dict())
+    assert all(torch.equal(again.masks[name], keep) for name, keep in pruner.masks.items())
+
+
+def test_filters_of_a_residual_network_have_no_exact_cut() -> None:
+    with pytest.raises(ValueError, match='write one feature together: use entities = "channels"'):
+        Pruner(digits_resnet(), torch.zeros(2, *IMAGE), {"params": 0.5}, cut="exact")
+
+
 def test_a_report_before_the_cut_says_so_and_that_nothing_was_removed() -> None:
     pruner = Pruner(mlp(), torch.zeros(1, 64), {"params": 0.5}, 3, entities="neurons")
     shown = str(pruner.report())
@@ -264,7 +289,13 @@ def test_a_report_before_the_cut_says_so_and_that_nothing_was_removed() -> None:
     [
         ({"target": {"params": 1.2}}, "must lie between 0 and 1, got 1.2"),
         ({"target": {"weights": 0.5}}, "one of params, macs, latency"),
-        ({"target": {"params": 0.5, "macs": 0.5}}, "one of params, macs, latency"),
+        ({"target": {"params": 0.5, "macs": 0.5}}, "one of params, macs, latency, for the cut by"),
+        (
+            {"target": {"params": 0.5, "macs": 0.0}, "cut": "exact"},
+            "share of macs must lie between",
+        ),
+        ({"target": {"params": 0.5, "macs": 0.99}, "cut": "exact"}, "of macs cannot be removed"),
+        ({"cut": "best"}, 'cut must be "rank" or "exact", got \'best\''),
         (
             {"target": {"params": 0.9}, "min_keep": 0.5},
             "cannot be reached: .* [0-9.]+ % of the parameters are rem",

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from slow_cases import slow_unless
-from tiny_runs import no_pictures_in, tiny_recipe
+from tiny_runs import assert_identical, no_pictures_in, stopped_at, tiny_recipe
 
 from models.toy import convnet
+from spr_or.methods.common import layer_sets
 from spr_or.pruning import latency
 from spr_or.pruning.budget import reachable_pct, scheduled_pct
 from spr_or.pruning.compaction.api import compact
@@ -159,6 +161,29 @@ def test_an_exact_cut_meets_two_budgets_and_swaps_lower_the_loss(tmp_path: Path)
     assert budget["loss_after_swaps"] <= budget["loss_before_swaps"] and budget["swaps"] >= 0
 
 
+def test_layers_lower_the_loss_and_a_resumed_run_ends_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    search = layer_sets.channel_scores  # without time to search, so that no clock decides
+    monkeypatch.setattr(layer_sets, "channel_scores", lambda *given: search(*given[:-1], 0.0))
+    spr = {"target_removed_pct": 80, "improve": "layers", "lam": 0.01, "start": "dense"}
+    recipe = tiny_recipe(model="models.toy:digits_resnet", spr=spr)
+    summary = run_recipe(recipe, tmp_path / "whole", judge=False)
+    with stopped_at("finetune", 1), pytest.raises(KeyboardInterrupt):
+        run_recipe(recipe, tmp_path / "broken", judge=False)
+    again = run_recipe(recipe, tmp_path / "broken", judge=False, resume=True)
+    budget = summary["budget"]
+    assert budget["loss_after_layers"] <= budget["loss_after_swaps"]
+    assert budget["layers_with_new_sets"] + budget["layers_with_new_weights"] > 0
+    assert budget["layers_proven"] <= budget["layers_with_new_sets"]
+    assert budget["held_out_loss_after_improving"] != budget["held_out_loss_before_improving"]
+    assert summary["removed_params_pct"] >= budget["after_cut_pct"] - 1e-6
+    assert again["budget"] == budget and again["accuracy"] == summary["accuracy"]
+    compact = [tmp_path / place / "compact.safetensors" for place in ("whole", "broken")]
+    assert_identical(load_file(compact[0]), load_file(compact[1]), "compact")
+    assert "layers with another set of entities" in (tmp_path / "whole/report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("spr", "message"),
     [
@@ -184,6 +209,13 @@ def test_swaps_of_a_transformers_channels_are_refused_before_training(tmp_path: 
     spr = {"target_removed_pct": 30, "improve": "swaps", "entities": "channels"}
     with pytest.raises(RecipeError, match='"swaps" does not fit models.vit:.* cannot be gated'):
         run_recipe(tiny_recipe(model="models.vit:vit_tiny_digits", spr=spr), tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_layers_need_a_convolution_that_reads_a_layer(tmp_path: Path) -> None:
+    spr = {"target_removed_pct": 30, "improve": "layers", "entities": "neurons"}
+    with pytest.raises(RecipeError, match='"layers" does not fit models.toy:mlp: there is no conv'):
+        run_recipe(tiny_recipe(model="models.toy:mlp", spr=spr), tmp_path)
     assert not list(tmp_path.glob("*.safetensors"))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from spr_or.pruning.layer_rows import LayerRow
-from spr_or.training.report.rows import BUDGET_ROWS, PAGE_ROWS, shown
+from spr_or.training.report.rows import BUDGET_ROWS, CUT_ROWS, PAGE_ROWS, shown
 from spr_or.training.report.words import noise, warnings, what_was_done
 from spr_or.utils.files import write_text
 from spr_or.utils.html_page import escaped, head, picture, scroll, table_row, tiles
@@ -116,7 +116,8 @@ def _budget(columns: Sequence[dict[str, Any]]) -> str:
     if any(column.get("budget") is None for column in columns):
         return ""
     rows = [table_row("th", ["", *(f"seed {column['seed']}" for column in columns)])]
-    for label, key, form in BUDGET_ROWS:
+    told = [row for row in CUT_ROWS if any(row[1] in column["budget"] for column in columns)]
+    for label, key, form in (*BUDGET_ROWS, *told):
         rows.append(table_row("td", [label, *(shown(form, c["budget"].get(key)) for c in columns)]))
     caption = "<caption>How the share to remove was met</caption>"
     return scroll(caption + "".join(rows), len(columns))

@@ -49,6 +49,21 @@ BUDGET_ROWS: tuple[Row, ...] = (
     ("largest indicator of an entity that went", "threshold", "{:.3f}"),
     ("λ at the end", "lam", "{:.4g}"),
 )
+# In budgets with cut = "exact" or improve other than "none".
+CUT_ROWS: tuple[Row, ...] = (
+    ("sum of the prices of what goes", "price", "{:.4g}"),
+    ("the least possible sum, at least", "price_bound", "{:.4g}"),
+    ("the sum of the cut by rank", "price_by_rank", "{:.4g}"),
+    ("swaps after the cut", "swaps", "{:.0f}"),
+    ("loss on the training images that judged swaps, before", "loss_before_swaps", "{:.4f}"),
+    ("the same after swaps", "loss_after_swaps", "{:.4f}"),
+    ("layers with another set of entities", "layers_with_new_sets", "{:.0f}"),
+    ("of them proven the best set of their size for the layer", "layers_proven", "{:.0f}"),
+    ("layers whose reader got other weights", "layers_with_new_weights", "{:.0f}"),
+    ("the same loss after layers", "loss_after_layers", "{:.4f}"),
+    ("loss on images that judged none of this, before", "held_out_loss_before_improving", "{:.4f}"),
+    ("the same afterwards", "held_out_loss_after_improving", "{:.4f}"),
+)
 
 
 def ratios(measured: dict[str, Any]) -> dict[str, float | None]:
