@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spr_or.certified_solver import node_fista
+from spr_or.certified_solver import column_nodes, node_fista
 from spr_or.certified_solver.bounds import Terms, dual_bound, penalty_of
 from spr_or.certified_solver.design import Design, sample_sum, slopes
 from spr_or.certified_solver.nodes import Node
@@ -60,11 +60,14 @@ def relax(design: Design, clock: TimeLimit, tolerance: float, start: Tensor | No
         small = small.with_moments() if design.loss == "squared" else small
         at_one = one[working].unsqueeze(0)
         scale = max(abs(node.bound), 1e-12)
-        solved = node_fista.solve(
-            node_fista.smooth_part(small), node.W[working].unsqueeze(0),
-            Terms(None, ~at_one, at_one),
-            tolerance=0.5 * tolerance * scale, iterations=3000, stop=lambda: clock.spent,
-        )  # fmt: skip
+        W, wanted = node.W[working].unsqueeze(0), 0.5 * tolerance * scale
+        if column_nodes.applies(small):
+            solved = column_nodes.relax(small, W, at_one, wanted)
+        else:
+            solved = node_fista.solve(
+                node_fista.smooth_part(small), W, Terms(None, ~at_one, at_one),
+                tolerance=wanted, iterations=3000, stop=lambda: clock.spent,
+            )  # fmt: skip
         trial = Node(everything, one, torch.zeros_like(node.W), None)
         trial.W[working] = solved.W[0]
         _bound(design, trial)

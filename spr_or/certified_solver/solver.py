@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 
 from spr_or import __version__
-from spr_or.certified_solver import clusters, incumbents, many_outputs, root, tree_size
+from spr_or.certified_solver import (
+    clusters, column_nodes, incumbents, many_outputs, root, tree_size,
+)  # fmt: skip
 from spr_or.certified_solver.block_curvature import MixedEngine, SplitEngine, spare_curvature
 from spr_or.certified_solver.design import Design, design_of, theta_of, weights_of
 from spr_or.certified_solver.nodes import Engine, FirstOrderEngine, Node
@@ -215,7 +217,10 @@ def _search_around(search: Search, near: Tensor, supports: list[Tensor]) -> None
 
 def _first_order(search: Search) -> FirstOrderEngine:
     """As accurate as the gap asked for needs."""
-    return FirstOrderEngine(search.design, 0.3 * search.gap * abs(search.best.objective))
+    tolerance = 0.3 * search.gap * abs(search.best.objective)
+    if column_nodes.applies(search.design):
+        return column_nodes.ColumnEngine(search.design, tolerance)
+    return FirstOrderEngine(search.design, tolerance)
 
 
 def _branch(search: Search, node: Node, batch: int, workers: int) -> None:
