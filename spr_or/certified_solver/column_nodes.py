@@ -288,7 +288,8 @@ def newton(batch: _Batch, at: Points) -> Array:
     real = inside[rows, columns]
     places = smooth.at[columns]
     A = smooth.G[places[:, :, None], places[:, None, :]]
-    A *= real[:, :, None] & real[:, None, :]
+    if not real.all():
+        A *= real[:, :, None] & real[:, None, :]
     bend = np.where(quadratic, entities.ridge, 0.0)
     if batch.excess is not None:
         bend += batch.excess
@@ -298,11 +299,12 @@ def newton(batch: _Batch, at: Points) -> Array:
     if held.any():
         right = right - smooth.product(w)
     right = np.where(real, right[rows, columns], 0.0)
-    x, info = torch.linalg.solve_ex(torch.from_numpy(A), torch.from_numpy(right))
-    w[inside] = x.numpy()[real]
+    try:
+        w[inside] = np.linalg.solve(A, right[:, :, None])[real, 0]
+    except np.linalg.LinAlgError:
+        return at.w
     # Across zero, or across its bound, a column is on another piece: the next step tells.
     across = inside & ~quadratic & (w * sign < 0)
     w[across] = 0.0
-    w = np.clip(w, -smooth.M, smooth.M)
-    sound = (info == 0).numpy() & np.isfinite(w).all(1)
-    return w if sound.all() else np.where(sound[:, None], w, at.w)
+    w = np.minimum(np.maximum(w, -smooth.M), smooth.M)
+    return w if np.isfinite(w).all() else at.w

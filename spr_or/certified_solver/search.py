@@ -138,10 +138,14 @@ class Search:
     def record(self, node: Node, parent: int, value: int) -> None:
         """Write an evaluated node into the proof, as side ``value`` of its parent."""
         entities = self.design.entities[node.position]
-        clusters = node.clusters
-        if clusters is not None:
+        d, clusters = node.d, node.clusters
+        if d is not None and clusters is not None:
+            left = torch.isin(clusters, node.position).any(1)  # the others say nothing
+            d, clusters = d[left], clusters[left]
             clusters = torch.where(clusters >= 0, self.design.entities[clusters], -1)
-        node.record = self.proof.add(parent, value, entities, node.W, node.d, clusters)
+        elif d is not None and d.shape[1:] == (1, 1):
+            d = d.squeeze(-1)  # a diagonal takes the check less time than blocks
+        node.record = self.proof.add(parent, value, entities, node.W, d, clusters)
 
     def push(self, node: Node) -> None:
         """Keep a node open, or close it where it cannot improve."""

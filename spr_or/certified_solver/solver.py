@@ -24,6 +24,7 @@ from spr_or.certified_solver import (
     clusters, column_nodes, incumbents, many_outputs, root, tree_size,
 )  # fmt: skip
 from spr_or.certified_solver.block_curvature import MixedEngine, SplitEngine, spare_curvature
+from spr_or.certified_solver.column_nodes import ColumnEngine
 from spr_or.certified_solver.design import Design, design_of, theta_of, weights_of
 from spr_or.certified_solver.nodes import Engine, FirstOrderEngine, Node
 from spr_or.certified_solver.search import Search
@@ -47,6 +48,7 @@ _ROOT_STEPS, _NODE_STEPS = 15, 1
 _BATCH = {"cpu": 32, "cuda": 256}
 _TRIAL = 1500  # first-order nodes, at most, before curvature is moved at every node
 _DEARER = 16  # what such a node costs, in first-order nodes
+_DEARER_COLUMNS = 2  # the same of single columns, where only the root looks for its curvature
 _SPLIT_TRIAL = 100  # nodes with curvature moved entity by entity, before it is in clusters
 _CLUSTER_PATH = (100.0, 50.0, 25.0, 12.0, 6.0, 3.0, 1.5)
 _CLUSTER_ROOT_STEPS, _CLUSTER_NODE_STEPS = 30, 2
@@ -215,11 +217,11 @@ def _search_around(search: Search, near: Tensor, supports: list[Tensor]) -> None
         search.design = whole
 
 
-def _first_order(search: Search) -> FirstOrderEngine:
+def _first_order(search: Search) -> FirstOrderEngine | ColumnEngine:
     """As accurate as the gap asked for needs."""
     tolerance = 0.3 * search.gap * abs(search.best.objective)
     if column_nodes.applies(search.design):
-        return column_nodes.ColumnEngine(search.design, tolerance)
+        return ColumnEngine(search.design, tolerance)
     return FirstOrderEngine(search.design, tolerance)
 
 
@@ -240,7 +242,11 @@ def _branch(search: Search, node: Node, batch: int, workers: int) -> None:
         return
     mu = 2e-3 * abs(search.best.objective) / max(1, N * k)
     small = max(0.1 * float(design.ridge.min()), 1e-8 * float(design.moments.G.diagonal().amax()))
-    mixed = MixedEngine(first, SplitEngine(design, mu, _NODE_STEPS, small, workers), _MIXED_COLUMNS)
+    single = isinstance(first, ColumnEngine)  # which goes on with what curvature the root moves
+    mixed: Engine = first
+    if not isinstance(first, ColumnEngine):
+        own = SplitEngine(design, mu, _NODE_STEPS, small, workers)
+        mixed = MixedEngine(first, own, _MIXED_COLUMNS)
     if N * k > _SPLIT_COLUMNS:
         search.run(mixed, batch)
         return
@@ -252,6 +258,9 @@ def _branch(search: Search, node: Node, batch: int, workers: int) -> None:
         search.run(mixed, batch)
         return
     search.begin_again(whole)
+    if single:
+        search.run(first, batch)
+        return
     search.run(split, batch, _SPLIT_TRIAL)
     if not search.over:
         _branch_in_clusters(search, whole, first, mu, workers)
@@ -276,7 +285,8 @@ def _whole_split(
                 return None
             whole = _split_root(search, node, split, d)
         done, now, end = search.evaluated - before, search.bound, search.cutoff
-        if tree_size.pays(done, node.own, now, end, whole.own, _DEARER):
+        dearer = _DEARER_COLUMNS if first is later else _DEARER
+        if tree_size.pays(done, node.own, now, end, whole.own, dearer):
             return whole
     return whole if whole is not None and whole.own > search.bound else None
 
