@@ -216,12 +216,11 @@ def dual_bound(
     return value - (gradient * W).sum((1, 2, 3)) - paid - penalty.credit, score
 
 
-def forced_bounds(bound: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
-    """Bounds (B, N) of the same node with y_i forced to 1, and forced to 0: safe fixing.
+def forced_bounds(bound: float, score: Tensor) -> tuple[Tensor, Tensor]:
+    """Bounds (N,) of the same node with y_i forced to 1, and forced to 0: safe fixing.
 
     The node paid max(0, s_i); y_i = 1 pays s_i, which is more by [-s_i]_+, and y_i = 0 pays
     nothing, which is more by [s_i]_+.  Within a cluster the supports with i pay s_i more than those
     without.
     """
-    base = bound.unsqueeze(-1)
-    return base + (-score).clamp(min=0), base + score.clamp(min=0)
+    return bound - score.clamp(max=0), bound + score.clamp(min=0)

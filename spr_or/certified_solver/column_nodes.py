@@ -107,11 +107,12 @@ def relax(design: Design, W: Tensor, one: Tensor, tolerance: float) -> Relaxed:
 
 def best_weights(design: Design, supports: Tensor) -> Tensor:
     """The best weights (B, N, 1, 1) on supports (B, N) of a design that `applies` takes."""
-    one = supports.numpy()
-    smooth = _smooth(design)
+    columns = supports.any(0).nonzero().squeeze(1).numpy()
+    smooth, one = _smooth(design).of(columns), supports.numpy()[:, columns]
+    W = np.zeros(tuple(supports.shape))
     batch = _batch(smooth, one, one, None)
-    found = solve(batch, np.zeros(one.shape), _EXACT * smooth.c0, np.inf)
-    return torch.from_numpy(found.w).view(*one.shape, 1, 1)
+    W[:, columns] = solve(batch, W[:, columns], _EXACT * smooth.c0, np.inf).w
+    return torch.from_numpy(W).view(*W.shape, 1, 1)
 
 
 class _Smooth(NamedTuple):

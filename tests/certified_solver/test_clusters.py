@@ -138,7 +138,7 @@ def test_bounds_of_nodes_and_of_what_they_force_hold(seed, M):
         }  # fmt: skip
         assert node.own <= min(allowed.values()) + 1e-9
         assert node.score is not None
-        forced = forced_bounds(torch.tensor(node.own, dtype=torch.float64), node.score)
+        forced = forced_bounds(node.own, node.score)
         for row, i in enumerate(node.position.tolist()):
             for value, bound in zip((1, 0), forced, strict=True):
                 if bool(node.free[row]):
