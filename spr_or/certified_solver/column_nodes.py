@@ -6,8 +6,10 @@ known which column is at zero, on which piece, or at its bound, the weights solv
 gradient step with a step of its own for each column tells the pieces from a point near the solution, and a
 parent's solution is near.  So most nodes take one or two systems of as many equations as columns
 are in use, where first-order steps take dozens.  This is the semismooth Newton method of `node_newton` in the
-form that it has here.  A step that does not lower the value is halved, and where that does not help the node
-keeps the best bound that it has, for every point gives one (`bounds`).
+form that it has here.  Where a step does not lower the value,
+the next one takes the loss to bend more along each column (a Levenberg-Marquardt step), and where that does not help
+either, as may be with more columns than samples and little ridge, first-order steps go on; with moved curvature the
+node keeps the best bound that it has, for every point gives one (`bounds`).
 
 All arithmetic is NumPy's: trees of narrow nodes have few at a time, and an operator of torch costs as much as a
 hundred columns.
@@ -25,17 +27,17 @@ from torch import Tensor
 
 from spr_or.certified_solver.bounds import penalty_of
 from spr_or.certified_solver.design import Design
-from spr_or.certified_solver.nodes import Node
+from spr_or.certified_solver.nodes import FirstOrderEngine, Node
 from spr_or.formulations.single_weights import SingleWeights, single_weights
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 _STEPS = 20
-_HALVINGS = 6
+_STIFFER, _STIFFEST = 4.0, 1e5
 _RELATIVE = 0.3  # as in `node_fista`
 _DAMPING = 1e-11  # of the diagonal, for more columns in use than samples
-_EXACT = 1e-14  # of the loss at zero weights
+_EXACT = 1e-13  # of the loss at zero weights
 
 
 def applies(design: Design) -> bool:
@@ -65,6 +67,7 @@ class ColumnEngine:
         assert design.moments is not None
         self.design, self.tolerance = design, tolerance
         self.smooth = _smooth(design)
+        self.slowly = FirstOrderEngine(design, tolerance)
 
     def __call__(self, nodes: Sequence[Node], cutoff: float) -> None:
         places = [node.position.numpy() for node in nodes]
@@ -87,32 +90,42 @@ class ColumnEngine:
             node.score, node.indicator = map(torch.from_numpy, (found.gain[b, at], y[b, at]))
             node.own = float(found.bound[b])
             node.bound = max(node.bound, node.own)
+        far = ~_done(found.bound, found.value, self.tolerance, cutoff)
+        rest = [nodes[b] for b in far.nonzero()[0] if nodes[b].d is None]
+        if rest:
+            self.slowly(rest, cutoff)
 
 
 class Relaxed(NamedTuple):
-    """Weights W (B, N, 1, 1) and the values (B,) of relaxations there."""
+    """Weights W (1, N, 1, 1), the ``value`` (1,) of the relaxation there, and whether it is accurate."""
 
     W: Tensor
     value: Tensor
+    done: bool
 
 
 def relax(design: Design, W: Tensor, one: Tensor, tolerance: float) -> Relaxed:
-    """The relaxations of a design that `applies` takes, within ``tolerance`` (absolute): with the entities
-    ``one`` (B, N) in use and the others free, from W (B, N, 1, 1)."""
-    alive = np.ones(tuple(one.shape), bool)
-    batch = _batch(_smooth(design), alive, one.numpy(), None)
+    """The relaxation of a design that `applies` takes, with the entities ``one`` (1, N) in use and the
+    others free, from W (1, N, 1, 1), to ``tolerance`` (absolute)."""
+    batch = _batch(_smooth(design), np.ones(tuple(one.shape), bool), one.numpy(), None)
     found = solve(batch, W.numpy()[..., 0, 0], tolerance, np.inf)
-    return Relaxed(torch.from_numpy(found.w).view(W.shape), torch.from_numpy(found.value))
+    done = bool(_done(found.bound, found.value, tolerance, np.inf).all())
+    return Relaxed(torch.from_numpy(found.w).view(W.shape), torch.from_numpy(found.value), done)
 
 
-def best_weights(design: Design, supports: Tensor) -> Tensor:
-    """The best weights (B, N, 1, 1) on supports (B, N) of a design that `applies` takes."""
+def best_weights(design: Design, supports: Tensor) -> tuple[Tensor, list[float]]:
+    """The best weights (B, N, 1, 1) on supports (B, N) of a design that `applies` takes, and the objective
+    of the integer problem there."""
     columns = supports.any(0).nonzero().squeeze(1).numpy()
     smooth, one = _smooth(design).of(columns), supports.numpy()[:, columns]
     W = np.zeros(tuple(supports.shape))
     batch = _batch(smooth, one, one, None)
-    W[:, columns] = solve(batch, W[:, columns], _EXACT * smooth.c0, np.inf).w
-    return torch.from_numpy(W).view(*W.shape, 1, 1)
+    found = solve(batch, W[:, columns], _EXACT * smooth.c0, np.inf)
+    W[:, columns] = found.w
+    objective = found.value + smooth.credit
+    if design.shadow:
+        objective -= design.shadow * np.add.reduce(one & design.penalised.numpy()[columns], 1)
+    return torch.from_numpy(W).view(*W.shape, 1, 1), objective.tolist()
 
 
 class _Smooth(NamedTuple):
@@ -162,7 +175,7 @@ class _Batch(NamedTuple):
 
     excess : ridge less moved curvature, or None
     step : of a proximal gradient step, (P,) or (B, P); with it, a column leaves zero where it has moved further
-        than ``start``, is on the second piece beyond ``turn``, and at its bound beyond ``end``
+        than ``start``, is on the second piece beyond kappa + start, and at its bound beyond M + ``stretch``
     floor : what a column pays at least: nothing, or what it gains
     """
 
@@ -172,8 +185,7 @@ class _Batch(NamedTuple):
     excess: Array | None
     step: Array
     start: Array
-    turn: Array
-    end: Array
+    stretch: Array
     floor: Array
 
     def of(self, rows: Mask) -> _Batch:
@@ -198,34 +210,40 @@ def _batch(smooth: _Smooth, alive: Mask, one: Mask, d: Array | None) -> _Batch:
     step = 1 / np.where(bend > 0, bend, 1.0)
     start = np.where(one, -1.0, step * entities.slope)
     start[~alive] = np.inf
-    end = smooth.M * (1 + 2 * step * entities.ridge)
-    return _Batch(
-        smooth, alive, entities, excess, step, start, entities.kink + start, end,
-        np.where(one, -np.inf, 0.0),
-    )  # fmt: skip
+    stretch = 2 * step * entities.ridge * smooth.M
+    floor = np.where(one, -np.inf, 0.0)
+    return _Batch(smooth, alive, entities, excess, step, start, stretch, floor)
 
 
 def solve(batch: _Batch, w: Array, tolerance: float, cutoff: float) -> Points:
     """From weights w (B, P), until each node is within ``tolerance`` or its bound passes ``cutoff``."""
     now = evaluate(batch, w)
     best = Points(*(field.copy() for field in now))
-    rows = np.arange(len(w))
+    rows, stiff = np.arange(len(w)), np.ones(len(w))
     for _ in range(_STEPS):
         left = ~_done(best.bound[rows], best.value[rows], tolerance, cutoff)
         if not left.all():
-            rows, now, batch = rows[left], now.of(left), batch.of(left)
+            rows, stiff, now, batch = rows[left], stiff[left], now.of(left), batch.of(left)
         if len(rows) == 0:
             break
-        found = _lower(batch, now, newton(batch, now))
+        found = evaluate(batch, newton(batch, now, stiff))
         up = found.bound > best.bound[rows]
         for field, new in zip(best[:4], found[:4], strict=True):
             field[rows[up]] = new[up]
         lower = found.value < now.value
         best.value[rows] = np.minimum(best.value[rows], found.value)
-        if not lower.all():  # some have come as far as this method takes them
-            rows, batch, found = rows[lower], batch.of(lower), found.of(lower)
-        now = found
+        if lower.all():
+            now, stiff = found, np.maximum(stiff / _STIFFER, 1.0)
+        else:
+            now = Points(*(_choose(lower, *fields) for fields in zip(found, now, strict=True)))
+            stiff = np.where(lower, np.maximum(stiff / _STIFFER, 1.0), _STIFFER * stiff)
+            going = stiff <= _STIFFEST  # the others have come as far as this method takes them
+            rows, stiff, now, batch = rows[going], stiff[going], now.of(going), batch.of(going)
     return best
+
+
+def _choose(rows: Mask, new: Array, old: Array) -> Array:
+    return np.where(rows if new.ndim == 1 else rows[:, None], new, old)
 
 
 def _done(bound: Array, value: Array, tolerance: float, cutoff: float) -> Mask:
@@ -234,18 +252,6 @@ def _done(bound: Array, value: Array, tolerance: float, cutoff: float) -> Mask:
     if cutoff < np.inf:
         wanted = np.maximum(_RELATIVE * (cutoff - bound), tolerance)
     return (value - bound <= wanted) | (bound >= cutoff)
-
-
-def _lower(batch: _Batch, now: Points, w: Array) -> Points:
-    """At w, or on the way there from ``now``, where the value is lower."""
-    found = evaluate(batch, w)
-    for _ in range(_HALVINGS):
-        higher = ~(found.value < now.value)
-        if not higher.any():
-            break
-        w = np.where(higher[:, None], 0.5 * (w + now.w), w)
-        found = evaluate(batch, w)
-    return found
 
 
 def evaluate(batch: _Batch, w: Array) -> Points:
@@ -265,18 +271,24 @@ def evaluate(batch: _Batch, w: Array) -> Points:
     return Points(w, slope, gain, bound, value + np.add.reduce(batch.entities.cost(w), 1))
 
 
-def newton(batch: _Batch, at: Points) -> Array:
-    """The weights (B, P) that are stationary on the pieces where a proximal gradient step ends."""
+def newton(batch: _Batch, at: Points, stiff: Array) -> Array:
+    """The weights (B, P) that are stationary on the pieces where a proximal gradient step ends.
+
+    ``stiff`` (B,) is at least 1: the smooth part is taken to bend so much more along each column as
+    makes the gradient step shorter by this factor.
+    """
     smooth, entities = batch.smooth, batch.entities
-    V = at.w - batch.step * at.slope
+    short = 1 / stiff[:, None]
+    V = at.w - short * batch.step * at.slope
     size = np.abs(V)
     if smooth.signed is not None:
         size = np.where(smooth.signed, np.maximum(V, 0.0), size)
-    inside = size > batch.start
+    start = short * batch.start
+    inside = size > start
     if smooth.signed is not None:
         inside &= (size > 0) | ~smooth.signed
-    quadratic = size > batch.turn
-    held = inside & quadratic & (size >= batch.end)
+    quadratic = size > entities.kink + start
+    held = inside & quadratic & (size >= smooth.M + short * batch.stretch)
     inside &= ~held
     sign = np.sign(V)
     w = np.where(held, smooth.M * sign, 0.0)
@@ -294,9 +306,12 @@ def newton(batch: _Batch, at: Points) -> Array:
     bend = np.where(quadratic, entities.ridge, 0.0)
     if batch.excess is not None:
         bend += batch.excess
+    right = smooth.c - np.where(quadratic, 0.0, 0.5 * entities.slope * sign)
+    if (stiff > 1).any():
+        more = (stiff - 1)[:, None] * (0.5 / batch.step)
+        bend, right = bend + more, right + more * at.w
     diagonal = np.einsum("bii->bi", A)
     diagonal += np.where(real, bend[rows, columns] + _DAMPING * diagonal, 1.0)
-    right = smooth.c - np.where(quadratic, 0.0, 0.5 * entities.slope * sign)
     if held.any():
         right = right - smooth.product(w)
     right = np.where(real, right[rows, columns], 0.0)
@@ -306,6 +321,8 @@ def newton(batch: _Batch, at: Points) -> Array:
         return at.w
     # Across zero, or across its bound, a column is on another piece: the next step tells.
     across = inside & ~quadratic & (w * sign < 0)
+    if smooth.signed is not None:
+        across |= smooth.signed & (w < 0)
     w[across] = 0.0
     w = np.minimum(np.maximum(w, -smooth.M), smooth.M)
     return w if np.isfinite(w).all() else at.w

@@ -149,9 +149,8 @@ def _on_union(design: Design, supports: list[Tensor]) -> list[Incumbent]:
 def _by_columns(design: Design, supports: list[Tensor]) -> list[Incumbent]:
     if not supports:
         return []
-    return _incumbents(
-        design, column_nodes.best_weights(design, torch.stack(supports)), supports
-    )
+    W, objectives = column_nodes.best_weights(design, torch.stack(supports))
+    return [Incumbent(*found) for found in zip(objectives, supports, W, strict=True)]
 
 
 def _by_newton(design: Design, supports: list[Tensor]) -> list[Incumbent]:

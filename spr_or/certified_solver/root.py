@@ -13,7 +13,7 @@ from spr_or.formulations import projected
 from spr_or.formulations.losses import LOSSES
 from spr_or.solvers.time_limit import TimeLimit
 
-_FIRST = 64
+_FIRST, _FIRST_SINGLE = 64, 160  # columns; single ones are so cheap that most small designs take one round
 _ROUNDS = 40
 _TRIALS = 14  # of the multiplier
 
@@ -53,7 +53,8 @@ def relax(design: Design, clock: TimeLimit, tolerance: float, start: Tensor | No
     if start is not None:
         node.W = start
         promise = torch.where((start != 0).any(-1).any(-1), torch.inf, promise)
-    first = max(_FIRST, int(promise.isinf().sum()))
+    least = _FIRST_SINGLE if design.shape[1:] == (1, 1) else _FIRST
+    first = max(least, int(promise.isinf().sum()))
     working = promise.argsort(descending=True)[:first]
     for _ in range(_ROUNDS):
         small = design.restrict(working)
@@ -61,20 +62,14 @@ def relax(design: Design, clock: TimeLimit, tolerance: float, start: Tensor | No
         at_one = one[working].unsqueeze(0)
         scale = max(abs(node.bound), 1e-12)
         W, wanted = node.W[working].unsqueeze(0), 0.5 * tolerance * scale
-        if column_nodes.applies(small):
-            solved = column_nodes.relax(small, W, at_one, wanted)
-        else:
-            solved = node_fista.solve(
-                node_fista.smooth_part(small), W, Terms(None, ~at_one, at_one),
-                tolerance=wanted, iterations=3000, stop=lambda: clock.spent,
-            )  # fmt: skip
+        W, value = _relax_small(small, W, at_one, wanted, clock)
         trial = Node(everything, one, torch.zeros_like(node.W), None)
-        trial.W[working] = solved.W[0]
+        trial.W[working] = W[0]
         _bound(design, trial)
         assert trial.score is not None
         if trial.bound > node.bound:
             node = trial
-        done = float(solved.value) - node.bound <= tolerance * scale
+        done = value - node.bound <= tolerance * scale
         wanted = trial.score.clone()
         wanted[working] = -torch.inf
         found = wanted.argsort(descending=True)[: max(32, len(working) // 2)]
@@ -84,6 +79,22 @@ def relax(design: Design, clock: TimeLimit, tolerance: float, start: Tensor | No
         used = working[(trial.W[working] != 0).any(-1).any(-1) | one[working]]
         working = torch.cat([used, found])
     return node
+
+
+def _relax_small(
+    design: Design, W: Tensor, one: Tensor, tolerance: float, clock: TimeLimit
+) -> tuple[Tensor, float]:
+    """Weights (1, N, k, q) near the solution of one relaxation, from W, and its value there."""
+    if column_nodes.applies(design):
+        found = column_nodes.relax(design, W, one, tolerance)
+        if found.done:
+            return found.W, float(found.value)
+        W = found.W
+    solved = node_fista.solve(
+        node_fista.smooth_part(design), W, Terms(None, ~one, one),
+        tolerance=tolerance, iterations=3000, stop=lambda: clock.spent,
+    )  # fmt: skip
+    return solved.W, float(solved.value)
 
 
 def at_zero(design: Design) -> Node:
@@ -106,7 +117,7 @@ def _bound(design: Design, node: Node) -> None:
     )
     node.own = node.bound = float(bound)
     node.score = score[0]
-    alpha, _, factor = design.scaled()
+    alpha, _, factor = design.scaled
     rows = factor[:, None] * node.W.flatten(-2)
     node.indicator = torch.where(node.one, 1.0, projected.indicator(rows, alpha, factor * design.M))
 

@@ -46,7 +46,7 @@ class SingleWeights(NamedTuple):
         0.25
         """
         size = np.abs(w)
-        return np.minimum(size / np.maximum(self.kink, np.finfo(float).tiny), 1.0)
+        return np.minimum(size / np.maximum(self.kink, 1e-200), 1.0)
 
     def cost(self, w: Array) -> Array:
         """e z(w) of each weight, (..., N).
@@ -78,7 +78,7 @@ def single_weights(ridge: Array, price: Array, M: Array) -> SingleWeights:
     >>> entities.kink.tolist(), entities.slope.tolist()
     ([1.0, 4.0], [2.0, 0.5])
     """
-    tiny = np.finfo(float).tiny
+    tiny = 1e-200  # whose quotients do not overflow
     kink = np.minimum(np.sqrt(price / np.maximum(ridge, tiny)), M)
     slope = ridge * kink + price / np.maximum(kink, tiny)
-    return SingleWeights(ridge, price, M, kink, slope, 0.5 / np.maximum(ridge, 1e-200))
+    return SingleWeights(ridge, price, M, kink, slope, 0.5 / np.maximum(ridge, tiny))
