@@ -52,6 +52,7 @@ _DEARER_COLUMNS = 2  # the same of single columns, where only the root looks for
 _SPLIT_TRIAL = 100  # nodes with curvature moved entity by entity, before it is in clusters
 _CLUSTER_PATH = (100.0, 50.0, 25.0, 12.0, 6.0, 3.0, 1.5)
 _CLUSTER_ROOT_STEPS, _CLUSTER_NODE_STEPS = 30, 2
+_CLUSTER_OUTPUTS = 12  # at most: each cluster has a Newton system with as many slopes for each column
 
 
 def branch_and_bound(
@@ -237,10 +238,10 @@ def _branch(search: Search, node: Node, batch: int, workers: int) -> None:
     if design.loss != "squared" or design.moments is None or design.signed is not None:
         search.run(first, batch)
         return
-    if q > 1:
-        search.run(many_outputs.begin(search, node, first) or first, batch)
-        return
     mu = 2e-3 * abs(search.best.objective) / max(1, N * k)
+    if q > 1:
+        _branch_many_outputs(search, node, first, mu, batch, workers)
+        return
     small = max(0.1 * float(design.ridge.min()), 1e-8 * float(design.moments.G.diagonal().amax()))
     single = isinstance(first, ColumnEngine)  # which goes on with what curvature the root moves
     mixed: Engine = first
@@ -265,6 +266,21 @@ def _branch(search: Search, node: Node, batch: int, workers: int) -> None:
     if not search.over:
         _branch_in_clusters(search, whole, first, mu, workers)
     search.run(split, batch)
+
+
+def _branch_many_outputs(
+    search: Search, node: Node, first: FirstOrderEngine, mu: float, batch: int, workers: int
+) -> None:
+    """The same for several outputs: curvature that they share is moved from the start, then in clusters."""
+    begun = many_outputs.begin(search, node, first)
+    if begun is None:
+        search.run(first, batch)
+        return
+    search.run(begun.engine, batch, _SPLIT_TRIAL)
+    few = search.design.shape[2] <= _CLUSTER_OUTPUTS
+    if not search.over and few and begun.root is not None:
+        _branch_in_clusters(search, begun.root, first, mu, workers)
+    search.run(begun.engine, batch)
 
 
 def _whole_split(

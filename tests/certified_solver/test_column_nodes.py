@@ -16,6 +16,7 @@ from spr_or.certified_solver.nodes import FirstOrderEngine, Node
 from spr_or.certified_solver.solver import branch_and_bound
 from spr_or.formulations.entities import features
 from spr_or.formulations.problem import SparseTrainingProblem
+from spr_or.proof.certificate import load
 from spr_or.solvers import enumeration
 
 SETTINGS = {
@@ -132,7 +133,7 @@ def test_trees_end_at_what_enumeration_finds(name):
         assert certificate.check(exact=True).ok
 
 
-def test_children_keep_the_curvature_that_the_root_moves(monkeypatch):
+def test_children_keep_the_curvature_that_the_root_moves(monkeypatch, tmp_path):
     curvature_at_once(monkeypatch)
     problem = problem_of(n=60, p=12, lam=0.02, alpha=0.001)
     certificate = branch_and_bound(problem, gap=1e-7)
@@ -142,6 +143,9 @@ def test_children_keep_the_curvature_that_the_root_moves(monkeypatch):
     assert certificate.status == "optimal"
     assert certificate.check().ok and certificate.check(exact=True).ok
     assert certificate.objective == pytest.approx(enumeration.solve(problem).objective, rel=1e-7)
+    certificate.save(tmp_path / "c.json")
+    loaded = load(tmp_path / "c.json", problem)
+    assert loaded.check().ok and loaded.check().bound == certificate.check().bound
 
 
 def test_it_is_for_single_columns_with_moments_only():
