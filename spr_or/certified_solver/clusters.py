@@ -18,7 +18,7 @@ from spr_or.certified_solver.bounds import Terms, allowed, dual_bound, penalty_o
 from spr_or.certified_solver.cluster_newton import Clustered, ClusterPoint, maximise
 from spr_or.certified_solver.design import Design, columns_of
 from spr_or.certified_solver.node_threads import each_in_a_thread
-from spr_or.certified_solver.nodes import FirstOrderEngine, Node
+from spr_or.certified_solver.nodes import Engine, Node
 
 _COLUMNS, _ENTITIES = 24, 6  # at most, in a cluster
 _DEAD = 0.5  # the curvature of a dead column, whose diagonal in Q is 1

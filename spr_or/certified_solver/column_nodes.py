@@ -1,18 +1,20 @@
-r"""Nodes whose entities are single columns, with one output and the squared loss: Newton's method on the pieces.
+r"""Nodes of single columns, with one output and the squared loss: Newton's method on the pieces.
 
 The penalty of a single column is linear, then quadratic, then bounded
-(`spr_or.formulations.single_weights`), so that a node's relaxation is a piecewise quadratic problem: once it is
-known which column is at zero, on which piece, or at its bound, the weights solve linear equations.  A proximal
-gradient step with a step of its own for each column tells the pieces from a point near the solution, and a
-parent's solution is near.  So most nodes take one or two systems of as many equations as columns
-are in use, where first-order steps take dozens.  This is the semismooth Newton method of `node_newton` in the
-form that it has here.  Where a step does not lower the value,
-the next one takes the loss to bend more along each column (a Levenberg-Marquardt step), and where that does not help
-either, as may be with more columns than samples and little ridge, first-order steps go on; with moved curvature the
-node keeps the best bound that it has, for every point gives one (`bounds`).
+(`spr_or.formulations.single_weights`), so that a node's relaxation is a piecewise quadratic problem: once
+it is known which column is at zero, on which piece, or at its bound, the weights solve linear equations.
+A proximal gradient step with a step of its own for each column tells the pieces from a point near the
+solution, and a parent's solution is near.  So most nodes take one or two systems of as many equations as
+columns are in use, where first-order steps take dozens.  This is the semismooth Newton method of
+`node_newton` in the form that it has here.
 
-All arithmetic is NumPy's: trees of narrow nodes have few at a time, and an operator of torch costs as much as a
-hundred columns.
+Where a step does not lower the value, the next one takes the loss to bend more along each column (a
+Levenberg-Marquardt step).  Where that does not help either, as may be with more columns than samples and
+little ridge, first-order steps go on; with moved curvature the node keeps the best bound that it has, for
+every point gives one (`bounds`).
+
+All arithmetic is NumPy's: narrow trees have few nodes at a time, and an operator of torch costs as much as
+a hundred columns.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ _EXACT = 1e-13  # of the loss at zero weights
 
 
 def applies(design: Design) -> bool:
-    """Whether this is for the nodes of a design: single columns, one output, squared loss, moments, a CPU."""
+    """Whether this is for a design: single columns, one output, squared loss, moments, on a CPU."""
     narrow = design.shape[1:] == (1, 1) and design.moments is not None
     return narrow and design.loss == "squared" and design.X.device.type == "cpu"
 
@@ -61,7 +63,7 @@ class Points(NamedTuple):
 
 
 class ColumnEngine:
-    """Solves nodes to a ``tolerance`` (absolute), each with the curvature d that it has, or with the ridge."""
+    """Solves nodes to a ``tolerance`` (absolute), each with the curvature d that it has, or the ridge."""
 
     def __init__(self, design: Design, tolerance: float) -> None:
         assert design.moments is not None
@@ -91,7 +93,7 @@ class ColumnEngine:
             node.own = float(found.bound[b])
             node.bound = max(node.bound, node.own)
         far = ~_done(found.bound, found.value, self.tolerance, cutoff)
-        rest = [nodes[b] for b in far.nonzero()[0] if nodes[b].d is None]
+        rest = [node for node, slow in zip(nodes, far, strict=True) if slow and node.d is None]
         if rest:
             self.slowly(rest, cutoff)
 
@@ -149,7 +151,16 @@ class _Smooth(NamedTuple):
         """Of some columns of all."""
         signed = None if self.signed is None else self.signed[at]
         return _Smooth(
-            self.G, self.c0, self.credit, at, *(field[at] for field in self[4:9]), signed
+            self.G,
+            self.c0,
+            self.credit,
+            at,
+            self.c[at],
+            self.curvature[at],
+            self.ridge[at],
+            self.price[at],
+            self.M[at],
+            signed,
         )
 
     def product(self, w: Array) -> Array:
@@ -174,8 +185,9 @@ class _Batch(NamedTuple):
     """The problems of B nodes: what they share, and (B, P) what they do not.
 
     excess : ridge less moved curvature, or None
-    step : of a proximal gradient step, (P,) or (B, P); with it, a column leaves zero where it has moved further
-        than ``start``, is on the second piece beyond kappa + start, and at its bound beyond M + ``stretch``
+    step : of a proximal gradient step, (P,) or (B, P); with it, a column leaves zero where it has moved
+        further than ``start``, is on the second piece beyond kappa + start, and at its bound beyond
+        M + ``stretch``
     floor : what a column pays at least: nothing, or what it gains
     """
 

@@ -13,7 +13,10 @@ from spr_or.formulations import projected
 from spr_or.formulations.losses import LOSSES
 from spr_or.solvers.time_limit import TimeLimit
 
-_FIRST, _FIRST_SINGLE = 64, 160  # columns; single ones are so cheap that most small designs take one round
+_FIRST, _FIRST_SINGLE = (
+    64,
+    160,
+)  # columns; single ones are so cheap that most small designs take one round
 _ROUNDS = 40
 _TRIALS = 14  # of the multiplier
 
@@ -61,8 +64,8 @@ def relax(design: Design, clock: TimeLimit, tolerance: float, start: Tensor | No
         small = small.with_moments() if design.loss == "squared" else small
         at_one = one[working].unsqueeze(0)
         scale = max(abs(node.bound), 1e-12)
-        W, wanted = node.W[working].unsqueeze(0), 0.5 * tolerance * scale
-        W, value = _relax_small(small, W, at_one, wanted, clock)
+        W = node.W[working].unsqueeze(0)
+        W, value = _relax_small(small, W, at_one, 0.5 * tolerance * scale, clock)
         trial = Node(everything, one, torch.zeros_like(node.W), None)
         trial.W[working] = W[0]
         _bound(design, trial)
@@ -86,10 +89,10 @@ def _relax_small(
 ) -> tuple[Tensor, float]:
     """Weights (1, N, k, q) near the solution of one relaxation, from W, and its value there."""
     if column_nodes.applies(design):
-        found = column_nodes.relax(design, W, one, tolerance)
-        if found.done:
-            return found.W, float(found.value)
-        W = found.W
+        near = column_nodes.relax(design, W, one, tolerance)
+        if near.done:
+            return near.W, float(near.value)
+        W = near.W
     solved = node_fista.solve(
         node_fista.smooth_part(design), W, Terms(None, ~one, one),
         tolerance=tolerance, iterations=3000, stop=lambda: clock.spent,

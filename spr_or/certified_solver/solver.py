@@ -21,8 +21,13 @@ from torch import Tensor
 
 from spr_or import __version__
 from spr_or.certified_solver import (
-    clusters, column_nodes, incumbents, many_outputs, root, tree_size,
-)  # fmt: skip
+    clusters,
+    column_nodes,
+    incumbents,
+    many_outputs,
+    root,
+    tree_size,
+)
 from spr_or.certified_solver.block_curvature import MixedEngine, SplitEngine, spare_curvature
 from spr_or.certified_solver.column_nodes import ColumnEngine
 from spr_or.certified_solver.design import Design, design_of, theta_of, weights_of
@@ -52,7 +57,9 @@ _DEARER_COLUMNS = 2  # the same of single columns, where only the root looks for
 _SPLIT_TRIAL = 100  # nodes with curvature moved entity by entity, before it is in clusters
 _CLUSTER_PATH = (100.0, 50.0, 25.0, 12.0, 6.0, 3.0, 1.5)
 _CLUSTER_ROOT_STEPS, _CLUSTER_NODE_STEPS = 30, 2
-_CLUSTER_OUTPUTS = 12  # at most: each cluster has a Newton system with as many slopes for each column
+_CLUSTER_OUTPUTS = (
+    12  # at most: each cluster has a Newton system with as many slopes for each column
+)
 
 
 def branch_and_bound(
@@ -239,19 +246,24 @@ def _branch(search: Search, node: Node, batch: int, workers: int) -> None:
         search.run(first, batch)
         return
     mu = 2e-3 * abs(search.best.objective) / max(1, N * k)
+    small = max(0.1 * float(design.ridge.min()), 1e-8 * float(design.moments.G.diagonal().amax()))
+    split = SplitEngine(design, mu, _NODE_STEPS, small, workers)
+    if isinstance(first, ColumnEngine):
+        # Its nodes keep the curvature that the root moves: to look for more would cost more than it saves.
+        if N <= _SPLIT_COLUMNS:
+            whole = _whole_split(search, node, first, first, split, batch)
+            if whole is not None and not search.over:
+                search.begin_again(whole)
+        search.run(first, batch)
+        return
     if q > 1:
         _branch_many_outputs(search, node, first, mu, batch, workers)
         return
-    small = max(0.1 * float(design.ridge.min()), 1e-8 * float(design.moments.G.diagonal().amax()))
-    single = isinstance(first, ColumnEngine)  # which goes on with what curvature the root moves
-    mixed: Engine = first
-    if not isinstance(first, ColumnEngine):
-        own = SplitEngine(design, mu, _NODE_STEPS, small, workers)
-        mixed = MixedEngine(first, own, _MIXED_COLUMNS)
+    own = SplitEngine(design, mu, _NODE_STEPS, small, workers)
+    mixed = MixedEngine(first, own, _MIXED_COLUMNS)
     if N * k > _SPLIT_COLUMNS:
         search.run(mixed, batch)
         return
-    split = SplitEngine(design, mu, _NODE_STEPS, small, workers)
     whole = _whole_split(search, node, first, mixed, split, batch)
     if search.over:
         return
@@ -259,9 +271,6 @@ def _branch(search: Search, node: Node, batch: int, workers: int) -> None:
         search.run(mixed, batch)
         return
     search.begin_again(whole)
-    if single:
-        search.run(first, batch)
-        return
     search.run(split, batch, _SPLIT_TRIAL)
     if not search.over:
         _branch_in_clusters(search, whole, first, mu, workers)

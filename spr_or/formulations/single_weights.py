@@ -1,7 +1,7 @@
 r"""Formulation (5) for entities of one weight, in NumPy: a piecewise quadratic function with known pieces.
 
-With ridge r = lambda u alpha, price p = lambda u (1 - alpha) and a bound M on the weight, the projected penalty
-(`spr_or.formulations.projected`) of a single weight w is
+With ridge r = lambda u alpha, price p = lambda u (1 - alpha) and a bound M on the weight, the projected
+penalty (`spr_or.formulations.projected`) of a single weight w is
 
 .. math::  e\,z(w) = \min_{|w|/M \le y \le 1} r w^2 / y + p y
            = \begin{cases} \tau |w| & |w| \le \kappa \\ r w^2 + p & \kappa \le |w| \le M \end{cases},

@@ -19,7 +19,7 @@ be positive semidefinite over the columns it names.  Then R(w) = w'Hw - 2 C'w + 
 c_0 = ||Y||^2/n, is convex and above its tangent at any w with slope g = 2 (H w - C), whose constant is
 c_0 - w'Hw; the optimum is at least that minus what the entities gain with this g and D.  D couples the
 columns of an entity, or of a cluster of entities, which then gains the maximum over its supports S of
-max_x -<g_S, x> - x'D_SS x - sum_S p_i.
+max_x -<g_S, x> - x'D_SS x - sum_S p_i.  Several outputs share D and S: their maxima over x are summed.
 
 For a block, x is bounded by any multipliers eta >= 0 of the box: with A = D_SS + diag(eta), and any x^ with
 residual rho = -g - 2 A x^,
@@ -145,7 +145,7 @@ class Bounds:
         self.lengths = SAFE * self.X_lengths[columns] / np.sqrt(data.n)
 
     def _moved(self, record: Record, state: State) -> Found:
-        data, q = self.data, self.data.Y.shape[1]
+        data = self.data
         if data.loss != "squared":
             return "moves curvature of a loss that is not squared"
         if not len(record.entities):  # nothing is left to choose

@@ -1,8 +1,8 @@
 """A proof as flat arrays, for a file.
 
 Ragged lists become one array and its lengths.  For several outputs a record that moves curvature without
-clusters keeps the indicators y (n,) behind its point and not the point, n k q numbers: `point` gives one back,
-and any point will do for a tangent bound.
+clusters keeps the indicators y (n,) behind its point and not the point, n k q numbers: `point` gives one
+back, and any point will do for a tangent bound.
 """
 
 from __future__ import annotations

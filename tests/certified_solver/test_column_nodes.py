@@ -46,13 +46,14 @@ def design_for(problem: SparseTrainingProblem) -> Design:
 
 def some_nodes(design: Design) -> list[Node]:
     """Without fixings, with some of both kinds, and without a choice."""
-    N = design.shape[0]
+    every = set(range(design.shape[0]))
+    fixings = [([], []), ([1, 4], [0, 6]), ([3], []), ([], [2]), ([1, 3, 4], [0])]
+    left = [(sorted(every - set(zeros)), ones) for zeros, ones in fixings] + [([0, 2, 7],) * 2]
     found = []
-    for zeros, ones in (([], []), ([1, 4], [0, 6]), ([3], []), ([], [2]), ([1, 3, 4], [0])):
-        at = torch.tensor([i for i in range(N) if i not in zeros])
-        found.append(Node(at, torch.isin(at, torch.tensor(ones, dtype=torch.int64)), torch.zeros(len(at), 1, 1, dtype=torch.float64), None))  # fmt: skip
-    leaf = torch.tensor([0, 2, 7])
-    found.append(Node(leaf, torch.ones(3, dtype=torch.bool), torch.zeros(3, 1, 1, dtype=torch.float64), None))  # fmt: skip
+    for alive, ones in left:
+        one = torch.tensor([i in ones for i in alive])
+        zero = torch.zeros(len(alive), 1, 1, dtype=torch.float64)
+        found.append(Node(torch.tensor(alive), one, zero, None))
     return found
 
 
