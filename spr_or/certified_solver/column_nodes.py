@@ -150,18 +150,10 @@ class _Smooth(NamedTuple):
     def of(self, at: NDArray[np.int64]) -> _Smooth:
         """Of some columns of all."""
         signed = None if self.signed is None else self.signed[at]
-        return _Smooth(
-            self.G,
-            self.c0,
-            self.credit,
-            at,
-            self.c[at],
-            self.curvature[at],
-            self.ridge[at],
-            self.price[at],
-            self.M[at],
-            signed,
-        )
+        return self._replace(
+            at=at, c=self.c[at], curvature=self.curvature[at], ridge=self.ridge[at],
+            price=self.price[at], M=self.M[at], signed=signed,
+        )  # fmt: skip
 
     def product(self, w: Array) -> Array:
         """G w for each row of w (B, P)."""
@@ -212,6 +204,7 @@ class _Batch(NamedTuple):
         )
 
 
+@np.errstate(all="ignore")
 def _batch(smooth: _Smooth, alive: Mask, one: Mask, d: Array | None) -> _Batch:
     """``d`` (B, P) is the curvature in the penalty, None: the ridge."""
     entities = single_weights(smooth.ridge if d is None else d, smooth.price, smooth.M)
@@ -227,6 +220,7 @@ def _batch(smooth: _Smooth, alive: Mask, one: Mask, d: Array | None) -> _Batch:
     return _Batch(smooth, alive, entities, excess, step, start, stretch, floor)
 
 
+@np.errstate(all="ignore")  # what overflows is no better than what was known
 def solve(batch: _Batch, w: Array, tolerance: float, cutoff: float) -> Points:
     """From weights w (B, P), until each node is within ``tolerance`` or its bound passes ``cutoff``."""
     now = evaluate(batch, w)
