@@ -195,7 +195,7 @@ def cell(row, name):
     above = answers[-1]["above"]
     if name not in ("abess", "skglm") and not answers[-1]["proven"]:
         ratio += " (open)"
-    return f"{ratio}, {100 * above:.1g} % above" if above > 2 * GAP else ratio
+    return f"{ratio}, {100 * above:.2g} % above" if above > 2 * GAP else ratio
 
 
 def page(file):

@@ -35,6 +35,7 @@ that cluster C pays, instead of the sum of s_i^+ over its entities,
 .. math::  \max_S \; \max_{|x_j| \le M_j} u_S'x - x' D_{SS} x - \sum_{i \in S} \lambda u_i (1 - \alpha)
 
 over the supports S the node allows: none of the entities fixed to zero, all of those fixed to one.
+Several outputs share D and S: the maxima over x of all outputs are summed.
 The minimum over y in [0, 1] has become one over the convex hull of the supports, exact within each
 cluster.  The score of entity i is the best of the supports with i minus the best of those without.
 """
@@ -146,10 +147,10 @@ def on_supports(D: Tensor, columns: Tensor) -> Tensor:
 
 
 def _cluster_scores(penalty: Penalty, u: Tensor, terms: Terms) -> tuple[Tensor, Tensor]:
-    """What all clusters pay, (B,), and the scores (B, N), zero where fixed; u = -gradient (B, N, k)."""
+    """What all clusters pay, (B,), and the scores (B, N), zero where fixed; u = -gradient (B, N, k, q)."""
     assert terms.clusters is not None and terms.curvature is not None
     B, m, s = terms.clusters.shape
-    k = u.shape[-1]
+    k, q = u.shape[-2:]
     at = terms.clusters.clamp(min=0).flatten(1)
 
     def of_members(x: Tensor) -> Tensor:
@@ -160,10 +161,11 @@ def _cluster_scores(penalty: Penalty, u: Tensor, terms: Terms) -> tuple[Tensor, 
     table = supports(s, u.device)
     columns = table.repeat_interleave(k, dim=1)
     alive = one | free
-    inside = u[torch.arange(B, device=u.device).unsqueeze(1), at].view(B, m, s, k)
-    inside = (inside * alive.unsqueeze(-1)).view(B, m, 1, s * k) * columns
-    M = of_members(penalty.M).repeat_interleave(k, dim=-1).unsqueeze(-2).expand(inside.shape)
-    gain = _block_gains(inside, on_supports(terms.curvature, columns), M)
+    inside = u[torch.arange(B, device=u.device).unsqueeze(1), at].view(B, m, s, k, q)
+    inside = (inside * alive[..., None, None]).view(B, m, 1, s * k, q) * columns.unsqueeze(-1)
+    M = of_members(penalty.M).repeat_interleave(k, dim=-1).unsqueeze(-2).expand(inside.shape[:-1])
+    D = on_supports(terms.curvature, columns)
+    gain = torch.stack([_block_gains(output, D, M) for output in inside.unbind(-1)]).sum(0)
     gain = gain - of_members(penalty.price) @ table.to(u).mT
     gain = gain.masked_fill(~allowed(table, alive, one), -torch.inf)
     with_it = gain.unsqueeze(-1).masked_fill(~table, -torch.inf).amax(-2)
@@ -208,7 +210,7 @@ def dual_bound(
 ) -> tuple[Tensor, Tensor]:
     """The bound (B,) and the scores (B, N), from R's value (B,) and gradient at W (B, N, k, q)."""
     if terms.clusters is not None:
-        paid, score = _cluster_scores(penalty, -gradient.squeeze(-1), terms)
+        paid, score = _cluster_scores(penalty, -gradient, terms)
     else:
         score = scores(penalty, gradient, terms.curvature)
         gained = torch.where(terms.free, score.clamp(min=0), 0.0)
@@ -216,12 +218,11 @@ def dual_bound(
     return value - (gradient * W).sum((1, 2, 3)) - paid - penalty.credit, score
 
 
-def forced_bounds(bound: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
-    """Bounds (B, N) of the same node with y_i forced to 1, and forced to 0: safe fixing.
+def forced_bounds(bound: float, score: Tensor) -> tuple[Tensor, Tensor]:
+    """Bounds (N,) of the same node with y_i forced to 1, and forced to 0: safe fixing.
 
     The node paid max(0, s_i); y_i = 1 pays s_i, which is more by [-s_i]_+, and y_i = 0 pays
     nothing, which is more by [s_i]_+.  Within a cluster the supports with i pay s_i more than those
     without.
     """
-    base = bound.unsqueeze(-1)
-    return base + (-score).clamp(min=0), base + score.clamp(min=0)
+    return bound - score.clamp(max=0), bound + score.clamp(min=0)

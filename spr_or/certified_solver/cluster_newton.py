@@ -1,7 +1,8 @@
 r"""The best curvature for clusters of entities, at one node: a semidefinite program by Newton's method.
 
 The bound of `bounds` for clusters is a concave function of the block diagonal D and of the slope u =
-2 (c - Rw), R = Q - D.  With one block D_C a cluster, omega_S = D_SS^{-1} u_S / 2, and a logarithm of
+2 (c - Rw), R = Q - D.  Several outputs share D and the supports, and each has its c, u and w; products of
+these are summed over outputs.  With one block D_C a cluster, omega_S = D_SS^{-1} u_S / 2, and a logarithm of
 sums in place of the maximum over supports (within tau log 2^s of it), we maximise
 
 .. math::  F(D, u) = c_0 - \tfrac14 (2c - u)' R^{-1} (2c - u)
@@ -46,9 +47,9 @@ _BACK, _RETREATS = 0.9, 100
 
 
 class Clustered(NamedTuple):
-    """One node in the order of its clusters: m clusters of s entities, K = s k columns, P = m K.
+    """One node in the order of its clusters: m clusters of s entities, K = s k columns, P = m K, q outputs.
 
-    Q (P, P), c (P,) and c0 : the quadratic; a dead column (padding, an entity fixed to zero) has a unit
+    Q (P, P), c (P, q) and c0 : the quadratic; a dead column (padding, an entity fixed to zero) has a unit
     diagonal and nothing else.  live : (m, K) bool
     price : (m, s); table : (S, s) bool, all supports; allowed : (m, S) bool
     """
@@ -63,8 +64,8 @@ class Clustered(NamedTuple):
 
 
 class ClusterPoint(NamedTuple):
-    """D (m, K, K) and u (m, K) with what they bring: -F, w (P,), the factors of R (P, P) and of all D_SS
-    (m, S, K, K), omega (m, S, K), and pi (m, S)."""
+    """D (m, K, K) and u (m, K, q) with what they bring: -F, w (P, q), the factors of R (P, P) and of all
+    D_SS (m, S, K, K), omega (m, S, K, q), and pi (m, S)."""
 
     D: Tensor
     u: Tensor
@@ -79,7 +80,7 @@ class ClusterPoint(NamedTuple):
 def maximise(
     problem: Clustered, D: Tensor, u: Tensor, mu: float, steps: int, stop: Callable[[], bool]
 ) -> ClusterPoint:
-    """At most ``steps`` Newton steps from D (m, K, K), with R and D definite, and u (m, K).
+    """At most ``steps`` Newton steps from D (m, K, K), with R and D definite, and u (m, K, q).
 
     ``stop`` is asked before each step.
     """
@@ -96,7 +97,7 @@ class _Newton:
     def __init__(self, problem: Clustered, mu: float) -> None:
         self.problem, self.mu, self.tau, self.nu = problem, mu, _ENTROPY * mu, _BARRIER * mu
         self.m, self.K = problem.live.shape
-        self.P = self.m * self.K
+        self.P, self.q = self.m * self.K, problem.c.shape[1]
         device = problem.Q.device
         self.a, self.b = torch.tril_indices(self.K, self.K, device=device)
         self.count = len(self.a)
@@ -104,7 +105,8 @@ class _Newton:
         self.f = torch.where(self.a == self.b, 0.5, 1.0).to(problem.Q)
         self.columns = problem.table.repeat_interleave(self.K // problem.table.shape[1], dim=1)
         live = problem.live
-        self.dead = ~torch.cat([live[:, self.a] & live[:, self.b], live], dim=1)
+        slopes = live.repeat_interleave(self.q, dim=1)
+        self.dead = ~torch.cat([live[:, self.a] & live[:, self.b], slopes], dim=1)
 
     def run(self, D: Tensor, u: Tensor, steps: int, stop: Callable[[], bool]) -> ClusterPoint:
         point = self.start(D, u)
@@ -142,13 +144,13 @@ class _Newton:
         factors, info = torch.linalg.cholesky_ex(on_supports(D, self.columns))
         if not definite or bool(info.any()):
             return None
-        right = 2 * problem.c - u.flatten()
-        w = 0.5 * torch.cholesky_solve(right.unsqueeze(-1), L).squeeze(-1)
-        inside = u.unsqueeze(1) * self.columns
-        omega = 0.5 * torch.cholesky_solve(inside.unsqueeze(-1), factors).squeeze(-1)
-        gain = 0.5 * (omega * inside).sum(-1) - problem.price @ problem.table.to(u).mT
+        right = 2 * problem.c - u.flatten(0, 1)
+        w = 0.5 * torch.cholesky_solve(right, L)
+        inside = u.unsqueeze(1) * self.columns.unsqueeze(-1)
+        omega = 0.5 * torch.cholesky_solve(inside, factors)
+        gain = 0.5 * (omega * inside).sum((-2, -1)) - problem.price @ problem.table.to(u).mT
         exponent = (gain / self.tau).masked_fill(~problem.allowed, -torch.inf)
-        smooth = 0.5 * right @ w - problem.c0 + self.tau * exponent.logsumexp(-1).sum()
+        smooth = 0.5 * (right * w).sum() - problem.c0 + self.tau * exponent.logsumexp(-1).sum()
         barrier = self.mu * _logdet(L) + self.nu * _logdet(factors[:, -1]).sum()
         return ClusterPoint(
             D, u, float(smooth - barrier), w, L, factors, omega, exponent.softmax(-1)
@@ -172,43 +174,43 @@ class _Newton:
         return None
 
     def step(self, point: ClusterPoint) -> tuple[Tensor, float]:
-        """Newton's step, packed (m, count + K), and its decrement."""
-        m, K, n = self.m, self.K, self.count
+        """Newton's step, packed (m, count + K q), and its decrement."""
+        m, K, q, n = self.m, self.K, self.q, self.count
         inverse = torch.cholesky_inverse(point.L)
         own = blocks(inverse, m).contiguous()
-        w = point.w.view(m, K)
+        w = point.w.view(m, K, q)
         used = (point.pi > _NEGLIGIBLE).any(0)
         pi, omega, columns = point.pi[:, used], point.omega[:, used], self.columns[used]
         D_inverse = torch.cholesky_inverse(point.factors[:, -1])
         on_used = torch.cholesky_inverse(point.factors[:, used])
         on_used = on_used * (columns.unsqueeze(-1) & columns.unsqueeze(-2))
 
-        weighted = pi.unsqueeze(-1) * omega
-        in_D = _outer(w, w) - weighted.mT @ omega + self.mu * own - self.nu * D_inverse
+        weighted = pi[..., None, None] * omega
+        in_D = w @ w.mT - (weighted @ omega.mT).sum(1) + self.mu * own - self.nu * D_inverse
         in_u = weighted.sum(1) - w
-        gradient = torch.cat([2 * self.f * in_D[:, self.a, self.b], in_u], dim=1)
+        gradient = torch.cat([2 * self.f * in_D[:, self.a, self.b], in_u.flatten(1)], dim=1)
         gradient = gradient.masked_fill(self.dead, 0.0)
 
         local = self.matrix(on_used, omega, pi)
         local[:, :n, :n] += self.nu * self.trace_matrix(D_inverse)
-        slopes = torch.cat([-2 * self.f * omega[..., self.a] * omega[..., self.b], omega], dim=-1)
+        both = (omega[:, :, self.a] * omega[:, :, self.b]).sum(-1)
+        slopes = torch.cat([-2 * self.f * both, omega.flatten(2)], dim=-1)
         mean = (pi.unsqueeze(-1) * slopes).sum(1)
         local += (slopes * (pi / self.tau).unsqueeze(-1)).mT @ slopes
         local -= _outer(mean, mean) / self.tau
-        whole = local + self.matrix(own.unsqueeze(1), w.unsqueeze(1), torch.ones_like(w[:, :1]))
+        whole = local + self.matrix(own.unsqueeze(1), w.unsqueeze(1), w.new_ones(m, 1))
         whole[:, :n, :n] += self.mu * self.trace_matrix(own)
         precondition = _solver(whole, self.dead)
 
         def hessian(x: Tensor) -> Tensor:
             dD, du = self.unpack(x)
-            pull = 0.5 * inverse @ (2 * (dD @ w.unsqueeze(-1)).squeeze(-1) - du).flatten()
-            pull = pull.view(m, K)
+            pull = (0.5 * inverse @ (2 * (dD @ w) - du).flatten(0, 1)).view(m, K, q)
             moved = inverse.view(self.P, m, K).transpose(0, 1) @ dD  # the blocks of R^-1 dD
             moved = moved.transpose(0, 1).reshape(m, K, self.P)
             barrier = moved @ inverse.view(self.P, m, K).transpose(0, 1)
-            both = _outer(pull, w)
+            both = pull @ w.mT
             in_D = both + both.mT + self.mu * barrier
-            shared = torch.cat([2 * self.f * in_D[:, self.a, self.b], -pull], dim=1)
+            shared = torch.cat([2 * self.f * in_D[:, self.a, self.b], -pull.flatten(1)], dim=1)
             alone = (local @ x.unsqueeze(-1)).squeeze(-1)
             return (alone + shared).masked_fill(self.dead, 0.0)
 
@@ -216,10 +218,10 @@ class _Newton:
         return step, -float((gradient * step).sum())
 
     def unpack(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """dD (m, K, K) and du (m, K)."""
+        """dD (m, K, K) and du (m, K, q)."""
         dD = x.new_zeros(self.m, self.K, self.K)
         dD[:, self.a, self.b] = dD[:, self.b, self.a] = x[:, : self.count]
-        return dD, x[:, self.count :]
+        return dD, x[:, self.count :].view(self.m, self.K, self.q)
 
     def trace_matrix(self, A: Tensor) -> Tensor:
         """tr(A E_ab A E_cd) for symmetric A (m, K, K): (m, count, count)."""
@@ -229,12 +231,12 @@ class _Newton:
         return 2 * self.f.unsqueeze(-1) * self.f * (straight + crossed)
 
     def matrix(self, A: Tensor, v: Tensor, weight: Tensor) -> Tensor:
-        """sum_S weight_S q(A_S, v_S) as matrices of second derivatives, (m, count + K, count + K), for
-        A (m, S, K, K), v (m, S, K) and weight (m, S)."""
-        m, S, K = v.shape
+        """sum_S weight_S q(A_S, v_S) as matrices of second derivatives, (m, d, d) with d = count + K q, for
+        A (m, S, K, K), v (m, S, K, q) and weight (m, S)."""
+        m, S, K, q = v.shape
         n, a, b = self.count, self.a, self.b
         A = (weight[..., None, None] * A).flatten(-2)  # (m, S, K K)
-        products = A.mT @ _outer(v, v).flatten(-2)  # sum_S A_ac v_b v_d at (a c, b d)
+        products = A.mT @ (v @ v.mT).flatten(-2)  # sum_S A_ac v_b v_d at (a c, b d)
 
         def gather(p: Tensor, q: Tensor) -> Tensor:
             """sum_S A_pp' v_q v_q' over packed pairs."""
@@ -244,13 +246,17 @@ class _Newton:
             """sum_S A_pq' v_q v_p' over packed pairs."""
             return products[:, p.unsqueeze(1) * K + q, q.unsqueeze(1) * K + p]
 
-        H = v.new_zeros(m, n + K, n + K)
+        H = v.new_zeros(m, n + K * q, n + K * q)
         mixed = gather(a, b) + gather(b, a) + crossed(a, b) + crossed(b, a)
         H[:, :n, :n] = 2 * self.f.unsqueeze(-1) * self.f * mixed
-        pull = (A.mT @ v).view(m, K, K, K)  # sum_S A_ja v_b at (j, a, b)
-        H[:, n:, :n] = -self.f * (pull[:, :, a, b] + pull[:, :, b, a])
+        # sum_S A_ja v_b at (j, a, b), for each output
+        pull = (A.mT @ v.flatten(2)).view(m, K, K, K, q)
+        mixed = -self.f.unsqueeze(-1) * (pull[:, :, a, b] + pull[:, :, b, a])
+        H[:, n:, :n] = mixed.transpose(2, 3).reshape(m, K * q, n)
         H[:, :n, n:] = H[:, n:, :n].mT
-        H[:, n:, n:] = 0.5 * A.sum(1).view(m, K, K)
+        alone = 0.5 * A.sum(1).view(m, K, K)
+        for output in range(q):
+            H[:, n + output :: q, n + output :: q] = alone
         return H
 
 

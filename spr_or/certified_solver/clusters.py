@@ -18,7 +18,7 @@ from spr_or.certified_solver.bounds import Terms, allowed, dual_bound, penalty_o
 from spr_or.certified_solver.cluster_newton import Clustered, ClusterPoint, maximise
 from spr_or.certified_solver.design import Design, columns_of
 from spr_or.certified_solver.node_threads import each_in_a_thread
-from spr_or.certified_solver.nodes import FirstOrderEngine, Node
+from spr_or.certified_solver.nodes import Engine, Node
 
 _COLUMNS, _ENTITIES = 24, 6  # at most, in a cluster
 _DEAD = 0.5  # the curvature of a dead column, whose diagonal in Q is 1
@@ -74,7 +74,7 @@ def _undecided(y: Tensor) -> Tensor:
 
 
 class ClusterEngine:
-    """Evaluates nodes of a squared loss with moments and one output.
+    """Evaluates nodes of a squared loss with moments.
 
     ``clusters`` (m, s) are positions in the design, -1 for none; ``first`` evaluates nodes without a
     choice left; ``mu`` weighs the barrier, ``steps`` are Newton's steps at a node, and ``stop`` is asked
@@ -85,7 +85,7 @@ class ClusterEngine:
         self,
         design: Design,
         clusters: Tensor,
-        first: FirstOrderEngine,
+        first: Engine,
         mu: float,
         steps: int,
         workers: int,
@@ -100,7 +100,7 @@ class ClusterEngine:
         self.real = (design.real[self.at] & (clusters >= 0).unsqueeze(-1)).view(m, s * k)
         assert design.moments is not None
         self.Q = design.quadratic()[columns][:, columns]
-        self.c = design.moments.C[columns, 0]
+        self.c = design.moments.C[columns]
         self.table = supports(s, clusters.device)
 
     def __call__(self, nodes: Sequence[Node], cutoff: float) -> None:
@@ -120,15 +120,16 @@ class ClusterEngine:
         m, s = self.clusters.shape
         k = self.design.shape[1]
         D = self.Q.new_zeros(self.design.shape[0], k, k)
-        D[node.position] = _ROOM * node.d
+        own = node.d if node.d.dim() == 3 else torch.diag_embed(node.d)
+        D[node.position] = _ROOM * own
         whole = self.Q.new_zeros(m, s, k, s, k)
         for slot in range(s):
             whole[:, slot, :, slot] = D[self.at[:, slot]]
         node.d, node.clusters = whole.view(m, s * k, s * k), self.clusters
         problem = self.problem(node)
-        w = self.in_clusters(node, node.W[..., 0])
-        Rw = problem.Q @ w.flatten() - (self.alone(node.d, problem) @ w.unsqueeze(-1)).flatten()
-        node.slope = (2 * (problem.c - Rw)).view(m, s * k)
+        w = self.in_clusters(node, node.W.flatten(1)).view(m, s * k, -1)
+        Rw = problem.Q @ w.flatten(0, 1) - (self.alone(node.d, problem) @ w).flatten(0, 1)
+        node.slope = (2 * (problem.c - Rw)).view(m, s * k, -1)
 
     def alone(self, D: Tensor, problem: Clustered) -> Tensor:
         """D with dead columns on their own."""
@@ -154,7 +155,7 @@ class ClusterEngine:
         Q = torch.where(flat.unsqueeze(1) & flat, self.Q, torch.diag((~flat).to(self.Q)))
         assert self.design.moments is not None
         return Clustered(
-            Q, torch.where(flat, self.c, 0.0), self.design.moments.c0, live,
+            Q, torch.where(flat.unsqueeze(-1), self.c, 0.0), self.design.moments.c0, live,
             self.design.dear[self.at], self.table,
             allowed(self.table, alive, self.members(node, node.one)),
         )  # fmt: skip
@@ -163,7 +164,7 @@ class ClusterEngine:
         """One node, in place."""
         problem = self.problem(node)
         assert node.d is not None and node.slope is not None
-        start = torch.where(problem.live, node.slope, 0.0)
+        start = torch.where(problem.live.unsqueeze(-1), node.slope, 0.0)
         point = maximise(
             problem, self.alone(node.d, problem), start, self.mu, self.steps, self.stop
         )
@@ -182,10 +183,12 @@ class ClusterEngine:
             return ordered
 
         m, s = self.clusters.shape
-        w = by_entity(torch.where(problem.live, point.w.view(m, s * k), 0.0).view(m, s, k))
-        Rw = problem.Q @ point.w - (point.D @ point.w.view(m, -1, 1)).flatten()
-        value = point.w @ (Rw - 2 * problem.c) + problem.c0
-        gradient = by_entity((2 * (Rw - problem.c)).view(m, s, k))
+        q = design.shape[2]
+        found = point.w.view(m, s * k, q)
+        w = by_entity(torch.where(problem.live.unsqueeze(-1), found, 0.0).view(m, s, k, q))
+        Rw = problem.Q @ point.w - (point.D @ found).flatten(0, 1)
+        value = (point.w * (Rw - 2 * problem.c)).sum() + problem.c0
+        gradient = by_entity((2 * (Rw - problem.c)).view(m, s, k, q))
         one = torch.zeros(design.shape[0], dtype=torch.bool, device=w.device)
         free = one.clone()
         one[node.position], free[node.position] = node.one, node.free
@@ -193,11 +196,10 @@ class ClusterEngine:
             point.D.unsqueeze(0), free.unsqueeze(0), one.unsqueeze(0), self.clusters.unsqueeze(0)
         )
         bound, score = dual_bound(
-            penalty_of(design), value.unsqueeze(0), gradient.view(1, -1, k, 1),
-            w.view(1, -1, k, 1), terms,
+            penalty_of(design), value.unsqueeze(0), gradient.unsqueeze(0), w.unsqueeze(0), terms
         )  # fmt: skip
         used = point.pi @ self.table.to(point.pi)
-        node.W, node.d, node.slope = w[node.position].unsqueeze(-1), point.D, point.u
+        node.W, node.d, node.slope = w[node.position], point.D, point.u
         node.score, node.indicator = score[0, node.position], by_entity(used)[node.position]
         node.own = float(bound)
         node.bound = max(node.bound, node.own)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -80,7 +81,7 @@ class Design:
         """(N, k, q)."""
         return (*self.columns.shape, self.Y.shape[1])
 
-    @property
+    @cached_property
     def penalised(self) -> Tensor:
         """(N,) bool: not a free column."""
         return self.ridge + self.price > 0
@@ -91,6 +92,7 @@ class Design:
         loose = int((~self.penalised).sum())  # each counts as an entity in the rules
         return replace(self, shadow=shadow, credit=shadow * (self.rules.most - loose))
 
+    @cached_property
     def scaled(self) -> tuple[float, Tensor, Tensor]:
         """alpha', units e (N,) and factors c (N,) with which the penalty of relaxations is the projected one:
 
@@ -110,7 +112,7 @@ class Design:
         """lambda u_i, (N,)."""
         return self.ridge + self.price
 
-    @property
+    @cached_property
     def dear(self) -> Tensor:
         """(N,), the prices of relaxations."""
         return self.price + self.shadow * self.penalised

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spr_or.certified_solver import node_fista
+from spr_or.certified_solver import column_nodes, node_fista
 from spr_or.certified_solver.block_curvature import SplitEngine
 from spr_or.certified_solver.bounds import Terms, penalty_of, scores
 from spr_or.certified_solver.design import Design, design_of, loss_and_gradient, theta_of
@@ -40,6 +40,8 @@ def polish(design: Design, supports: list[Tensor]) -> list[Incumbent]:
     normal equations where these leave the box alone; all else by the first-order method, whose
     objective is an upper bound anyhow.
     """
+    if column_nodes.applies(design):
+        return _by_columns(design, supports)
     if design.signed is not None and design.loss == "squared":
         return [in_box(design, support) for support in supports]
     if design.loss != "squared":
@@ -142,6 +144,13 @@ def _on_union(design: Design, supports: list[Tensor]) -> list[Incumbent]:
         W[union] = found.W
         result.append(Incumbent(found.objective, support, W))
     return result
+
+
+def _by_columns(design: Design, supports: list[Tensor]) -> list[Incumbent]:
+    if not supports:
+        return []
+    W, objectives = column_nodes.best_weights(design, torch.stack(supports))
+    return [Incumbent(*found) for found in zip(objectives, supports, W, strict=True)]
 
 
 def _by_newton(design: Design, supports: list[Tensor]) -> list[Incumbent]:

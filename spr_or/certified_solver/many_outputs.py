@@ -50,11 +50,15 @@ _LEAST = 1e-8  # of an indicator
 _BARRIER = 0.02  # nu / mu, as in `block_newton`
 
 
-def begin(search: Search, node: Node, first: FirstOrderEngine) -> SharedCurvatureEngine | None:
-    """The engine for what the root left over, after the root is bounded again with the best D.
+class Begun(NamedTuple):
+    """The engine for what the root left over, and the root with the best D (None: none bounds it better)."""
 
-    None where Q is singular, so that there is nothing to move.
-    """
+    engine: SharedCurvatureEngine
+    root: Node | None
+
+
+def begin(search: Search, node: Node, first: FirstOrderEngine) -> Begun | None:
+    """Bound the root again with the best D; None where Q is singular, so that there is nothing to move."""
     design = search.design
     N, k, _ = design.shape
     values = torch.linalg.eigvalsh(design.quadratic())
@@ -66,11 +70,13 @@ def begin(search: Search, node: Node, first: FirstOrderEngine) -> SharedCurvatur
         node, _PATH, lambda x: SharedCurvatureEngine(first, x * mu, _ROOT_STEPS, smallest)
     )
     search.evaluated += 1
-    if best is not node:
-        search.record(best, node.record, CONTINUES)
-        search.open(search.fix(best))
-        search.report()
-    return SharedCurvatureEngine(first, mu, _NODE_STEPS, smallest)
+    engine = SharedCurvatureEngine(first, mu, _NODE_STEPS, smallest)
+    if best is node:
+        return Begun(engine, None)
+    search.record(best, node.record, CONTINUES)
+    search.open(search.fix(best))
+    search.report()
+    return Begun(engine, best)
 
 
 class RelaxationPoint(NamedTuple):

@@ -174,7 +174,7 @@ def evaluate(design: Design, W: Tensor, terms: Terms, block: Tensor | None) -> N
     # Most entities have no weights in any node, and neither cost nor indicator.
     used = (terms.one | (W != 0).flatten(2).any(-1)).any(0).nonzero().flatten()
     rows, one, free = W[:, used].flatten(-2), terms.one[:, used], terms.free[:, used]
-    alpha, unit, factor = design.scaled()
+    alpha, unit, factor = design.scaled
     closed = projected.closed_form(factor[used, None] * rows, alpha, factor[used] * design.M[used])
     relaxed = unit[used] * closed.value
     fixed = penalty.ridge[used] * rows.square().sum(-1) + penalty.price[used]

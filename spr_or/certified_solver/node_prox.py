@@ -54,7 +54,7 @@ def node_prox(design: Design, step: Tensor, terms: Terms) -> NodeProx:
     What `formulations.projected.prox` computes of anything but V is computed here, once.
     """
     B = len(terms.one)
-    alpha, unit, factor = design.scaled()
+    alpha, unit, factor = design.scaled
 
     def column(x: Tensor) -> Tensor:
         return x.to(step).expand(B, -1).reshape(-1, 1)

@@ -51,10 +51,15 @@ class Node:
 
     def keep(self, kept: Tensor, one: Tensor) -> Node:
         """A node of the entities ``kept`` (n,) bool, with ``one`` (n,) fixed to 1."""
-        d = self.d if self.d is None or self.clusters is not None else self.d[kept]
-        y = None if self.indicator is None else self.indicator[kept]
+        at = kept.nonzero().squeeze(1)
+
+        def left(x: Tensor) -> Tensor:
+            return x if len(at) == len(kept) else x.index_select(0, at)
+
+        d = self.d if self.d is None or self.clusters is not None else left(self.d)
+        y = None if self.indicator is None else left(self.indicator)
         return Node(
-            self.position[kept], one[kept], self.W[kept], d, self.own, self.bound, indicator=y,
+            left(self.position), left(one), left(self.W), d, self.own, self.bound, indicator=y,
             clusters=self.clusters, slope=self.slope,
         )  # fmt: skip
 

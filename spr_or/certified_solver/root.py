@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spr_or.certified_solver import node_fista
+from spr_or.certified_solver import column_nodes, node_fista
 from spr_or.certified_solver.bounds import Terms, dual_bound, penalty_of
 from spr_or.certified_solver.design import Design, sample_sum, slopes
 from spr_or.certified_solver.nodes import Node
@@ -13,7 +13,10 @@ from spr_or.formulations import projected
 from spr_or.formulations.losses import LOSSES
 from spr_or.solvers.time_limit import TimeLimit
 
-_FIRST = 64
+_FIRST, _FIRST_SINGLE = (
+    64,
+    160,
+)  # columns; single ones are so cheap that most small designs take one round
 _ROUNDS = 40
 _TRIALS = 14  # of the multiplier
 
@@ -53,25 +56,23 @@ def relax(design: Design, clock: TimeLimit, tolerance: float, start: Tensor | No
     if start is not None:
         node.W = start
         promise = torch.where((start != 0).any(-1).any(-1), torch.inf, promise)
-    first = max(_FIRST, int(promise.isinf().sum()))
+    least = _FIRST_SINGLE if design.shape[1:] == (1, 1) else _FIRST
+    first = max(least, int(promise.isinf().sum()))
     working = promise.argsort(descending=True)[:first]
     for _ in range(_ROUNDS):
         small = design.restrict(working)
         small = small.with_moments() if design.loss == "squared" else small
         at_one = one[working].unsqueeze(0)
         scale = max(abs(node.bound), 1e-12)
-        solved = node_fista.solve(
-            node_fista.smooth_part(small), node.W[working].unsqueeze(0),
-            Terms(None, ~at_one, at_one),
-            tolerance=0.5 * tolerance * scale, iterations=3000, stop=lambda: clock.spent,
-        )  # fmt: skip
+        W = node.W[working].unsqueeze(0)
+        W, value = _relax_small(small, W, at_one, 0.5 * tolerance * scale, clock)
         trial = Node(everything, one, torch.zeros_like(node.W), None)
-        trial.W[working] = solved.W[0]
+        trial.W[working] = W[0]
         _bound(design, trial)
         assert trial.score is not None
         if trial.bound > node.bound:
             node = trial
-        done = float(solved.value) - node.bound <= tolerance * scale
+        done = value - node.bound <= tolerance * scale
         wanted = trial.score.clone()
         wanted[working] = -torch.inf
         found = wanted.argsort(descending=True)[: max(32, len(working) // 2)]
@@ -81,6 +82,22 @@ def relax(design: Design, clock: TimeLimit, tolerance: float, start: Tensor | No
         used = working[(trial.W[working] != 0).any(-1).any(-1) | one[working]]
         working = torch.cat([used, found])
     return node
+
+
+def _relax_small(
+    design: Design, W: Tensor, one: Tensor, tolerance: float, clock: TimeLimit
+) -> tuple[Tensor, float]:
+    """Weights (1, N, k, q) near the solution of one relaxation, from W, and its value there."""
+    if column_nodes.applies(design):
+        near = column_nodes.relax(design, W, one, tolerance)
+        if near.done:
+            return near.W, float(near.value)
+        W = near.W
+    solved = node_fista.solve(
+        node_fista.smooth_part(design), W, Terms(None, ~one, one),
+        tolerance=tolerance, iterations=3000, stop=lambda: clock.spent,
+    )  # fmt: skip
+    return solved.W, float(solved.value)
 
 
 def at_zero(design: Design) -> Node:
@@ -103,7 +120,7 @@ def _bound(design: Design, node: Node) -> None:
     )
     node.own = node.bound = float(bound)
     node.score = score[0]
-    alpha, _, factor = design.scaled()
+    alpha, _, factor = design.scaled
     rows = factor[:, None] * node.W.flatten(-2)
     node.indicator = torch.where(node.one, 1.0, projected.indicator(rows, alpha, factor * design.M))
 

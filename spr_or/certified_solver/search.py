@@ -33,7 +33,7 @@ class Search:
     safe fixing.  ``kept`` is what stays when the tree begins again: how many entities the root had fixed
     to zero and to one when the design shrank to the others, and ``closed`` at that time.
     ``stop`` is asked after every round, and ``stopped`` is what it answered.  ``tried`` holds the
-    supports of ``design`` that nodes were rounded to.
+    entities of ``design`` that nodes were rounded to, before the rules were obeyed.
     """
 
     design: Design
@@ -101,21 +101,24 @@ class Search:
         """Safe fixing of an evaluated node; what was fixed goes into the proof."""
         if self.design.rules is not None:
             kept, one, _ = self.implied(node, torch.ones_like(node.one), node.one)
-            node = _narrowed(node, kept, one)
+            if not (bool(kept.all()) and bool((one == node.one).all())):
+                node = _narrowed(node, kept, one)
         assert node.score is not None
         node.fixed_at = self.best.objective
-        one_bound, zero_bound = forced_bounds(
-            torch.tensor(node.own, dtype=node.score.dtype, device=node.score.device), node.score
-        )
-        to_zero = node.free & (one_bound >= self.cutoff)
-        to_one = node.free & (zero_bound >= self.cutoff) & ~to_zero
-        if not bool((to_zero | to_one).any()):
+        one_bound, zero_bound = forced_bounds(node.own, node.score)
+        free, cutoff = node.free, self.cutoff
+        # A node is below the cutoff, so that at most one of both sides is not.
+        far = torch.maximum(one_bound, zero_bound)
+        decided = (far >= cutoff) & free
+        at = decided.nonzero().squeeze(1)
+        if len(at) == 0:
             return node
-        cut = torch.cat([one_bound[to_zero], zero_bound[to_one]])
-        self.closed = min(self.closed, float(cut.min()))
-        entities = self.design.entities[node.position]
-        self.proof.fix(node.record, entities[to_zero], entities[to_one])
-        kept, one, possible = self.implied(node, ~to_zero, node.one | to_one)
+        self.closed = min(self.closed, float(far[at].min()))
+        to_one = (zero_bound >= cutoff) & free
+        side = to_one[at]
+        entities = self.design.entities[node.position[at]]
+        self.proof.fix(node.record, entities[~side], entities[side])
+        kept, one, possible = self.implied(node, ~decided | to_one, node.one | to_one)
         fixed = _narrowed(node, kept, one)
         if not possible:
             fixed.bound = math.inf
@@ -138,10 +141,14 @@ class Search:
     def record(self, node: Node, parent: int, value: int) -> None:
         """Write an evaluated node into the proof, as side ``value`` of its parent."""
         entities = self.design.entities[node.position]
-        clusters = node.clusters
-        if clusters is not None:
+        d, clusters = node.d, node.clusters
+        if d is not None and clusters is not None:
+            left = torch.isin(clusters, node.position).any(1)  # the others say nothing
+            d, clusters = d[left], clusters[left]
             clusters = torch.where(clusters >= 0, self.design.entities[clusters], -1)
-        node.record = self.proof.add(parent, value, entities, node.W, node.d, clusters)
+        elif d is not None and d.shape[1:] == (1, 1):
+            d = d.squeeze(-1)  # a diagonal takes the check less time than blocks
+        node.record = self.proof.add(parent, value, entities, node.W, d, clusters)
 
     def push(self, node: Node) -> None:
         """Keep a node open, or close it where it cannot improve."""
@@ -181,17 +188,23 @@ class Search:
         return taken
 
     def round_support(self, node: Node) -> list[Tensor]:
-        """Supports suggested by a node: its indicators cut at two thresholds."""
+        """Supports suggested by a node that were not tried before: its indicators cut at two thresholds."""
         assert node.indicator is not None
+        N, X = self.design.shape[0], self.design.X
         supports = []
-        promise = self.design.X.new_zeros(self.design.shape[0])
-        promise[node.position] = node.indicator
         for threshold in (0.5, 0.2):
-            support = torch.zeros(
-                self.design.shape[0], dtype=torch.bool, device=self.design.X.device
-            )
-            support[node.position[node.indicator > threshold]] = True
-            supports.append(self.design.mend(support, promise))
+            used = node.position[node.indicator > threshold]
+            key = used.cpu().numpy().tobytes()
+            if key in self.tried:
+                continue
+            self.tried.add(key)
+            support = torch.zeros(N, dtype=torch.bool, device=X.device)
+            support[used] = True
+            if self.design.rules is not None:
+                promise = X.new_zeros(N)
+                promise[node.position] = node.indicator
+                support = self.design.mend(support, promise)
+            supports.append(support)
         return supports
 
     def run(self, engine: Engine, batch: int, nodes: float = math.inf) -> None:
@@ -321,12 +334,7 @@ class Search:
         for child in children:
             if child.bound >= self.cutoff:
                 continue
-            for support in self.round_support(child):
-                key = support.cpu().numpy().tobytes()
-                if key not in self.tried:
-                    self.tried.add(key)
-                    if self.design.allow(support):
-                        fresh.append(support)
+            fresh += [s for s in self.round_support(child) if self.design.allow(s)]
         if fresh:
             found = min(incumbents.polish(self.design, fresh), key=lambda x: x.objective)
             if self.offer(found):
@@ -346,8 +354,6 @@ def _quickly(design: Design, support: Tensor) -> Incumbent:
 
 def _narrowed(node: Node, kept: Tensor, one: Tensor) -> Node:
     """An evaluated node with only the entities ``kept`` (n,), those at ``one`` (n,) fixed to 1."""
-    if bool(kept.all()) and bool((one == node.one).all()):
-        return node
     assert node.score is not None and node.indicator is not None
     narrowed = node.keep(kept, one)
     narrowed.record, narrowed.score = node.record, node.score[kept]

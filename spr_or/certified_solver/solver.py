@@ -20,8 +20,16 @@ import torch
 from torch import Tensor
 
 from spr_or import __version__
-from spr_or.certified_solver import clusters, incumbents, many_outputs, root, tree_size
+from spr_or.certified_solver import (
+    clusters,
+    column_nodes,
+    incumbents,
+    many_outputs,
+    root,
+    tree_size,
+)
 from spr_or.certified_solver.block_curvature import MixedEngine, SplitEngine, spare_curvature
+from spr_or.certified_solver.column_nodes import ColumnEngine
 from spr_or.certified_solver.design import Design, design_of, theta_of, weights_of
 from spr_or.certified_solver.nodes import Engine, FirstOrderEngine, Node
 from spr_or.certified_solver.search import Search
@@ -46,9 +54,13 @@ _ROOT_STEPS, _NODE_STEPS = 15, 1
 _BATCH = {"cpu": 32, "cuda": 256}
 _TRIAL = 1500  # first-order nodes, at most, before curvature is moved at every node
 _DEARER = 16  # what such a node costs, in first-order nodes
+_DEARER_COLUMNS = 2  # the same of single columns, where only the root looks for its curvature
 _SPLIT_TRIAL = 100  # nodes with curvature moved entity by entity, before it is in clusters
 _CLUSTER_PATH = (100.0, 50.0, 25.0, 12.0, 6.0, 3.0, 1.5)
 _CLUSTER_ROOT_STEPS, _CLUSTER_NODE_STEPS = 30, 2
+_CLUSTER_OUTPUTS = (
+    12  # at most: each cluster has a Newton system with as many slopes for each column
+)
 
 
 def branch_and_bound(
@@ -214,9 +226,12 @@ def _search_around(search: Search, near: Tensor, supports: list[Tensor]) -> None
         search.design = whole
 
 
-def _first_order(search: Search) -> FirstOrderEngine:
+def _first_order(search: Search) -> FirstOrderEngine | ColumnEngine:
     """As accurate as the gap asked for needs."""
-    return FirstOrderEngine(search.design, 0.3 * search.gap * abs(search.best.objective))
+    tolerance = 0.3 * search.gap * abs(search.best.objective)
+    if column_nodes.applies(search.design):
+        return ColumnEngine(search.design, tolerance)
+    return FirstOrderEngine(search.design, tolerance)
 
 
 def _branch(search: Search, node: Node, batch: int, workers: int) -> None:
@@ -231,16 +246,25 @@ def _branch(search: Search, node: Node, batch: int, workers: int) -> None:
     if design.loss != "squared" or design.moments is None or design.signed is not None:
         search.run(first, batch)
         return
-    if q > 1:
-        search.run(many_outputs.begin(search, node, first) or first, batch)
-        return
     mu = 2e-3 * abs(search.best.objective) / max(1, N * k)
     small = max(0.1 * float(design.ridge.min()), 1e-8 * float(design.moments.G.diagonal().amax()))
-    mixed = MixedEngine(first, SplitEngine(design, mu, _NODE_STEPS, small, workers), _MIXED_COLUMNS)
+    split = SplitEngine(design, mu, _NODE_STEPS, small, workers)
+    if isinstance(first, ColumnEngine):
+        # Its nodes keep the curvature that the root moves: to look for more would cost more than it saves.
+        if N <= _SPLIT_COLUMNS:
+            whole = _whole_split(search, node, first, first, split, batch)
+            if whole is not None and not search.over:
+                search.begin_again(whole)
+        search.run(first, batch)
+        return
+    if q > 1:
+        _branch_many_outputs(search, node, first, mu, batch, workers)
+        return
+    own = SplitEngine(design, mu, _NODE_STEPS, small, workers)
+    mixed = MixedEngine(first, own, _MIXED_COLUMNS)
     if N * k > _SPLIT_COLUMNS:
         search.run(mixed, batch)
         return
-    split = SplitEngine(design, mu, _NODE_STEPS, small, workers)
     whole = _whole_split(search, node, first, mixed, split, batch)
     if search.over:
         return
@@ -252,6 +276,21 @@ def _branch(search: Search, node: Node, batch: int, workers: int) -> None:
     if not search.over:
         _branch_in_clusters(search, whole, first, mu, workers)
     search.run(split, batch)
+
+
+def _branch_many_outputs(
+    search: Search, node: Node, first: FirstOrderEngine, mu: float, batch: int, workers: int
+) -> None:
+    """The same for several outputs: curvature that they share is moved from the start, then in clusters."""
+    begun = many_outputs.begin(search, node, first)
+    if begun is None:
+        search.run(first, batch)
+        return
+    search.run(begun.engine, batch, _SPLIT_TRIAL)
+    few = search.design.shape[2] <= _CLUSTER_OUTPUTS
+    if not search.over and few and begun.root is not None:
+        _branch_in_clusters(search, begun.root, first, mu, workers)
+    search.run(begun.engine, batch)
 
 
 def _whole_split(
@@ -272,7 +311,8 @@ def _whole_split(
                 return None
             whole = _split_root(search, node, split, d)
         done, now, end = search.evaluated - before, search.bound, search.cutoff
-        if tree_size.pays(done, node.own, now, end, whole.own, _DEARER):
+        dearer = _DEARER_COLUMNS if first is later else _DEARER
+        if tree_size.pays(done, node.own, now, end, whole.own, dearer):
             return whole
     return whole if whole is not None and whole.own > search.bound else None
 

@@ -19,7 +19,7 @@ be positive semidefinite over the columns it names.  Then R(w) = w'Hw - 2 C'w + 
 c_0 = ||Y||^2/n, is convex and above its tangent at any w with slope g = 2 (H w - C), whose constant is
 c_0 - w'Hw; the optimum is at least that minus what the entities gain with this g and D.  D couples the
 columns of an entity, or of a cluster of entities, which then gains the maximum over its supports S of
-max_x -<g_S, x> - x'D_SS x - sum_S p_i.
+max_x -<g_S, x> - x'D_SS x - sum_S p_i.  Several outputs share D and S: their maxima over x are summed.
 
 For a block, x is bounded by any multipliers eta >= 0 of the box: with A = D_SS + diag(eta), and any x^ with
 residual rho = -g - 2 A x^,
@@ -145,7 +145,7 @@ class Bounds:
         self.lengths = SAFE * self.X_lengths[columns] / np.sqrt(data.n)
 
     def _moved(self, record: Record, state: State) -> Found:
-        data, q = self.data, self.data.Y.shape[1]
+        data = self.data
         if data.loss != "squared":
             return "moves curvature of a loss that is not squared"
         if not len(record.entities):  # nothing is left to choose
@@ -189,13 +189,13 @@ class Bounds:
             score = np.full(len(data.columns), np.nan)
             score[record.entities] = self._net(gain, data.price[record.entities])
             return self._paid(base, score, state)
-        assert q == 1
-        return self._clustered(record, state, base, position, -g[:, 0], radius[:, 0])
+        return self._clustered(record, state, base, position, -g, radius)
 
     def _clustered(
         self, record: Record, state: State, base: float, position: NDArray, u: Array, radius: Array
     ) -> Found:
-        """What clusters gain by the best of their supports; a block an entity is a cluster of one."""
+        """What clusters gain by the best of their supports, for u (P, q); a block an entity is a cluster of
+        one."""
         data, k = self.data, self.data.k
         assert record.d is not None
         rows = _cluster_rows(record)  # (m, s) rows of the record, -1 where there is none
@@ -219,14 +219,17 @@ class Bounds:
         allowed = ~(table[None] & ~alive[:, None]).any(2) & ~(~table[None] & one[:, None]).any(2)
         inside = np.repeat(table, k, axis=1)[None] & (flat >= 0)[:, None]  # (m, S, K)
         M = np.repeat(np.where(present, data.M[entity], 0.0), k, axis=1)
-        u_, radius_ = (np.where(flat >= 0, x[flat], 0.0)[:, None] * inside for x in (u, radius))
         least = mu[:, None, None] / np.square(scale)[:, None]
         step = max(1, int(_NUMBERS // (len(table) * (s * k) ** 2)))  # so many at a time
         parts = [slice(start, start + step) for start in range(0, m, step)]
-        gain = np.concatenate(
-            [_block_gain(u_[i], D[i], inside[i], M[i, None], least[i]) for i in parts]
-        )
-        gain = gain + SAFE * (radius_ * M[:, None]).sum(2)
+        gain = np.zeros((m, len(table)))
+        for slope, off in zip(u.T, radius.T, strict=True):
+            u_, off_ = (np.where(flat >= 0, x[flat], 0.0)[:, None] * inside for x in (slope, off))
+            gain += np.concatenate(
+                [_block_gain(u_[i], D[i], inside[i], M[i, None], least[i]) for i in parts]
+            )
+            gain += SAFE * (off_ * M[:, None]).sum(2)
+        gain *= 1 + gamma(2 * u.shape[1] + 2)  # of terms that are not negative
         price = np.where(present, data.price[entity], 0.0) @ table.T.astype(float)
         gain = _less(gain, price)
         gain[~allowed] = -np.inf

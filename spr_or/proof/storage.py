@@ -1,8 +1,8 @@
 """A proof as flat arrays, for a file.
 
-Ragged lists become one array and its lengths.  For several outputs a record that moves curvature keeps the
-indicators y (n,) behind its point and not the point, n k q numbers: `point` gives one back, and any point
-will do for a tangent bound.
+Ragged lists become one array and its lengths.  For several outputs a record that moves curvature without
+clusters keeps the indicators y (n,) behind its point and not the point, n k q numbers: `point` gives one
+back, and any point will do for a tangent bound.
 """
 
 from __future__ import annotations
@@ -36,14 +36,15 @@ def pack(proof: Proof, data: Data) -> Arrays:
         parts = [getattr(r, name) for r in records]
         packed[name] = np.concatenate(parts) if parts else np.zeros(0, np.int64)
         packed[f"{name}_length"] = np.array([len(part) for part in parts], dtype=np.int64)
-    points = [r for r in records if q == 1 or r.d is None]
+    by_y = [r for r in moved if q > 1 and r.clusters is None]
+    points = [r for r in records if q == 1 or r.d is None or r.clusters is not None]
     packed["W"] = _joined([r.W for r in points], np.float64)
     shapes = [(0, 0) if r.clusters is None else r.clusters.shape for r in records]
     packed["clusters_shape"] = np.array(shapes, dtype=np.int64).reshape(-1, 2)
     packed["clusters"] = _joined([r.clusters for r in records if r.clusters is not None], np.int64)
     packed["d"] = _joined([r.d for r in moved], np.float64)
-    if q > 1 and moved:
-        packed["y"] = np.concatenate([indicators(data, r.entities, r.W, r.d) for r in moved])
+    if by_y:
+        packed["y"] = np.concatenate([indicators(data, r.entities, r.W, r.d) for r in by_y])
     return packed
 
 
@@ -59,29 +60,27 @@ def unpack(packed: Arrays, data: Data) -> Proof:
         raise ValueError("its parts are not of one length")
     # Of each record with moved curvature: blocks of clusters, blocks of entities or a diagonal.
     wide = [
-        (m, s * k, s * k) if m else (n, k, k) if q == 1 else (n, k)
+        (m, s * k, s * k) if m else (n, k, k) if q == 1 < k else (n, k)
         for n, (m, s), has in zip(lengths, shapes, split, strict=True)
         if has
     ]
     moved = iter(_cut(packed["d"], wide, np.float64))
     clusters = _cut(packed["clusters"], shapes, np.int64)
-    by_y = "y" in packed
-    stored = [0 if has and by_y else n for n, has in zip(lengths, split, strict=True)]
+    # Which records have y in the place of W.
+    by_y = [has and "y" in packed and not m for has, (m, _) in zip(split, shapes, strict=True)]
+    stored = [0 if own else n for n, own in zip(lengths, by_y, strict=True)]
     points = _cut(packed["W"], [(n, k, q) for n in stored], np.float64)
-    counts = [(n,) for n, has in zip(lengths, split, strict=True) if has]
-    near = iter(_cut(packed["y"], counts, np.float64) if by_y else [])
+    counts = [(n,) for n, own in zip(lengths, by_y, strict=True) if own]
+    near = iter(_cut(packed["y"], counts, np.float64) if "y" in packed else [])
     numbers = (np.asarray(packed[name]).tolist() for name in ("parent", "value", "branch"))
-    if by_y:
-        for own in (own for own, has in zip(entities, split, strict=True) if has):
-            named = np.unique(own)
-            if len(named) != len(own) or (
-                len(own) and not 0 <= own.min() <= own.max() < data.shape[0]
-            ):
-                raise ValueError("a record names an entity twice, or one that there is not")
+    for own in (own for own, has in zip(entities, by_y, strict=True) if has):
+        named = np.unique(own)
+        if len(named) != len(own) or (len(own) and not 0 <= own.min() <= own.max() < data.shape[0]):
+            raise ValueError("a record names an entity twice, or one that there is not")
     records = []
     for i, (parent, value, branch) in enumerate(zip(*numbers, strict=True)):
         d = next(moved) if split[i] else None
-        W = points[i] if d is None or not by_y else point(data, entities[i], d, next(near))
+        W = points[i] if d is None or not by_y[i] else point(data, entities[i], d, next(near))
         cluster = clusters[i] if shapes[i][0] else None
         records.append(
             Record(

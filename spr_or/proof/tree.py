@@ -351,7 +351,7 @@ def _misshapen(record: Record, shape: tuple[int, int, int]) -> str:
                 f"has more clusters than entities, or some of more than {_SLOTS} entities or "
                 f"{_COLUMNS} columns"
             )
-        shapes = [(len(c), c.shape[1] * k, c.shape[1] * k)] if q == 1 and n else []
+        shapes = [(len(c), c.shape[1] * k, c.shape[1] * k)] if n else []
     if record.d.shape not in shapes:
         return f"moves a curvature of shape {record.d.shape}"
     return _not_positive(record.d)

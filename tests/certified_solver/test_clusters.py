@@ -19,12 +19,14 @@ from spr_or.proof.certificate import load
 from spr_or.solvers import enumeration
 
 
-def random_problem(seed: int, sizes: tuple[int, ...], M: float = 10.0) -> SparseTrainingProblem:
+def random_problem(
+    seed: int, sizes: tuple[int, ...], M: float = 10.0, outputs: int = 1
+) -> SparseTrainingProblem:
     """Correlated columns, undecided entities, a ridge that leaves curvature to move."""
     rng = np.random.default_rng(seed)
     p, n = sum(sizes), 3 * sum(sizes)
     X = rng.normal(size=(n, p)) + rng.normal(size=(n, 1))
-    y = X @ rng.normal(size=p) + 2 * rng.normal(size=n)
+    y = X @ rng.normal(size=(p, outputs)) + 2 * rng.normal(size=(n, outputs))
     ends = np.cumsum(sizes)
     groups = [list(range(e - s, e)) for s, e in zip(sizes, ends, strict=True)]
     u = rng.uniform(0.7, 1.4, size=len(sizes))
@@ -34,9 +36,9 @@ def random_problem(seed: int, sizes: tuple[int, ...], M: float = 10.0) -> Sparse
 def root_of(problem: SparseTrainingProblem, members: list[list[int]], mu: float = 1e-6):
     """The root with the best curvature for these clusters, down to a barrier of ``mu``."""
     design = design_of(problem).with_moments()
-    N, k, _ = design.shape
+    N, k, q = design.shape
     node = Node(
-        torch.arange(N), torch.zeros(N, dtype=torch.bool), torch.zeros(N, k, 1, dtype=torch.float64),
+        torch.arange(N), torch.zeros(N, dtype=torch.bool), torch.zeros(N, k, q, dtype=torch.float64),
         block_curvature.spare_curvature(design, torch.arange(N)),
     )  # fmt: skip
     engine_of(design, members, mu).begin(node)
@@ -100,8 +102,9 @@ def test_the_best_curvature_is_that_of_a_semidefinite_solver(seed, sizes, member
     assert node.own == pytest.approx(truth, rel=2e-4)
 
 
-def test_one_cluster_of_all_entities_is_the_integer_problem():
-    problem = random_problem(5, (1, 2, 1, 2))
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_one_cluster_of_all_entities_is_the_integer_problem(outputs):
+    problem = random_problem(5, (1, 2, 1, 2), outputs=outputs)
     _, node = root_of(problem, [[0, 1, 2, 3]], mu=1e-8)
     assert node.own == pytest.approx(enumeration.solve(problem).objective, rel=1e-4)
 
@@ -117,7 +120,7 @@ def costs(problem: SparseTrainingProblem) -> dict[tuple[bool, ...], float]:
 @pytest.mark.parametrize("seed", slow_unless(lambda seed: seed < 3, range(6)))
 def test_bounds_of_nodes_and_of_what_they_force_hold(seed, M):
     sizes = (2, 1, 3, 2, 1)
-    problem = random_problem(seed, sizes, M)
+    problem = random_problem(seed, sizes, M, outputs=1 + seed % 2)
     members = [[4, 0, 3], [1, 2, -1]]
     every = costs(problem)
     design, root = root_of(problem, members, mu=1e-4)
@@ -138,7 +141,7 @@ def test_bounds_of_nodes_and_of_what_they_force_hold(seed, M):
         }  # fmt: skip
         assert node.own <= min(allowed.values()) + 1e-9
         assert node.score is not None
-        forced = forced_bounds(torch.tensor(node.own, dtype=torch.float64), node.score)
+        forced = forced_bounds(node.own, node.score)
         for row, i in enumerate(node.position.tolist()):
             for value, bound in zip((1, 0), forced, strict=True):
                 if bool(node.free[row]):
@@ -197,6 +200,29 @@ def test_the_tree_agrees_with_enumeration(seed, M, at_once, tmp_path):
     assert certificate.check().ok
     certificate.save(tmp_path / "c.json")
     assert load(tmp_path / "c.json", problem).check().ok
+
+
+@pytest.mark.parametrize("M", [10.0, 0.5])
+@pytest.mark.parametrize("seed", range(3))
+def test_trees_of_several_outputs_agree_with_enumeration(seed, M, at_once, tmp_path):
+    problem = random_problem(seed, (2, 1, 3, 2, 1, 2, 2), M, outputs=3)
+    certificate = branch_and_bound(problem, gap=1e-8)
+    truth = enumeration.solve(problem)
+    assert certificate.objective == pytest.approx(truth.objective, rel=1e-6)
+    assert certificate.bound <= truth.objective + 1e-9
+    assert in_clusters(certificate) or len(certificate.proof.records) < 4
+    certificate.save(tmp_path / "c.json")
+    assert load(tmp_path / "c.json", problem).check().ok
+
+
+def test_the_check_in_fractions_confirms_clusters_of_several_outputs(at_once):
+    certificate = branch_and_bound(random_problem(16, (2,) * 7, outputs=2), gap=1e-9)
+    assert in_clusters(certificate)
+    exact, floats = certificate.check(exact=True), certificate.check()
+    assert exact.ok and floats.ok
+    assert exact.bound == pytest.approx(floats.bound, rel=1e-9)
+    in_clusters(certificate)[-1].d *= 1.5
+    assert not certificate.check().ok and not certificate.check(exact=True).ok
 
 
 def _exchange(record):
