@@ -1,8 +1,12 @@
 """Settings shared by all tests: few threads, fixed seeds, reproducible hypothesis runs."""
 
+import gc
 import os
 import random
 import signal
+import sys
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 # Before NumPy loads its BLAS: the matrices of most tests are tiny, and `make test` runs a process
@@ -33,6 +37,28 @@ def fixed_seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+def pytest_collection_finish() -> None:
+    """A quarter of a million objects of torch live to the end: nothing to look through again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def networks_traced_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network like one before is not traced again, except where tracing is the subject."""
+    trace = sys.modules.get("spr_or.pruning.compaction.trace")
+    if trace is not None and "compaction" not in request.path.parts:
+        monkeypatch.setattr(trace, "_graph", _remembering(trace._graph))
+
+
+@cache
+def _remembering(traced: Callable[..., Any]) -> Callable[..., Any]:
+    """What is remembered is shared by all tests of the process."""
+    from remembered_traces import remembering
+
+    return remembering(traced)
 
 
 @pytest.hookimpl(optionalhook=True)
