@@ -46,10 +46,10 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(autouse=True)
-def networks_traced_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network like one before is not traced again, except where tracing is the subject."""
+def networks_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network like one before is not traced again."""
     trace = sys.modules.get("spr_or.pruning.compaction.trace")
-    if trace is not None and "compaction" not in request.path.parts:
+    if trace is not None:
         monkeypatch.setattr(trace, "_graph", _remembering(trace._graph))
 
 

@@ -1,11 +1,10 @@
-"""Networks that look alike are traced once in a process, where tracing is not the subject.
+"""Networks of one structure are traced once in a process.
 
 A run traces its network when it checks it, when it counts for a budget and when it compacts: with
 torch.export half a second each time, half of the time of the tests that train. What a trace gives
 follows from the structure of the network, not from its weights; so a second network of the same
-structure gets a copy of the first one's graph, with its own parameters and buffers in it.
-
-Tests in tests/pruning/compaction trace every network.
+structure gets a copy of the first one's graph, with its own parameters and buffers in it. That this
+is the graph that a trace would give is tested in test_remembered_traces.
 """
 
 import io
