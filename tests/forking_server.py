@@ -21,8 +21,8 @@ def serve(work: Callable[[str], object]) -> None:
     import torch
     import torch._dynamo  # noqa: F401
     from remembered_traces import remembering
-
     from spr_or.models.toy import convnet
+
     from spr_or.pruning.compaction import trace
     from spr_or.pruning.compaction.prepare import prepared
 

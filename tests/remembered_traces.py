@@ -21,7 +21,7 @@ from spr_or.pruning.compaction.trace import Inputs, _Tensors
 
 Trace = Callable[..., fx.GraphModule]
 
-_MOST = 50  # graphs that are kept
+_MOST = 200  # graphs that are kept
 
 
 class _Structure(pickle.Pickler):
@@ -59,10 +59,14 @@ def structure_of(model: nn.Module, inputs: Inputs, all_vary: bool) -> Any:
     return file.getvalue(), classes, str(tree), all_vary, state
 
 
-def _copied(graph: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
-    """The graph again, on the parameters and buffers of ``model``."""
-    own = {**dict(model.named_parameters(remove_duplicate=False)),
-           **dict(model.named_buffers(remove_duplicate=False))}  # fmt: skip
+def _own(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers under all their names."""
+    return {**dict(model.named_parameters(remove_duplicate=False)),
+            **dict(model.named_buffers(remove_duplicate=False))}  # fmt: skip
+
+
+def _copied(graph: fx.GraphModule, own: dict[str, Tensor]) -> fx.GraphModule:
+    """The graph again, with the tensors ``own`` in place of those of the same names."""
     root, nodes, copies = _Tensors(), fx.Graph(), dict[fx.Node, fx.Node]()
     for node in graph.graph.nodes:
         if node.op == "get_attr":
@@ -90,9 +94,10 @@ def remembering(traced: Trace) -> Trace:
             return traced(model, inputs, all_vary)
         if key in kept:
             kept.move_to_end(key)
-            return _copied(kept[key], model)
+            return _copied(kept[key], _own(model))
         graph = traced(model, inputs, all_vary)
-        kept[key] = _copied(graph, model)  # the other one is worked on
+        # The caller works on the other one; the weights need not outlive their network.
+        kept[key] = _copied(graph, dict.fromkeys(_own(model), torch.empty(0)))
         if len(kept) > _MOST:
             kept.popitem(last=False)
         return graph
