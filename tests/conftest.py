@@ -5,8 +5,6 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 # Before NumPy loads its BLAS: the matrices of most tests are tiny, and `make test` runs a process
@@ -45,20 +43,20 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-@pytest.fixture(autouse=True)
-def networks_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network like one before is not traced again."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before its fixtures, those of the module too: what only takes time where it is no subject."""
     trace = sys.modules.get("spr_or.pruning.compaction.trace")
-    if trace is not None:
-        monkeypatch.setattr(trace, "_graph", _remembering(trace._graph))
+    if trace is not None and not hasattr(trace._graph, "__wrapped__"):
+        from remembered_traces import remembering
 
+        trace._graph = remembering(trace._graph)
+    figure = sys.modules.get("matplotlib.figure")
+    if figure is not None:
+        from blank_pictures import blank, drawn
 
-@cache
-def _remembering(traced: Callable[..., Any]) -> Callable[..., Any]:
-    """What is remembered is shared by all tests of the process."""
-    from remembered_traces import remembering
-
-    return remembering(traced)
+        plain = {"commands", "tabular"} & set(item.path.parts)
+        figure.Figure.savefig = drawn if item.get_closest_marker("pictures") or not plain else blank
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -11,6 +11,7 @@ import io
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -88,6 +89,7 @@ def remembering(traced: Trace) -> Trace:
     """``trace._graph`` that keeps the graphs it made, the newest `_MOST` of them."""
     kept: OrderedDict[Any, fx.GraphModule] = OrderedDict()
 
+    @wraps(traced)
     def remembered(model: nn.Module, inputs: Inputs, all_vary: bool = True) -> fx.GraphModule:
         key = structure_of(model, inputs, all_vary)
         if key is None:

@@ -40,6 +40,7 @@ def weights_in(path: Path) -> dict[str, float]:
         return {row["column"]: float(row["weight"]) for row in csv.DictReader(file)}
 
 
+@pytest.mark.pictures
 def test_the_page_of_a_result(data: Path, tmp_path: Path) -> None:
     run(
         "solve",
