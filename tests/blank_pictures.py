@@ -1,6 +1,6 @@
 """Pictures of one white pixel: `spr-or solve` takes three quarters of its time to draw two figures.
 
-Tests of commands and tables get them, unless they are marked ``pictures`` (see conftest).
+Tests of benches, commands and tables get them, unless they are marked ``pictures`` (see conftest).
 """
 
 import io

@@ -55,7 +55,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if figure is not None:
         from blank_pictures import blank, drawn
 
-        plain = {"commands", "tabular"} & set(item.path.parts)
+        plain = {"bench", "commands", "tabular"} & set(item.path.parts)
         figure.Figure.savefig = drawn if item.get_closest_marker("pictures") or not plain else blank
 
 
