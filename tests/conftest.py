@@ -55,7 +55,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if figure is not None:
         from blank_pictures import blank, drawn
 
-        plain = {"bench", "commands", "tabular"} & set(item.path.parts)
+        folders = item.path.relative_to(item.config.rootpath).parts
+        plain = {"bench", "commands", "tabular"} & set(folders)
         figure.Figure.savefig = drawn if item.get_closest_marker("pictures") or not plain else blank
 
 
