@@ -81,7 +81,6 @@ def weights_of(folder):
         return {row["column"]: float(row["weight"]) for row in csv.DictReader(file)}
 
 
-@pytest.mark.pictures
 @pytest.mark.parametrize("standardise", [False, True])
 def test_the_answer_is_the_best_model_with_intercept_in_the_users_units(
     data, tmp_path, standardise
