@@ -1,8 +1,10 @@
 """Settings shared by all tests: few threads, fixed seeds, reproducible hypothesis runs."""
 
+import gc
 import os
 import random
 import signal
+import sys
 from typing import Any
 
 # Before NumPy loads its BLAS: the matrices of most tests are tiny, and `make test` runs a process
@@ -33,6 +35,29 @@ def fixed_seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+def pytest_collection_finish() -> None:
+    """A quarter of a million objects of torch live to the end: nothing to look through again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before its fixtures, those of the module too: what only takes time where it is no subject."""
+    trace = sys.modules.get("spr_or.pruning.compaction.trace")
+    if trace is not None and not hasattr(trace._graph, "__wrapped__"):
+        from remembered_traces import remembering
+
+        trace._graph = remembering(trace._graph)
+    figure = sys.modules.get("matplotlib.figure")
+    if figure is not None:
+        from blank_pictures import blank, drawn
+
+        folders = item.path.relative_to(item.config.rootpath).parts
+        plain = {"bench", "commands", "tabular"} & set(folders)
+        figure.Figure.savefig = drawn if item.get_closest_marker("pictures") or not plain else blank
 
 
 @pytest.hookimpl(optionalhook=True)

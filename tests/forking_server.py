@@ -1,6 +1,7 @@
 """A process that does work on demand, each time in a child that can be killed.
 
-What a run imports late is imported once, by the server; a child is a real process with its own files
+What a run imports late is imported once, by the server, and the network of all runs is traced once
+(see remembered_traces); a child is a real process with its own files
 and its own death. Protocol: 0 when ready; a line of arguments starts the work in a child and gives
 its process id; a line "wait" waits for the child and gives its exit status.
 """
@@ -19,8 +20,15 @@ def serve(work: Callable[[str], object]) -> None:
     import sklearn.model_selection  # noqa: F401
     import torch
     import torch._dynamo  # noqa: F401
+    from remembered_traces import remembering
+    from spr_or.models.toy import convnet
+
+    from spr_or.pruning.compaction import trace
+    from spr_or.pruning.compaction.prepare import prepared
 
     torch.set_num_threads(1)
+    trace._graph = remembering(trace._graph)  # type: ignore[assignment]
+    trace.trace(prepared(convnet()), torch.zeros(2, 1, 8, 8))
     child = 0
     print(0, flush=True)
     for line in sys.stdin:

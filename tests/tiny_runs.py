@@ -31,6 +31,7 @@ def tiny_recipe(**sections: Any) -> Recipe:
 def no_pictures_in(patch: pytest.MonkeyPatch) -> None:
     """Pictures and timings of a report have tests of their own; elsewhere they only take time."""
     patch.setattr(report, "_draw", lambda *arguments: [])
+    patch.setattr(report, "latency_ms", lambda models, *arguments: [1.0] * len(models))
     patch.setattr(report, "spr_step_overhead", lambda *arguments: 1.0)
 
 

@@ -186,6 +186,7 @@ def bench(*arguments):
     return CliRunner().invoke(app, ["bench", "solve", *map(str, arguments)])
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize(
     "solvers", slow_unless(lambda s: s == "spr-or", ["spr-or", "spr-or,highs-cuts"])
 )

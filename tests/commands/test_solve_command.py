@@ -311,6 +311,7 @@ def test_an_m_chosen_too_small_is_said(data, tmp_path):
     assert "M as given, not proven" in run("check", tmp_path / "o")
 
 
+@pytest.mark.pictures
 def test_a_path_solves_each_lambda_and_resumes(data, tmp_path):
     out = tmp_path / "o"
     arguments = ["solve", data, "--target", "price", "--groups", "_", "--path", 4, "--out", out]
@@ -334,6 +335,7 @@ def test_a_path_solves_each_lambda_and_resumes(data, tmp_path):
     assert "another problem" in said and "another alpha" in said and "--out" in said
 
 
+@pytest.mark.pictures
 def test_names_are_shown_as_they_are(tmp_path):
     """Brackets are no markup, and control characters of a file do not reach the terminal."""
     X, y = sample()

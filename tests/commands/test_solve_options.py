@@ -186,6 +186,7 @@ def test_export_writes_the_model_with_the_proven_bound(data: Path, tmp_path: Pat
     )
 
 
+@pytest.mark.pictures
 def test_cross_validation_chooses_a_lambda_that_predict_uses(data: Path, tmp_path: Path) -> None:
     asked = ["solve", data, "--target", "y", "--standardise", "--path", "0.9,0.2,0.05,0.01",
              "--out", tmp_path]  # fmt: skip

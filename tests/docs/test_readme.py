@@ -24,8 +24,8 @@ PAGES = [
 ]
 
 
-# README calls what these pages call.
-LONG = ("prune.md", "verify.md")
+# README calls what these pages call, and the tests of estimators what theirs calls.
+LONG = ("prune.md", "verify.md", "estimators.md")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from damaged import NASTY, damaged, within
 from rich.console import Console
-from tiny_runs import tiny_recipe
+from tiny_runs import no_pictures_in, tiny_recipe
 from torch import nn
 from typer.testing import CliRunner
 
@@ -259,7 +259,9 @@ def test_kept_inputs_are_those_the_compacted_network_reads(tmp_path):
 def finished(tmp_path_factory):
     """A run of the tiny convolutional network: one layer of one channel, one of eight."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    run_recipe(tiny_recipe(spr={"start": "dense", "lam": 20.0}), folder)
+    with pytest.MonkeyPatch.context() as patch:
+        no_pictures_in(patch)
+        run_recipe(tiny_recipe(spr={"start": "dense", "lam": 20.0}), folder)
     return folder
 
 

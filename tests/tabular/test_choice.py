@@ -144,6 +144,7 @@ def test_errors_name_the_parameter(settings: dict[str, Any], message: str) -> No
         so.GroupL0RegressorCV(**settings).fit(*sample(20))
 
 
+@pytest.mark.pictures
 def test_the_curve_as_a_table_and_a_picture(fitted: Any, tmp_path: Path) -> None:
     fitted.save_curve(tmp_path / "curve.csv")
     with (tmp_path / "curve.csv").open() as file:

@@ -62,6 +62,7 @@ def test_names_survive_the_csv_file(
         assert float(line["objective"]) == row["objective"]
 
 
+@pytest.mark.pictures
 def test_the_picture_names_the_groups_where_they_enter(
     solved: tuple[OwnData, list[PathPoint]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,6 +40,7 @@ def weights_in(path: Path) -> dict[str, float]:
         return {row["column"]: float(row["weight"]) for row in csv.DictReader(file)}
 
 
+@pytest.mark.pictures
 def test_the_page_of_a_result(data: Path, tmp_path: Path) -> None:
     run(
         "solve",
@@ -94,6 +95,7 @@ def test_a_search_that_ended_early_is_said(tmp_path: Path) -> None:
     assert "a better one may exist" in page
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize(("seconds", "drawn"), [(0.3, False), (2.5, True)])
 def test_only_a_search_that_took_a_while_has_a_picture(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, drawn: bool

@@ -24,6 +24,8 @@ from spr_or.tabular.recheck import recheck
 from spr_or.tabular.results import write_result
 from spr_or.tabular.source import TableError
 
+pytestmark = pytest.mark.pictures  # strange names stand in them, too
+
 HEADS = ["a", "b", "c", "y"]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax, softmax
-from tiny_runs import tiny_recipe
+from tiny_runs import no_pictures_in, tiny_recipe
 from torch import Tensor
 
 from models.toy import convnet
@@ -17,15 +17,13 @@ from spr_or.training import checkpoint, phases
 from spr_or.training.distill import distillation_loss, distilling
 from spr_or.training.metrics import read_metrics
 from spr_or.training.pruning import make_spr
-from spr_or.training.report import summary as report
 from spr_or.training.runner import run_recipe
 from spr_or.training.step import make_step
 
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "_draw", lambda *arguments: [])
-    monkeypatch.setattr(report, "spr_step_overhead", lambda *arguments: 1.0)
+    no_pictures_in(monkeypatch)
 
 
 # --- distillation ---------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -56,6 +57,18 @@ def resumed(folder: Path, recipe: Recipe = TINY) -> Listening:
     display = Listening()
     run_recipe(recipe, folder, resume=True, display=display)
     return display
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of `TINY` that tests copy: "whole", "half" before fine-tuning, "late" after an epoch of it."""
+    folder = tmp_path_factory.mktemp("prepared")
+    with pytest.MonkeyPatch.context() as patch:
+        no_pictures_in(patch)
+        run_recipe(TINY, folder / "whole")
+    begun(folder / "half")
+    begun(folder / "late", at=("finetune", 1))
+    return folder
 
 
 # --- two at once ----------------------------------------------------------------------------
@@ -127,10 +140,10 @@ def test_of_four_started_at_once_one_runs(tmp_path: Path) -> None:
     assert len(read_metrics(tmp_path / "out" / "metrics.jsonl")) == 7
 
 
-def test_a_finished_run_is_read_while_another_process_keeps_the_folder(tmp_path: Path) -> None:
-    first = run_recipe(TINY, tmp_path)
-    with alone_in(tmp_path, "run"):
-        assert run_recipe(TINY, tmp_path, resume=True) == first
+def test_a_finished_run_is_read_while_another_process_keeps_the_folder(prepared: Path) -> None:
+    first = json.loads((prepared / "whole" / "summary.json").read_text())
+    with alone_in(prepared / "whole", "run"):
+        assert run_recipe(TINY, prepared / "whole", resume=True) == first
 
 
 @pytest.mark.slow
@@ -202,28 +215,21 @@ def keys_of(recipe: Recipe) -> set[str]:
     return found
 
 
-@pytest.fixture(scope="module")
-def half_way(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("half")
-    begun(folder)
-    return folder
-
-
 def test_every_key_of_a_recipe_is_in_one_of_the_two_lists() -> None:
     """A new key must be thought about: does it change what is computed?"""
     assert _OTHER.keys() | _MAY.keys() == keys_of(TINY) and not _OTHER.keys() & _MAY.keys()
 
 
 @pytest.mark.parametrize("key", _OTHER)
-def test_what_changes_the_meaning_of_a_run_may_not_change(key: str, half_way: Path) -> None:
+def test_what_changes_the_meaning_of_a_run_may_not_change(key: str, prepared: Path) -> None:
     name = key.replace(".", r"\.")
     with pytest.raises(FolderInUse, match=rf"another recipe \(.*{name}\S* was .*, now"):
-        run_recipe(changed(TINY, key, _OTHER[key]), half_way, resume=True)
+        run_recipe(changed(TINY, key, _OTHER[key]), prepared / "half", resume=True)
 
 
 @pytest.mark.parametrize("key", [key for key in _MAY if key != "speed.cuda_graph"])
 def test_names_and_what_costs_time_may_change(
-    key: str, half_way: Path, monkeypatch: pytest.MonkeyPatch
+    key: str, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class PassedTheCheck(Exception):
         pass
@@ -233,7 +239,7 @@ def test_names_and_what_costs_time_may_change(
 
     monkeypatch.setattr("spr_or.training.runner.load_data", load)
     with pytest.raises(PassedTheCheck):
-        run_recipe(changed(TINY, key, _MAY[key]), half_way, resume=True)
+        run_recipe(changed(TINY, key, _MAY[key]), prepared / "half", resume=True)
 
 
 # --- metrics --------------------------------------------------------------------------------
@@ -260,9 +266,9 @@ def cut_last_line(lines: list[str]) -> str:
     ],
 )
 def test_lost_records_are_told(
-    damage: Callable[[list[str]], str], told: str | None, tmp_path: Path
+    damage: Callable[[list[str]], str], told: str | None, prepared: Path, tmp_path: Path
 ) -> None:
-    begun(tmp_path, at=("finetune", 1))
+    shutil.copytree(prepared / "late", tmp_path, dirs_exist_ok=True)
     path = tmp_path / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True)[:6]  # as the checkpoint knows them
     assert len(lines) == 6
@@ -276,8 +282,8 @@ def test_lost_records_are_told(
     assert (tmp_path / "summary.json").exists()
 
 
-def test_a_file_that_is_gone_is_told(tmp_path: Path) -> None:
-    begun(tmp_path, at=("finetune", 1))
+def test_a_file_that_is_gone_is_told(prepared: Path, tmp_path: Path) -> None:
+    shutil.copytree(prepared / "late", tmp_path, dirs_exist_ok=True)
     (tmp_path / "metrics.jsonl").unlink()
     (warning,) = resumed(tmp_path).warnings
     assert "no records of dense 0, dense 1, spr 0, spr 1, spr 2, finetune 0" in warning
@@ -298,8 +304,9 @@ CONTENTS = ["", "{", "[1]", '{"other": 1}', "\x00", "[" * 100_000]
 
 
 @pytest.mark.parametrize("content", CONTENTS)
-def test_a_damaged_summary_is_made_again(content: str, tmp_path: Path) -> None:
-    first = run_recipe(TINY, tmp_path)
+def test_a_damaged_summary_is_made_again(content: str, prepared: Path, tmp_path: Path) -> None:
+    shutil.copytree(prepared / "whole", tmp_path, dirs_exist_ok=True)
+    first = json.loads((tmp_path / "summary.json").read_text())
     (tmp_path / "summary.json").write_text(content)
     display = resumed(tmp_path)
     (warning,) = display.warnings
@@ -308,14 +315,14 @@ def test_a_damaged_summary_is_made_again(content: str, tmp_path: Path) -> None:
     for clocked in ("epoch_seconds", "latency_ms_dense", "latency_ms_compact", "speedup"):
         first.pop(clocked)
         again.pop(clocked)
-    assert again == json.loads(json.dumps(first))
+    assert again == first
 
 
 @pytest.mark.parametrize("content", CONTENTS)
 def test_a_damaged_recipe_is_named_unless_the_summary_holds_it(
-    content: str, tmp_path: Path
+    content: str, prepared: Path, tmp_path: Path
 ) -> None:
-    begun(tmp_path)
+    shutil.copytree(prepared / "half", tmp_path, dirs_exist_ok=True)
     (tmp_path / "recipe.json").write_text(content)
     named = rf"{tmp_path / 'recipe.json'} is .*remove .*recipe\.json.*--out"
     with pytest.raises(FolderInUse, match=named):
@@ -368,8 +375,10 @@ def test_the_help_says_that_names_will_do(command: str, name: str) -> None:
     assert f"a TOML file, or a shipped name such as {name}" in text
 
 
-def test_what_a_killed_process_had_not_finished_writing_goes(tmp_path: Path) -> None:
-    begun(tmp_path)
+def test_what_a_killed_process_had_not_finished_writing_goes(
+    prepared: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(prepared / "half", tmp_path, dirs_exist_ok=True)
     left = [
         tmp_path / ".metrics.123.jsonl",
         tmp_path / "checkpoints" / ".next.123.pt",

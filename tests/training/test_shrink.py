@@ -1,7 +1,7 @@
 """`spr.shrink`: a run whose network becomes smaller between epochs, also across a stop."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -26,10 +26,10 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     no_pictures_in(monkeypatch)
 
 
-def shrinking(**spr: Any) -> Recipe:
+def shrinking(rows: int = 640, **spr: Any) -> Recipe:
     return tiny_recipe(
         model="models.toy:digits_resnet",
-        data={"train_rows": 640},
+        data={"train_rows": rows},
         dense={"epochs": 3},
         spr=SPR | spr,
     )
@@ -37,6 +37,32 @@ def shrinking(**spr: Any) -> Recipe:
 
 def sizes(folder: Path, phase: str = "spr") -> list[float]:
     return [r["macs_pct"] for r in read_metrics(folder / "metrics.jsonl") if r["phase"] == phase]
+
+
+class Run(NamedTuple):
+    """A run that nothing disturbed."""
+
+    summary: dict[str, Any]
+    folder: Path
+    trained: list[int]  # the parameters of each network for which a step was made
+
+
+def ran(recipe: Recipe, folder: Path) -> Run:
+    trained: list[int] = []
+
+    def watched(model: nn.Module, *arguments: Any, **settings: Any) -> Any:
+        trained.append(sum(p.numel() for p in model.parameters()))
+        return make_step(model, *arguments, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        no_pictures_in(patch)
+        patch.setattr("spr_or.training.one_phase.make_step", watched)
+        return Run(run_recipe(recipe, folder), folder, trained)
+
+
+@pytest.fixture(scope="module")
+def of_filters(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return ran(shrinking(rows=320, epochs=6), tmp_path_factory.mktemp("filters"))
 
 
 @pytest.mark.parametrize(
@@ -53,19 +79,20 @@ def sizes(folder: Path, phase: str = "spr") -> list[float]:
     ],
     ids=lambda spr: "-".join(map(str, spr.values())) or "filters",
 )
-def test_the_network_becomes_smaller_and_the_result_speaks_of_the_original(spr, tmp_path):
-    summary = run_recipe(shrinking(**spr), tmp_path)
-    during, after = sizes(tmp_path), sizes(tmp_path, "finetune")
+def test_the_network_becomes_smaller_and_the_result_speaks_of_the_original(spr, tmp_path, request):
+    run = ran(shrinking(**spr), tmp_path) if spr else request.getfixturevalue("of_filters")
+    summary, folder = run.summary, run.folder
+    during, after = sizes(folder), sizes(folder, "finetune")
     assert during[0] == 100 and during == sorted(during, reverse=True)
     assert during[-1] < 95, "nothing left the network during the phase"
     assert after[0] < during[-1] + 1e-9 and len(set(after)) == 1
     assert summary["removed_params_pct"] == pytest.approx(60, abs=2)
     assert summary["max_abs_logit_diff"] < 1e-3
-    smaller = load_compact(tmp_path / "compact.safetensors")
+    smaller = load_compact(folder / "compact.safetensors")
     total = summary["parameters"] - summary["removed_params"]
     assert sum(p.numel() for p in smaller.parameters()) == total
     # The checkpoint is one of the original network.
-    state = checkpoint.load(tmp_path / "checkpoints" / checkpoint.LAST)
+    state = checkpoint.load(folder / "checkpoints" / checkpoint.LAST)
     assert sum(t.numel() for n, t in state["model"].items() if n.endswith("weight")) > total
 
 
@@ -87,7 +114,7 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_weights(tmp_path):
 
 
 def test_a_run_stopped_in_its_small_network_goes_on(tmp_path):
-    recipe = shrinking(epochs=5)
+    recipe = shrinking(rows=320, epochs=5)
     with pytest.raises(KeyboardInterrupt), stopped_at("spr", 4):
         run_recipe(recipe, tmp_path)
     assert len(set(sizes(tmp_path))) > 1
@@ -97,21 +124,14 @@ def test_a_run_stopped_in_its_small_network_goes_on(tmp_path):
 
 
 def test_without_shrinking_the_records_are_those_of_before(tmp_path):
-    run_recipe(shrinking(shrink=False), tmp_path)
+    run_recipe(shrinking(rows=64, shrink=False), tmp_path)
     assert all("macs_pct" not in r for r in read_metrics(tmp_path / "metrics.jsonl"))
 
 
-def test_the_small_network_is_what_is_trained(tmp_path, monkeypatch):
-    seen: list[int] = []
-
-    def watched(model: nn.Module, *arguments: Any, **settings: Any) -> Any:
-        seen.append(sum(p.numel() for p in model.parameters()))
-        return make_step(model, *arguments, **settings)
-
-    monkeypatch.setattr("spr_or.training.one_phase.make_step", watched)
-    summary = run_recipe(shrinking(), tmp_path)
-    assert seen[-1] == summary["parameters"] - summary["removed_params"]
-    assert len(seen) >= 4  # dense, SPR, at least one smaller network, fine-tuning
+def test_the_small_network_is_what_is_trained(of_filters):
+    summary, trained = of_filters.summary, of_filters.trained
+    assert trained[-1] == summary["parameters"] - summary["removed_params"]
+    assert len(trained) >= 4  # dense, SPR, at least one smaller network, fine-tuning
 
 
 @pytest.mark.slow

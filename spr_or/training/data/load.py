@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,7 @@ def _from_parquet(recipe: DataRecipe, device: torch.device, progress: OnDecoded)
     return _in_memory(recipe, device, train, test, recipe.source, classes)
 
 
+@cache
 def _digits() -> tuple[Arrays, Arrays]:
     """scikit-learn's 1,797 handwritten digits, 8x8 grey; one stratified split, whatever the seed."""
     from sklearn.datasets import load_digits
