@@ -118,7 +118,7 @@ def _start(run: dict[str, Any]) -> str:
     fine = run["recipe"]["finetune"]
     first = next(r["lr"] for r in run["records"] if r["phase"] == "finetune")
     teacher = f", teacher {fine['distill']:g}" if fine["distill"] else ""
-    return f"{fine.get('start', 'pruned')} at {first:.2g}{teacher}"
+    return f"{fine.get('start', 'last')} at {first:.2g}{teacher}"
 
 
 def _epochs(run: dict[str, Any]) -> str:

@@ -270,8 +270,8 @@ class FinetuneRecipe(_Section):
     epochs: int = Field(default=200, ge=0)  # number of epochs
     # The learning rate at its start, from which it falls to 0 by a cosine; None: [spr]'s goes on.
     lr: float | None = Field(default=None, gt=0)
-    # Which weights what is kept has at its start: those of the pruning phase, or the dense network's.
-    start: Literal["pruned", "dense"] = "pruned"
+    # The weights it begins with: the last ones of the pruning phase, or those of the dense network.
+    start: Literal["last", "dense"] = "last"
     # Weight of the dense network as a teacher; 0: no teacher.
     distill: float = Field(default=0.0, ge=0, le=1)
     # Temperature of the teacher's and the student's softmax.

@@ -32,7 +32,7 @@ DATE_LIKE_LABELS = (
 )
 CONSTANT_TARGET = "a,b,y\n1,5,7\n2,3,7\n3,8,7\n4,1,7\n5,9,7\n6,2,7\n"
 CONSTANT_COLUMN = "a,zero,b,y\n1,0,5,1.1\n2,0,3,2.3\n3,0,8,2.8\n4,0,1,4.2\n5,0,9,4.9\n6,0,2,6.1\n"
-MISSING = "a,b,c,y\n1,2,NaN,1.0\n2,,3,2.1\n3,1,4,N/A\n4,3,5,4.2\n5,2,?,5.0\n6,4,7,5.9\n"
+MISSING = "a,b,c,y\n1,2,NaN,1.0\n2,,3,2.1\n3,1,4,N/A\n4,3,5,4.2\n5,2,?,5.0\n6,4,8,5.9\n"
 PREFIX_GROUPS = """city_New_York,city_San_Jose,city_Boston,income,income_log,y
 1,0,0,2500,7.8,1.2
 0,1,0,1800,7.5,0.7
