@@ -64,8 +64,8 @@ def lp_bounds(
             if clock.spent:
                 break
             c = step.form.matrix[[i]].toarray()[0]
-            L[i] = max(L[i], program.least(c) + step.form.offset[i] - slack[i])
-            U[i] = min(U[i], -program.least(-c) + step.form.offset[i] + slack[i])
+            L[i] = max(L[i], program.least(c, clock) + step.form.offset[i] - slack[i])
+            U[i] = min(U[i], -program.least(-c, clock) + step.form.offset[i] + slack[i])
         return L, U
 
     return interval_bounds(network, lower, upper, tighten)
@@ -77,8 +77,14 @@ def _worth_tightening(step: Activation, L: Array, U: Array) -> Array:
     return several if step.windows is not None else several & (L < 0) & (U > 0)
 
 
-def least_values(network: FeedForward, bounds: Bounds, form: Form) -> Array:
-    """What no row of a form of all values falls below, in float64 and in torch: (m,)."""
+def least_values(
+    network: FeedForward, bounds: Bounds, form: Form, clock: TimeLimit | None = None
+) -> Array:
+    """What no row of a form of all values falls below, in float64 and in torch: (m,).
+
+    When ``clock`` has run out, the rest get what their intervals give.
+    """
+    clock = clock or TimeLimit(None)
     program = _Relaxation(
         network, len(network.activations), bounds.lower, bounds.upper, list(bounds.before)
     )
@@ -86,7 +92,7 @@ def least_values(network: FeedForward, bounds: Bounds, form: Form) -> Array:
     slack = form.slack(size, network.unit)
     rows = np.zeros((len(form), len(size)))
     rows[:, : form.matrix.shape[1]] = form.matrix.toarray()
-    return np.array([program.least(c) for c in rows]) + form.offset - slack
+    return np.array([program.least(c, clock) for c in rows]) + form.offset - slack
 
 
 class _Relaxation:
@@ -114,13 +120,16 @@ class _Relaxation:
         self.solver.passModel(model)
         self.columns = np.arange(count, dtype=np.int32)
 
-    def least(self, c: Array) -> float:
-        """A bound from below of c x, by the multipliers at the minimum."""
-        self.solver.changeColsCost(len(c), self.columns, c)
-        self.solver.run()
-        y = np.asarray(self.solver.getSolution().row_dual)
-        if len(y) != len(self.low):
-            y = np.zeros(len(self.low))
+    def least(self, c: Array, clock: TimeLimit) -> float:
+        """A bound from below of c x, by the multipliers at the minimum or where the time ends."""
+        y = np.zeros(len(self.low))
+        if not clock.spent:
+            self.solver.changeColsCost(len(c), self.columns, c)
+            # HiGHS counts the time of all its runs.
+            self.solver.setOptionValue("time_limit", self.solver.getRunTime() + clock.left())
+            self.solver.run()
+            found = np.asarray(self.solver.getSolution().row_dual)
+            y = found if len(found) == len(y) else y
         # A row without an end on the side of its multiplier gives no bound there.
         y = np.where(np.isinf(np.where(y > 0, self.low, self.high)), 0.0, y)
         ends = np.where(y > 0, self.low, np.where(y < 0, self.high, 0.0))

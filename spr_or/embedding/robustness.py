@@ -101,9 +101,9 @@ def decide_robustness(
     'robust'
     """
     clock, watch = TimeLimit(how.time_limit), _Stopwatch()
-    bounds = get_bounds(network, lower, upper, how.bounds, how.data, clock)
+    bounds = get_bounds(network, lower, upper, how.bounds, how.data, _half_of(how))
     margins, others = _margins(network.output, label)
-    roots = -least_values(network, bounds, margins)
+    roots = -least_values(network, bounds, margins, clock)
     proven = roots.copy()
     size, root = _size(bounds, network), float(roots.max())
     if root < 0:
@@ -113,6 +113,9 @@ def decide_robustness(
     best: tuple[float, Tensor] | None = None
     for i in np.argsort(-roots):
         if roots[i] < 0:
+            break
+        if clock.spent:
+            answer = "undecided"
             break
         outcomes, point = _ask(host, block, net, label, others[i], lower, upper, how, clock)
         count, nodes = count + len(outcomes), nodes + sum(o.nodes for o in outcomes)
@@ -152,8 +155,9 @@ def largest_output(
     import pyomo.environ as pyo
 
     clock, watch = TimeLimit(how.time_limit), _Stopwatch()
-    bounds = get_bounds(network, lower, upper, how.bounds, how.data, clock)
-    root = -float(least_values(network, bounds, _row(network.output, output, -1.0))[0])
+    bounds = get_bounds(network, lower, upper, how.bounds, how.data, _half_of(how))
+    row = _row(network.output, output, -1.0)
+    root = -float(least_values(network, bounds, row, clock)[0])
     host, block = _host(network, bounds)
     host.goal = pyo.Objective(expr=block.outputs[output], sense=pyo.maximize)
     if how.formulation == "cuts":
@@ -316,6 +320,11 @@ def _size(bounds: Bounds, network: FeedForward) -> float:
     ]
     flat = np.concatenate([np.zeros(0), *widths])
     return float(flat.mean()) if len(flat) else 0.0
+
+
+def _half_of(how: How) -> TimeLimit:
+    """The time for bounds; the solver has the rest."""
+    return TimeLimit(None if how.time_limit is None else how.time_limit / 2)
 
 
 def _left_of(how: How, clock: TimeLimit) -> float | None:

@@ -112,6 +112,8 @@ def test_the_least_of_an_output_is_below_all_samples_and_above_the_interval(netw
     _, outputs = network.evaluate(x)
     assert (least <= outputs.min(0)).all() and (least >= bounds.output[0] - 1e-9).all()
     assert (least > bounds.output[0] + 1e-3).any()
+    spent = least_values(network, bounds, network.output, TimeLimit(0))
+    np.testing.assert_allclose(spent, bounds.output[0], atol=1e-9)
 
 
 def test_bounds_from_data_hold_for_the_data_only_and_say_so(network):
