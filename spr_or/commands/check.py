@@ -120,10 +120,10 @@ def _pool_faults(folder: Path, found: Mapping[Path, Recheck]) -> list[str]:
 def _choice_faults(folder: Path, found: Mapping[Path, Recheck]) -> list[str]:
     """What does not hold of the choice among the lambdas of a path, or of several."""
     from spr_or.tabular.folder import path_results
-    from spr_or.tabular.stored_choice import NAME, choice_faults
+    from spr_or.tabular.stored_choice import NAME, TABLE, choice_faults
 
     places = path_results(folder)
-    if not places or not (folder / NAME).exists():
+    if not places or not any((folder / name).exists() for name in (NAME, TABLE)):
         return []
     own = [found[place] for place in places]
     return choice_faults(folder, places, [one.result for one in own], [one.criteria for one in own])

@@ -235,8 +235,8 @@ def command(
     Ctrl-C stops with the best so far and its proven gap. `spr-or check DIR` checks the result
     again. Solving the same problem again replaces its result.
 
-    Exit status: 0 proven to the gap, 1 stopped by a limit before, 2 bad usage or data, or a
-    folder that holds another problem or is in use, 130 interrupted.
+    Exit status: 0 proven to the gap, 1 stopped before by a limit or by rounding, 2 bad usage or
+    data, or a folder that holds another problem or is in use, 130 interrupted.
     """
     with collector_paused():
         from spr_or.certified_solver.lambda_path import without_price

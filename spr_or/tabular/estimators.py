@@ -60,10 +60,14 @@ class GroupL0(BaseEstimator):
         used = certificate.indicators.bool().tolist()
         self.groups_kept_ = [label for label, on in zip(model.groups, used, strict=True) if on]
         if certificate.status != "optimal":
+            advice = (
+                "arithmetic allows no more: raise gap, or scale the columns"
+                if certificate.status == "inexact"
+                else "raise time_limit or gap"
+            )
             warnings.warn(
                 f"the search ended ({certificate.status}) with a gap of {certificate.gap:.3g}, "
-                f"{model.gap:g} was asked for: a better choice of groups may exist; raise time_limit "
-                "or gap",
+                f"{model.gap:g} was asked for: a better choice of groups may exist; {advice}",
                 ConvergenceWarning,
                 stacklevel=4,
             )

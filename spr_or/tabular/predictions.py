@@ -61,13 +61,16 @@ def predict(folder: Path, path: Path) -> Predictions:
     X = _matrix(path, source, model, done)
     scores = X @ model.weights + model.intercept
     if result.model.loss == "poisson":
-        scores = np.exp(scores)
+        with np.errstate(over="ignore"):
+            scores = np.exp(scores)
     gaps = np.asarray(np.isnan(scores).any(1))
     notes = []
     if gaps.any():
         notes.append(
             f"{int(gaps.sum())} of {len(gaps)} rows have a missing value and no prediction"
         )
+    if far := int(np.isinf(scores).any(1).sum()):
+        notes.append(f"the rates of {far} of {len(gaps)} rows are too large for a number: inf")
     known = [list(row) for row in scores.tolist()]
     if result.model.loss == "logistic":
         classes = result.model.classes

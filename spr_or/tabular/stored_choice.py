@@ -115,7 +115,8 @@ def choice_faults(
     """
     try:
         choice = read_choice(folder)
-        assert choice is not None
+        if choice is None:
+            return [f"{TABLE} is there, and {NAME}, which says what was chosen, is not"]
         lines = list(csv.DictReader(io.StringIO(read_text(folder / TABLE), newline="")))
     except (TableError, UnreadableFile, csv.Error) as error:
         return [str(error)]

@@ -147,6 +147,16 @@ def test_a_table_that_was_changed_does_not_hold(folder: Path) -> None:
         (folder / "choice.csv").write_text(before)
 
 
+def test_a_table_without_its_choice_does_not_hold(folder: Path) -> None:
+    before = (folder / "choice.json").read_text()
+    try:
+        (folder / "choice.json").unlink()
+        said = run("check", folder, code=1)
+        assert "choice.csv is there, and choice.json, which says what was chosen, is not" in said
+    finally:
+        (folder / "choice.json").write_text(before)
+
+
 def test_folders_of_other_questions_are_refused(table: Path, folder: Path) -> None:
     asked = ["solve", table, "--target", "y", "--standardise", "--out", folder]
     single = run(*asked, "--lam", 0.1, code=2)

@@ -95,6 +95,17 @@ def test_the_command_finds_and_proves_the_best_model(table: Path, folder: Path) 
     assert predicted == pytest.approx(rates.tolist(), rel=0.02)
 
 
+def test_rates_beyond_all_numbers_are_counted(table: Path, folder: Path, tmp_path: Path) -> None:
+    with table.open() as file:
+        rows = list(csv.reader(file))
+    rows[1][0] = "1e9"  # a, whose weight is positive
+    far = tmp_path / "far.csv"
+    with far.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    said = run("predict", folder, far, "--out", tmp_path / "rates.csv")
+    assert "the rates of 1 of" in said and "too large for a number" in said
+
+
 def test_a_given_bound_and_a_path_with_a_choice(table: Path, tmp_path: Path) -> None:
     asked = ["solve", table, "--target", "y", "--loss", "poisson", "--standardise"]
     run(*asked, "--lam", 0.3, "--M", 2, "--out", tmp_path / "given")
