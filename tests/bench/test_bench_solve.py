@@ -249,7 +249,20 @@ def test_ctrl_c_reaches_a_child_process(tmp_path):
     child = int(children.read_text().split()[0])
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
-    assert not Path(f"/proc/{child}").exists()
+    for _ in range(200):  # on a busy machine the system takes its time to remove it
+        if not _runs(child):
+            break
+        time.sleep(0.05)
+    assert not _runs(child)
+
+
+def _runs(process: int) -> bool:
+    """Whether a process exists that has not ended, as one that nobody has waited for yet has."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
+    return state.rpartition(")")[2].split()[0] != "Z"
 
 
 def test_a_contradiction_ends_in_failure(tmp_path, monkeypatch):
