@@ -33,7 +33,7 @@ RIVALS = ("el0ps", "l0bnb", "l0bnb warm", "okridge", "abess", "skglm")
 SIZES = [(200, 100), (300, 200), (800, 80), (500, 1000), (300, 60), (2000, 500), (5000, 1000),
          (1000, 5000)]  # fmt: skip
 NOISY = (300, 60)
-L0, L2, M, GAP, LIMIT = 0.02, 0.1, 2.0, 1e-4, 60.0
+L0, L2, M, GAP, LIMIT = 0.02, 0.1, 2.0, 1e-4, 25.0
 LONG = 3.0  # seconds; a rival's run that takes longer is not repeated
 
 
@@ -191,7 +191,8 @@ def cell(row, name):
     if answers is None or any("error" in answer for answer in answers):
         return "failed"
     times = statistics.median(answer["seconds"] for answer in answers)
-    ratio = f"{times / statistics.median(row['ours']):.2g}"
+    times /= statistics.median(row["ours"])
+    ratio = f"{times:.0f}" if times >= 100 else f"{times:.2g}"
     above = answers[-1]["above"]
     if name not in ("abess", "skglm") and not answers[-1]["proven"]:
         ratio += " (open)"
