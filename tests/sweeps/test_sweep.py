@@ -89,13 +89,6 @@ class Here:
         return job, self.work(job)
 
 
-@pytest.fixture(autouse=True)
-def measured_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`quick` replaces pictures and timings for its whole process; here they come back."""
-    for name in ("_draw", "latency_ms", "spr_step_overhead"):
-        monkeypatch.setattr(report, name, getattr(report, name))
-
-
 def written(folder: Path, sweep: str = GRID, base: str = BASE) -> Path:
     (folder / "base.toml").write_text(base)
     path = folder / "sweep.toml"
@@ -107,10 +100,7 @@ def written(folder: Path, sweep: str = GRID, base: str = BASE) -> Path:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep that nothing disturbed: its file, and its folder ``out``."""
     folder = tmp_path_factory.mktemp("sweep")
-    kept = [(name, getattr(report, name)) for name in ("_draw", "latency_ms", "spr_step_overhead")]
     run_sweep(load_sweep(written(folder)), folder / "out", Here())
-    for name, function in kept:
-        setattr(report, name, function)
     return folder
 
 
