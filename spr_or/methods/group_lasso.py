@@ -10,7 +10,7 @@ networks it was used by Wen, Wu, Wang, Chen, Li 2016 (Learning structured sparsi
 arXiv:1608.03665), who add its gradient to that of the loss.
 
 The end of the phase cuts by ||w_i|| / sqrt(k_i). Without ``lam`` it starts at a share of what would
-empty a layer, and the budget moves it between epochs as it does for SPR (`spr_or.pruning.budget.next_lam`).
+empty a layer, and the budget moves it as it does for SPR (`spr_or.pruning.budget.next_lam`).
 """
 
 from __future__ import annotations
@@ -56,12 +56,18 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
     if start is None:
         of_layers = emptying_lams(task, prices, length.scale)
         start = min(START * max(of_layers), _FIRST_LAYER * min(x for x in of_layers if x > 0))
-    lam = BudgetedLam(start, task.target_pct, task.epochs, moves=keys.lam is None)
+    moves = keys.lam is None
+    lam = BudgetedLam(start, task.target_pct, task.epochs, moves=moves, steps=task.steps)
     price = torch.cat(prices)
     charge = torch.empty_like(price)  # lambda p, in one place: a captured step reads it there
 
     def before_epoch(epoch: int) -> None:
         torch.mul(price, lam.lam, out=charge)
+
+    def within(epoch: int, step: int) -> None:
+        if lam.is_read_after(step):
+            lam.read(task.removed_pct(not_zero(task.layers)))
+            torch.mul(price, lam.lam, out=charge)
 
     @torch.no_grad()
     def shrink() -> None:
@@ -82,8 +88,10 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
         trains=True,
         optimizer=optimizer,
         before_epoch=before_epoch,
+        within=within,
         after_step=shrink,
         after_epoch=after_epoch,
+        ease=lam.ease,
         state=lam.state,
         load=lam.load,
     )

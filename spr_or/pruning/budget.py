@@ -28,6 +28,8 @@ _GAIN = 12.0  # a share that will be one point off moves log lambda by 0.12 over
 _RISE, _FALL = 2.0, 4.0  # at most these factors over one horizon: too much lambda cannot be undone
 _RISE_FROM_NOTHING = 3.0  # as long as hardly anything could go
 _RANGE = 10_000.0  # lambda stays within this factor of where it began
+READINGS = 20  # of what could go: a phase of fewer epochs takes several in an epoch
+_LEAST_STEPS = 150  # between two readings: entities answer to lambda only after many steps
 _TRIES = 40  # steps tried one by one where a whole prefix of the ranking does not fit
 
 
@@ -45,13 +47,32 @@ def scheduled_pct(target: float, epoch: int, epochs: int) -> float:
     return target * (1 - (1 - t) ** 2)
 
 
-def next_lam(
-    lam: float, start: float, shares: Sequence[float], target: float, epochs: int
-) -> float:
-    r"""Lambda of the next epoch; ``shares`` are the removable percentages after each epoch so far.
+def reading_steps(epochs: int, steps: int) -> list[int]:
+    """After which of its ``steps`` lambda is moved within an epoch, of a phase of ``epochs``.
 
-    With r the last share, r' that of h epochs before (h = epochs / 10), the run at its present pace
-    will be at r + (r − r') in h epochs, where the schedule wants ρ. Then
+    A phase of twenty epochs and more moves it only between epochs. A shorter one does so oftener, with
+    at least 150 steps from one time to the next.
+
+    >>> reading_steps(5, 703), reading_steps(5, 23)
+    ([175, 351, 527], [])
+    """
+    readings = max(1, min(round(READINGS / max(1, epochs)), steps // _LEAST_STEPS))
+    return [steps * k // readings for k in range(1, readings)]
+
+
+def next_lam(
+    lam: float,
+    start: float,
+    shares: Sequence[float],
+    target: float,
+    epochs: int,
+    readings: int = 1,
+) -> float:
+    r"""Lambda from now on; ``shares`` are the removable percentages so far, ``readings`` an epoch.
+
+    With r the last share, r' that of h readings before (those of a tenth of the phase, and at least
+    of an epoch), the run at its present pace will be at r + (r − r') in h readings, where the schedule
+    wants ρ. Then
 
     .. math::  \log\lambda \leftarrow \log\lambda +
                \frac1h \operatorname{clip}\Bigl(12\,\frac{\rho - 2r + r'}{100},\ -\log 4,\ \log 2\Bigr)
@@ -59,14 +80,17 @@ def next_lam(
     Looking ahead is what keeps it stable: entities answer to lambda only after several epochs, and
     once zero they hardly return. For the same reason λ falls faster than it rises, but as long as less than
     a hundredth can go it may rise by a factor of 3. It stays within a factor of 10,000 of ``start``. Time
-    is counted in h, so that short and long phases behave alike.
+    is counted in h, so that short and long phases behave alike, however often it is read.
 
     >>> round(next_lam(10.0, 10.0, [0.0, 0.0], target=50.0, epochs=20), 2)  # nothing yet: rise
     17.32
     >>> round(next_lam(10.0, 10.0, [20.0, 60.0], target=50.0, epochs=10), 2)  # too fast: fall
     2.5
+    >>> round(next_lam(10.0, 10.0, [0.0, 0.0], target=50.0, epochs=5, readings=4), 2)  # 3 ** 0.25
+    13.16
     """
-    horizon = max(1, round(epochs / HORIZON))
+    horizon = readings * max(1, round(epochs / HORIZON))
+    epochs *= readings
     before = [0.0, *shares]
     span = min(horizon, len(shares))
     pace = (before[-1] - before[-1 - span]) * horizon / span

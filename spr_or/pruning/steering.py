@@ -1,4 +1,4 @@
-"""What changes between the epochs of the SPR phase: lambda and the bounds M.
+"""What changes in the course of the SPR phase: lambda and the bounds M.
 
 Recipes and `Pruner` steer by the same `Steering`. Three settings ask for it: ``lam_warmup``,
 ``target_removed_pct`` and ``bounds_every``. All that an epoch needs of those before it is in
@@ -22,6 +22,7 @@ from spr_or.pruning.budget import (
     Masks,
     choose,
     next_lam,
+    reading_steps,
     scheduled_pct,
 )
 from spr_or.pruning.entity_masks import entity_masks
@@ -41,7 +42,7 @@ State = dict[str, Any]
 # has fallen. Entities on their way out have indicators below this; few end between it and twice it.
 _LEAVING = 0.1
 _LOWER = 4.0  # what lambda is divided by after a collapse
-_EASE = 0.8  # of a lambda under which the network can hardly learn
+EASE = 0.8  # of a lambda under which the network can hardly learn
 
 
 class ZeroRule(Protocol):
@@ -74,12 +75,13 @@ class SteeringSettings(ZeroRule, Protocol):
 
 
 class Steering:
-    """Sets ``spr.lam`` and ``spr.bound`` before each epoch, and measures after it.
+    """Sets ``spr.lam`` and ``spr.bound`` before each epoch, and measures in it and after it.
 
     ``count`` (masks to the percentage removed) and ``limits`` of the layers are needed where the
-    settings have a target; ``example`` is that of `Spares`. In a network that has shrunk, ``left`` says
-    which of the original's entities are still there: counts, cut and masks are those of the original.
-    With ``exact`` the cut is the exact one.
+    settings have a target; ``example`` is that of `Spares`. ``steps`` of an epoch say whether lambda
+    moves within epochs too, see `reading_steps`; then `within` must follow each step. In a network
+    that has shrunk, ``left`` says which of the original's entities are still there: counts, cut and
+    masks are those of the original. With ``exact`` the cut is the exact one.
     """
 
     def __init__(
@@ -92,8 +94,10 @@ class Steering:
         example: Any = None,
         left: Masks | None = None,
         exact: CutTask | None = None,
+        steps: int = 0,
     ) -> None:
         self.settings = settings
+        self.stops = reading_steps(settings.epochs, steps)
         self.exact = exact
         self.model = model
         self.spr = spr
@@ -117,7 +121,7 @@ class Steering:
 
     def ease(self) -> None:
         """Go on with a lambda somewhat below the last epoch's, and never above it again."""
-        self.ceiling = min(self.ceiling, _EASE * float(self.spr.lam))
+        self.ceiling = min(self.ceiling, EASE * float(self.spr.lam))
         self.lam = min(self.lam, self.ceiling)
 
     def begin(self, epoch: int) -> None:
@@ -127,22 +131,32 @@ class Steering:
             renew_bounds_(self.spr, self.settings.bounds)
         self.spr.lam = warm_lam(self.lam, epoch, self.settings.lam_warmup)
 
+    def within(self, epoch: int, step: int) -> None:
+        """After ``step`` steps of an epoch: move lambda if it is time."""
+        if step in self.stops and self.settings.target_removed_pct is not None and self.count:
+            self._move(self.count, self.settings.target_removed_pct, epoch)
+            self.spr.lam = warm_lam(self.lam, epoch, self.settings.lam_warmup)
+
     def end(self, epoch: int) -> Record:
-        """After an epoch: lambda of it, what could go now, and lambda of the next one."""
+        """After an epoch: lambda of its last step, what could go now, and lambda of the next one."""
         record: Record = {"lam": float(self.spr.lam)}
         target = self.settings.target_removed_pct
         if target is None or self.count is None:
             return record
         if self.spares is not None:
             self.spares.keep(epoch)
-        self.shares.append(self.count(self.whole(leaving(self.model, self.spr, self.settings))))
-        epochs = self.settings.epochs
+        self._move(self.count, target, epoch + 1)
         record["removable_pct"] = self.shares[-1]
-        record["scheduled_pct"] = scheduled_pct(target, epoch, epochs)
-        if epoch + 1 >= self.settings.lam_warmup:
-            lam = next_lam(self.lam, self.start, self.shares, target, epochs)
-            self.lam = min(lam, self.ceiling)
+        record["scheduled_pct"] = scheduled_pct(target, epoch, self.settings.epochs)
         return record
+
+    def _move(self, count: Count, target: float, done: int) -> None:
+        """Read what could go, and set lambda of the steps that follow, ``done`` epochs being over."""
+        self.shares.append(count(self.whole(leaving(self.model, self.spr, self.settings))))
+        if done >= self.settings.lam_warmup:
+            epochs, readings = self.settings.epochs, len(self.stops) + 1
+            lam = next_lam(self.lam, self.start, self.shares, target, epochs, readings)
+            self.lam = min(lam, self.ceiling)
 
     def cut(self) -> MaskChoice:
         """The masks that meet the budget, see `choose`; what they give back gets its weights.
@@ -207,6 +221,7 @@ class Steering:
             "ceiling": self.ceiling,
             "last_lam": float(self.spr.lam),  # of the last epoch, warm-up and all
             "shares": list(self.shares),
+            "stops": list(self.stops),
             "bound": self.spr.bound.cpu(),
         }
         if self.spares is not None:
@@ -219,6 +234,7 @@ class Steering:
         # Checkpoints of older versions lack these.
         self.start = state.get("start", self.start)
         self.ceiling = state.get("ceiling", math.inf)
+        self.stops = list(state.get("stops", []))
         self.spr.lam = state["last_lam"]
         self.spr.bound.copy_(state["bound"])
         if self.spares is not None:

@@ -104,17 +104,23 @@ def good_epoch(
     ``best`` is the best accuracy of the epochs before.
     """
     watch, steering = phase.watch, phase.steering
-    if watch is None or not isinstance(steering, Steering):
+    if watch is None or steering is None:
         return attempt()
+
+    def eased(record: Record) -> Record:
+        trained = _best_training(run.metrics.records, phase.name)
+        if watch.steered and watch.strained(record, best, run.data.classes, trained):
+            steering.ease()
+        return record
+
+    if not isinstance(steering, Steering):
+        return eased(attempt())
     before = _kept(phase) if watch.steered else None
     failed: list[Record] = []
     while True:
         record, fault = _tried(attempt, watch, best, run.data.classes)
         if fault is None:
-            trained = _best_training(run.metrics.records, phase.name)
-            if watch.steered and watch.strained(record, best, run.data.classes, trained):
-                steering.ease()
-            return record | ({"went_back": failed} if failed else {})
+            return eased(record) | ({"went_back": failed} if failed else {})
         lam = float(steering.spr.lam)
         if before is None or len(failed) + 1 == ATTEMPTS:
             if fault.fatal:

@@ -116,7 +116,10 @@ class PruningPlan:
     term : added to the loss, from images, logits and labels of a batch
     after_backward : called between backward pass and step
     after_step : called after each step, to project or to hold masks
+    within : called after each step with the epoch and the number of steps it has had, never captured
     before_epoch, after_epoch : called with the epoch, from 0; what the second returns is recorded
+    ease : called after an epoch in which training has lost too much of what the network could do:
+        lower a penalty that is moved. SPR eases off by the same rule.
     state, load : what a checkpoint keeps of the method beside network and optimiser: a dict of tensors,
         numbers, strings, lists and dicts
     finish : called with the masks once they are cut: fold gates into weights, remove hooks
@@ -131,8 +134,10 @@ class PruningPlan:
     term: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     after_backward: Callable[[], None] | None = None
     after_step: Callable[[], None] | None = None
+    within: Callable[[int, int], None] = lambda epoch, step: None
     before_epoch: Callable[[int], None] = lambda epoch: None
     after_epoch: Callable[[int], dict[str, Any]] = lambda epoch: {}
+    ease: Callable[[], None] | None = None
     state: Callable[[], dict[str, Any]] = dict
     load: Callable[[dict[str, Any]], None] = lambda state: None
     finish: Callable[[Masks], None] = lambda masks: None

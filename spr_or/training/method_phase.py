@@ -15,6 +15,7 @@ from spr_or.pruning.chosen_entities import ChosenEntities
 from spr_or.pruning.measures import MEASURES
 from spr_or.training.checkpoint import CheckpointError
 from spr_or.training.data.load import Data
+from spr_or.training.going_back import Watch
 from spr_or.training.loop import evaluate
 from spr_or.training.method import SPR_ITSELF, PruningPlan, PruningTask, find_method
 from spr_or.training.metrics import Record
@@ -25,6 +26,7 @@ from spr_or.training.schedule import learning_rate
 from spr_or.training.seed_run import RunError, SeedRun
 from spr_or.training.setup import fresh_model, steps_of_epoch
 from spr_or.training.step import Objective
+from spr_or.training.watching import starting_accuracy
 
 _OURS = (RunError, RecipeError, CheckpointError, OSError)  # what says enough by itself
 _SCORING_EPOCH = 90_000  # its seed: of no epoch that is trained
@@ -174,23 +176,36 @@ def phase_of(run: SeedRun, task: PruningTask, plan: PruningPlan, epochs: int, ti
         after=plan.after_step,
         objective=_with_term(run, plan) if plan.term is not None else None,
         steering=_Between(plan),
+        watch=_watch(run, task) if plan.ease is not None else None,
         title=title,
         # What a plan does between backward pass and step may read values back.
         eager=bool(hooked or plan.parameters or run.recipe.speed.cuda_graph),
     )
 
 
+def _watch(run: SeedRun, task: PruningTask) -> Watch:
+    """Tells when the plan is to ease off."""
+    return Watch(starting_accuracy(run, task.dense), masks=dict, steered=True)
+
+
 @dataclass(frozen=True)
 class _Between:
-    """A plan's part between epochs, as `train_phase` calls it."""
+    """A plan's part between steps and epochs, as `train_phase` calls it."""
 
     plan: PruningPlan
 
     def begin(self, epoch: int) -> None:
         self.plan.before_epoch(epoch)
 
+    def within(self, epoch: int, step: int) -> None:
+        self.plan.within(epoch, step)
+
     def end(self, epoch: int) -> Record:
         return self.plan.after_epoch(epoch)
+
+    def ease(self) -> None:
+        if self.plan.ease is not None:
+            self.plan.ease()
 
     def state(self) -> dict[str, Any]:
         return self.plan.state()

@@ -7,6 +7,7 @@ repeats the broken epoch exactly.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,11 +38,17 @@ _KEYS = {
 }
 
 
-class BetweenEpochs(Protocol):
-    """What acts between the epochs of a phase, and is kept in its checkpoints: `Steering` is one."""
+class BetweenSteps(Protocol):
+    """What acts between the steps and epochs of a phase, and is kept in its checkpoints: `Steering` is one.
+
+    ``within(epoch, step)`` follows each step, with the number of steps that the epoch has had;
+    ``ease()`` follows an epoch in which training has lost too much of what the network could do.
+    """
 
     def begin(self, epoch: int) -> None: ...
+    def within(self, epoch: int, step: int) -> None: ...
     def end(self, epoch: int) -> Record: ...
+    def ease(self) -> None: ...
     def state(self) -> dict[str, Any]: ...
     def load(self, state: dict[str, Any]) -> None: ...
 
@@ -52,7 +59,7 @@ class Phase:
 
     ``title`` is what people read in place of the name. ``rate(epoch)`` is the learning rate;
     ``add_gradient``, ``after`` and ``objective`` are those of `make_step`; ``describe()`` adds to the
-    record of an epoch; ``steering`` acts between epochs, and ``watch`` tells an epoch in which the
+    record of an epoch; ``steering`` acts between steps and epochs, and ``watch`` tells an epoch in which the
     network collapsed; ``eager`` forbids compiled and captured steps. With
     ``shrinking`` the phase is the whole network's, and ``smaller(trainee)`` is that of the smaller one
     that is trained in its place.
@@ -67,7 +74,7 @@ class Phase:
     after: Callable[[], None] | None = None
     describe: Callable[[], Record] = dict
     objective: Objective | None = None
-    steering: BetweenEpochs | None = None
+    steering: BetweenSteps | None = None
     watch: Watch | None = None
     shrinking: Shrinking | None = None
     smaller: Callable[[Trainee], Phase] | None = None
@@ -178,7 +185,7 @@ def _epoch(run: SeedRun, phase: Phase, step: Step, epoch: int) -> Record:
     torch.manual_seed(seed)
     phase.model.train()
     try:
-        scores = train_epoch(step, run.data.train(seed), run.display.rows)
+        scores = train_epoch(step, run.data.train(seed), _after_batch(run, steering, epoch))
     except NonFiniteLoss as error:
         raise Diverged(_not_finite(run, phase.name, epoch, lr, error)) from error
     test = run.validate(phase.model)
@@ -195,6 +202,19 @@ def _epoch(run: SeedRun, phase: Phase, step: Step, epoch: int) -> Record:
         "seconds": round(time.perf_counter() - started, 3),
         "data_wait_share": round(scores.data_wait_share, 4),
     }
+
+
+def _after_batch(run: SeedRun, steering: BetweenSteps | None, epoch: int) -> Callable[[int], None]:
+    """Shows the rows that a step has taken in, and tells the steering of it."""
+    if steering is None:
+        return run.display.rows
+    steps = itertools.count(1)
+
+    def after(rows: int) -> None:
+        run.display.rows(rows)
+        steering.within(epoch, next(steps))
+
+    return after
 
 
 def _state(run: SeedRun, phase: Phase, epoch: int, best: float) -> checkpoint.State:

@@ -36,7 +36,7 @@ from spr_or.training.pruning import (
 from spr_or.training.recipe import Recipe, Schedule
 from spr_or.training.schedule import learning_rate
 from spr_or.training.seed_run import RunError, SeedRun
-from spr_or.training.setup import cut_example, fresh_model, load_weights
+from spr_or.training.setup import cut_example, fresh_model, load_weights, steps_of_epoch
 from spr_or.training.shrink import Shrinking, Trainee
 from spr_or.training.watching import starting_accuracy, watch
 from spr_or.utils.files import write_durably
@@ -138,7 +138,10 @@ def spr_phase(
         spr.compile()
     limits = make_limits(recipe, spr)
     exact = make_cut(recipe, model, spr, cut_example(run.recipe, run.data, run.device))
-    steering = Steering(recipe, model, spr, run.counter, limits, run.example, exact=exact)
+    steps = steps_of_epoch(run.recipe, run.data)
+    steering = Steering(
+        recipe, model, spr, run.counter, limits, run.example, exact=exact, steps=steps
+    )
     whole = Trainee(model, make_optimizer(run.recipe, model, spr), spr, steering)
 
     def smaller_optimizer(network: nn.Module, regularizer: SPR | None) -> torch.optim.Optimizer:
@@ -148,7 +151,9 @@ def spr_phase(
         return make_optimizer(run.recipe, network, regularizer)
 
     def smaller_steering(network: nn.Module, regularizer: SPR, left: dict[str, Tensor]) -> Steering:
-        return Steering(recipe, network, regularizer, run.counter, limits, run.example, left, exact)
+        return Steering(
+            recipe, network, regularizer, run.counter, limits, run.example, left, exact, steps
+        )
 
     shrinking = None
     if recipe.shrink:

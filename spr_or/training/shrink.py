@@ -326,8 +326,9 @@ def _write_steering_(narrowing: Narrowing, part: Steering, whole: Steering) -> N
 
 
 def _copy_course_(to: Steering, of: Steering) -> None:
-    """Where lambda stands, and what was removable after each epoch."""
+    """Where lambda stands, and what was removable so far."""
     to.lam, to.start, to.ceiling, to.shares = of.lam, of.start, of.ceiling, list(of.shares)
+    to.stops = list(of.stops)
 
 
 def _names(steering: Steering, layer: str) -> list[str]:
