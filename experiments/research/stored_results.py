@@ -6,8 +6,9 @@
 
 ``keep`` copies the recipe, ``summary.json``, ``metrics.jsonl`` and the compact network of each run into
 ``experiments/results/NAME/RUN``, and with ``--dense FILE`` a dense network with its hash. ``page`` makes
-the tables of ``docs/lab/NAME.md`` between its marks, and the picture, from what is kept. ``compare`` puts
-the table and the picture of a comparison of methods, from its folder, on ``docs/lab/methods.md``.
+the tables of ``docs/lab/NAME.md`` between its marks, and the pictures, from what is kept: accuracy, and
+the regimes of all entities in the run of SPR that lost least. ``compare`` puts the table and the picture
+of a comparison of methods, from its folder, on ``docs/lab/methods.md``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from spr_or.training.report.run_figures import each_entity
 from spr_or.utils.files import write_aside, write_text
 from spr_or.utils.palette import BLUE, GREEN, GREY, ORANGE
 
@@ -207,6 +209,11 @@ def write_page(name: str) -> None:
     made = f"{table(runs)}\n{integrality(runs)}"
     write_text(page, f"{before}{BEGIN}\n\n{made}\n{END}{after}")
     picture(runs, ROOT / "docs" / "figures" / f"{name}.png")
+    shown = [run for run in runs if form_of(run) in {label for label, _, _ in FORMS.values()}]
+    if shown:
+        best = min(shown, key=lambda run: run["dense_accuracy"] - run["accuracy"])
+        each_entity(best["records"], {}, ROOT / "docs" / "figures" / f"{name}_entities.png")
+        print(f"the picture of entities is that of {best['run']}")
 
 
 def put_comparison(name: str, folder: Path) -> None:
