@@ -221,7 +221,9 @@ def put_comparison(name: str, folder: Path) -> None:
     place = ROOT / "experiments" / "results" / f"compare-{name}"
     place.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(folder / "comparison.csv", place / "comparison.csv")
-    shutil.copyfile(folder / "comparison.png", ROOT / "docs" / "figures" / f"compare-{name}.png")
+    shutil.copyfile(
+        folder / "comparison-methods.png", ROOT / "docs" / "figures" / f"compare-{name}.png"
+    )
     page = ROOT / "docs" / "lab" / "methods.md"
     text = page.read_text(encoding="utf-8")
     begin, end = f"<!-- comparison {name} -->", f"<!-- end of {name} -->"
@@ -230,7 +232,7 @@ def put_comparison(name: str, folder: Path) -> None:
         sys.exit(f"{page} has no mark {begin}")
     after = rest.partition(end)[2]
     table = (folder / "comparison.md").read_text(encoding="utf-8")
-    picture = f"![Accuracy over parameters removed, {name}](../figures/compare-{name}.png)"
+    picture = f"![Accuracy of each method at each budget, {name}](../figures/compare-{name}.png)"
     write_text(page, f"{before}{begin}\n\n{table}\n{picture}\n\n{end}{after}")
 
 

@@ -55,7 +55,7 @@ def command(
     Exit status: 0 done, 1 no run ended well, 2 bad usage, comparison, recipe or data, 130 interrupted.
     """
     from spr_or.sweeps.compare_file import load_comparison
-    from spr_or.sweeps.comparison import rich_table, significance, write_comparison
+    from spr_or.sweeps.comparison import PICTURES, rich_table, significance, write_comparison
 
     screen = terminal.console()
     plan = load(lambda: load_comparison(comparison, set_ or []))
@@ -67,7 +67,7 @@ def command(
     lines = write_comparison(plan, folder)
     terminal.show(screen, rich_table(plan.name, lines))
     terminal.say(screen, significance(lines))
-    screen.print(f"{folder / 'comparison.md'}, {folder / 'comparison.png'}")
+    screen.print(", ".join(str(folder / name) for name in ("comparison.md", *PICTURES)))
     if not result.finished:
         raise terminal.failed(
             f"no run ended well, see {folder / 'failed.csv'}; --resume runs them again", 1

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spr_or.pruning.budget import TOLERANCE
+from spr_or.sweeps.accuracy_dots import accuracy_dots
 from spr_or.sweeps.run_table import ERROR, last_line, seconds, sound_summary
 from spr_or.sweeps.sweep_file import SweepPlan, SweepRun
 from spr_or.training.method import SPR_ITSELF, find_method
@@ -22,6 +23,7 @@ from spr_or.utils.printable import one_line
 from spr_or.utils.terminal import table
 
 NOT_RUN = "not run"
+PICTURES = ("comparison.png", "comparison-methods.png")
 SEEDS = 3  # the fewest that say something about the noise
 BEYOND = 2.0  # deviations by which the best method must lead to be marked
 _COLOURS = (palette.BLUE, palette.ORANGE, palette.GREEN, palette.RED, palette.PURPLE, palette.GREY)
@@ -202,7 +204,7 @@ def rich_table(title: str, lines: Sequence[Line]) -> Any:
 
 
 def write_comparison(plan: SweepPlan, folder: Path) -> list[Line]:
-    """Write ``comparison.csv``, ``comparison.md`` and ``comparison.png``; the lines."""
+    """Write ``comparison.csv``, ``comparison.md`` and two pictures, `PICTURES`; the lines."""
     lines = lines_of(plan, folder)
     rows = rows_of(lines)
     write_csv(folder / "comparison.csv", list(rows[0]), rows)
@@ -211,7 +213,9 @@ def write_comparison(plan: SweepPlan, folder: Path) -> list[Line]:
             for row in rows]  # fmt: skip
     text = "\n".join([head, *body])
     write_text(folder / "comparison.md", f"{text}\n\n{significance(lines)}\n")
-    figure(plan.name, lines, folder / "comparison.png")
+    front, dots = (folder / name for name in PICTURES)
+    figure(plan.name, lines, front)
+    accuracy_dots(plan.name, lines, dots)
     return lines
 
 

@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 from spr_or.cli import app
 from spr_or.sweeps.checking import check_all
 from spr_or.sweeps.compare_file import SPR_FORMS, load_comparison
+from spr_or.sweeps.accuracy_dots import accuracy_dots, ranked
 from spr_or.sweeps.comparison import (
+    PICTURES,
     Line,
     lines_of,
     rows_of,
@@ -185,7 +187,7 @@ def test_a_comparison_ends_in_a_table_and_goes_on_where_it_stopped(tmp_path):
     assert lines["mine"].pruning_seconds[0] > 0
     text = (folder / "comparison.md").read_text()
     assert "| mine |" in text and "Fewer than 3 seeds" in text and " *" not in text.split("\n\n")[0]
-    assert (folder / "comparison.png").stat().st_size > 1000
+    assert all((folder / picture).stat().st_size > 1000 for picture in PICTURES)
     trained: list[str] = []
 
     def never(job):
@@ -231,6 +233,19 @@ def test_a_method_without_a_result_comes_last():
     rows = rows_of([line_of("none"), line_of("some", 20.0)])
     assert [row["method"] for row in rows] == ["some", "none"]
     assert rows[1]["accuracy %"] == "–"
+
+
+def test_the_picture_ranks_methods_by_the_budgets_that_all_have(tmp_path: Path):
+    lines = [
+        line_of("half", 99.0, 99.5),
+        *(line_of("low", 90.0, budget=b) for b in (50.0, 75.0)),
+        *(line_of("$x_^{", 95.0, 96.0, budget=b) for b in (50.0, 75.0)),  # no mathematics
+    ]
+    assert ranked(lines) == ["$x_^{", "low", "half"]
+    assert accuracy_dots("a $ b", [*lines, line_of("none")], tmp_path / "dots.png")
+    assert (tmp_path / "dots.png").stat().st_size > 1000
+    assert not accuracy_dots("nothing", [line_of("none")], tmp_path / "no.png")
+    assert not (tmp_path / "no.png").exists()
 
 
 def test_methods_are_listed_and_told(tmp_path, monkeypatch):
