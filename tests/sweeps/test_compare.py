@@ -9,9 +9,9 @@ from test_sweep import Here
 from typer.testing import CliRunner
 
 from spr_or.cli import app
+from spr_or.sweeps.accuracy_dots import accuracy_dots, ranked
 from spr_or.sweeps.checking import check_all
 from spr_or.sweeps.compare_file import SPR_FORMS, load_comparison
-from spr_or.sweeps.accuracy_dots import accuracy_dots, ranked
 from spr_or.sweeps.comparison import (
     PICTURES,
     Line,
