@@ -182,7 +182,8 @@ class Pruner:
         self._exact = None
         if cut == "exact":
             self._exact = cut_task(self.model, here, self.spr.layers, self.limits, self._budgets)
-        self._steps = 0
+        self._steps = 0  # of the first epoch
+        self._step_of_epoch = 0
         self._in_step = False
         self._hold: Callable[[], None] | None = None
         self._pulls = None if self._share is None else Pulls(self.spr)
@@ -193,7 +194,9 @@ class Pruner:
         self.optimizer.step()
 
     def epoch_end(self) -> Record:
-        """After an epoch: set λ of the next one; after the last one: `cut`. After that: nothing.
+        """After an epoch: set λ from here on; after the last one: `cut`. After that: nothing.
+
+        In fewer than twenty long epochs λ is moved within them too, from the second on.
 
         Returns what was measured, as in the records of recipes: λ of the epoch (``lam``), the share
         that could go now (``removable_pct``) and the one that should (``scheduled_pct``).
@@ -206,6 +209,9 @@ class Pruner:
                 raise ValueError("epoch_end() before any step of pruner.optimizer")
             self._steering = self._steered(self._start())
         record = self._steering.end(self.epoch)
+        if self.epoch == 0:
+            self._steering.read_within(self._steps)
+        self._step_of_epoch = 0
         if first:  # an epoch without SPR says nothing about where lambda should go
             self._steering.lam = self._steering.start
         if not first:
@@ -274,6 +280,7 @@ class Pruner:
         return {
             "epoch": self.epoch,
             "steps": self._steps,
+            "step_of_epoch": self._step_of_epoch,
             "lam": float(self.spr.lam),
             "start": None if self._steering is None else self._steering.start,
             "steering": None if self._steering is None else self._steering.state(),
@@ -283,6 +290,7 @@ class Pruner:
     def load_state_dict(self, state: Record) -> None:
         """Continue from `state_dict`; load those of model and optimiser first."""
         self.epoch, self._steps = state["epoch"], state["steps"]
+        self._step_of_epoch = state.get("step_of_epoch", 0)
         self.spr.lam = state["lam"]
         if state["steering"] is not None:
             self._steering = self._steered(state["start"])
@@ -316,7 +324,12 @@ class Pruner:
             self._pulls.add()
 
     def _after_step(self, *_: Any) -> None:
-        self._steps += self._in_step and self.choice is None and self.epoch == 0
+        if self._in_step and self.choice is None:
+            self._step_of_epoch += 1
+            if self.epoch == 0:
+                self._steps = self._step_of_epoch
+            elif self._steering is not None:
+                self._steering.within(self.epoch, self._step_of_epoch)
         self._in_step = False
         self.hold()
 

@@ -131,6 +131,11 @@ class Steering:
             renew_bounds_(self.spr, self.settings.bounds)
         self.spr.lam = warm_lam(self.lam, epoch, self.settings.lam_warmup)
 
+    def read_within(self, steps: int) -> None:
+        """From now on epochs are known to have so many steps: count time in their readings."""
+        self.stops = reading_steps(self.settings.epochs, steps)
+        self.shares = [share for share in self.shares for _ in range(len(self.stops) + 1)]
+
     def within(self, epoch: int, step: int) -> None:
         """After ``step`` steps of an epoch: move lambda if it is time."""
         if step in self.stops and self.settings.target_removed_pct is not None and self.count:

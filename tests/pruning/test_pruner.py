@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from models.toy import convnet, digits_resnet, mlp
-from spr_or.pruning.budget import next_lam
+from spr_or.pruning import budget
+from spr_or.pruning.budget import next_lam, reading_steps
 from spr_or.pruning.counts import count_macs, count_parameters
 from spr_or.pruning.groups import EntityGroup, Member
 from spr_or.pruning.largest_lam import Pulls
@@ -77,6 +78,47 @@ def test_lambda_is_steered_as_in_recipes() -> None:
         assert record["lam"] == pytest.approx(lam)
         shares.append(record["removable_pct"])
         lam = next_lam(lam, 2.0, shares, 60.0, 5)
+
+
+@pytest.mark.filterwarnings("ignore::spr_or.pruning.pruner.CollapseWarning")
+@pytest.mark.parametrize("lam", [2.0, "auto"])
+def test_long_epochs_move_lambda_within(lam: float | str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "_LEAST_STEPS", 1)
+    model = mlp()
+    data = batches((64,))
+    options: dict[str, Any] = {"epochs": 5, "entities": "neurons", "lam": lam, "lr": 0.05}
+    twin = copy.deepcopy(model)
+    pruner, other = (
+        Pruner(m, torch.zeros(1, 64), {"params": 0.6}, **options) for m in (model, twin)
+    )
+    train(pruner, model, data, 3)
+    state = pruner.state_dict()
+    readings = len(reading_steps(5, len(data))) + 1
+    shares = state["steering"]["shares"]
+    assert readings > 1 and len(shares) == 3 * readings and len(set(shares[:readings])) == 1
+    start = state["start"]
+    begun = start if lam == "auto" else next_lam(2.0, 2.0, shares[:1], 60.0, 5)
+    for k in range(readings, 3 * readings):
+        begun = next_lam(begun, start, shares[: k + 1], 60.0, 5, readings)
+    assert float(pruner.spr.lam) == pytest.approx(begun)
+
+    # Stopped within an epoch, and gone on with: the same.
+    half = len(data) // 2 + 1
+    steps(pruner, model, data[:half])
+    twin.load_state_dict(model.state_dict())
+    other.optimizer.load_state_dict(copy.deepcopy(pruner.optimizer.state_dict()))
+    other.load_state_dict(copy.deepcopy(pruner.state_dict()))
+    for one, network in ((pruner, model), (other, twin)):
+        steps(one, network, data[half:])
+        one.epoch_end()
+    assert float(pruner.spr.lam) == float(other.spr.lam)
+
+
+def steps(pruner: Pruner, model: nn.Module, data: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    for x, y in data:
+        pruner.optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        pruner.step()
 
 
 def test_the_first_epoch_without_lam_is_plain_training() -> None:
