@@ -206,11 +206,12 @@ def _by_normal_equations(design: Design, supports: list[Tensor]) -> list[Incumbe
     return result
 
 
-def in_box(design: Design, support: Tensor) -> Incumbent:
+def in_box(design: Design, support: Tensor, refine: bool = False) -> Incumbent:
     """The best weights on a support as exactly as a library can find them, whatever the conditioning.
 
     With every indicator fixed this is a convex problem in a box: bounded least squares by an active
-    set for each output of the squared loss, L-BFGS-B for other losses (both of scipy).
+    set for each output of the squared loss, L-BFGS-B for other losses (both of scipy).  ``refine``: least
+    squares once more, for what the first ones left.
     """
     from scipy import optimize  # a third of a second, which most searches do not need
 
@@ -229,13 +230,14 @@ def in_box(design: Design, support: Tensor) -> Incumbent:
     if design.loss == "squared":
         rows = np.concatenate([block / math.sqrt(design.n), np.diag(np.sqrt(ridge))])
         zeros = np.zeros(len(ridge))
-        columns = [
-            optimize.lsq_linear(
-                rows, np.concatenate([y / math.sqrt(design.n), zeros]), (lower, limit),
-                method="bvls", tol=1e-15,
-            ).x
-            for y in Y.T
-        ]  # fmt: skip
+        columns = []
+        for y in Y.T:
+            target, w = np.concatenate([y / math.sqrt(design.n), zeros]), zeros
+            for _ in range(2 if refine else 1):
+                w = w + optimize.lsq_linear(
+                    rows, target - rows @ w, (lower - w, limit - w), method="bvls", tol=1e-15
+                ).x  # fmt: skip
+            columns.append(np.clip(w, lower, limit))
         found = np.stack(columns, axis=1)
     else:
         box = optimize.Bounds(np.repeat(lower, q), np.repeat(limit, q))
@@ -245,6 +247,17 @@ def in_box(design: Design, support: Tensor) -> Incumbent:
     table[real] = found
     W[0, at] = torch.from_numpy(table).to(W).view(len(at), *design.shape[1:])
     return _incumbents(design, W, [support])[0]
+
+
+def towards_zero(design: Design, support: Tensor) -> Incumbent:
+    """`in_box` for a loss that vanishes.  With the logistic loss also as far as the box reaches in the same
+    direction: where the weights separate the samples, the loss falls all the way, and no gradient shows it."""
+    found = in_box(design, support, refine=True)
+    if design.loss != "logistic":
+        return found
+    room = design.M[:, None, None] / found.W.abs()
+    farther = found.W * room.amin().clamp(1.0, 1e300)
+    return min(found, *_incumbents(design, farther.unsqueeze(0), [support]), key=lambda x: x.objective)
 
 
 def _smooth_in_box(
