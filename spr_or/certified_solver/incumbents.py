@@ -257,7 +257,9 @@ def towards_zero(design: Design, support: Tensor) -> Incumbent:
         return found
     room = design.M[:, None, None] / found.W.abs()
     farther = found.W * room.amin().clamp(1.0, 1e300)
-    return min(found, *_incumbents(design, farther.unsqueeze(0), [support]), key=lambda x: x.objective)
+    return min(
+        found, *_incumbents(design, farther.unsqueeze(0), [support]), key=lambda x: x.objective
+    )
 
 
 def _smooth_in_box(

@@ -253,7 +253,9 @@ def _branch(search: Search, node: Node, batch: int, workers: int) -> None:
         search.run(first, batch)
         return
     if search.wanted < _SPARE * float(design.moments.c0):
-        search.run(first, batch)  # what rounding does to moved curvature is more than the gap asked for
+        search.run(
+            first, batch
+        )  # what rounding does to moved curvature is more than the gap asked for
         return
     mu = 2e-3 * abs(search.best.objective) / max(1, N * k)
     small = max(0.1 * float(design.ridge.min()), 1e-8 * float(design.moments.G.diagonal().amax()))
@@ -427,9 +429,7 @@ def _checked(
     return made, check(problem, stated)
 
 
-def _spare(
-    problem: SparseTrainingProblem, proof: Proof, found: ProofCheck, gap: float
-) -> float:
+def _spare(problem: SparseTrainingProblem, proof: Proof, found: ProofCheck, gap: float) -> float:
     """What another machine's order of adding may take off a bound.
 
     Where `_SPARE` is as much as the gap asked for, this is measured with the samples in reverse order.

@@ -102,7 +102,9 @@ def test_sums_of_losses_lie_within_their_error(loss: str, seed: int, weighted: b
 def test_the_size_at_zero_is_that_of_the_formulations(loss: str) -> None:
     Y = np.sign(np.random.default_rng(0).normal(size=(9, 1))) * (1 if loss == "logistic" else 3.5)
     p = problem(loss, Y)
-    assert size_at_zero(p) == pytest.approx(float(p.loss_value(torch.zeros(1, dtype=torch.float64))))
+    assert size_at_zero(p) == pytest.approx(
+        float(p.loss_value(torch.zeros(1, dtype=torch.float64)))
+    )
 
 
 def test_the_size_at_zero_of_the_poisson_loss_is_that_of_its_terms() -> None:
