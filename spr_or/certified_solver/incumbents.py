@@ -250,8 +250,8 @@ def in_box(design: Design, support: Tensor, refine: bool = False) -> Incumbent:
 
 
 def towards_zero(design: Design, support: Tensor) -> Incumbent:
-    """`in_box` for a loss that vanishes.  With the logistic loss also as far as the box reaches in the same
-    direction: where the weights separate the samples, the loss falls all the way, and no gradient shows it."""
+    """`in_box` for a loss that vanishes, and with the logistic loss as far as the box reaches in the same
+    direction: where weights separate the samples, the loss falls all the way, and no gradient shows it."""
     found = in_box(design, support, refine=True)
     if design.loss != "logistic":
         return found

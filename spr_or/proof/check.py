@@ -21,10 +21,10 @@ differ from it by `ALLOWANCE` of the loss at zero: so much can the order of a su
 There is no absolute term: a problem in other units has the same verdict.  Numbers so large or small that
 their squares leave the range of float64 are refused (`data`).
 
-**An objective of zero.**  A relative gap says nothing of a solution that costs nothing but for rounding.  Such
-a one is optimal, for none costs less than 0: its gap is 0 if 0 is among the values that its cost may have
-within its rounding (and if that is small: beyond `VANISHING` of the loss at zero, cancelling weights hide what
-they cost).
+**An objective of zero.**  A relative gap says nothing of a solution whose cost is 0 but for rounding.  Such a
+solution is optimal, since none costs less than 0.  So its gap is 0 if 0 is among the values that its cost may
+have within its rounding, and if they are all below `VANISHING` of the loss at zero: weights that cancel could
+hide a larger cost in their rounding.
 """
 
 from __future__ import annotations

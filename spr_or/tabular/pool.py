@@ -35,8 +35,8 @@ _FINER = (
 
 class Pool(NamedTuple):
     """``rows`` of pool.json, best first; ``complete``: no other choice comes within ``within_pct`` of the
-    best; ``others``: what all others are proven to cost at least, and ``others_pct``: how far that is above the
-    best.  Both are None where there are no others, the second also where the best objective vanishes."""
+    best; ``others``: what all others are proven to cost at least, and ``others_pct``: how far that is above
+    the best.  Both are None where there are no others, the second also where the best objective vanishes."""
 
     rows: list[dict[str, Any]]
     within_pct: float

@@ -66,8 +66,8 @@ class Subject(NamedTuple):
 class Recheck(NamedTuple):
     """What a check of a folder found; ``problems`` is empty where everything holds.
 
-    ``result`` is what result.json states, ``criteria`` are BIC and EBIC of weights that hold, ``gap`` is that of
-    the objective and the bound that were computed here.
+    ``result`` is what result.json states, ``criteria`` are BIC and EBIC of weights that hold, ``gap`` is
+    that of the objective and the bound that were computed here.
     """
 
     objective: float
