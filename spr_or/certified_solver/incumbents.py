@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spr_or.certified_solver import column_nodes, node_fista
+from spr_or.certified_solver import column_nodes, node_fista, support_newton
 from spr_or.certified_solver.block_curvature import SplitEngine
 from spr_or.certified_solver.bounds import Terms, penalty_of, scores
 from spr_or.certified_solver.design import Design, design_of, loss_and_gradient, theta_of
@@ -37,15 +37,15 @@ def polish(design: Design, supports: list[Tensor]) -> list[Incumbent]:
     """The incumbents with the best weights on ``supports``, each (N,) bool.
 
     The squared loss is solved to rounding: with one output by Newton's method, with several by its
-    normal equations where these leave the box alone; all else by the first-order method, whose
-    objective is an upper bound anyhow.
+    normal equations where these leave the box alone; other losses by Newton's method where the box
+    does not matter; all else by the first-order method, whose objective is an upper bound anyhow.
     """
     if column_nodes.applies(design):
         return _by_columns(design, supports)
     if design.signed is not None and design.loss == "squared":
         return [in_box(design, support) for support in supports]
     if design.loss != "squared":
-        return _by_gradient(design, supports)
+        return _by_smooth_steps(design, supports)
     if design.moments is None:
         return _on_union(design, supports)
     if design.shape[2] > 1:
@@ -287,24 +287,28 @@ def _smooth_in_box(
     ).x  # fmt: skip
 
 
-def _by_gradient(design: Design, supports: list[Tensor]) -> list[Incumbent]:
+def _by_smooth_steps(design: Design, supports: list[Tensor]) -> list[Incumbent]:
+    """By Newton's method, and by proximal gradient steps what that leaves."""
     if not supports:
         return []
     union = torch.stack(supports).any(0).nonzero().flatten()
     if len(union) == 0:
         return _incumbents(design, design.X.new_zeros((len(supports), *design.shape)), supports)
     small = design.restrict(union)
-    smooth = node_fista.smooth_part(small)
     result = []
     for start in range(0, len(supports), _BATCH):
         chunk = supports[start : start + _BATCH]
         one = torch.stack(chunk)[:, union]
-        zero = small.X.new_zeros((len(chunk), *small.shape))
-        solved = node_fista.solve(
-            smooth, zero, Terms(None, torch.zeros_like(one), one), tolerance=1e-9, iterations=500
-        )
+        best, found = support_newton.minimise(small, one)
+        if not bool(found.all()):
+            rest = one[~found]
+            terms = Terms(None, torch.zeros_like(rest), rest)
+            best[~found] = node_fista.solve(
+                node_fista.smooth_part(small), torch.zeros_like(best[~found]), terms,
+                tolerance=1e-9, iterations=500,
+            ).W  # fmt: skip
         W = design.X.new_zeros((len(chunk), *design.shape))
-        W[:, union] = solved.W
+        W[:, union] = best
         result += _incumbents(design, W, chunk)
     return result
 

@@ -74,6 +74,7 @@ def branch_and_bound(
     device: str | torch.device = "cpu",
     *,
     start: Tensor | None = None,
+    relaxed: Tensor | None = None,
     progress: Callable[[SearchProgress], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> ProofCertificate:
@@ -88,6 +89,7 @@ def branch_and_bound(
         in clusters as many as there are threads
     device : where the node computations run; float64 throughout
     start : weights (P,) to begin with, such as the solution for a neighbouring lambda
+    relaxed : weights (P,) near the solution of the relaxation, where its own search begins
     progress : called with a `SearchProgress` after every round
     stop : asked after every round; True ends the search
 
@@ -105,7 +107,9 @@ def branch_and_bound(
     if node_batch is not None and node_batch < 1:
         raise ValueError(f"node_batch must be at least 1, got {node_batch}")
     if start is not None:
-        start = _checked_start(problem, start)
+        start = _checked_start(problem, start, "start")
+    if relaxed is not None:
+        relaxed = _checked_start(problem, relaxed, "relaxed")
     clock = TimeLimit(time_limit)
     design = design_of(problem, device)
     data_of(problem)  # refuses numbers that the check would refuse
@@ -121,7 +125,8 @@ def branch_and_bound(
             # Nothing is differentiated, and small kernels take less time without autograd's books.
             with torch.inference_mode():
                 _offer_start(search, problem, start)
-                _solve(search, batch, workers)
+                near = None if relaxed is None else weights_of(problem, design, relaxed)
+                _solve(search, batch, workers, near)
             status = "interrupted" if search.stopped else "time_limit"
         except KeyboardInterrupt:
             status = "interrupted"
@@ -159,12 +164,12 @@ def without_more(design: Design) -> incumbents.Incumbent:
     raise NoSupportLeft("every support that obeys the rules is forbidden")
 
 
-def _checked_start(problem: SparseTrainingProblem, start: Any) -> Tensor:
+def _checked_start(problem: SparseTrainingProblem, start: Any, name: str) -> Tensor:
     """``start`` as float64 (P,), whatever kind of array it is; ``ValueError`` for another shape."""
-    weights = finite_array(start, "start")
+    weights = finite_array(start, name)
     if weights.shape != (problem.entities.n_parameters,):
         raise ValueError(
-            f"start must have shape ({problem.entities.n_parameters},), one number for each weight, "
+            f"{name} must have shape ({problem.entities.n_parameters},), one number for each weight, "
             f"got {tuple(weights.shape)}"
         )
     return weights
@@ -178,13 +183,13 @@ def _offer_start(search: Search, problem: SparseTrainingProblem, start: Tensor |
         _search_around(search, support.nonzero().flatten(), [support])
 
 
-def _solve(search: Search, batch: int, workers: int) -> None:
+def _solve(search: Search, batch: int, workers: int, near: Tensor | None) -> None:
     search.mid_round = True
     rules = search.design.rules
     if rules is not None and rules.most is not None:
         shadow = root.multiplier(search.design, search.clock, max(1e-3, search.gap))
         search.design = search.design.with_shadow(shadow)
-    node = root.relax(search.design, search.clock, 0.2 * search.gap)
+    node = root.relax(search.design, search.clock, 0.2 * search.gap, near)
     search.evaluated += 1
     search.record(node, -1, CONTINUES)
     search.open(node)
