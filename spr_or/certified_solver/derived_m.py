@@ -124,7 +124,7 @@ def solve_without_bounds(
         tight = _tightened(problem, pilot)
         certificate = branch_and_bound(
             tight.of(problem), gap, _left(clock), device=device,
-            start=pilot.weights, progress=progress, stop=stop,
+            start=pilot.weights, relaxed=tight.point, progress=progress, stop=stop,
         )  # fmt: skip
     except KeyboardInterrupt:
         return pilot, found

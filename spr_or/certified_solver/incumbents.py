@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spr_or.certified_solver import column_nodes, node_fista
+from spr_or.certified_solver import column_nodes, node_fista, support_newton
 from spr_or.certified_solver.block_curvature import SplitEngine
 from spr_or.certified_solver.bounds import Terms, penalty_of, scores
 from spr_or.certified_solver.design import Design, design_of, loss_and_gradient, theta_of
@@ -37,15 +37,15 @@ def polish(design: Design, supports: list[Tensor]) -> list[Incumbent]:
     """The incumbents with the best weights on ``supports``, each (N,) bool.
 
     The squared loss is solved to rounding: with one output by Newton's method, with several by its
-    normal equations where these leave the box alone; all else by the first-order method, whose
-    objective is an upper bound anyhow.
+    normal equations where these leave the box alone; other losses by Newton's method where the box
+    does not matter; all else by the first-order method, whose objective is an upper bound anyhow.
     """
     if column_nodes.applies(design):
         return _by_columns(design, supports)
     if design.signed is not None and design.loss == "squared":
         return [in_box(design, support) for support in supports]
     if design.loss != "squared":
-        return _by_gradient(design, supports)
+        return _by_smooth_steps(design, supports)
     if design.moments is None:
         return _on_union(design, supports)
     if design.shape[2] > 1:
@@ -206,11 +206,12 @@ def _by_normal_equations(design: Design, supports: list[Tensor]) -> list[Incumbe
     return result
 
 
-def in_box(design: Design, support: Tensor) -> Incumbent:
+def in_box(design: Design, support: Tensor, refine: bool = False) -> Incumbent:
     """The best weights on a support as exactly as a library can find them, whatever the conditioning.
 
     With every indicator fixed this is a convex problem in a box: bounded least squares by an active
-    set for each output of the squared loss, L-BFGS-B for other losses (both of scipy).
+    set for each output of the squared loss, L-BFGS-B for other losses (both of scipy).  ``refine``: least
+    squares once more, for what the first ones left.
     """
     from scipy import optimize  # a third of a second, which most searches do not need
 
@@ -229,13 +230,14 @@ def in_box(design: Design, support: Tensor) -> Incumbent:
     if design.loss == "squared":
         rows = np.concatenate([block / math.sqrt(design.n), np.diag(np.sqrt(ridge))])
         zeros = np.zeros(len(ridge))
-        columns = [
-            optimize.lsq_linear(
-                rows, np.concatenate([y / math.sqrt(design.n), zeros]), (lower, limit),
-                method="bvls", tol=1e-15,
-            ).x
-            for y in Y.T
-        ]  # fmt: skip
+        columns = []
+        for y in Y.T:
+            target, w = np.concatenate([y / math.sqrt(design.n), zeros]), zeros
+            for _ in range(2 if refine else 1):
+                w = w + optimize.lsq_linear(
+                    rows, target - rows @ w, (lower - w, limit - w), method="bvls", tol=1e-15
+                ).x  # fmt: skip
+            columns.append(np.clip(w, lower, limit))
         found = np.stack(columns, axis=1)
     else:
         box = optimize.Bounds(np.repeat(lower, q), np.repeat(limit, q))
@@ -245,6 +247,19 @@ def in_box(design: Design, support: Tensor) -> Incumbent:
     table[real] = found
     W[0, at] = torch.from_numpy(table).to(W).view(len(at), *design.shape[1:])
     return _incumbents(design, W, [support])[0]
+
+
+def towards_zero(design: Design, support: Tensor) -> Incumbent:
+    """`in_box` for a loss that vanishes, and with the logistic loss as far as the box reaches in the same
+    direction: where weights separate the samples, the loss falls all the way, and no gradient shows it."""
+    found = in_box(design, support, refine=True)
+    if design.loss != "logistic":
+        return found
+    room = design.M[:, None, None] / found.W.abs()
+    farther = found.W * room.amin().clamp(1.0, 1e300)
+    return min(
+        found, *_incumbents(design, farther.unsqueeze(0), [support]), key=lambda x: x.objective
+    )
 
 
 def _smooth_in_box(
@@ -272,24 +287,28 @@ def _smooth_in_box(
     ).x  # fmt: skip
 
 
-def _by_gradient(design: Design, supports: list[Tensor]) -> list[Incumbent]:
+def _by_smooth_steps(design: Design, supports: list[Tensor]) -> list[Incumbent]:
+    """By Newton's method, and by proximal gradient steps what that leaves."""
     if not supports:
         return []
     union = torch.stack(supports).any(0).nonzero().flatten()
     if len(union) == 0:
         return _incumbents(design, design.X.new_zeros((len(supports), *design.shape)), supports)
     small = design.restrict(union)
-    smooth = node_fista.smooth_part(small)
     result = []
     for start in range(0, len(supports), _BATCH):
         chunk = supports[start : start + _BATCH]
         one = torch.stack(chunk)[:, union]
-        zero = small.X.new_zeros((len(chunk), *small.shape))
-        solved = node_fista.solve(
-            smooth, zero, Terms(None, torch.zeros_like(one), one), tolerance=1e-9, iterations=500
-        )
+        best, found = support_newton.minimise(small, one)
+        if not bool(found.all()):
+            rest = one[~found]
+            terms = Terms(None, torch.zeros_like(rest), rest)
+            best[~found] = node_fista.solve(
+                node_fista.smooth_part(small), torch.zeros_like(best[~found]), terms,
+                tolerance=1e-9, iterations=500,
+            ).W  # fmt: skip
         W = design.X.new_zeros((len(chunk), *design.shape))
-        W[:, union] = solved.W
+        W[:, union] = best
         result += _incumbents(design, W, chunk)
     return result
 

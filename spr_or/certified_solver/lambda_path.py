@@ -23,6 +23,7 @@ from torch import Tensor
 from spr_or.certified_solver.derived_m import AutomaticBound
 from spr_or.certified_solver.design import design_of, theta_of
 from spr_or.certified_solver.incumbents import in_box
+from spr_or.certified_solver.support_newton import minimise
 from spr_or.formulations.least_price import least_price
 from spr_or.formulations.losses import LOSSES
 from spr_or.formulations.problem import SparseTrainingProblem
@@ -81,7 +82,12 @@ def without_entities(problem: SparseTrainingProblem) -> Tensor:
     if not len(problem.entities.free):
         return zero
     design = design_of(dataclasses.replace(problem, M_free=_NO_BOUND, rules=None))
-    return theta_of(problem, design, in_box(design, ~design.penalised).W)
+    free = ~design.penalised
+    small = design.restrict(free.nonzero().flatten())
+    best = minimise(small, torch.ones((1, len(small.entities)), dtype=torch.bool))
+    if not bool(best.found):
+        return theta_of(problem, design, in_box(design, free).W)
+    return theta_of(problem, small, best.W[0])
 
 
 def without_price(problem: SparseTrainingProblem) -> SparseTrainingProblem:

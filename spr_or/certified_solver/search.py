@@ -33,7 +33,8 @@ class Search:
     safe fixing.  ``kept`` is what stays when the tree begins again: how many entities the root had fixed
     to zero and to one when the design shrank to the others, and ``closed`` at that time.
     ``stop`` is asked after every round, and ``stopped`` is what it answered.  ``tried`` holds the
-    entities of ``design`` that nodes were rounded to, before the rules were obeyed.
+    entities of ``design`` that nodes were rounded to, before the rules were obeyed.  ``noise`` is what the
+    arithmetic of the search cannot tell two objectives apart by.
     """
 
     design: Design
@@ -52,11 +53,17 @@ class Search:
     kept: tuple[int, int, float] = (0, 0, math.inf)
     counter: itertools.count = field(default_factory=itertools.count)
     tried: set[bytes] = field(default_factory=set)
+    noise: float = 0.0
+
+    @property
+    def wanted(self) -> float:
+        """The gap asked for, as a difference of objectives."""
+        return max(self.gap * abs(self.best.objective), self.noise)
 
     @property
     def cutoff(self) -> float:
         """Nodes at or above it cannot improve the incumbent by more than the gap asked for."""
-        return self.best.objective - 0.9 * self.gap * abs(self.best.objective)
+        return self.best.objective - 0.9 * self.wanted
 
     @property
     def progress(self) -> SearchProgress:
@@ -67,9 +74,9 @@ class Search:
 
     @property
     def bound(self) -> float:
-        """Proven so far."""
+        """Proven so far; no objective is below 0."""
         open_bound = self.heap[0][0] if self.heap else math.inf
-        return min(self.closed, open_bound, self.best.objective)
+        return min(max(min(self.closed, open_bound), 0.0), self.best.objective)
 
     @property
     def over(self) -> bool:

@@ -33,19 +33,22 @@ from spr_or.certified_solver.column_nodes import ColumnEngine
 from spr_or.certified_solver.design import Design, design_of, theta_of, weights_of
 from spr_or.certified_solver.nodes import Engine, FirstOrderEngine, Node
 from spr_or.certified_solver.search import Search
-from spr_or.formulations.certificate import Certificate, relative_gap
+from spr_or.formulations.certificate import Certificate
 from spr_or.formulations.checked_input import finite_array
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.formulations.support_rules import NoSupportLeft
 from spr_or.proof.certificate import ProofCertificate, SearchProgress
-from spr_or.proof.check import Stated, check
+from spr_or.proof.check import VANISHING, ProofCheck, Stated, check, prove
 from spr_or.proof.data import data_of
-from spr_or.proof.losses import loss_at_zero
+from spr_or.proof.losses import size_at_zero
 from spr_or.proof.tree import CONTINUES, Proof
 from spr_or.solvers.certificate import Solved, certify
 from spr_or.solvers.time_limit import TimeLimit
 
-_SPARE = 1e-12  # of the loss at zero, that a stated bound lies below the proven one
+# Of the loss at zero, that a stated bound lies below the proven one: usually, and at the least; and how many
+# times what was measured.
+_SPARE, _LEAST_SPARE, _MEASURED = 1e-12, 1e-15, 100
+_NOISE = 1e-15  # of the loss at zero, in the values that the search computes
 _CANDIDATES = 200  # entities the first local search looks at
 _SPLIT_COLUMNS = 600  # above, one semidefinite step costs more than it brings
 _MIXED_COLUMNS = 60  # below, the split pays in any case
@@ -71,6 +74,7 @@ def branch_and_bound(
     device: str | torch.device = "cpu",
     *,
     start: Tensor | None = None,
+    relaxed: Tensor | None = None,
     progress: Callable[[SearchProgress], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> ProofCertificate:
@@ -85,6 +89,7 @@ def branch_and_bound(
         in clusters as many as there are threads
     device : where the node computations run; float64 throughout
     start : weights (P,) to begin with, such as the solution for a neighbouring lambda
+    relaxed : weights (P,) near the solution of the relaxation, where its own search begins
     progress : called with a `SearchProgress` after every round
     stop : asked after every round; True ends the search
 
@@ -102,7 +107,9 @@ def branch_and_bound(
     if node_batch is not None and node_batch < 1:
         raise ValueError(f"node_batch must be at least 1, got {node_batch}")
     if start is not None:
-        start = _checked_start(problem, start)
+        start = _checked_start(problem, start, "start")
+    if relaxed is not None:
+        relaxed = _checked_start(problem, relaxed, "relaxed")
     clock = TimeLimit(time_limit)
     design = design_of(problem, device)
     data_of(problem)  # refuses numbers that the check would refuse
@@ -110,12 +117,16 @@ def branch_and_bound(
     # Small matrices: the threads torch would use inside an operation serve whole batches of nodes.
     workers = torch.get_num_threads()
     with _threads(1):
-        search = Search(design, clock, gap, Proof(), without_more(design), progress, stop)
+        search = Search(
+            design, clock, gap, Proof(), without_more(design), progress, stop,
+            noise=_NOISE * size_at_zero(problem),
+        )  # fmt: skip
         try:
             # Nothing is differentiated, and small kernels take less time without autograd's books.
             with torch.inference_mode():
                 _offer_start(search, problem, start)
-                _solve(search, batch, workers)
+                near = None if relaxed is None else weights_of(problem, design, relaxed)
+                _solve(search, batch, workers, near)
             status = "interrupted" if search.stopped else "time_limit"
         except KeyboardInterrupt:
             status = "interrupted"
@@ -153,12 +164,12 @@ def without_more(design: Design) -> incumbents.Incumbent:
     raise NoSupportLeft("every support that obeys the rules is forbidden")
 
 
-def _checked_start(problem: SparseTrainingProblem, start: Any) -> Tensor:
+def _checked_start(problem: SparseTrainingProblem, start: Any, name: str) -> Tensor:
     """``start`` as float64 (P,), whatever kind of array it is; ``ValueError`` for another shape."""
-    weights = finite_array(start, "start")
+    weights = finite_array(start, name)
     if weights.shape != (problem.entities.n_parameters,):
         raise ValueError(
-            f"start must have shape ({problem.entities.n_parameters},), one number for each weight, "
+            f"{name} must have shape ({problem.entities.n_parameters},), one number for each weight, "
             f"got {tuple(weights.shape)}"
         )
     return weights
@@ -172,13 +183,13 @@ def _offer_start(search: Search, problem: SparseTrainingProblem, start: Tensor |
         _search_around(search, support.nonzero().flatten(), [support])
 
 
-def _solve(search: Search, batch: int, workers: int) -> None:
+def _solve(search: Search, batch: int, workers: int, near: Tensor | None) -> None:
     search.mid_round = True
     rules = search.design.rules
     if rules is not None and rules.most is not None:
         shadow = root.multiplier(search.design, search.clock, max(1e-3, search.gap))
         search.design = search.design.with_shadow(shadow)
-    node = root.relax(search.design, search.clock, 0.2 * search.gap)
+    node = root.relax(search.design, search.clock, 0.2 * search.gap, near)
     search.evaluated += 1
     search.record(node, -1, CONTINUES)
     search.open(node)
@@ -228,7 +239,7 @@ def _search_around(search: Search, near: Tensor, supports: list[Tensor]) -> None
 
 def _first_order(search: Search) -> FirstOrderEngine | ColumnEngine:
     """As accurate as the gap asked for needs."""
-    tolerance = 0.3 * search.gap * abs(search.best.objective)
+    tolerance = 0.3 * search.wanted
     if column_nodes.applies(search.design):
         return ColumnEngine(search.design, tolerance)
     return FirstOrderEngine(search.design, tolerance)
@@ -245,6 +256,11 @@ def _branch(search: Search, node: Node, batch: int, workers: int) -> None:
     first = _first_order(search)
     if design.loss != "squared" or design.moments is None or design.signed is not None:
         search.run(first, batch)
+        return
+    if search.wanted < _SPARE * float(design.moments.c0):
+        search.run(
+            first, batch
+        )  # what rounding does to moved curvature is more than the gap asked for
         return
     mu = 2e-3 * abs(search.best.objective) / max(1, N * k)
     small = max(0.1 * float(design.ridge.min()), 1e-8 * float(design.moments.G.diagonal().amax()))
@@ -374,37 +390,62 @@ def _certificate(
         better = incumbents.in_box(whole, search.best.support.cpu())
         if better.objective < search.best.objective:
             search.best = better
-    best = search.best
-    support = best.support.cpu().double()[: len(problem.entities)]
     if not search.proof.records:
         search.record(root.at_zero(search.design), -1, CONTINUES)
     search.proof.repair()
-    made = certify(
-        problem, Solved("projected", "integer", "branch_and_bound", __version__),
-        status=status, bound=-math.inf, seconds=0.0,
-        weights=theta_of(problem, whole, best.W), indicators=support,
-    )  # fmt: skip
     # What is stated is what the check finds, not what the search believes.
-    objective, proven = _checked(problem, search.proof, made)
-    gap = relative_gap(objective, proven)
+    made, found = _checked(problem, whole, search.best, search.proof)
+    if found.objective <= VANISHING * size_at_zero(problem):
+        # The quick polish is as good as an objective of ordinary size needs, and may use more than it has to.
+        for support in (whole.must(), search.best.support.cpu()):
+            if whole.allow(support):
+                better = incumbents.towards_zero(whole, support)
+                other = _checked(problem, whole, better, search.proof)
+                if other[1].vanishes or other[1].objective < found.objective:
+                    made, found = other
+                    break
+    proven = found.bound
+    if proven > 0:
+        proven = max(0.0, proven - _spare(problem, search.proof, found, search.gap))
+    gap = found._replace(bound=proven).gap
     if gap <= search.gap:
         status = "optimal"
     elif status == "time_limit" and not search.heap:
         status = "inexact"  # a leaf without a choice left whose convex problem resists
     made = replace(
-        made, status=status, objective=objective, bound=proven, seconds=search.clock.seconds
+        made, status=status, objective=found.objective, bound=proven, seconds=search.clock.seconds
     )
     extra: dict[str, Any] = {"nodes": search.evaluated, "trace": tuple(search.trace)}
     return ProofCertificate(**made.__dict__, problem=problem, proof=search.proof, **extra)
 
 
 def _checked(
-    problem: SparseTrainingProblem, proof: Proof, made: Certificate
-) -> tuple[float, float]:
-    """The objective, and the bound less what another machine's order of adding can change."""
+    problem: SparseTrainingProblem, whole: Design, best: incumbents.Incumbent, proof: Proof
+) -> tuple[Certificate, ProofCheck]:
+    """A solution as a certificate without a bound, and what the check makes of it and of the proof."""
+    made = certify(
+        problem, Solved("projected", "integer", "branch_and_bound", __version__),
+        status="", bound=-math.inf, seconds=0.0, weights=theta_of(problem, whole, best.W),
+        indicators=best.support.cpu().double()[: len(problem.entities)],
+    )  # fmt: skip
     stated = Stated(
         made.weights.numpy(), made.indicators.numpy(), made.objective, -math.inf, proof.records
     )
-    found = check(problem, stated)
-    spare = _SPARE * loss_at_zero(data_of(problem))
-    return found.objective, max(found.bound - spare, min(found.bound, 0.0))
+    return made, check(problem, stated)
+
+
+def _spare(problem: SparseTrainingProblem, proof: Proof, found: ProofCheck, gap: float) -> float:
+    """What another machine's order of adding may take off a bound.
+
+    Where `_SPARE` is as much as the gap asked for, this is measured with the samples in reverse order.
+    """
+    size = size_at_zero(problem)
+    if _SPARE * size <= 0.1 * gap * found.objective:
+        return _SPARE * size
+    weight = problem.sample_weight
+    reverse = replace(
+        problem, X=problem.X.flip(0), y=problem.y.flip(0),
+        sample_weight=None if weight is None else weight.flip(0),
+    )  # fmt: skip
+    taken = abs(found.bound - prove(reverse, proof.records).bound)
+    return min(max(_MEASURED * taken, _LEAST_SPARE * size), _SPARE * size)

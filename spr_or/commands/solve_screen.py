@@ -124,14 +124,14 @@ def report(screen: Console, data: OwnData, certificate: ProofCertificate, folder
 
 def report_pool(screen: Console, pool: Pool) -> None:
     """The choices of groups of a pool."""
-    from spr_or.tabular.result_words import what_others_reach
+    from spr_or.tabular.result_words import above_the_best, what_others_reach
     from spr_or.tabular.source import listed
 
     rows = [
         (
             str(row["rank"]),
             f"{row['objective']:.8g}",
-            f"{row['above_best_pct']:.3g}",
+            above_the_best(row).removesuffix(" %"),
             listed(row["kept"], 6),
         )
         for row in pool.rows

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from spr_or.formulations.certificate import Certificate, relative_gap
 from spr_or.formulations.problem import SparseTrainingProblem
-from spr_or.proof.check import ProofCheck, Stated, check
+from spr_or.proof.check import ProofCheck, Stated, check, vanishes
 from spr_or.proof.data import data_of
 from spr_or.proof.storage import pack, unpack
 from spr_or.proof.tree import Proof, silent
@@ -68,11 +69,24 @@ class ProofCertificate(Certificate):
         small problems: ``ValueError`` otherwise).  Nothing the search computed is trusted but the points
         it left.  ``tell(done, of)`` hears how many records of the tree are done.
         """
-        stated = Stated(
+        return check(self.problem, self._stated, exact, tell)
+
+    @property
+    def _stated(self) -> Stated:
+        return Stated(
             self.weights.numpy(), self.indicators.numpy(), self.objective, self.bound,
             self.proof.records,
         )  # fmt: skip
-        return check(self.problem, stated, exact, tell)
+
+    @cached_property
+    def vanishes(self) -> bool:
+        """Whether the objective is zero but for rounding, as `spr_or.proof.check` finds it."""
+        return vanishes(self.problem, self._stated)
+
+    @property
+    def gap(self) -> float:
+        """`relative_gap` of objective and bound; 0 where the objective vanishes, which then is optimal."""
+        return 0.0 if self.vanishes else super().gap
 
     def save(self, path: str | Path) -> None:
         """Write JSON; a large proof keeps its numbers in an .npz file of the same name beside it."""

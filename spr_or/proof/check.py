@@ -20,6 +20,11 @@ A stated bound has to lie below b as it comes out, rounded down: no allowance.
 differ from it by `ALLOWANCE` of the loss at zero: so much can the order of a sum change on another machine.
 There is no absolute term: a problem in other units has the same verdict.  Numbers so large or small that
 their squares leave the range of float64 are refused (`data`).
+
+**An objective of zero.**  A relative gap says nothing of a solution whose cost is 0 but for rounding.  Such a
+solution is optimal, since none costs less than 0.  So its gap is 0 if 0 is among the values that its cost may
+have within its rounding, and if they are all below `VANISHING` of the loss at zero: weights that cancel could
+hide a larger cost in their rounding.
 """
 
 from __future__ import annotations
@@ -31,15 +36,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from spr_or.formulations.certificate import relative_gap
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.proof.bounds import Bounds
-from spr_or.proof.data import Data, data_of
+from spr_or.proof.data import NEGLIGIBLE, Data, data_of
 from spr_or.proof.exact import ExactBounds, refuse
-from spr_or.proof.losses import loss_at_zero, sum_of_losses
+from spr_or.proof.losses import size_at_zero, sum_of_losses
 from spr_or.proof.rounding import SAFE, UNIT, Array, gamma, total
 from spr_or.proof.tree import Evaluate, Record, Rules, Walked, silent, structure, walk
 
 ALLOWANCE = 1e-10
+VANISHING = 1e-10
 
 
 class Stated(NamedTuple):
@@ -81,12 +88,21 @@ def _prove(
 
 
 class ProofCheck(NamedTuple):
-    """The outcome of a check: whether everything holds, the numbers found, and what was wrong."""
+    """The outcome of a check: whether everything holds, the numbers found, and what was wrong.
+
+    ``vanishes``: the objective is zero but for rounding.
+    """
 
     ok: bool
     objective: float
     bound: float
     problems: list[str]
+    vanishes: bool = False
+
+    @property
+    def gap(self) -> float:
+        """`relative_gap` of objective and bound; 0 where the objective vanishes."""
+        return 0.0 if self.vanishes else relative_gap(self.objective, self.bound)
 
 
 def check(
@@ -106,7 +122,8 @@ def check(
         faults = _solution_faults(data, stated)
         value, error = (math.nan, 0.0) if faults else objective_of(data, problem, stated)
         objective = value + error  # at least what the weights cost
-        allowance = ALLOWANCE * loss_at_zero(data)
+        size = size_at_zero(problem)
+        allowance = ALLOWANCE * size
     if not faults and not (
         math.isfinite(objective) and abs(objective - stated.objective) <= allowance
     ):
@@ -121,7 +138,24 @@ def check(
         faults.append(f"the bound {proven!r} lies above the objective {objective!r} of a solution")
     if not stated.bound <= stated.objective:
         faults.append(f"the bound {stated.bound!r} lies above the objective {stated.objective!r}")
-    return ProofCheck(not faults, objective, min(proven, objective), faults)
+    nothing = _is_nothing(value, error, size)
+    return ProofCheck(not faults, objective, min(proven, objective), faults, nothing)
+
+
+def vanishes(problem: SparseTrainingProblem, stated: Stated) -> bool:
+    """Whether a stated solution costs nothing but for rounding; see "An objective of zero" at the top."""
+    size = size_at_zero(problem)
+    if not stated.objective <= max(VANISHING * size, NEGLIGIBLE):
+        return False
+    data = data_of(problem)
+    with np.errstate(all="ignore"):
+        return not _solution_faults(data, stated) and _is_nothing(
+            *objective_of(data, problem, stated), size
+        )
+
+
+def _is_nothing(value: float, error: float, size: float) -> bool:
+    return value <= error and value + error <= max(VANISHING * size, NEGLIGIBLE)
 
 
 def _float_below(bound: Any) -> float:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.proof.data import Data
 from spr_or.proof.rounding import SAFE, TINY, UNIT, Array, down, total
 
@@ -86,13 +87,17 @@ def _poisson_conjugate(data: Data, nu: Array) -> tuple[float, float]:
     return value, error + SAFE * float((size * (moved + 16 * UNIT * parts)).sum())
 
 
-def loss_at_zero(data: Data) -> float:
-    """The mean loss of the prediction 0: what tolerances are relative to."""
-    if data.loss == "squared":
-        return total(np.square(data.Y))[0] / data.n
-    size = 1.0 if data.size is None else data.size
-    each = np.log(2.0) if data.loss == "logistic" else 1.0 + _xlogx(data.Y) - data.Y
-    return float((size * each * np.ones_like(data.Y)).sum()) / data.n
+def size_at_zero(problem: SparseTrainingProblem) -> float:
+    """The mean size of the terms in the loss of the prediction 0: what tolerances are relative to.
+
+    It is that loss itself, but for the Poisson loss, whose terms cancel: it is 0 where every target is 1.
+    """
+    Y = problem.y.numpy()
+    if problem.loss == "squared":
+        return total(np.square(Y))[0] / problem.n
+    size = 1.0 if problem.sample_weight is None else problem.sample_weight.numpy()[:, None]
+    each = np.log(2.0) if problem.loss == "logistic" else 1.0 + np.abs(_xlogx(Y)) + Y
+    return float((size * each * np.ones_like(Y)).sum()) / problem.n
 
 
 def _xlogx(p: Array) -> Array:

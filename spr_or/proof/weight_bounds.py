@@ -33,10 +33,12 @@ residual, the smallest eigenvalue by a verified factorisation.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.proof.bounds import phi
@@ -51,6 +53,9 @@ LARGEST_SYSTEM = 5000
 _COLUMNS = 2048
 _UP = 1 + 1e-12
 _FARTHEST = 700.0  # exp of more leaves float64
+_SUPPORTS = 10_000  # that are tried for one that counts
+
+Mask = NDArray[np.bool_]
 
 
 def weight_bounds(
@@ -208,7 +213,8 @@ def _largest_shift(
 
 
 def level_of(data: Data, problem: SparseTrainingProblem, incumbent: Array) -> float:
-    """U: at least the objective of weights (P,) without bounds, entities that are not zero paid.
+    """U: at least the objective of weights (P,) without bounds, entities that are not zero paid; and others,
+    at weight zero, where the rules do not let these be a support by themselves.
 
     Raises ``ValueError`` for weights that are not P finite numbers.
     """
@@ -218,9 +224,7 @@ def level_of(data: Data, problem: SparseTrainingProblem, incumbent: Array) -> fl
     own = data.at[: data.priced]
     used = np.array([float(np.any(incumbent[at] != 0)) for at in own])
     used = np.maximum(used, data.must[: data.priced])
-    faults = rule_faults(data, used == 1)
-    if faults:
-        raise ValueError(f"the incumbent is no solution: {faults[0]}")
+    used = _counting(data, used == 1).astype(float)
     for at, columns in zip(data.at, data.columns, strict=True):
         if (incumbent[at][data.signed[columns]] < 0).any():
             raise ValueError("the incumbent is no solution: a weight must not be negative and is")
@@ -228,6 +232,24 @@ def level_of(data: Data, problem: SparseTrainingProblem, incumbent: Array) -> fl
     if not np.isfinite(value + error):
         raise ValueError("the incumbent has no finite objective")
     return value + error
+
+
+def _counting(data: Data, used: Mask) -> Mask:
+    """The support ``used`` (N,), and where that one is forbidden, with the cheapest entities that make it one
+    that counts; ``ValueError`` where there is none such."""
+    faults = rule_faults(data, used)
+    if not faults:
+        return used
+    cheapest = sorted(np.flatnonzero(~used).tolist(), key=lambda i: float(data.price[i]))
+    larger = itertools.chain.from_iterable(
+        itertools.combinations(cheapest, count) for count in range(1, len(cheapest) + 1)
+    )
+    for more in itertools.islice(larger, _SUPPORTS if len(data.forbidden) else 0):
+        other = used.copy()
+        other[list(more)] = True
+        if not rule_faults(data, other):
+            return other
+    raise ValueError(f"the incumbent is no solution: {faults[0]}")
 
 
 def _largest(bounds: Array, owner: Array) -> Array:

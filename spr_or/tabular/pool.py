@@ -2,7 +2,8 @@
 
 Each is the optimum of the problem in which the supports found before it do not count, with a certificate of
 its own.  The bound of the last one holds for every choice that is not among those before it: if it lies
-above (1 + within) times the best objective, the list is complete to that tolerance.
+above (1 + within) times the best objective, the list is complete to that tolerance.  Where the best objective
+vanishes, no share of it means anything: the others that vanish too are within every tolerance.
 
 ``pool.json`` and ``pool.csv`` stand beside the best result, ``pool-02``, ``pool-03``, ... hold the others.
 """
@@ -34,11 +35,13 @@ _FINER = (
 
 class Pool(NamedTuple):
     """``rows`` of pool.json, best first; ``complete``: no other choice comes within ``within_pct`` of the
-    best; ``others_pct``: how far above the best all others are proven to lie (None: there are none)."""
+    best; ``others``: what all others are proven to cost at least, and ``others_pct``: how far that is above
+    the best.  Both are None where there are no others, the second also where the best objective vanishes."""
 
     rows: list[dict[str, Any]]
     within_pct: float
     complete: bool
+    others: float | None
     others_pct: float | None
 
 
@@ -62,23 +65,25 @@ def solve_pool(run: SolveRun, best: ProofCertificate, size: int, within_pct: flo
         except NoSupportLeft:
             complete, others = True, None
             break
-        if found.trace and found.bound <= target < found.objective:
+        inside = found.objective <= target or found.vanishes
+        if found.trace and found.bound <= target and not inside:
             need = (found.objective - target) / abs(found.objective)
             asked = replace(asked, gap=max(1e-9, _FINER * need))
             found, bound = asked.solve(problem, found.weights)
+            inside = found.objective <= target or found.vanishes
         if not found.trace:
             break
         place = run.folder / f"pool-{number:02d}"
         write_result(place, data, found, bound, asked.gap)
-        others = _above(found.bound, best)
+        others = found.bound
         complete = found.bound > target
-        inside = found.objective <= target
         if complete or not inside or number > size:
             break
         rows.append(_row(number, data, found, best))
         kept.append(names_of(data, found))
-        _write(run.folder, Pool(rows, within_pct, False, others))
-    pool = Pool(rows, within_pct, complete, others)
+        _write(run.folder, Pool(rows, within_pct, False, others, _above(others, best)))
+    above = None if others is None else _above(others, best)
+    pool = Pool(rows, within_pct, complete, others, above)
     _write(run.folder, pool)
     return pool
 
@@ -98,6 +103,7 @@ def pool_faults(
         stated = read_json(folder / "pool.json")
         rows, within = stated["members"], float(stated["within_pct"])
         complete, others = stated["complete"], stated["others_at_least_pct"]
+        cost = stated.get("others_at_least")  # pools of earlier versions do not say
     except (UnreadableFile, KeyError, TypeError, ValueError) as error:
         return [f"{folder / 'pool.json'}: {error}"]
     faults = []
@@ -122,12 +128,14 @@ def pool_faults(
             faults.append(f"pool.json states another result than number {row.get('rank')}")
     if len(results) == len(rows):
         # Nothing beyond the list was solved: complete only where no choice is left, which the rules say.
-        proven = complete is True and others is None
+        proven = complete is True and others is None and cost is None
     else:
         least = bounds[len(rows)]
         proven = least > best + within / 100 * abs(best) if complete else True
         if others is not None and not _pct(least, best) >= others - 1e-6:
             faults.append("pool.json states a larger distance of the others than is proven")
+        if cost is not None and not least >= cost:
+            faults.append("pool.json states a larger objective of the others than is proven")
     if complete and not proven:
         faults.append("pool.json says that the list is complete, and no bound proves it")
     return faults
@@ -146,8 +154,9 @@ def _row(
     }
 
 
-def _above(value: float, best: ProofCertificate) -> float:
-    return _pct(value, best.objective)
+def _above(value: float, best: ProofCertificate) -> float | None:
+    """In per cent of the best objective; None where that vanishes."""
+    return None if best.vanishes else _pct(value, best.objective)
 
 
 def _pct(value: float, best: float) -> float:
@@ -157,7 +166,7 @@ def _pct(value: float, best: float) -> float:
 def _write(folder: Path, pool: Pool) -> None:
     content = {
         "within_pct": pool.within_pct, "complete": pool.complete,
-        "others_at_least_pct": pool.others_pct, "members": pool.rows,
+        "others_at_least": pool.others, "others_at_least_pct": pool.others_pct, "members": pool.rows,
     }  # fmt: skip
     lines = [row | {"kept": json.dumps(row["kept"], ensure_ascii=False)} for row in pool.rows]
     write_csv(folder / "pool.csv", list(lines[0]), lines)

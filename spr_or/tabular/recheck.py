@@ -18,11 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spr_or.formulations.certificate import relative_gap
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.proof.certificate import ProofCertificate, load
-from spr_or.proof.check import ProofCheck
 from spr_or.proof.exact import refuse
+from spr_or.proof.losses import size_at_zero
 from spr_or.proof.tree import silent
 from spr_or.proof.weight_bounds import weight_bounds
 from spr_or.tabular.choice_rule import criteria
@@ -67,7 +66,8 @@ class Subject(NamedTuple):
 class Recheck(NamedTuple):
     """What a check of a folder found; ``problems`` is empty where everything holds.
 
-    ``result`` is what result.json states, ``criteria`` are BIC and EBIC of weights that hold.
+    ``result`` is what result.json states, ``criteria`` are BIC and EBIC of weights that hold, ``gap`` is
+    that of the objective and the bound that were computed here.
     """
 
     objective: float
@@ -77,16 +77,12 @@ class Recheck(NamedTuple):
     result: StoredResult
     subject: Subject | None = None
     criteria: tuple[float, float] | None = None
+    gap: float = math.inf
 
     @property
     def ok(self) -> bool:
         """Whether everything holds."""
         return not self.problems
-
-    @property
-    def gap(self) -> float:
-        """Of the objective and the bound that were computed here, as of a `Certificate`."""
-        return relative_gap(self.objective, self.bound)
 
 
 def recheck(
@@ -144,13 +140,15 @@ def _recheck(
             _allow_exact(problem)
         found = certificate.check(exact, tell)
         problems += found.problems
-        problems += _stated_faults(result, certificate, found)
+        problems += _stated_faults(result, certificate)
         problems += _table_faults(folder, result, data, certificate)
         m_faults = _m_faults(result, data, problem) if result.M.auto else []
         proven = result.M.auto and not m_faults
         of_choice = criteria(certificate) if found.ok else None
         problems += m_faults
-        return Recheck(found.objective, found.bound, proven, problems, result, subject, of_choice)
+        return Recheck(
+            found.objective, found.bound, proven, problems, result, subject, of_choice, found.gap
+        )
     except TableError:
         raise
     except ValueError as error:
@@ -218,13 +216,10 @@ def _place_faults(folder: Path, result: StoredResult) -> list[str]:
     return [f"lambda {result.lam:g} does not stand at this place of its path"]
 
 
-def _stated_faults(
-    result: StoredResult, certificate: ProofCertificate, found: ProofCheck
-) -> list[str]:
-    """The outcome that result.json states, against the certificate and what the check computed."""
+def _stated_faults(result: StoredResult, certificate: ProofCertificate) -> list[str]:
+    """The outcome that result.json states, against the certificate, which is checked by itself."""
     stated, actual = result.outcome.model_dump(), outcome(certificate)
-    zero = torch.zeros_like(certificate.weights)
-    slack = _ROUNDING * abs(float(certificate.problem.loss_value(zero)))
+    slack = _ROUNDING * size_at_zero(certificate.problem)
     problems = [
         f"result.json states {name} {stated[name]!r}, the certificate says {actual[name]!r}"
         for name in ("status", "objective", "bound", "nodes", "seconds")
@@ -235,14 +230,11 @@ def _stated_faults(
             problems.append(f"result.json states {name} {stated[name]!r}, it is {value!r}")
     # Results of earlier versions do not say which gap was asked for: the default then.
     asked = 1e-4 if result.asked_gap is None else result.asked_gap
-    if certificate.status == "optimal":
-        left = found.objective - found.bound - asked * abs(found.objective)
-        if not left <= slack:
-            gap = relative_gap(found.objective, found.bound)
-            problems.append(
-                f"the status is optimal, but the gap is {100 * gap:.4g} % and {100 * asked:.4g} % "
-                "were asked for"
-            )
+    if certificate.status == "optimal" and not certificate.gap <= asked * (1 + _ROUNDING):
+        problems.append(
+            f"the status is optimal, but the gap is {100 * certificate.gap:.4g} % and "
+            f"{100 * asked:.4g} % were asked for"
+        )
     return problems
 
 

@@ -10,7 +10,13 @@ from spr_or.proof.certificate import ProofCertificate
 from spr_or.tabular.path_choice import Choice, why
 from spr_or.tabular.pool import Pool
 from spr_or.tabular.prepare import OwnData, r_squared
-from spr_or.tabular.result_words import percent, what_is_proven, what_others_reach, what_was_asked
+from spr_or.tabular.result_words import (
+    above_the_best,
+    percent,
+    what_is_proven,
+    what_others_reach,
+    what_was_asked,
+)
 from spr_or.tabular.results import KeptGroup, kept_groups
 from spr_or.tabular.solve_run import GAP_PICTURE
 from spr_or.tabular.source import listed
@@ -179,7 +185,7 @@ def _pool(pool: Pool) -> str:
     rows = [table_row("th", ["groups kept", "objective", "above the best"])]
     for one in pool.rows:
         cells = [listed(one["kept"], 8) or "none", f"{one['objective']:.8g}"]
-        rows.append(table_row("td", [*cells, f"{one['above_best_pct']:.3g} %"]))
+        rows.append(table_row("td", [*cells, above_the_best(one)]))
     said = _sentence(what_others_reach(pool))
     return f"<h2>Alternatives</h2><p>{escaped(said)}</p>" + scroll("".join(rows), columns=2)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from spr_or.proof.certificate import ProofCertificate
 from spr_or.tabular.pool import Pool
 from spr_or.tabular.prepare import OwnData
@@ -42,7 +45,9 @@ def what_is_proven(certificate: ProofCertificate, m_proven: bool) -> str:
         if bool(certificate.m_active.any()):
             M += " The solution touches M: with a larger one there may be a better model."
     found = f"The model shown has the objective {objective:.8g}"
-    if certificate.status == "optimal":
+    if certificate.vanishes:
+        said = f"{found}, which is zero but for rounding, and no choice of groups costs less than zero."
+    elif certificate.status == "optimal":
         said = (
             f"No other choice of groups, with any weights, has an objective below {bound:.8g}: this is "
             f"proven. {found}, so that {_at_most(gap)} could be gained."
@@ -64,7 +69,19 @@ def what_others_reach(pool: Pool) -> str:
         said = f"there may be other choices of groups within {pool.within_pct:g} % of the best"
     if pool.others_pct is not None:
         said += f"; all others are at least {pool.others_pct:.4g} % above it"
+    elif pool.others is not None:
+        said += f"; all others cost at least {pool.others:.4g}"
     return said
+
+
+def above_the_best(row: Mapping[str, Any]) -> str:
+    """How far a choice of a pool is above the best, which has nothing to be a share of where it vanishes.
+
+    >>> above_the_best({"above_best_pct": 0.25}), above_the_best({"above_best_pct": None})
+    ('0.25 %', '-')
+    """
+    share = row["above_best_pct"]
+    return "-" if share is None else f"{share:.3g} %"
 
 
 def percent(gap: float) -> str:

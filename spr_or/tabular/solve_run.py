@@ -25,7 +25,7 @@ from spr_or.tabular.results import write_result
 from spr_or.tabular.solve_log import solve_log
 
 GAP_PICTURE = "gap.png"
-_WORTH_A_PICTURE = 2.0  # seconds of a search; drawing takes half a second
+_WORTH_A_PICTURE = 5.0  # seconds of a search; drawing takes up to a second
 
 Answer = tuple[ProofCertificate, AutomaticBound | None]
 # For a lambda: the context in which it is solved, with a function that hears of the progress.

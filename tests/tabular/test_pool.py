@@ -131,3 +131,39 @@ def test_a_pool_with_a_missing_member_is_refused(table, tmp_path):
         "--out", tmp_path)  # fmt: skip
     shutil.rmtree(tmp_path / "pool-02")
     assert "other choices" in " ".join(run("check", tmp_path, code=1).split())
+
+
+@pytest.mark.parametrize("loss", ["squared", "poisson"])
+def test_nothing_is_a_share_of_a_best_objective_of_zero(tmp_path, loss):
+    """A target that does not vary: the empty model costs nothing, and any other the price of a group."""
+    X = np.random.default_rng(1).normal(size=(20, 3))
+    with (tmp_path / "d.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([[*"abc", "y"], *np.column_stack([X, np.full(20, 4)]).tolist()])
+    out = tmp_path / "out"
+    said = run("solve", tmp_path / "d.csv", "--target", "y", "--lam", 0.01, "--loss", loss,
+               "--pool", 3, "--out", out)  # fmt: skip
+    assert "gap 0 %" in said and "all others cost at least 0.009" in said
+    pool = json.loads((out / "pool.json").read_text())
+    assert pool["complete"] is True and pool["others_at_least_pct"] is None
+    assert 0.00899 < pool["others_at_least"] <= 0.009
+    assert "zero but for rounding" in (out / "report.html").read_text()
+    run("check", out)
+    (out / "pool.json").write_text(json.dumps(pool | {"others_at_least": 0.01}))
+    assert "larger objective" in " ".join(run("check", out, code=1).split())
+
+
+def test_choices_that_cost_nothing_are_within_any_share_of_zero(tmp_path):
+    """No price for a group, and a free one that explains everything: each further group costs nothing."""
+    X = np.random.default_rng(2).normal(size=(20, 3))
+    with (tmp_path / "d.csv").open("w", newline="") as file:
+        rows = np.column_stack([X, 2 * X[:, 0]]).tolist()
+        csv.writer(file).writerows([[*"abc", "y"], *rows])
+    (tmp_path / "u.json").write_text('{"a": 0}')
+    out = tmp_path / "out"
+    run("solve", tmp_path / "d.csv", "--target", "y", "--max-groups", 1, "--group-weights",
+        tmp_path / "u.json", "--pool", 5, "--out", out)  # fmt: skip
+    pool = json.loads((out / "pool.json").read_text())
+    assert [sorted(row["kept"]) for row in pool["members"]][0] == []
+    assert sorted(row["kept"] for row in pool["members"]) == [[], ["b"], ["c"]]
+    assert pool["complete"] is True
+    run("check", out)

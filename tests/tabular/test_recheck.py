@@ -1,6 +1,7 @@
 """A check says what it checked, believes no number that is stated, and no point that is not finite."""
 
 import csv
+import dataclasses
 import json
 import math
 import shutil
@@ -119,6 +120,19 @@ def test_what_is_stated_is_compared(single: Path, keys: Any, to: Any, says: str)
         (single / "result.json").write_text(json.dumps(content))
     edit(single / "result.json", *keys, to=to)
     assert says in cli("check", single, code=1)
+
+
+def test_a_small_objective_without_a_bound_is_not_optimal(tmp_path: Path) -> None:
+    """A lambda of 1e-9 on exact data: all of the objective is below what sums of the target may be off by."""
+    X = np.random.default_rng(3).normal(size=(30, 3))
+    with (tmp_path / "d.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["a", "b", "c", "y"], *np.column_stack([X, X[:, 0] - X[:, 1]])])
+    data = prepare(tmp_path / "d.csv", "y", None, "squared")
+    honest = so.solve(data.problem(1e-9, 0.1, 2.0))
+    assert honest.status == "optimal" and honest.bound > 0
+    write_result(tmp_path / "o", data, dataclasses.replace(honest, bound=0.0), None, 1e-4)
+    said = cli("check", tmp_path / "o", code=1)
+    assert "the status is optimal, but the gap is 100 %" in said
 
 
 def test_an_older_result_without_the_new_keys_still_checks(single: Path) -> None:

@@ -96,7 +96,7 @@ def test_a_search_that_ended_early_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.pictures
-@pytest.mark.parametrize(("seconds", "drawn"), [(0.3, False), (2.5, True)])
+@pytest.mark.parametrize(("seconds", "drawn"), [(2.5, False), (6.0, True)])
 def test_only_a_search_that_took_a_while_has_a_picture(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, drawn: bool
 ) -> None:
