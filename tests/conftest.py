@@ -1,5 +1,6 @@
 """Settings shared by all tests: few threads, fixed seeds, reproducible hypothesis runs."""
 
+import contextlib
 import gc
 import os
 import random
@@ -29,12 +30,21 @@ settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci")
 
 
+# All tests share the graphs that a run remembers, as if they were one run.
+_session = contextlib.ExitStack()
+
+
 @pytest.fixture(autouse=True)
 def fixed_seeds() -> None:
     """Every test starts from the same random state, whatever ran before it."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+def pytest_unconfigure() -> None:
+    """The graphs go before the interpreter does."""
+    _session.close()
 
 
 def pytest_collection_finish() -> None:
@@ -46,11 +56,9 @@ def pytest_collection_finish() -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Before its fixtures, those of the module too: what only takes time where it is no subject."""
-    trace = sys.modules.get("spr_or.pruning.compaction.trace")
-    if trace is not None and not hasattr(trace._graph, "__wrapped__"):
-        from remembered_traces import remembering
-
-        trace._graph = remembering(trace._graph)
+    remembered = sys.modules.get("spr_or.pruning.compaction.remembered")
+    if remembered is not None and remembered.present_memory() is None:
+        _session.enter_context(remembered.remembering())
     figure = sys.modules.get("matplotlib.figure")
     if figure is not None:
         from blank_pictures import blank, drawn

@@ -1,9 +1,9 @@
 """A process that does work on demand, each time in a child that can be killed.
 
-What a run imports late is imported once, by the server, and the network of all runs is traced once
-(see remembered_traces); a child is a real process with its own files
-and its own death. Protocol: 0 when ready; a line of arguments starts the work in a child and gives
-its process id; a line "wait" waits for the child and gives its exit status.
+What a run imports late is imported once, by the server, and the network of all runs is traced once;
+a child is a real process with its own files and its own death. Protocol: 0 when ready; a line of
+arguments starts the work in a child and gives its process id; a line "wait" waits for the child and
+gives its exit status.
 """
 
 import os
@@ -20,15 +20,19 @@ def serve(work: Callable[[str], object]) -> None:
     import sklearn.model_selection  # noqa: F401
     import torch
     import torch._dynamo  # noqa: F401
-    from remembered_traces import remembering
     from spr_or.models.toy import convnet
 
-    from spr_or.pruning.compaction import trace
     from spr_or.pruning.compaction.prepare import prepared
+    from spr_or.pruning.compaction.remembered import remembering
+    from spr_or.pruning.compaction.trace import trace
 
     torch.set_num_threads(1)
-    trace._graph = remembering(trace._graph)  # type: ignore[assignment]
-    trace.trace(prepared(convnet()), torch.zeros(2, 1, 8, 8))
+    with remembering():
+        trace(prepared(convnet()), torch.zeros(2, 1, 8, 8))
+        _answer(work)
+
+
+def _answer(work: Callable[[str], object]) -> None:
     child = 0
     print(0, flush=True)
     for line in sys.stdin:

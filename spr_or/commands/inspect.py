@@ -77,7 +77,7 @@ def command(
     Exit status: 0 done, 1 the network cannot be traced, 2 bad usage, a network that cannot be built
     or one that has no such entities, 130 interrupted.
     """
-    from spr_or.pruning.compaction.trace import CompactionError
+    from spr_or.pruning.compaction.errors import CompactionError
     from spr_or.pruning.inspection import inspect_network
 
     words = [word.strip() for word in entities.split(",") if word.strip()]

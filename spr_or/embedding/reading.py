@@ -18,8 +18,9 @@ from torch import Tensor, fx, nn
 from spr_or.embedding.errors import EmbeddingError
 from spr_or.embedding.feed_forward import Activation, FeedForward, Form
 from spr_or.embedding.operators import LARGEST, RELU, SHAPE_ONLY, name_of, obstacle
+from spr_or.pruning.compaction.errors import CompactionError
 from spr_or.pruning.compaction.prepare import prepared
-from spr_or.pruning.compaction.trace import CompactionError, trace, where_written
+from spr_or.pruning.compaction.trace import trace, where_written
 
 # The size s of the unit vectors: so large that a column does not lose its last digits beside f(0).
 _SCALE = 2.0**80

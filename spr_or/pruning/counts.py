@@ -10,7 +10,8 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from spr_or.pruning.compaction.trace import Example, attention_in_the_open
+from spr_or.pruning.compaction.inputs import Example
+from spr_or.pruning.compaction.trace import attention_in_the_open
 from spr_or.pruning.following_norms import CONVOLUTIONS, LAYERS
 from spr_or.pruning.masks import Masks, filter_rows, maskable_layer
 from spr_or.utils.evaluating import evaluating

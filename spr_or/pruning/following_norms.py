@@ -165,7 +165,7 @@ def _seen_in_a_run(model: nn.Module, example: Any) -> dict[str, list[str]]:
 
 
 def _watched(model: nn.Module, example: Any) -> dict[str, list[str]] | None:
-    from spr_or.pruning.compaction.trace import like_model
+    from spr_or.pruning.compaction.inputs import like_model
     from spr_or.utils.evaluating import evaluating
 
     made: list[tuple[torch.Tensor, str, int, bool]] = []

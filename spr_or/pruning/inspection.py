@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from spr_or.pruning.chosen_entities import chosen_entities
+from spr_or.pruning.compaction.errors import CompactionError
 from spr_or.pruning.compaction.facts import operands
+from spr_or.pruning.compaction.inputs import Example
 from spr_or.pruning.compaction.plan import Plan
 from spr_or.pruning.compaction.prepare import computed_weights
 from spr_or.pruning.compaction.size import Skeleton
-from spr_or.pruning.compaction.trace import CompactionError, Example, where_written
+from spr_or.pruning.compaction.trace import where_written
 from spr_or.pruning.compaction.untraceable import refusal
 from spr_or.pruning.compaction.weighted import WEIGHTED
 from spr_or.pruning.counts import count_parameters

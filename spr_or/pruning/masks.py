@@ -73,7 +73,15 @@ def apply_masks_(model: nn.Module, masks: Masks, example: Any = None) -> None:
     """
     model = unwrap(model)
     bake_weights_(model, masks)
-    norms = _masked_norms(model, masks, example)
+    silence_(model, masks, _norms_behind(model, masks, example))
+
+
+def silence_(model: nn.Module, masks: Masks, following: Mapping[str, list[str]]) -> None:
+    """`apply_masks_` for a network whose norms are known, ``following`` from `following_norms`.
+
+    All its weights are plain parameters.
+    """
+    norms = _masked_norms(model, masks, following)
     with torch.no_grad():
         for tensor, dropped in _masked_parameters(model, masks, norms):
             tensor.masked_fill_(dropped, 0)
@@ -81,6 +89,11 @@ def apply_masks_(model: nn.Module, masks: Masks, example: Any = None) -> None:
             if getattr(norm, "running_mean", None) is not None:
                 norm.running_mean.masked_fill_(dropped, 0)
                 norm.running_var.masked_fill_(dropped, 1)
+
+
+def masks_layers(model: nn.Module, masks: Masks) -> bool:
+    """Whether a mask is one of a layer: only then must the norms behind it be known."""
+    return any(isinstance(_module(model, name), LAYERS) for name in masks)
 
 
 def hold_masks(model: nn.Module, masks: Masks, example: Any = None) -> Callable[[], None]:
@@ -99,7 +112,8 @@ def hold_masks(model: nn.Module, masks: Masks, example: Any = None) -> Callable[
     [0.0, 0.0]
     """
     model = unwrap(model)
-    held = _masked_parameters(model, masks, _masked_norms(model, masks, example))
+    norms = _masked_norms(model, masks, _norms_behind(model, masks, example))
+    held = _masked_parameters(model, masks, norms)
 
     @torch.no_grad()
     def hold() -> None:
@@ -167,15 +181,19 @@ def _dropped(name: str, keep: Tensor, count: int, device: torch.device) -> Tenso
     return ~keep.to(device)
 
 
-def _masked_norms(model: nn.Module, masks: Masks, example: Any) -> list[tuple[Any, Tensor]]:
+def _norms_behind(model: nn.Module, masks: Masks, example: Any) -> Mapping[str, list[str]]:
+    return following_norms(model, example) if masks_layers(model, masks) else {}
+
+
+def _masked_norms(
+    model: nn.Module, masks: Masks, following: Mapping[str, list[str]]
+) -> list[tuple[Any, Tensor]]:
     """Norms with those of their channels that go: named themselves, or behind a layer that is."""
-    named = {name: _module(model, name) for name in masks}
-    layers = [name for name, module in named.items() if isinstance(module, LAYERS)]
-    norms = following_norms(model, example) if layers else {}
     found: list[tuple[Any, Tensor]] = []
     for name, keep in masks.items():
-        behind = norms.get(name, []) if name in layers else []
-        own = [name] if isinstance(named[name], NORMS) else []
+        module = _module(model, name)
+        behind = following.get(name, []) if isinstance(module, LAYERS) else []
+        own = [name] if isinstance(module, NORMS) else []
         for norm in (model.get_submodule(n) for n in (*own, *behind)):
             if (
                 getattr(norm, "weight", None) is None

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from spr_or.pruning.chosen_entities import ChosenEntities
-from spr_or.pruning.compaction.api import TOLERANCES, CompactionWarning, compact
+from spr_or.pruning.compaction.api import CompactionWarning, compact
+from spr_or.pruning.compaction.outputs import difference_of, tolerance
 from spr_or.pruning.groups import EntityGroup, Member
 from spr_or.pruning.layer_entities import LayerEntities
 from spr_or.pruning.masks import apply_masks_, filter_rows
@@ -305,16 +306,14 @@ def _fill_zeros_(model: nn.Module) -> None:
 
 def _compare(whole: nn.Module, part: nn.Module, example: Any, training: bool) -> None:
     """Raise `CannotShrink` where the outputs differ by more than rounding; random ones say nothing."""
-    from spr_or.pruning.compaction.api import _difference
-
     shape = (_SAMPLES, *example.shape[1:])
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(example)
     one, again, other = (_outputs(m, images, training, seed) for m, seed in
                          ((whole, 0), (whole, 1), (part, 0)))  # fmt: skip
-    if training and _difference(one, again) > 0:
+    if training and difference_of(one, again) > 0:
         return
-    difference = _difference(one, other)
-    if difference > TOLERANCES[torch.float64 if images.dtype == torch.float64 else torch.float32]:
+    difference = difference_of(one, other)
+    if difference > tolerance(whole):
         mode = "training" if training else "evaluation"
         raise CannotShrink(f"in {mode} mode the outputs would differ by {difference:.2g}")
 

@@ -22,12 +22,13 @@ from torch.utils import _pytree as pytree
 
 from spr_or.pruning.branches import branches, named, owner, roles
 from spr_or.pruning.compaction.facts import Facts, argument, operands
+from spr_or.pruning.compaction.inputs import Example, like_model
 from spr_or.pruning.compaction.movement import moved_by, moves, sources
 from spr_or.pruning.compaction.operators import letters_of
 from spr_or.pruning.compaction.plan import facts_of
 from spr_or.pruning.compaction.prepare import prepared
 from spr_or.pruning.compaction.rules import rule_of
-from spr_or.pruning.compaction.trace import Example, like_model, trace
+from spr_or.pruning.compaction.trace import trace
 from spr_or.pruning.compaction.weighted import WEIGHTED, layer_of
 from spr_or.pruning.groups import EntityGroup, Member
 from spr_or.pruning.labels import (

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from spr_or.pruning.budget import Count
 from spr_or.pruning.chosen_entities import ChosenEntities
+from spr_or.pruning.compaction.remembered import remembering
 from spr_or.training import checkpoint, distributed
 from spr_or.training.data.load import Data, load_data
 from spr_or.training.method_phase import check_method
@@ -94,7 +95,7 @@ def run_recipe(
             if resume and alone and (summary := _read_finished(recipe, folder)) is not None:
                 summaries = [summary]
             else:
-                with _alone_in(folder):
+                with _alone_in(folder), remembering():
                     summaries = _run(recipe, folder, resume, device, display, judge, measuring)
             if judge and (fault := failure(summaries)):
                 raise RunError(f"{fault}; see {folder / 'report.html'}")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from spr_or import compact, count_macs, count_parameters, inspect_network
-from spr_or.pruning.compaction.trace import CompactionError
+from spr_or.pruning.compaction.errors import CompactionError
 from spr_or.pruning.pruner import Pruner
 from spr_or.utils.import_path import load_object
 

@@ -7,17 +7,19 @@
 import contextlib
 import warnings
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from spr_or.pruning.compaction.errors import CompactionError
+from spr_or.pruning.compaction.inputs import Example, Inputs, drawn, like_model
+from spr_or.pruning.compaction.outputs import difference_of, outputs_of, tolerance
 from spr_or.pruning.compaction.plan import Plan
 from spr_or.pruning.compaction.prepare import prepared
 from spr_or.pruning.compaction.rewrite import Kept, rewrite
 from spr_or.pruning.compaction.storage import load_compact, read_description, save_compact
-from spr_or.pruning.compaction.trace import CompactionError, Example, Inputs, like_model, trace
+from spr_or.pruning.compaction.trace import trace
 from spr_or.pruning.compaction.untraceable import refusal
 from spr_or.pruning.masks import apply_masks_
 
@@ -25,9 +27,6 @@ __all__ = [
     "CompactionError", "CompactionWarning", "compact", "load_compact", "make_plan",
     "read_description", "save_compact",
 ]  # fmt: skip
-
-# Relative difference of outputs that rounding explains: a narrower sum has another order.
-TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
 class CompactionWarning(UserWarning):
@@ -66,12 +65,12 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], example_input: Exampl
         graph = trace(masked, example_input)
     except CompactionError as error:
         raise refusal(masked, example_input, error) from error
-    trials = [_drawn(inputs)]
-    expected = [_outputs(masked, trial) for trial in trials]
+    trials = [drawn(inputs)]
+    expected = [outputs_of(masked, trial) for trial in trials]
     larger = _with_a_sample_more(trials[0], graph)
     if larger is not None:
         with contextlib.suppress(Exception):  # a network may take one batch size only
-            expected.append(_outputs(masked, larger))
+            expected.append(outputs_of(masked, larger))
             trials.append(larger)
     problem = ""
     for all_vary, constants in ((True, True), (True, False), (False, True), (False, False)):
@@ -82,14 +81,13 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], example_input: Exampl
             smaller = rewrite(plan).eval()
             smaller.meta["obstacles"] = [str(obstacle) for obstacle in plan.obstacles()]
             difference = max(
-                (_difference(want, _outputs(smaller, trial))
+                (difference_of(want, outputs_of(smaller, trial))
                  for want, trial in zip(expected, trials, strict=True)), default=0.0,
             )  # fmt: skip
         except (CompactionError, RuntimeError) as error:  # the latter: it does not run
             problem = str(error)
             continue
-        dtype = next((p.dtype for p in masked.parameters()), torch.float32)
-        if difference <= TOLERANCES.get(dtype, 1e-3):
+        if difference <= tolerance(masked):
             smaller.meta["kept"] = _since_the_first(model, smaller.meta["kept"])
             smaller.meta["obstacles"] = [str(obstacle) for obstacle in plan.obstacles()]
             _copy_format(model, smaller)
@@ -112,18 +110,6 @@ def make_plan(graph: fx.GraphModule, inputs: Inputs, constants: bool = True) -> 
     return Plan(graph, pytree.tree_leaves((inputs.args, inputs.kwargs)), constants)
 
 
-def _drawn(inputs: Inputs) -> Inputs:
-    """Random inputs of the example's shapes; whole numbers, which name things, stay as they are."""
-    generator = torch.Generator().manual_seed(0)
-
-    def drawn(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
-            return leaf
-        return torch.randn(leaf.shape, generator=generator).to(leaf)
-
-    return Inputs(*pytree.tree_map(drawn, (inputs.args, inputs.kwargs)))
-
-
 def _with_a_sample_more(inputs: Inputs, graph: fx.GraphModule) -> Inputs | None:
     """The inputs with another batch size, where the graph leaves it free.
 
@@ -142,39 +128,9 @@ def _with_a_sample_more(inputs: Inputs, graph: fx.GraphModule) -> Inputs | None:
     return Inputs(*pytree.tree_unflatten(more, structure))
 
 
-def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if isinstance(model, fx.GraphModule):
-            found = model(*pytree.tree_leaves((inputs.args, inputs.kwargs)))
-        else:
-            found = model(*inputs.args, **inputs.kwargs)
-    return [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor)]
-
-
 def _is_random(model: nn.Module, trials: list[Inputs], before: list[list[Tensor]]) -> bool:
-    again = [_outputs(model, trial) for trial in trials]
-    return any(_difference(a, b) > 0 for a, b in zip(before, again, strict=True))
-
-
-def _difference(expected: list[Tensor], found: list[Tensor]) -> float:
-    """The largest difference of any output, relative to that output's largest number."""
-    if [t.shape for t in expected] != [t.shape for t in found]:
-        raise CompactionError("its outputs have other shapes")
-    worst = 0.0
-    for want, have in zip(expected, found, strict=True):
-        if not want.numel():
-            continue
-        if not want.is_floating_point():
-            worst = max(worst, float((want != have).any()))
-            continue
-        good = want.isfinite()
-        if not bool((good == have.isfinite()).all()):
-            return float("inf")
-        scale = float(want[good].abs().max()) if bool(good.any()) else 0.0
-        gap = float((want - have)[good].abs().max()) if bool(good.any()) else 0.0
-        worst = max(worst, gap / scale if scale > 0 else gap)
-    return worst
+    again = [outputs_of(model, trial) for trial in trials]
+    return any(difference_of(a, b) > 0 for a, b in zip(before, again, strict=True))
 
 
 def _since_the_first(model: nn.Module, kept: Kept) -> Kept:

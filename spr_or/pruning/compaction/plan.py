@@ -18,6 +18,7 @@ import spr_or.pruning.compaction.additions
 import spr_or.pruning.compaction.movement
 import spr_or.pruning.compaction.operators
 import spr_or.pruning.compaction.selection  # noqa: F401 - these fill the table of rules
+from spr_or.pruning.compaction.errors import CompactionError
 from spr_or.pruning.compaction.facts import (
     Fact,
     Facts,
@@ -30,7 +31,7 @@ from spr_or.pruning.compaction.facts import (
     uniform,
 )
 from spr_or.pruning.compaction.rules import Decision, covers, everything, rule_of
-from spr_or.pruning.compaction.trace import CompactionError, at_line, is_random
+from spr_or.pruning.compaction.trace import at_line, is_random
 from spr_or.pruning.compaction.weighted import WEIGHTED, layer_of, operations
 
 aten = torch.ops.aten

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
+from spr_or.pruning.compaction.errors import CompactionError
 from spr_or.pruning.compaction.facts import Keep, operands, same, select, uniform, with_operands
 from spr_or.pruning.compaction.layers import DropPath, Fill, concatenation
 from spr_or.pruning.compaction.plan import Plan
-from spr_or.pruning.compaction.trace import CompactionError
 from spr_or.pruning.compaction.weighted import WEIGHTED, Layer
 
 aten = torch.ops.aten

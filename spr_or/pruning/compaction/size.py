@@ -2,16 +2,19 @@
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
 from spr_or.pruning.compaction.facts import counted, operands
+from spr_or.pruning.compaction.inputs import Example, flat_inputs, like_model
 from spr_or.pruning.compaction.plan import Plan
 from spr_or.pruning.compaction.prepare import prepared
-from spr_or.pruning.compaction.trace import Example, flat_inputs, like_model, trace
-from spr_or.pruning.masks import apply_masks_
+from spr_or.pruning.compaction.trace import trace
+from spr_or.pruning.following_norms import following_norms
+from spr_or.pruning.masks import masks_layers, silence_
 
 
 class Sizes(NamedTuple):
@@ -24,7 +27,7 @@ class Sizes(NamedTuple):
 def sizes_left(plan: Plan) -> Sizes:
     """The sizes of ``rewrite(plan)``, which is not built.
 
-    >>> from spr_or.pruning.compaction.trace import inputs_of
+    >>> from spr_or.pruning.compaction.inputs import inputs_of
     >>> net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)).eval()
     >>> _ = nn.init.zeros_(net[0].weight[1])
     >>> example = torch.zeros(2, 4)
@@ -90,5 +93,10 @@ class Skeleton:
             parameter.copy_(self._start[name])
         for name, buffer in self._model.named_buffers():
             buffer.copy_(self._buffers[name])
-        apply_masks_(self._model, masks, self._example)
+        following = self._following if masks_layers(self._model, masks) else {}
+        silence_(self._model, masks, following)
         return Plan(self._graph, flat_inputs(self._inputs))
+
+    @cached_property
+    def _following(self) -> dict[str, list[str]]:
+        return following_norms(self._model, self._example)

@@ -13,7 +13,7 @@ import logging
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,61 +22,15 @@ from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils import _pytree as pytree
 
 from spr_or.pruning.compaction.early_selects import select_early_
+from spr_or.pruning.compaction.errors import CompactionError
 from spr_or.pruning.compaction.facts import named
 from spr_or.pruning.compaction.fixed_sizes import fix_sizes, fixed_size, variable_dims
+from spr_or.pruning.compaction.held_tensors import HeldTensors, own_tensors
+from spr_or.pruning.compaction.inputs import Example, Inputs, flat_inputs, like_model
+from spr_or.pruning.compaction.remembered import present_memory, structure_of
 from spr_or.pruning.compaction.simplify import simplify
 
-Example = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
-
 aten = torch.ops.aten
-
-
-class CompactionError(ValueError):
-    """The network cannot be made smaller in a way that is known to keep its outputs."""
-
-
-class Inputs(NamedTuple):
-    """An example as a call takes it."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def tensors(self) -> list[Tensor]:
-        """All tensors in it."""
-        return [leaf for leaf in pytree.tree_leaves(self) if isinstance(leaf, Tensor)]
-
-
-def inputs_of(example: Example) -> Inputs:
-    """A tensor, a tuple of positional or a mapping of keyword arguments, as one thing.
-
-    >>> inputs_of({"x": torch.zeros(2)}).kwargs
-    {'x': tensor([0., 0.])}
-    """
-    if isinstance(example, Mapping):
-        return Inputs((), dict(example))
-    return Inputs(tuple(example) if isinstance(example, tuple | list) else (example,), {})
-
-
-def like_model(model: nn.Module, example: Example) -> Inputs:
-    """The example on the model's device, floating point inputs in its dtype, with two samples.
-
-    A batch of one would be taken for a size that never varies.
-    """
-    inputs = inputs_of(example)
-    reference = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-
-    def fitted(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        dtype = reference.dtype if leaf.is_floating_point() else leaf.dtype
-        return leaf.detach().to(reference.device, dtype)
-
-    inputs = Inputs(*pytree.tree_map(fitted, (inputs.args, inputs.kwargs)))
-    tensors = [t for t in inputs.tensors() if t.dim()]
-    if tensors and all(len(t) == 1 for t in tensors):
-        doubled = lambda t: torch.cat([t, t]) if isinstance(t, Tensor) and t.dim() else t  # noqa: E731
-        inputs = Inputs(*pytree.tree_map(doubled, (inputs.args, inputs.kwargs)))
-    return inputs
 
 
 # swin_t, of 180 modules, takes 9 seconds with a variable batch and more than 240 with all sizes.
@@ -94,13 +48,25 @@ def trace(model: nn.Module, example: Example, all_vary: bool = True) -> fx.Graph
     take the example.
     """
     inputs = like_model(model, example)
+    all_vary = all_vary and sum(1 for _ in model.modules()) <= _MANY_MODULES
     with warnings.catch_warnings(), torch.no_grad(), attention_in_the_open():
         warnings.simplefilter("ignore")
         _run_once(model, inputs)
-        few = sum(1 for _ in model.modules()) <= _MANY_MODULES
-        graph = _graph(model, inputs, all_vary and few)
-        if _fixed_batch(graph):
-            _free_batch(model, graph, inputs)
+        memory = present_memory()
+        key = None if memory is None else structure_of(model, inputs, all_vary)
+        if memory is None or key is None:
+            return _traced(model, inputs, all_vary)
+        graph = memory.graph_of(key, model, inputs)
+        if graph is None:
+            graph = _traced(model, inputs, all_vary)
+            memory.keep(key, model, graph)
+        return graph
+
+
+def _traced(model: nn.Module, inputs: Inputs, all_vary: bool) -> fx.GraphModule:
+    graph = _graph(model, inputs, all_vary)
+    if _fixed_batch(graph):
+        _free_batch(model, graph, inputs)
     simplify(graph)
     select_early_(graph.graph)
     graph.graph.eliminate_dead_code()
@@ -274,7 +240,7 @@ def _exported(
 def _lowered(model: nn.Module, program: ExportedProgram) -> fx.GraphModule:
     """The program's graph with parameters, buffers and constants as attributes of ``model``."""
     graph = fx.Graph()
-    root = _Tensors()
+    root = HeldTensors()
     copies: dict[fx.Node, Any] = {}
     problems = _mutations(program)
     specs = {
@@ -282,8 +248,7 @@ def _lowered(model: nn.Module, program: ExportedProgram) -> fx.GraphModule:
         for spec in program.graph_signature.input_specs
         if not isinstance(spec.arg, ConstantArgument)
     }
-    own = {**dict(model.named_parameters(remove_duplicate=False)),
-           **dict(model.named_buffers(remove_duplicate=False))}  # fmt: skip
+    own = own_tensors(model)
     lifted = {**program.constants, **program.state_dict}
     for node in program.graph.nodes:
         if node.op == "placeholder":
@@ -323,24 +288,6 @@ def _mutations(program: ExportedProgram) -> list[str]:
         f"the forward pass in evaluation mode writes into buffer {name!r}"
         for name in sorted(changed.values())
     ]
-
-
-class _Tensors(nn.Module):
-    """Holds parameters and buffers under dotted names, whatever modules those came from."""
-
-    def node(self, graph: fx.Graph, name: str, tensor: Tensor) -> fx.Node:
-        """A ``get_attr`` node for a tensor of that name."""
-        *path, last = name.split(".")
-        place: nn.Module = self
-        for part in path:
-            if part not in place._modules:
-                place.add_module(part, nn.Module())
-            place = place._modules[part]  # type: ignore[assignment]
-        if isinstance(tensor, nn.Parameter):
-            place.register_parameter(last, tensor)
-        else:
-            place.register_buffer(last, tensor)
-        return graph.get_attr(name)
 
 
 def _plain(tree: Any) -> Any:
@@ -404,13 +351,6 @@ def _out_of_place(target: Any) -> Any:
     packet = getattr(getattr(torch.ops, namespace), name.removesuffix("_"), None)
     found = getattr(packet, target._overloadname, None) if packet else None
     return found if found and name.endswith("_") and not found._schema.is_mutable else None
-
-
-def flat_inputs(inputs: Inputs, copied: bool = False) -> list[Any]:
-    """The example's leaves in the order of the graph's placeholders."""
-    leaves = pytree.tree_leaves((inputs.args, inputs.kwargs))
-    leaves = [leaf.clone() if copied and isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    return leaves
 
 
 def at_line(node: fx.Node) -> str:

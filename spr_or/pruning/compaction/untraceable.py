@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spr_or.pruning.compaction.errors import CompactionError
+from spr_or.pruning.compaction.inputs import Example, Inputs, like_model
 from spr_or.pruning.compaction.prepare import prepared
-from spr_or.pruning.compaction.trace import CompactionError, Example, Inputs, like_model, trace
+from spr_or.pruning.compaction.trace import trace
 from spr_or.utils.own_code import line_of
 
 
