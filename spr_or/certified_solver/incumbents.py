@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -96,17 +97,15 @@ def local_search(
         inside, outside = best.support.nonzero().flatten(), (~best.support).nonzero().flatten()
         adds = outside[score[outside].argsort(descending=True)[: 2 * width]].tolist()
         drops = inside[cost[inside].argsort()[: 4 * width]].tolist()
-        moves: list[tuple[tuple[int, ...], tuple[int, ...]]] = [((), (i,)) for i in adds] + [
-            ((j,), ()) for j in drops
-        ]
-        moves += [((j,), (i,)) for j in drops[:width] for i in adds[:width]]
+        moves = [(i,) for i in adds + drops] + list(product(drops[:width], adds[:width]))
+        table = best.support.cpu().numpy()[None].repeat(len(moves), 0)
+        for row, move in zip(table, moves, strict=True):
+            row[list(move)] ^= True
         candidates = []
-        for out, into in moves:
-            support = best.support.clone()
-            support[list(out)] = False
-            support[list(into)] = True
-            if (key := _key(support)) not in seen:
+        for row in table:
+            if (key := row.tobytes()) not in seen:
                 seen.add(key)
+                support = torch.from_numpy(row).to(best.support.device)
                 if design.allow(support):
                     candidates.append(support)
         found = min(polish(design, candidates), key=lambda x: x.objective) if candidates else best

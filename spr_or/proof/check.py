@@ -176,12 +176,18 @@ def _solution_faults(data: Data, stated: Stated) -> list[str]:
         return ["the indicators are not 0 or 1, one for each entity"]
     faults = rule_faults(data, y == 1)
     used = np.concatenate([y, np.ones(len(data.at) - data.priced)])
-    for i, (at, columns) in enumerate(zip(data.at, data.columns, strict=True)):
-        peak = float(np.abs(weights[at]).max())
-        if not peak <= data.M[i] * used[i]:
-            return [f"entity {i} has a weight of {peak:g} outside M y"]
-        if (weights[at][data.signed[columns]] < 0).any():
-            return [f"entity {i} has a negative weight, which its column must not have"]
+    counts = np.array([at.size for at in data.at])
+    owner = np.repeat(np.arange(len(counts)), counts)
+    W = weights[np.concatenate([at.ravel() for at in data.at])]
+    outside = ~(np.abs(W) <= (data.M * used)[owner])
+    if outside.any():
+        at = int(outside.argmax())
+        return [f"entity {owner[at]} has a weight of {abs(W[at]):g} outside M y"]
+    signed = np.repeat(data.signed[np.concatenate(data.columns)], data.Y.shape[1])
+    negative = signed & (W < 0)
+    if negative.any():
+        i = owner[int(negative.argmax())]
+        return [f"entity {i} has a negative weight, which its column must not have"]
     return faults
 
 

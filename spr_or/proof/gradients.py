@@ -43,7 +43,10 @@ class Gradients:
         self.trunk, gone = _trunk(records)
         self.whole = _columns_of(data, everything)
         self.left = _columns_of(data, np.setdiff1d(everything, gone)) if len(gone) else self.whole
-        plain = [number for number in settling(records) if records[number].d is None]
+        # Of few records all at once: bounds above a leaf may be asked for.
+        self.few = len(records) <= _AT_ONCE
+        numbers = range(len(records)) if self.few else settling(records)
+        plain = [number for number in numbers if records[number].d is None]
         early = [number for number in plain if number in self.trunk]
         later = [number for number in plain if number not in self.trunk]
         # Where each record is in the list whose gradients are formed together; the others go by themselves.
@@ -58,7 +61,8 @@ class Gradients:
         columns = self.whole if number in self.trunk else self.left
         if number not in self.ready:
             numbers, start = self.lists.get(number, ([number], 0))
-            self.ready = self._of(numbers[start : start + _AT_ONCE], columns)
+            found = self._of(numbers[start : start + _AT_ONCE], columns)
+            self.ready = self.ready | found if self.few else found
         return *self.ready.pop(number), columns.owner
 
     def _of(self, numbers: list[int], columns: _Columns) -> dict[int, tuple[float, Array]]:
