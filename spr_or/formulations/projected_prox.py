@@ -54,7 +54,7 @@ _NEWTON_STEPS = (
     16  # a cap: ten steps were enough for rows of up to 4000 weights over 18 decades of scale
 )
 _MOST_MOVING = 0.5  # below this share a copy of the moving rows pays
-LONG = 512  # weights of a row for which blocks pay
+LONG = 1024  # weights of a row for which blocks pay
 BLOCK = 32  # weights
 _MOST_BLOCKS = 0.6  # above this share all weights are looked at
 _ROUGH = 1e-2

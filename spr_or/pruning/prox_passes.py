@@ -33,6 +33,8 @@ from spr_or.pruning.per_entity import crossed
 from spr_or.pruning.regularizer import SPR
 
 _PIECE = 2**21  # weights
+_PADDED = 1.5  # rows of several layers may be padded to so many times their weights
+_SMALL = 2**18  # numbers; with fewer, another call costs more than padding
 
 
 class Shrinking(NamedTuple):
@@ -230,13 +232,17 @@ def _rows(plan: Plan, left: Tensor) -> Iterator[list[_Rows]]:
         first += layer.count
         first_bound += layer.count * columns
     together: list[_Rows] = []
-    count = 0
+    count = weights = 0
     for rows in sorted(found, key=lambda rows: rows.width):
-        count += len(rows.owners)
-        if together and count * rows.width > _PIECE:
+        new = len(rows.owners)
+        numbers = (count + new) * rows.width
+        most = max(_SMALL, min(_PIECE, _PADDED * (weights + new * rows.width)))
+        if together and numbers > most:
             yield together
-            together, count = [], len(rows.owners)
+            together, count, weights = [], 0, 0
         together.append(rows)
+        count += new
+        weights += new * rows.width
     yield together
 
 

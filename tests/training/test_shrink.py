@@ -8,6 +8,8 @@ import torch
 from tiny_runs import assert_identical, no_pictures_in, stopped_at, tiny_recipe
 from torch import nn
 
+from spr_or.pruning.compaction import remembered
+from spr_or.pruning.compaction import trace as tracing
 from spr_or.pruning.compaction.api import load_compact
 from spr_or.training import checkpoint, distributed
 from spr_or.training.metrics import read_metrics
@@ -45,10 +47,17 @@ class Run(NamedTuple):
     summary: dict[str, Any]
     folder: Path
     trained: list[int]  # the parameters of each network for which a step was made
+    traces: int  # networks that torch traced, where nothing was remembered before
 
 
 def ran(recipe: Recipe, folder: Path) -> Run:
     trained: list[int] = []
+    traced: list[nn.Module] = []
+    really = tracing._traced
+
+    def counted(model: nn.Module, *arguments: Any) -> Any:
+        traced.append(model)
+        return really(model, *arguments)
 
     def watched(model: nn.Module, *arguments: Any, **settings: Any) -> Any:
         trained.append(sum(p.numel() for p in model.parameters()))
@@ -57,7 +66,11 @@ def ran(recipe: Recipe, folder: Path) -> Run:
     with pytest.MonkeyPatch.context() as patch:
         no_pictures_in(patch)
         patch.setattr("spr_or.training.one_phase.make_step", watched)
-        return Run(run_recipe(recipe, folder), folder, trained)
+        patch.setattr(tracing, "_traced", counted)
+        memory = remembered._memory.set(None)
+        summary = run_recipe(recipe, folder)
+        remembered._memory.reset(memory)
+        return Run(summary, folder, trained, len(traced))
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +145,10 @@ def test_the_small_network_is_what_is_trained(of_filters):
     summary, trained = of_filters.summary, of_filters.trained
     assert trained[-1] == summary["parameters"] - summary["removed_params"]
     assert len(trained) >= 4  # dense, SPR, at least one smaller network, fine-tuning
+
+
+def test_a_run_that_shrinks_traces_its_network_once(of_filters):
+    assert len(set(sizes(of_filters.folder))) > 1 and of_filters.traces == 1
 
 
 @pytest.mark.slow
