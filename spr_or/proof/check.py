@@ -17,14 +17,17 @@ is enclosed (`rounding`): sums over samples and columns, the forming of X'X/n, C
 A stated bound has to lie below b as it comes out, rounded down: no allowance.
 
 **Allowance.**  The objective is what the weights cost at most, its rounding included; the stated one may
-differ from it by `ALLOWANCE` of the loss at zero: so much can the order of a sum change on another machine.
-There is no absolute term: a problem in other units has the same verdict.  Numbers so large or small that
-their squares leave the range of float64 are refused (`data`).
+differ from it by `ROUNDINGS` times its own rounding, and by `ALLOWANCE` of the loss at zero at most: so much
+can the order of a sum change on another machine.  There is no absolute term: a problem in other units has the
+same verdict.  Numbers so large or small that their squares leave the range of float64 are refused (`data`).
 
 **An objective of zero.**  A relative gap says nothing of a solution whose cost is 0 but for rounding.  Such a
 solution is optimal, since none costs less than 0.  So its gap is 0 if 0 is among the values that its cost may
-have within its rounding, and if they are all below `VANISHING` of the loss at zero: weights that cancel could
-hide a larger cost in their rounding.
+have within its rounding, and if they are all
+
+- below `VANISHING` of the loss at zero: weights that cancel could hide a larger cost in their rounding;
+- below the smallest price of an entity, so that what uses one costs more.  A solution that pays a price is
+  none that costs nothing.
 """
 
 from __future__ import annotations
@@ -46,6 +49,7 @@ from spr_or.proof.rounding import SAFE, UNIT, Array, gamma, total
 from spr_or.proof.tree import Evaluate, Record, Rules, Walked, silent, structure, walk
 
 ALLOWANCE = 1e-10
+ROUNDINGS = 8  # of the enclosed rounding, which holds for both values
 VANISHING = 1e-10
 
 
@@ -123,7 +127,7 @@ def check(
         value, error = (math.nan, 0.0) if faults else objective_of(data, problem, stated)
         objective = value + error  # at least what the weights cost
         size = size_at_zero(problem)
-        allowance = ALLOWANCE * size
+        allowance = min(ALLOWANCE * size, ROUNDINGS * error)
     if not faults and not (
         math.isfinite(objective) and abs(objective - stated.objective) <= allowance
     ):
@@ -138,7 +142,7 @@ def check(
         faults.append(f"the bound {proven!r} lies above the objective {objective!r} of a solution")
     if not stated.bound <= stated.objective:
         faults.append(f"the bound {stated.bound!r} lies above the objective {stated.objective!r}")
-    nothing = _is_nothing(value, error, size)
+    nothing = _is_nothing(problem, stated, value, error)
     return ProofCheck(not faults, objective, min(proven, objective), faults, nothing)
 
 
@@ -150,12 +154,19 @@ def vanishes(problem: SparseTrainingProblem, stated: Stated) -> bool:
     data = data_of(problem)
     with np.errstate(all="ignore"):
         return not _solution_faults(data, stated) and _is_nothing(
-            *objective_of(data, problem, stated), size
+            problem, stated, *objective_of(data, problem, stated)
         )
 
 
-def _is_nothing(value: float, error: float, size: float) -> bool:
-    return value <= error and value + error <= max(VANISHING * size, NEGLIGIBLE)
+def _is_nothing(problem: SparseTrainingProblem, stated: Stated, value: float, error: float) -> bool:
+    if not value <= error:
+        return False
+    prices = problem.lam * problem.u.numpy() * (1 - problem.alpha)
+    if prices[stated.indicators == 1].any():
+        return False
+    least = min(prices[prices > 0], default=math.inf)
+    most = max(VANISHING * size_at_zero(problem), NEGLIGIBLE)
+    return value + error <= most and value + error < least
 
 
 def _float_below(bound: Any) -> float:

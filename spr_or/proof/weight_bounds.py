@@ -235,8 +235,9 @@ def level_of(data: Data, problem: SparseTrainingProblem, incumbent: Array) -> fl
 
 
 def _counting(data: Data, used: Mask) -> Mask:
-    """The support ``used`` (N,), and where that one is forbidden, with the cheapest entities that make it one
-    that counts; ``ValueError`` where there is none such."""
+    """The support ``used`` (N,) with what it needs, and where that one is forbidden, with the cheapest
+    entities that make it one that counts; ``ValueError`` where there is none such."""
+    used = _with_needs(data, used)
     faults = rule_faults(data, used)
     if not faults:
         return used
@@ -247,9 +248,20 @@ def _counting(data: Data, used: Mask) -> Mask:
     for more in itertools.islice(larger, _SUPPORTS if len(data.forbidden) else 0):
         other = used.copy()
         other[list(more)] = True
+        other = _with_needs(data, other)
         if not rule_faults(data, other):
             return other
     raise ValueError(f"the incumbent is no solution: {faults[0]}")
+
+
+def _with_needs(data: Data, used: Mask) -> Mask:
+    """The support with all entities that its own need; a copy."""
+    closed = used.copy()
+    while True:
+        lacking = [p for i, p in data.needs.tolist() if closed[i] and not closed[p]]
+        if not lacking:
+            return closed
+        closed[lacking] = True
 
 
 def _largest(bounds: Array, owner: Array) -> Array:

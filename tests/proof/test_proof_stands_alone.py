@@ -42,4 +42,4 @@ def test_it_can_be_read_in_one_sitting():
     lines = {path.name: len(path.read_text().splitlines()) for path in FOLDER.glob("*.py")}
     theorem = ("check.py", "tree.py", "bounds.py", "gradients.py", "rounding.py",
                "data.py", "losses.py")  # fmt: skip
-    assert sum(lines[name] for name in theorem) < 1475, lines
+    assert sum(lines[name] for name in theorem) < 1500, lines

@@ -116,3 +116,66 @@ def test_forbidden_supports_of_weights_at_zero_count_with_one_more_entity() -> N
     )
     with pytest.raises(ValueError, match="one of those that do not count"):
         weight_bounds(nothing, np.zeros(3))
+
+
+def test_an_objective_within_a_wide_allowance_is_still_not_as_stated() -> None:
+    # The loss at zero is 1e12 and an allowance of 1e-10 of it 100: more than the objective.
+    rng = np.random.default_rng(1)
+    X = np.c_[rng.normal(size=(30, 4)), np.ones(30)]
+    y = 1e6 + X[:, :2] @ [2.0, 1.0] + 0.5 * rng.normal(size=30)
+    problem = SparseTrainingProblem.linear(
+        X, y, [[0], [1], [2], [3]], lam=0.3, alpha=0.1, M=10, free=[4], M_free=2e6
+    )
+    found = branch_and_bound(problem, time_limit=5)
+    assert found.check().ok and 0.1 < found.objective < 10
+    everything = torch.ones_like(found.indicators)
+    for claim in (
+        {"objective": 0.0, "bound": 0.0, "indicators": everything},
+        {"indicators": torch.zeros_like(found.indicators)},
+        {"objective": found.bound - 1e-3, "bound": found.bound - 1e-3},
+    ):
+        told = dataclasses.replace(found, status="optimal", **claim).check()
+        assert not told.ok and not told.vanishes, claim
+
+
+def test_counts_too_large_for_the_arithmetic_are_not_called_zero() -> None:
+    # The rounding of the deviance, about 10, hides it and the price alike.
+    rng = np.random.default_rng(3)
+    X = np.c_[rng.normal(size=(30, 3)), np.ones(30)]
+    mean = 1e13 * np.exp(0.2 * X[:, 0])
+    y = np.round(mean + np.sqrt(mean) * rng.normal(size=30))
+    for lam in (0.3, 3.0):
+        problem = SparseTrainingProblem.linear(
+            X, y, [[0], [1], [2]], "poisson", lam=lam, alpha=0.01, M=1, free=[3], M_free=100
+        )
+        found = branch_and_bound(problem, time_limit=5)
+        assert found.status != "optimal" and found.gap > 0.1 and not found.vanishes
+
+
+def test_nothing_is_zero_that_a_cheap_entity_could_better() -> None:
+    # Two free columns explain the target up to rounding. An entity costs less than that rounding.
+    rng = np.random.default_rng(2)
+    X = rng.normal(size=(20, 3))
+    y = X[:, 1:] @ [0.3, 0.7]
+    for lam, zero in ((1e-3, True), (1e-40, False)):
+        problem = SparseTrainingProblem.linear(
+            X, y, [[0]], lam=lam, alpha=0.5, M=1, free=[1, 2], M_free=1
+        )
+        record = Record(-1, -1, NONE, np.zeros((0, 1, 1)), None, NONE, NONE, -1)
+        stated = Stated(np.array([0.0, 0.3, 0.7]), np.zeros(1), 0.0, 0.0, [record])
+        found = check(problem, stated)
+        assert 0 < found.objective < 1e-25 and found.vanishes == zero
+
+
+def test_weights_at_zero_pay_for_what_others_need() -> None:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(40, 2))
+    y = X[:, 1] - X[:, 0] + 0.2 * rng.normal(size=40)  # the first would want to be negative
+    problem = SparseTrainingProblem.linear(
+        X, y, [[0], [1]], lam=0.02, alpha=0.1, M=10, max_entities=2, needs={1: [0]},
+        nonnegative=[0, 1],
+    )  # fmt: skip
+    found = branch_and_bound(problem)
+    assert found.indicators.tolist() == [1.0, 1.0] and found.weights[0] == 0
+    bounds = weight_bounds(problem, found.weights.numpy(), found.weights.numpy())
+    assert np.isfinite(bounds).all() and (bounds[1] >= float(found.weights[1])).all()

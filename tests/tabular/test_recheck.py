@@ -133,6 +133,44 @@ def test_a_small_objective_without_a_bound_is_not_optimal(tmp_path: Path) -> Non
     write_result(tmp_path / "o", data, dataclasses.replace(honest, bound=0.0), None, 1e-4)
     said = cli("check", tmp_path / "o", code=1)
     assert "the status is optimal, but the gap is 100 %" in said
+    nothing = dataclasses.replace(honest, objective=0.0, bound=0.0)
+    write_result(tmp_path / "zero", data, nothing, None, 1e-4)
+    assert "not 0.0 as stated" in cli("check", tmp_path / "zero", code=1)
+
+
+def test_optimal_means_the_gap_that_the_check_finds(tmp_path: Path) -> None:
+    """Counts so large that rounding hides the objective: 0 may be stated for it, which has no gap."""
+    rng = np.random.default_rng(3)
+    X = rng.normal(size=(30, 3))
+    mean = 1e13 * np.exp(0.2 * X[:, 0])
+    y = np.round(mean + np.sqrt(mean) * rng.normal(size=30))
+    with (tmp_path / "d.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["a", "b", "c", "y"], *np.column_stack([X, y])])
+    data = prepare(tmp_path / "d.csv", "y", None, "poisson")
+    honest = so.solve(data.problem(0.3, 0.1, 50.0), time_limit=5)
+    assert honest.status != "optimal" and honest.check().ok
+    told = dataclasses.replace(honest, status="optimal", objective=0.0, bound=0.0)
+    assert told.gap == 0.0 and told.check().ok and told.check().gap > 0.1
+    write_result(tmp_path / "o", data, told, None, 1e-4)
+    assert "the status is optimal, but the gap is" in cli("check", tmp_path / "o", code=1)
+
+
+def test_needs_and_signs_go_together(tmp_path: Path) -> None:
+    """The group that another one needs stays at weight zero, and is paid for."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 40))
+    y = b - a + 0.2 * rng.normal(size=40)
+    with (tmp_path / "nn.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["a", "b", "y"], *np.column_stack([a, b, y])])
+    rules = ["--needs", "b:a", "--nonnegative", "all"]
+    table = ["solve", tmp_path / "nn.csv", "--target", "y", *rules]
+    for number, more in enumerate((["--lam", "0.02"], ["--lam", "0.02", "--max-groups", "2"])):
+        cli(*table, *more, "--out", tmp_path / f"o{number}")
+        result = json.loads((tmp_path / f"o{number}" / "result.json").read_text())
+        assert sorted(result["kept"]) == ["a", "b"]
+        assert "M proven" in cli("check", tmp_path / f"o{number}")
+    cli(*table, "--path", "0.1,0.02", "--out", tmp_path / "path")
+    cli("check", tmp_path / "path")
 
 
 def test_an_older_result_without_the_new_keys_still_checks(single: Path) -> None:
