@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,8 +84,13 @@ def weights_of(group_weights: Any, groups: Mapping[Hashable, Sequence[int]]) -> 
                 f"group_weights must be {', '.join(_WORDS)}, numbers or a mapping, got {group_weights!r}"
             )
         found = [_WORDS[group_weights](len(own)) for own in groups.values()]
-    else:
+    elif isinstance(group_weights, Iterable):
         found = list(group_weights)
+    else:
+        raise ValueError(
+            f"group_weights must be {', '.join(_WORDS)}, a number for each group or a mapping, got "
+            f"{group_weights!r}"
+        )
     if len(found) != len(groups):
         raise ValueError(
             f"group_weights has {len(found)} numbers, and there are {len(groups)} groups"

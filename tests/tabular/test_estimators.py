@@ -160,6 +160,7 @@ def test_the_intercept_of_the_classifier_is_not_penalised() -> None:
         ({"group_weights": {"q": 2.0}}, "names a group 'q'"),
         ({"group_weights": "half"}, "uniform, size, root"),
         ({"group_weights": [1.0]}, "1 numbers, and there are 6"),
+        ({"group_weights": 0.0}, "a number for each group or a mapping, got 0.0"),
         ({"group_weights": {"x1": -1}}, "must not be negative"),
         ({"max_groups": 1.5}, "whole number"),
         ({"lam": "auto"}, 'share such as "0.1 max"'),
