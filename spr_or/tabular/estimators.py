@@ -94,7 +94,8 @@ class Regression(RegressorMixin, GroupL0):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Choose groups and weights for X (n, p) and y (n,) or (n, q); sample_weight (n,), at least 0."""
-        X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True)
+        several = self._loss != "poisson"
+        X, y = validate_data(self, X, y, dtype=np.float64, multi_output=several, y_numeric=True)
         target = np.asarray(y, dtype=np.float64)
         W, intercept = self._fit(X, target.reshape(len(X), -1), _weights(sample_weight, X))
         single = target.ndim == 1

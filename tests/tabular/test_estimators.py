@@ -56,7 +56,13 @@ def best(
     return found[1:]
 
 
-@parametrize_with_checks([so.GroupL0Regressor(lam=0.2), so.GroupL0Classifier(lam=0.2)])
+@parametrize_with_checks(
+    [
+        so.GroupL0Regressor(lam=0.2),
+        so.GroupL0Regressor(lam=0.2, loss="poisson"),
+        so.GroupL0Classifier(lam=0.2),
+    ]
+)
 def test_scikit_learn_accepts_them(estimator: Any, check: Any) -> None:
     check(estimator)
 
