@@ -13,7 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import check_supervised_y_2d, parametrize_with_checks
 
 import spr_or as so
 from spr_or.proof.certificate import fingerprint
@@ -56,15 +56,13 @@ def best(
     return found[1:]
 
 
-@parametrize_with_checks(
-    [
-        so.GroupL0Regressor(lam=0.2),
-        so.GroupL0Regressor(lam=0.2, loss="poisson"),
-        so.GroupL0Classifier(lam=0.2),
-    ]
-)
+@parametrize_with_checks([so.GroupL0Regressor(lam=0.2), so.GroupL0Classifier(lam=0.2)])
 def test_scikit_learn_accepts_them(estimator: Any, check: Any) -> None:
     check(estimator)
+
+
+def test_a_column_of_counts_is_taken_with_a_warning() -> None:
+    check_supervised_y_2d("GroupL0Regressor", so.GroupL0Regressor(lam=0.2, loss="poisson"))
 
 
 @pytest.mark.parametrize("lam", [0.003, 0.03, 0.2])
