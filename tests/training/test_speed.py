@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from models.resnet_cifar import resnet20
 from models.toy import convnet
+from spr_or.pruning.compaction import remembered
 from spr_or.sweeps import pools
 from spr_or.sweeps.jobs import Job
 from spr_or.training import one_phase, speed, speed_table, speed_trials
@@ -558,6 +560,8 @@ def test_a_compiled_run_that_was_stopped_ends_with_the_same_weights(
     small_report: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(speed, "LONG", 0)
+    # Each run has a memory of its own, as in a process of its own: torch compiles other code after a trace.
+    monkeypatch.setattr(remembered, "_memory", ContextVar("none yet", default=None))
     recipe = TINY.model_copy(update={"speed": TINY.speed.model_copy(update={"compile": True})})
     run_recipe(recipe, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt), stopped_at("spr", 1):
