@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 
 from spr_or.formulations.checked_input import finite_number
+from spr_or.tabular.groups import group_labels
 
 _WORDS: dict[str, Callable[[int], float]] = {
     "uniform": lambda size: 1.0,
@@ -22,9 +24,9 @@ def groups_of(groups: Any, names: Sequence[str] | None, p: int) -> dict[Hashable
 
     Parameters
     ----------
-    groups : None, each column a group by its name; a label for each column; or a mapping from columns
-        (names, or numbers where there are none) to labels, in which a column without an entry is a
-        group of its own
+    groups : None, each column a group by its name; a number k, k consecutive columns a group; a label for
+        each column; or a mapping from columns (names, or numbers where there are none) to labels, in
+        which a column without an entry is a group of its own
     names : of the p columns, if they have any
 
     Raises ``ValueError``.
@@ -33,6 +35,8 @@ def groups_of(groups: Any, names: Sequence[str] | None, p: int) -> dict[Hashable
     {'age': [0], 'colour': [1, 2]}
     >>> groups_of([7, 7, 8], None, 3)
     {7: [0, 1], 8: [2]}
+    >>> groups_of(2, None, 3)
+    {'x0..x1': [0, 1], 'x2': [2]}
     """
     own: Sequence[Hashable] = [f"x{j}" for j in range(p)] if names is None else names
     if groups is None:
@@ -44,10 +48,12 @@ def groups_of(groups: Any, names: Sequence[str] | None, p: int) -> dict[Hashable
             what = f"the columns are {p} without names" if names is None else "X has no such column"
             raise ValueError(f"groups names a column {unknown[0]!r}: {what}")
         labels = [groups.get(key, name) for key, name in zip(keys, own, strict=True)]
-    elif isinstance(groups, str) or len(labels := _plain(groups)) != p:
+    elif isinstance(groups, Integral) and not isinstance(groups, bool) and int(groups) > 0:
+        labels = list(group_labels(str(int(groups)), [str(name) for name in own]))
+    elif isinstance(groups, str) or not np.iterable(groups) or len(labels := _plain(groups)) != p:
         raise ValueError(
-            f"groups must be None, {p} labels (one for each column) or a mapping of columns to labels, "
-            f"got {groups!r}"
+            f"groups must be None, a number of consecutive columns, {p} labels (one for each column) or a "
+            f"mapping of columns to labels, got {groups!r}"
         )
     found: dict[Hashable, list[int]] = {}
     for column, label in enumerate(labels):

@@ -216,9 +216,10 @@ class GroupL0Regressor(Regression, _AtOneLambda):
     loss : str
         ``"squared"``, or ``"poisson"`` for counts: half the deviance of a rate exp(intercept + x coef), which
         is what is predicted.  y then is (n,), at least 0, and never divided by anything.
-    groups : None, sequence or mapping
-        None: each column is a group.  A label for each column, or a mapping from column names (numbers,
-        if X has no names) to labels, in which a column without an entry is its own group.
+    groups : None, int, sequence or mapping
+        None: each column is a group.  A number k: k consecutive columns are.  A label for each column,
+        or a mapping from column names (numbers, if X has no names) to labels, in which a column without
+        an entry is its own group.
     group_weights : str, float, sequence or mapping
         u of each group: ``"uniform"`` (1), ``"size"`` (its number of columns), ``"root"`` (the root of
         that), numbers in the order of the groups, or a mapping from labels to numbers (1 where it has no

@@ -10,7 +10,9 @@ from certified_problems import curvature_at_once
 from spr_or.certified_solver import column_nodes, incumbents
 from spr_or.certified_solver.block_curvature import spare_curvature
 from spr_or.certified_solver.bounds import Terms, dual_bound, penalty_of
+from spr_or.certified_solver.column_batches import batch_of, evaluate, smooth_of
 from spr_or.certified_solver.column_nodes import ColumnEngine
+from spr_or.certified_solver.column_steps import by_active_set
 from spr_or.certified_solver.design import Design, design_of
 from spr_or.certified_solver.nodes import FirstOrderEngine, Node
 from spr_or.certified_solver.solver import branch_and_bound
@@ -109,8 +111,51 @@ def test_weights_on_supports_are_the_best_in_the_box(name):
         torch.testing.assert_close(found, exact.W, rtol=1e-6, atol=1e-8)
 
 
+def wide_problem(**more) -> SparseTrainingProblem:
+    """More columns than samples, of scales from 0.1 to 10, and no relation to the target."""
+    rng = np.random.default_rng(2)
+    X = rng.normal(size=(8, 30)) * 10.0 ** rng.uniform(-1, 1, size=30)
+    settings = {"lam": 0.03, "alpha": 0.05, "M": 4.0, **more}
+    return SparseTrainingProblem.linear(X, rng.normal(size=8), features(30), **settings)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_an_active_set_solves_nodes_with_more_columns_than_samples(name, monkeypatch):
+    """Every node to 1e-9, from its parent's weights and from far away, and without first-order steps."""
+    design = design_for(wide_problem(**SETTINGS[name]))
+    nodes, others, far = some_nodes(design), some_nodes(design), some_nodes(design)
+    FirstOrderEngine(design, 1e-10)(others, float("inf"))
+    generator = torch.Generator().manual_seed(0)
+    for node in far:
+        node.W = torch.rand(node.W.shape, generator=generator, dtype=torch.float64)
+        node.W *= design.M[node.position].view(-1, 1, 1)
+    monkeypatch.setattr(FirstOrderEngine, "__call__", lambda *_: pytest.fail("first-order steps"))
+    engine = ColumnEngine(design, 1e-9)
+    engine(nodes, float("inf"))
+    engine(far, float("inf"))
+    for own, from_far, other in zip(nodes, far, others, strict=True):
+        assert own.own == pytest.approx(from_far.own, abs=2e-9)
+        assert own.own >= other.own - 1e-9
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_steps_of_the_active_set_never_raise_the_value_and_stay_in_the_box(name):
+    smooth = smooth_of(design_for(wide_problem(**SETTINGS[name])))
+    rng = np.random.default_rng(1)
+    batch = batch_of(smooth, np.ones((20, 30), bool), rng.random((20, 30)) < 0.1, None)
+    low = np.zeros(30) if name == "signs" else -smooth.M
+    now = evaluate(batch, rng.uniform(low, smooth.M) * (rng.random((20, 30)) < 0.3))
+    for step in range(60):
+        w, _ = by_active_set(batch, now, np.full(20, step % 2 == 0))
+        new = evaluate(batch, w)
+        assert (new.value <= now.value + 1e-12 * np.abs(now.value)).all()
+        assert (w <= smooth.M).all() and (w >= -smooth.M).all()
+        assert smooth.signed is None or (w[:, smooth.signed] >= 0).all()
+        now = new
+
+
 def test_more_columns_than_samples_and_two_columns_that_are_equal():
-    """Newton's equations are singular there, and first-order steps go on where no step lowers the value."""
+    """Newton's equations are singular there."""
     problem = problem_of(n=6, p=11, alpha=0.001, lam=0.05)
     X = problem.X.clone()
     X[:, 3] = X[:, 0]

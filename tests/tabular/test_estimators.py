@@ -111,6 +111,22 @@ def test_groups_as_labels_and_as_mappings() -> None:
     assert so.GroupL0Regressor(lam=0.1).fit(X, y).groups_kept_ == ["x0", "x1", "x2"]
 
 
+def test_groups_as_a_number_of_consecutive_columns() -> None:
+    X, y = sample()
+    pairs = so.GroupL0Regressor(lam=0.1, groups=np.int64(2)).fit(X, y)
+    labels = [f"x{2 * g}..x{2 * g + 1}" for g in range(X.shape[1] // 2) for _ in range(2)]
+    labels += [f"x{j}" for j in range(len(labels), X.shape[1])]
+    assert np.array_equal(pairs.coef_, so.GroupL0Regressor(lam=0.1, groups=labels).fit(X, y).coef_)
+    assert set(pairs.groups_kept_) <= set(labels)
+
+
+@pytest.mark.parametrize("groups", [0, -2, True, 2.5, object(), "a", [1, 2]])
+def test_other_groups_are_told_what_groups_can_be(groups: object) -> None:
+    X, y = sample()
+    with pytest.raises(ValueError, match=r"a number of consecutive columns, \d labels"):
+        so.GroupL0Regressor(lam=0.1, groups=groups).fit(X, y)
+
+
 def test_group_weights_make_groups_dearer() -> None:
     X, y = sample()
     dear = so.GroupL0Regressor(lam=0.1, groups=LABELS, group_weights={"a": 50.0}).fit(X, y)
