@@ -407,6 +407,7 @@ def _by_samples(X: Array, Y: Array, n: int, D: Array) -> _Inverse:
 
 def _dependent() -> ValueError:
     return ValueError(
-        "M auto found no finite bound: with alpha = 0 the columns must be linearly independent, and "
-        "these are not (to rounding); take an alpha > 0, remove columns, or give M as a number"
+        "M auto found no finite bound: columns without a ridge (with alpha = 0, and free ones) must be "
+        "linearly independent, and these are not (to rounding); take an alpha > 0, remove columns or "
+        "penalise them, or give M as a number where that can be given"
     )

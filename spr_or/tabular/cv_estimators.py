@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from sklearn.base import is_classifier
 from sklearn.model_selection import check_cv
 from sklearn.utils.validation import check_is_fitted
@@ -57,6 +58,8 @@ class _ByChoice(GroupL0):
         if sample_weight is not None:
             rows = sample_weight > 0
             X, y, sample_weight = X[rows], y[rows], sample_weight[rows]
+        if not np.iterable(self.alphas) or len(self.alphas) == 0:
+            raise ValueError(f"alphas must be a sequence of numbers, got {self.alphas!r}")
         models = [self._model(alpha) for alpha in self.alphas]
         folds = []
         if self.criterion == "cv":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -27,6 +28,16 @@ class GroupL0(BaseEstimator):
 
     def _model(self, alpha: float) -> Model:
         """What the parameters ask of a model with the columns seen in `fit`."""
+        for name in ("standardise", "fit_intercept", "nonnegative"):
+            if not isinstance(getattr(self, name), bool | np.bool_):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        most = self.max_groups
+        if most is not None and (
+            isinstance(most, bool) or not isinstance(most, Integral) or most < 0
+        ):
+            raise ValueError(
+                f"max_groups must be None or a whole number of at least 0, got {most!r}"
+            )
         names = getattr(self, "feature_names_in_", None)
         every = groups_of(
             self.groups, None if names is None else names.tolist(), self.n_features_in_
@@ -220,7 +231,7 @@ class GroupL0Regressor(Regression, _AtOneLambda):
         None: each column is a group.  A number k: k consecutive columns are.  A label for each column,
         or a mapping from column names (numbers, if X has no names) to labels, in which a column without
         an entry is its own group.
-    group_weights : str, float, sequence or mapping
+    group_weights : str, sequence or mapping
         u of each group: ``"uniform"`` (1), ``"size"`` (its number of columns), ``"root"`` (the root of
         that), numbers in the order of the groups, or a mapping from labels to numbers (1 where it has no
         entry).  A group of weight 0 is free: always used and never penalised.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 
 from spr_or.certified_solver.lambda_path import grid, zero_from
 from spr_or.formulations.checked_input import finite_number
@@ -35,7 +36,10 @@ def share_asked(lam: float | str) -> float | None:
         if not finite_number(lam, "lam") > 0:
             raise ValueError(f"lam must be positive, got {lam}")
         return None
-    share = None if lam.strip() == AUTO else share_of_max(lam, budget=False)
+    try:
+        share = None if lam.strip() == AUTO else share_of_max(lam, budget=False)
+    except ValueError:  # it offers "auto", which is for training
+        share = None
     if share is None:
         raise ValueError(f'lam must be a number or a share such as "0.1 max", got {lam!r}')
     return share
@@ -46,10 +50,13 @@ def lambdas(lams: int | Sequence[float], problem: SparseTrainingProblem) -> list
 
     Raises ``ValueError``.
     """
-    if isinstance(lams, int):
+    if isinstance(lams, Integral) and not isinstance(lams, bool) and int(lams) > 0:
         # Zero where there is nothing to explain: then every lambda has the same answer.
-        return grid(zero_from(problem) or 1.0, lams)
-    found = sorted({float(lam) for lam in lams}, reverse=True)
+        return grid(zero_from(problem) or 1.0, int(lams))
+    try:
+        found = sorted({float(lam) for lam in lams}, reverse=True)  # type: ignore[union-attr]
+    except (TypeError, ValueError):
+        found = []
     if not found or not all(0 < lam < math.inf for lam in found):
         raise ValueError(f"lams must be a number of values or positive values, got {lams!r}")
     return found

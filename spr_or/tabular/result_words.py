@@ -67,7 +67,7 @@ def what_others_reach(pool: Pool) -> str:
         said = f"no other choice of groups comes within {pool.within_pct:g} % of the best, which is proven"
     else:
         said = f"there may be other choices of groups within {pool.within_pct:g} % of the best"
-    if pool.others_pct is not None:
+    if pool.others_pct is not None and pool.others_pct >= 0:
         said += f"; all others are at least {pool.others_pct:.4g} % above it"
     elif pool.others is not None:
         said += f"; all others cost at least {pool.others:.4g}"

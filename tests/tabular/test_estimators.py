@@ -127,6 +127,32 @@ def test_other_groups_are_told_what_groups_can_be(groups: object) -> None:
         so.GroupL0Regressor(lam=0.1, groups=groups).fit(X, y)
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"lam": "auto"}, {"lam": "0.1"}, {"lam": [0.1]}, {"alpha": [0.1]}, {"max_groups": 2.5},
+        {"max_groups": "two"}, {"max_groups": True}, {"nonnegative": [0, 1]}, {"standardise": "no"},
+        {"fit_intercept": 1},
+    ],
+)  # fmt: skip
+def test_a_setting_that_means_nothing_is_named(setting: dict[str, object]) -> None:
+    X, y = sample()
+    (name,) = setting
+    with pytest.raises(ValueError, match=f"^{name} must be") as error:
+        so.GroupL0Regressor(**setting).fit(X, y)
+    assert "auto" not in str(error.value).split("got")[0]
+
+
+@pytest.mark.parametrize(
+    "setting", [{"lams": 0.5}, {"lams": "abc"}, {"lams": True}, {"alphas": 0.1}, {"alphas": ()}]
+)
+def test_a_path_that_means_nothing_is_named(setting: dict[str, object]) -> None:
+    X, y = sample()
+    (name,) = setting
+    with pytest.raises(ValueError, match=f"^{name} must be"):
+        so.GroupL0RegressorCV(**setting).fit(X, y)
+
+
 def test_group_weights_make_groups_dearer() -> None:
     X, y = sample()
     dear = so.GroupL0Regressor(lam=0.1, groups=LABELS, group_weights={"a": 50.0}).fit(X, y)
@@ -184,7 +210,7 @@ def test_the_intercept_of_the_classifier_is_not_penalised() -> None:
         ({"group_weights": {"x1": -1}}, "must not be negative"),
         ({"max_groups": 1.5}, "whole number"),
         ({"lam": "auto"}, 'share such as "0.1 max"'),
-        ({"lam": "max"}, "share of the largest lambda"),
+        ({"lam": "max"}, "a share such as"),
         ({"lam": 0.0}, "lam must be positive"),
         ({"alpha": 1.5}, "alpha must lie"),
         ({"gap": -1.0}, "gap must be"),
