@@ -84,13 +84,14 @@ class Pulls:
         return float(self.lams(step, total).max())
 
     def starting_lam(self, step: float, total: float, target_pct: float) -> float:
-        """Where lambda starts with a budget: a share of lambda_max, or what distances ask for if less.
+        """Where lambda starts with a budget, from lambda_max and from what distances ask for.
 
         If the loss held nothing, the budget would be met at the end of the phase by the lambda at which
         the entities that are nearest to zero, N(w_i) / (T u_i), hold ``target_pct`` percent of the weights.
-        What the loss holds takes a multiple of it, of which lambda starts at the low end. The noise that
-        lambda_max counts with holds less in a long phase than in a short one; this does not rest on it.
-        Arguments and errors as for `largest_lam`.
+        Less is of no use, so lambda starts there at least.  What the loss holds takes a multiple of it:
+        lambda starts at up to four times that, but at no more than a fiftieth of lambda_max.  (The noise
+        that lambda_max counts with holds less in a long phase than in a short one; distances do not rest on
+        it.)  Arguments and errors as for `largest_lam`.
         """
         largest = self.largest_lam(step, total)
         near = distances(self.spr) / total
@@ -99,7 +100,7 @@ class Pulls:
         order = order[(near[order] > 0) & near[order].isfinite()]
         reached = sizes[order].cumsum(0) >= target_pct / 100 * sizes[order].sum()
         unheld = float(near[order[int(reached.int().argmax())]])
-        return min(START * largest, HELD * unheld)
+        return max(unheld, min(START * largest, HELD * unheld))
 
     @torch.no_grad()
     def lams(self, step: float, total: float) -> Tensor:
