@@ -9,10 +9,10 @@ AUTO = "auto"
 # "auto" as shares of lambda_max: where lambda starts with a budget, which raises it when too little
 # goes, and lambda where nothing moves it. See docs/lab/lambda.md.
 START, FIXED = 0.02, 0.3
-# With a budget the start is also between once and so many times the lambda that would meet it if the loss
-# held nothing. On ResNet-20 less than a hundredth could go after three epochs up to 4 times, 43 % after one
-# of 20 times; on the digits network 6 % after three epochs of up to 17 times.
-HELD = 4.0
+# With a budget the start is also at most HELD times the lambda that would meet it if the loss held nothing,
+# and at least LEAST times. On ResNet-20 less than a hundredth could go after three epochs up to 4 times,
+# 43 % after one of 20 times; on the digits network 6 % after three epochs of up to 17 times.
+HELD, LEAST = 4.0, 0.5
 
 Lam = float | str
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from spr_or.formulations.least_price import least_price
 from spr_or.pruning.gradient_passes import rows_of
 from spr_or.pruning.group_entities import GroupEntities
-from spr_or.pruning.lam_words import HELD, START
+from spr_or.pruning.lam_words import HELD, LEAST, START
 from spr_or.pruning.regularizer import SPR
 
 BATCHES = 8  # so many are enough to see noise and directions
@@ -88,8 +88,8 @@ class Pulls:
 
         If the loss held nothing, the budget would be met at the end of the phase by the lambda at which
         the entities that are nearest to zero, N(w_i) / (T u_i), hold ``target_pct`` percent of the weights.
-        Less is of no use, so lambda starts there at least.  What the loss holds takes a multiple of it:
-        lambda starts at up to four times that, but at no more than a fiftieth of lambda_max.  (The noise
+        Much less is of no use, so lambda starts at half of it at least.  What the loss holds takes a
+        multiple: up to four times that, but no more than a fiftieth of lambda_max.  (The noise
         that lambda_max counts with holds less in a long phase than in a short one; distances do not rest on
         it.)  Arguments and errors as for `largest_lam`.
         """
@@ -100,7 +100,7 @@ class Pulls:
         order = order[(near[order] > 0) & near[order].isfinite()]
         reached = sizes[order].cumsum(0) >= target_pct / 100 * sizes[order].sum()
         unheld = float(near[order[int(reached.int().argmax())]])
-        return max(unheld, min(START * largest, HELD * unheld))
+        return max(LEAST * unheld, min(START * largest, HELD * unheld))
 
     @torch.no_grad()
     def lams(self, step: float, total: float) -> Tensor:

@@ -210,8 +210,8 @@ def test_a_budget_starts_where_it_would_be_met_if_the_loss_held_little() -> None
     assert pulls.largest_lam(0.1, 10.0) == pytest.approx(4000 * 12000 / 10)
     for target, nearest in ((10, 1.0), (25, 1.0), (26, 2.0), (75, 3.0)):
         assert pulls.starting_lam(0.1, 10.0, target) == pytest.approx(4 * 4000 * 3 * nearest / 10)
-    # At most a fiftieth of lambda_max, unless a budget needs more even if the loss holds nothing.
-    assert pulls.starting_lam(0.1, 10.0, 80) == pytest.approx(4000 * 12000 / 10)
+    # At most a fiftieth of lambda_max, unless that is hopeless even if the loss holds nothing.
+    assert pulls.starting_lam(0.1, 10.0, 80) == pytest.approx(0.5 * 4000 * 12000 / 10)
     with torch.no_grad():
         net[0].weight[0] = 0.0  # what is zero already has no distance to go
     assert pulls.starting_lam(0.1, 10.0, 33) == pytest.approx(4 * 4000 * 3 * 2.0 / 10)

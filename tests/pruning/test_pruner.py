@@ -379,7 +379,8 @@ def test_lambda_starts_at_a_share_of_the_largest_one() -> None:
         if lam not in ("auto", None):
             expected = float(lam.partition(" ")[0]) * pulls.largest_lam(0.1, total)
         assert lams[lam] == pytest.approx(expected, rel=1e-5)
-    assert lams["auto"] == lams[None] <= lams["0.02 max"]
+    # The rows of random weights are about equally far from zero, so that a fiftieth would be hopeless.
+    assert lams["0.02 max"] < lams["auto"] == lams[None] < lams["0.1 max"] * 10
 
 
 def test_a_layer_that_dies_on_the_way_is_warned_of_with_a_smaller_start() -> None:
