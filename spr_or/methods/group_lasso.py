@@ -21,9 +21,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from spr_or.methods.common.budgeted_lam import BudgetedLam, StepLength, emptying_lams
+from spr_or.methods.common.emptying_lams import StepLength, emptying_lams
 from spr_or.methods.common.entity_writes import entity_norms, not_zero, scale_
 from spr_or.methods.common.soft_threshold import soft_threshold
+from spr_or.pruning.lam_course import LamCourse
 from spr_or.pruning.lam_words import START
 from spr_or.training.method import Method, MethodKeys, PruningPlan, PruningTask
 
@@ -56,18 +57,18 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
     if start is None:
         of_layers = emptying_lams(task, prices, length.scale)
         start = min(START * max(of_layers), _FIRST_LAYER * min(x for x in of_layers if x > 0))
-    moves = keys.lam is None
-    lam = BudgetedLam(start, task.target_pct, task.epochs, moves=moves, steps=task.steps)
+    target = task.target_pct if keys.lam is None else None  # a number that the user gave stays
+    course = LamCourse(start, task.epochs, target, task.steps)
     price = torch.cat(prices)
     charge = torch.empty_like(price)  # lambda p, in one place: a captured step reads it there
 
     def before_epoch(epoch: int) -> None:
-        torch.mul(price, lam.lam, out=charge)
+        torch.mul(price, course.lam, out=charge)
 
     def within(epoch: int, step: int) -> None:
-        if lam.is_read_after(step):
-            lam.read(task.removed_pct(not_zero(task.layers)))
-            torch.mul(price, lam.lam, out=charge)
+        if course.is_read_after(step):
+            course.read(task.removed_pct(not_zero(task.layers)))
+            torch.mul(price, course.lam, out=charge)
 
     @torch.no_grad()
     def shrink() -> None:
@@ -77,7 +78,8 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
             scale_(layer, factor)
 
     def after_epoch(epoch: int) -> dict[str, Any]:
-        return lam.after_epoch(task.removed_pct(not_zero(task.layers)))
+        course.read(task.removed_pct(not_zero(task.layers)))
+        return {"lam": course.last, "zero_pct": course.shares[-1]}
 
     def scores() -> dict[str, Tensor]:
         pairs = zip(task.layers, prices, strict=True)
@@ -91,9 +93,9 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
         within=within,
         after_step=shrink,
         after_epoch=after_epoch,
-        ease=lam.ease,
-        state=lam.state,
-        load=lam.load,
+        ease=course.ease,
+        state=course.state,
+        load=course.load,
     )
 
 

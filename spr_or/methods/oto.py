@@ -28,7 +28,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from spr_or.methods.common.budgeted_lam import StepLength, emptying_lams
+from spr_or.methods.common.emptying_lams import StepLength, emptying_lams
 from spr_or.methods.common.entity_rows import entity_rows
 from spr_or.methods.common.entity_writes import add_to_gradients_, entity_norms, not_zero, scale_
 from spr_or.methods.common.with_norms import with_norms

@@ -210,10 +210,10 @@ class Pruner:
             self._steering = self._steered(self._start())
         record = self._steering.end(self.epoch)
         if self.epoch == 0:
-            self._steering.read_within(self._steps)
+            self._steering.course.read_within(self._steps)
         self._step_of_epoch = 0
         if first:  # an epoch without SPR says nothing about where lambda should go
-            self._steering.lam = self._steering.start
+            self._steering.course.lam = self._steering.course.start
         if not first:
             self._warn_of_collapse(record["lam"])
         self.epoch += 1
@@ -282,7 +282,7 @@ class Pruner:
             "steps": self._steps,
             "step_of_epoch": self._step_of_epoch,
             "lam": float(self.spr.lam),
-            "start": None if self._steering is None else self._steering.start,
+            "start": None if self._steering is None else self._steering.course.start,
             "steering": None if self._steering is None else self._steering.state(),
             "choice": None if self.choice is None else self.choice._replace(exact=None)._asdict(),
         }
@@ -362,7 +362,7 @@ class Pruner:
             self._settings, self.model, self.spr, self._count, self.limits, self.example,
             exact=self._exact,
         )  # fmt: skip
-        steering.start_at(lam)
+        steering.course.start_at(lam)
         return steering
 
     def _counter(self, measure: str) -> Count:

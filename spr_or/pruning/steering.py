@@ -21,13 +21,12 @@ from spr_or.pruning.budget import (
     MaskChoice,
     Masks,
     choose,
-    next_lam,
-    reading_steps,
     scheduled_pct,
 )
 from spr_or.pruning.entity_masks import entity_masks
 from spr_or.pruning.exact_cut_masks import CutTask, exact_masks
 from spr_or.pruning.group_entities import GroupEntities
+from spr_or.pruning.lam_course import LamCourse
 from spr_or.pruning.largest_lam import distances
 from spr_or.pruning.left import whole_masks, whole_numbers
 from spr_or.pruning.masks import masks_by_threshold
@@ -41,8 +40,6 @@ State = dict[str, Any]
 # A subgradient step leaves weights trembling about zero by more than any threshold until the rate
 # has fallen. Entities on their way out have indicators below this; few end between it and twice it.
 _LEAVING = 0.1
-_LOWER = 4.0  # what lambda is divided by after a collapse
-EASE = 0.8  # of a lambda under which the network can hardly learn
 
 
 class ZeroRule(Protocol):
@@ -97,71 +94,53 @@ class Steering:
         steps: int = 0,
     ) -> None:
         self.settings = settings
-        self.stops = reading_steps(settings.epochs, steps)
         self.exact = exact
         self.model = model
         self.spr = spr
         self.count = count
         self.limits = limits
         self.left = left
-        self.start_at(0.0 if isinstance(settings.lam, str) else settings.lam)
-        self.shares: list[float] = []
+        target = settings.target_removed_pct if count is not None else None
+        start = 0.0 if isinstance(settings.lam, str) else settings.lam
+        self.course = LamCourse(start, settings.epochs, target, steps)  # without the warm-up
         wanted = count is not None and settings.method == "prox"
         self.spares = Spares(model, spr, example) if wanted else None
 
-    def start_at(self, lam: float) -> None:
-        """Let lambda start here: before the first epoch, for a lambda that is read off the network."""
-        self.start = self.lam = lam  # without the warm-up
-        self.ceiling = math.inf
-
-    def lower(self, times: int, failed: float) -> None:
-        """Go on with lambda / 4^times, and stay below half of the one that ``failed``."""
-        self.start_at(self.lam / _LOWER**times)
-        self.ceiling = failed / 2
-
     def ease(self) -> None:
         """Go on with a lambda somewhat below the last epoch's, and never above it again."""
-        self.ceiling = min(self.ceiling, EASE * float(self.spr.lam))
-        self.lam = min(self.lam, self.ceiling)
+        self.course.ease(below=float(self.spr.lam))
 
     def begin(self, epoch: int) -> None:
         """Before an epoch, counted from 0: lambda of the warm-up, and new bounds when it is time."""
         every = self.settings.bounds_every
         if every and epoch and epoch % every == 0:
             renew_bounds_(self.spr, self.settings.bounds)
-        self.spr.lam = warm_lam(self.lam, epoch, self.settings.lam_warmup)
-
-    def read_within(self, steps: int) -> None:
-        """From now on epochs are known to have so many steps: count time in their readings."""
-        self.stops = reading_steps(self.settings.epochs, steps)
-        self.shares = [share for share in self.shares for _ in range(len(self.stops) + 1)]
+        self.spr.lam = warm_lam(self.course.lam, epoch, self.settings.lam_warmup)
 
     def within(self, epoch: int, step: int) -> None:
         """After ``step`` steps of an epoch: move lambda if it is time."""
-        if step in self.stops and self.settings.target_removed_pct is not None and self.count:
-            self._move(self.count, self.settings.target_removed_pct, epoch)
-            self.spr.lam = warm_lam(self.lam, epoch, self.settings.lam_warmup)
+        if self.course.is_read_after(step):
+            self._read(epoch)
+            self.spr.lam = warm_lam(self.course.lam, epoch, self.settings.lam_warmup)
 
     def end(self, epoch: int) -> Record:
         """After an epoch: lambda of its last step, what could go now, and lambda of the next one."""
         record: Record = {"lam": float(self.spr.lam)}
-        target = self.settings.target_removed_pct
-        if target is None or self.count is None:
+        target = self.course.target
+        if target is None:
             return record
         if self.spares is not None:
             self.spares.keep(epoch)
-        self._move(self.count, target, epoch + 1)
-        record["removable_pct"] = self.shares[-1]
+        self._read(epoch + 1)
+        record["removable_pct"] = self.course.shares[-1]
         record["scheduled_pct"] = scheduled_pct(target, epoch, self.settings.epochs)
         return record
 
-    def _move(self, count: Count, target: float, done: int) -> None:
+    def _read(self, done: int) -> None:
         """Read what could go, and set lambda of the steps that follow, ``done`` epochs being over."""
-        self.shares.append(count(self.whole(leaving(self.model, self.spr, self.settings))))
-        if done >= self.settings.lam_warmup:
-            epochs, readings = self.settings.epochs, len(self.stops) + 1
-            lam = next_lam(self.lam, self.start, self.shares, target, epochs, readings)
-            self.lam = min(lam, self.ceiling)
+        assert self.count is not None
+        share = self.count(self.whole(leaving(self.model, self.spr, self.settings)))
+        self.course.read(share, moves=done >= self.settings.lam_warmup)
 
     def cut(self) -> MaskChoice:
         """The masks that meet the budget, see `choose`; what they give back gets its weights.
@@ -221,12 +200,8 @@ class Steering:
     def state(self) -> State:
         """What `load` takes: for a checkpoint."""
         state: State = {
-            "lam": self.lam,
-            "start": self.start,
-            "ceiling": self.ceiling,
+            **self.course.state(),
             "last_lam": float(self.spr.lam),  # of the last epoch, warm-up and all
-            "shares": list(self.shares),
-            "stops": list(self.stops),
             "bound": self.spr.bound.cpu(),
         }
         if self.spares is not None:
@@ -235,11 +210,7 @@ class Steering:
 
     def load(self, state: State) -> None:
         """Continue from `state`."""
-        self.lam, self.shares = state["lam"], list(state["shares"])
-        # Checkpoints of older versions lack these.
-        self.start = state.get("start", self.start)
-        self.ceiling = state.get("ceiling", math.inf)
-        self.stops = list(state.get("stops", []))
+        self.course.load(state)
         self.spr.lam = state["last_lam"]
         self.spr.bound.copy_(state["bound"])
         if self.spares is not None:

@@ -129,10 +129,10 @@ def good_epoch(
             return record | {"went_back": failed}
         failed.append({"lam": lam, "why": fault.text})
         _restore(phase, before)
-        steering.lower(len(failed), lam)
+        steering.course.lower(len(failed), lam)
         run.display.warn(
             f"epoch {epoch} of phase {phase.name} with lambda {lam:.4g}: {fault.text}; it is "
-            f"repeated with lambda {steering.lam:.4g}"
+            f"repeated with lambda {steering.course.lam:.4g}"
         )
         run.display.phase(f"seed {run.seed} {phase.name}", phase.epochs, run.data.train_rows, epoch)
 

@@ -182,14 +182,19 @@ def spr_phase(
         )
 
     if run.resumed("spr") is None:
-        steering.start_at(first_lam(run, model, spr, rate))
+        steering.course.start_at(first_lam(run, model, spr, rate))
     train_phase(run, phase_of(whole))
     if shrinking is not None and shrinking.now.steering is not None:
         steering = shrinking.now.steering
     masks = steering.whole(decide_masks(steering.model, steering.spr, recipe))
     budget = None
     if run.counter is None:
-        if run.judge and recipe.epochs and steering.lam and all(m.all() for m in masks.values()):
+        if (
+            run.judge
+            and recipe.epochs
+            and steering.course.lam
+            and all(m.all() for m in masks.values())
+        ):
             raise RunError(nothing_removed(run, dense, bounds, rate))
     else:
         masks, budget = meet_budget(run, steering, run.counter(masks))

@@ -297,7 +297,7 @@ def _loss(recipe: Recipe) -> Callable[[Tensor, Tensor], Tensor]:
 
 def _read_steering_(narrowing: Narrowing, part: Steering, whole: Steering) -> None:
     """Give the smaller network's steering what the whole one knows; its bounds are those of its SPR."""
-    _copy_course_(part, whole)
+    part.course.load(whole.course.state())
     part.spr.lam = float(whole.spr.lam)
     if part.spares is None or whole.spares is None:
         return
@@ -310,7 +310,7 @@ def _read_steering_(narrowing: Narrowing, part: Steering, whole: Steering) -> No
 
 def _write_steering_(narrowing: Narrowing, part: Steering, whole: Steering) -> None:
     """The inverse of `_read_steering_`."""
-    _copy_course_(whole, part)
+    whole.course.load(part.course.state())
     whole.spr.lam = float(part.spr.lam)
     mine = {layer.name: rows for layer, rows in by_layer(part.spr, part.spr.bound)}
     for layer, rows in by_layer(whole.spr, whole.spr.bound):
@@ -323,12 +323,6 @@ def _write_steering_(narrowing: Narrowing, part: Steering, whole: Steering) -> N
         originals = dict(zip(_names(whole, name), whole.spares.copies[name], strict=True))
         for key, copied in zip(_names(part, name), copies, strict=True):
             narrowing.put_(key, originals[key], copied, rest=None)
-
-
-def _copy_course_(to: Steering, of: Steering) -> None:
-    """Where lambda stands, and what was removable so far."""
-    to.lam, to.start, to.ceiling, to.shares = of.lam, of.start, of.ceiling, list(of.shares)
-    to.stops = list(of.stops)
 
 
 def _names(steering: Steering, layer: str) -> list[str]:

@@ -6,9 +6,10 @@ import torch
 from small_task import small_net, small_task, train
 from torch import nn
 
-from spr_or.methods.common.budgeted_lam import BudgetedLam, emptying_lams
+from spr_or.methods.common.emptying_lams import emptying_lams
 from spr_or.methods.common.entity_rows import entity_rows
 from spr_or.methods.group_lasso import METHOD, Keys
+from spr_or.pruning.lam_course import LamCourse
 
 
 @pytest.mark.parametrize("entities", ["filters", "channels"])
@@ -112,8 +113,8 @@ def test_nothing_to_shrink_is_an_error() -> None:
 
 
 def test_lambda_rises_while_too_little_is_zero_and_falls_when_too_much_is() -> None:
-    lam = BudgetedLam(1.0, 50.0, 10)
-    lam.after_epoch(0.0)
-    raised = lam.lam
-    lam.after_epoch(90.0)
-    assert raised > 1.0 and lam.lam < raised
+    course = LamCourse(1.0, 10, target=50.0)
+    course.read(0.0)
+    raised = course.lam
+    course.read(90.0)
+    assert raised > 1.0 and course.lam < raised

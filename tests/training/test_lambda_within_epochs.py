@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 from tiny_runs import assert_identical, no_pictures_in, stopped_at, tiny_recipe
 
-from spr_or.methods.common.budgeted_lam import BudgetedLam
 from spr_or.pruning import budget
 from spr_or.pruning.budget import next_lam, reading_steps
-from spr_or.pruning.steering import EASE
+from spr_or.pruning.lam_course import EASE, LamCourse
 from spr_or.training import checkpoint, going_back
 from spr_or.training.metrics import read_metrics
 from spr_or.training.recipe import Recipe
@@ -126,17 +125,17 @@ def test_the_group_lasso_eases_off_when_training_suffers(
 
 
 def test_a_lambda_that_eased_off_does_not_rise_again() -> None:
-    lam = BudgetedLam(1.0, 50.0, 10)
-    lam.after_epoch(0.0)
-    lam.ease()
-    assert lam.lam == lam.ceiling == EASE * 1.0
-    lam.after_epoch(0.0)
-    assert lam.lam == EASE
-    again = BudgetedLam(7.0, 50.0, 10)
-    again.load(lam.state())
-    again.after_epoch(0.0)
+    course = LamCourse(1.0, 10, target=50.0)
+    course.read(0.0)
+    course.ease()
+    assert course.lam == course.ceiling == EASE * 1.0
+    course.read(0.0)
+    assert course.lam == EASE
+    again = LamCourse(7.0, 10, target=50.0)
+    again.load(course.state())
+    again.read(0.0)
     assert again.lam == EASE
-    fixed = BudgetedLam(1.0, 50.0, 10, moves=False)
-    fixed.after_epoch(0.0)
+    fixed = LamCourse(1.0, 10)
+    fixed.read(0.0)
     fixed.ease()
     assert fixed.lam == 1.0

@@ -1,10 +1,9 @@
-"""Lambda of a regulariser whose groups become exactly zero, moved so that the budget is met."""
+"""The lambda that empties each layer, for regularisers whose groups become exactly zero."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,85 +12,8 @@ from torch import Tensor
 from spr_or.methods.common.entity_rows import entity_rows
 from spr_or.methods.common.entity_writes import entity_norms
 from spr_or.methods.common.first_gradients import first_gradients
-from spr_or.pruning.budget import next_lam, reading_steps
 from spr_or.pruning.largest_lam import ORTHOGONAL
-from spr_or.pruning.steering import EASE
 from spr_or.training.method import PruningTask
-
-
-@dataclass
-class BudgetedLam:
-    """Lambda, where it began, and the shares that were zero so far, in percent.
-
-    Attributes
-    ----------
-    target, epochs : the share that is to become zero, in percent, over so many epochs
-    steps : of an epoch; long ones of short phases move lambda several times, see `reading_steps`
-    last : lambda of the steps before the last reading
-    ceiling : lambda never rises above it again once training has suffered
-    lam : the present value; begins as ``start``
-    moves : whether the budget moves it; a number that the user gave stays
-
-    >>> lam = BudgetedLam(start=1.0, target=50.0, epochs=10)
-    >>> lam.after_epoch(0.0), round(lam.lam, 6)  # nothing is zero yet, so it rises
-    ({'lam': 1.0, 'zero_pct': 0.0}, 3.0)
-    """
-
-    start: float
-    target: float
-    epochs: int
-    moves: bool = True
-    steps: int = 0
-    lam: float = field(init=False)
-    last: float = field(init=False)
-    ceiling: float = field(init=False, default=math.inf)
-    shares: list[float] = field(init=False, default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.lam = self.last = self.start
-        self.stops = reading_steps(self.epochs, self.steps)
-
-    def is_read_after(self, step: int) -> bool:
-        """Whether `read` is due when the epoch has had so many steps."""
-        return self.moves and step in self.stops
-
-    def read(self, zero_pct: float) -> None:
-        """Take in the share that is zero now, and move."""
-        self.shares.append(zero_pct)
-        self.last = self.lam
-        if self.moves:
-            readings = len(self.stops) + 1
-            lam = next_lam(self.lam, self.start, self.shares, self.target, self.epochs, readings)
-            self.lam = min(lam, self.ceiling)
-
-    def after_epoch(self, zero_pct: float) -> dict[str, float]:
-        """The same after an epoch; returns what held in its last steps."""
-        record = {"lam": self.lam, "zero_pct": zero_pct}
-        self.read(zero_pct)
-        return record
-
-    def ease(self) -> None:
-        """Go on below the lambda of the last steps, as `spr_or.pruning.steering.Steering` does."""
-        if self.moves:
-            self.ceiling = min(self.ceiling, EASE * self.last)
-            self.lam = min(self.lam, self.ceiling)
-
-    def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return {
-            "start": self.start,
-            "lam": self.lam,
-            "last": self.last,
-            "ceiling": self.ceiling,
-            "shares": list(self.shares),
-        }
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """What `state` gave."""
-        self.start, self.lam = float(state["start"]), float(state["lam"])
-        self.last = float(state.get("last", self.lam))
-        self.ceiling = float(state.get("ceiling", math.inf))
-        self.shares = [float(share) for share in state["shares"]]
 
 
 @dataclass(frozen=True)
