@@ -26,6 +26,7 @@ from spr_or.methods.common.entity_writes import entity_norms, not_zero, scale_
 from spr_or.methods.common.soft_threshold import soft_threshold
 from spr_or.pruning.lam_course import LamCourse
 from spr_or.pruning.lam_words import START
+from spr_or.pruning.largest_lam import nearest_share
 from spr_or.training.method import Method, MethodKeys, PruningPlan, PruningTask
 
 # Lambda also starts at most at this share of the smallest one that empties a layer.
@@ -53,6 +54,7 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
     length = StepLength(optimizer)
     prices = [layer.sizes.sqrt().to(layer.parameters[0]) for layer in task.layers]
     counts = [layer.count for layer in task.layers]
+    sizes = torch.cat([layer.sizes for layer in task.layers])
     start = keys.lam
     if start is None:
         of_layers = emptying_lams(task, prices, length.scale)
@@ -62,12 +64,18 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
     price = torch.cat(prices)
     charge = torch.empty_like(price)  # lambda p, in one place: a captured step reads it there
 
+    def read() -> None:
+        share = task.removed_pct(not_zero(task.layers))
+        far = torch.cat([entity_norms(layer) for layer in task.layers]) / price
+        rest = max(0.0, task.target_pct - share) / max(100.0 - share, 1e-9)
+        course.read(share, nearest_share(far, sizes, rest))
+
     def before_epoch(epoch: int) -> None:
         torch.mul(price, course.lam, out=charge)
 
     def within(epoch: int, step: int) -> None:
         if course.is_read_after(step):
-            course.read(task.removed_pct(not_zero(task.layers)))
+            read()
             torch.mul(price, course.lam, out=charge)
 
     @torch.no_grad()
@@ -78,7 +86,7 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
             scale_(layer, factor)
 
     def after_epoch(epoch: int) -> dict[str, Any]:
-        course.read(task.removed_pct(not_zero(task.layers)))
+        read()
         return {"lam": course.last, "zero_pct": course.shares[-1]}
 
     def scores() -> dict[str, Tensor]:

@@ -60,6 +60,15 @@ def reading_steps(epochs: int, steps: int) -> list[int]:
     return [steps * k // readings for k in range(1, readings)]
 
 
+def horizon_of(epochs: int, readings: int = 1) -> int:
+    """How many readings a tenth of the phase has, and at least an epoch.
+
+    >>> horizon_of(20), horizon_of(5, readings=4)
+    (2, 4)
+    """
+    return readings * max(1, round(epochs / HORIZON))
+
+
 def next_lam(
     lam: float,
     start: float,
@@ -89,7 +98,7 @@ def next_lam(
     >>> round(next_lam(10.0, 10.0, [0.0, 0.0], target=50.0, epochs=5, readings=4), 2)  # 3 ** 0.25
     13.16
     """
-    horizon = readings * max(1, round(epochs / HORIZON))
+    horizon = horizon_of(epochs, readings)
     epochs *= readings
     before = [0.0, *shares]
     span = min(horizon, len(shares))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from spr_or.pruning.budget import next_lam, reading_steps
+from spr_or.pruning.budget import horizon_of, next_lam, reading_steps
 
 EASE = 0.8  # of a lambda under which the network can hardly learn
 _LOWER = 4.0  # what lambda is divided by after a collapse
@@ -22,6 +22,7 @@ class LamCourse:
     ceiling : lambda does not rise above it
     target : the share that is to go, in percent; None: lambda stays as it is
     shares : what could go at each reading, in percent
+    far : how far from zero the entities were at the last one that had to go, or None
     stops : after which steps of an epoch lambda is read, besides its end
 
     >>> course = LamCourse(1.0, epochs=10, target=50.0)
@@ -37,6 +38,7 @@ class LamCourse:
         self.epochs, self.target = epochs, target
         self.stops = reading_steps(epochs, steps)
         self.shares: list[float] = []
+        self.far: float | None = None
         self.start_at(start)
 
     def start_at(self, lam: float) -> None:
@@ -48,14 +50,25 @@ class LamCourse:
         """Whether `read` is due when the epoch has had so many steps."""
         return self.target is not None and step in self.stops
 
-    def read(self, share: float, moves: bool = True) -> None:
-        """Take in what could go now, in percent, and move lambda by `next_lam` if it ``moves``."""
+    def read(self, share: float, far: float | None = None, moves: bool = True) -> None:
+        """Take in what could go now, in percent, and move lambda by `next_lam` if it ``moves``.
+
+        ``far`` is how far from zero those entities are that must still go, in any unit: the largest distance
+        among the nearest ones that make up the rest of the target.  They often arrive at the same time, so
+        that no share tells of them before; but they come nearer, and faster with a larger lambda.  So
+        lambda rises no further than to where they are zero after a tenth of the phase, at the pace of the
+        last reading, which is taken to grow with lambda.
+        """
         self.shares.append(share)
-        self.last = self.lam
-        if moves and self.target is not None:
-            readings = len(self.stops) + 1
-            lam = next_lam(self.lam, self.start, self.shares, self.target, self.epochs, readings)
-            self.lam = min(lam, self.ceiling)
+        self.last, before, self.far = self.lam, self.far, far
+        if not moves or self.target is None:
+            return
+        readings = len(self.stops) + 1
+        lam = next_lam(self.lam, self.start, self.shares, self.target, self.epochs, readings)
+        if far is not None and before is not None and far < before:
+            pace = (before - far) * horizon_of(self.epochs, readings)
+            lam = min(lam, self.lam * max(1.0, far / pace))
+        self.lam = min(lam, self.ceiling)
 
     def read_within(self, steps: int) -> None:
         """From now on epochs are known to have so many steps: count time in their readings."""
@@ -81,6 +94,7 @@ class LamCourse:
             "last": self.last,
             "ceiling": self.ceiling,
             "shares": list(self.shares),
+            "far": self.far,
             "stops": list(self.stops),
         }
 
@@ -91,3 +105,4 @@ class LamCourse:
         self.last = float(state.get("last", self.lam))
         self.ceiling = float(state.get("ceiling", math.inf))
         self.stops = list(state.get("stops", []))
+        self.far = state.get("far")

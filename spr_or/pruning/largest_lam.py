@@ -94,12 +94,7 @@ class Pulls:
         it.)  Arguments and errors as for `largest_lam`.
         """
         largest = self.largest_lam(step, total)
-        near = distances(self.spr) / total
-        sizes = torch.cat([layer.sizes for layer in self.spr.ordered_layers()]).to(near)
-        order = near.argsort()
-        order = order[(near[order] > 0) & near[order].isfinite()]
-        reached = sizes[order].cumsum(0) >= target_pct / 100 * sizes[order].sum()
-        unheld = float(near[order[int(reached.int().argmax())]])
+        unheld = distance_of_share(self.spr, target_pct / 100) / total
         return max(LEAST * unheld, min(START * largest, HELD * unheld))
 
     @torch.no_grad()
@@ -140,6 +135,29 @@ def distances(spr: SPR) -> Tensor:
     bounds = zip(_rows(spr), _bounds(spr), strict=True)
     reach = torch.cat([least_price(w, spr.alpha, M) for w, M in bounds])
     return torch.where(reach > 0, reach / spr.importance.double(), 0.0)
+
+
+def distance_of_share(spr: SPR, share: float) -> float:
+    """How far those entities are from zero that are nearest and hold a ``share`` of the weights that are not
+    zero, of which a price u > 0 can make zero: the largest of their `distances`."""
+    sizes = torch.cat([layer.sizes for layer in spr.ordered_layers()])
+    return nearest_share(distances(spr), sizes, share)
+
+
+def nearest_share(far: Tensor, sizes: Tensor, share: float) -> float:
+    """The largest distance among the nearest entities that hold a ``share`` of the ``sizes``.
+
+    ``far`` (N,) and ``sizes`` (N,); entities at 0 or at infinity do not count.  0 where there are none.
+
+    >>> nearest_share(torch.tensor([3.0, 1.0, 0.0, 2.0]), torch.tensor([1, 1, 5, 2]), 0.5)
+    2.0
+    """
+    order = far.argsort()
+    order = order[(far[order] > 0) & far[order].isfinite()]
+    if len(order) == 0:
+        return 0.0
+    held = sizes.to(far)[order].cumsum(0)
+    return float(far[order[int((held >= share * held[-1]).int().argmax())]])
 
 
 def _rows(spr: SPR) -> list[Tensor]:

@@ -27,7 +27,7 @@ from spr_or.pruning.entity_masks import entity_masks
 from spr_or.pruning.exact_cut_masks import CutTask, exact_masks
 from spr_or.pruning.group_entities import GroupEntities
 from spr_or.pruning.lam_course import LamCourse
-from spr_or.pruning.largest_lam import distances
+from spr_or.pruning.largest_lam import distance_of_share, distances
 from spr_or.pruning.left import whole_masks, whole_numbers
 from spr_or.pruning.masks import masks_by_threshold
 from spr_or.pruning.per_entity import crossed
@@ -140,7 +140,10 @@ class Steering:
         """Read what could go, and set lambda of the steps that follow, ``done`` epochs being over."""
         assert self.count is not None
         share = self.count(self.whole(leaving(self.model, self.spr, self.settings)))
-        self.course.read(share, moves=done >= self.settings.lam_warmup)
+        assert self.course.target is not None
+        rest = max(0.0, self.course.target - share) / max(100.0 - share, 1e-9)
+        far = distance_of_share(self.spr, rest)
+        self.course.read(share, far, moves=done >= self.settings.lam_warmup)
 
     def cut(self) -> MaskChoice:
         """The masks that meet the budget, see `choose`; what they give back gets its weights.
