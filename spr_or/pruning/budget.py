@@ -237,8 +237,9 @@ def choose(
     rising ``rank``, at equal ranks by rising ``age``; with ``limits`` so many at once that an
     allowed number stays. Of all layers those go first whose largest rank is smallest. The
     longest prefix of this order that stays within the target goes, and after it single steps while
-    they fit. What ``limits`` force goes in any case. All arguments are per layer, (N,) each;
-    ``limits`` default to one entity that stays.
+    they fit; where the last one passes the target, single steps of other layers come back. What
+    ``limits`` force goes in any case. All arguments are per layer, (N,) each; ``limits`` default to one
+    entity that stays.
 
     >>> rank = {"a": torch.tensor([0.3, 0.1, 0.9, 0.2])}
     >>> keep = {"a": torch.ones(4, dtype=torch.bool)}
@@ -283,10 +284,33 @@ def choose(
             best, nearest = [*best, step], share
         elif limits[step.layer].step > 1:
             stays.add(step.layer)
+    if nearest > target + TOLERANCE / 10:
+        best, nearest = _given_back(best, nearest, target, removed)
     zero = sum(int((~keep).sum()) for keep in gone.values())
     places = [(step.layer, index) for step in best for index in step.entities]
     threshold = max((float(rank[name][index]) for name, index in places), default=0.0)
     return MaskChoice(masks_without(best), nearest, len(places) - zero, threshold)
+
+
+def _given_back(
+    taken: list[_Going], share: float, target: float, removed: Callable[[Sequence[_Going]], float]
+) -> tuple[list[_Going], float]:
+    """Steps and their share, nearer to a target that the last large step has passed: single steps of other
+    layers come back, the last to go first, where that helps."""
+    kept: set[str] = {taken[-1].layer}  # layers of which a later step stays gone
+    for step in taken[-2 : -2 - _TRIES : -1]:
+        forced = not step.key[0]
+        if forced or share <= target + TOLERANCE / 10:
+            break
+        if step.layer in kept:
+            continue
+        rest = [other for other in taken if other is not step]
+        less = removed(rest)
+        if abs(less - target) < abs(share - target):
+            taken, share = rest, less
+        else:
+            kept.add(step.layer)
+    return taken, share
 
 
 def reachable_pct(

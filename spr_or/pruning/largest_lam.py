@@ -22,8 +22,9 @@ docs/lab/lambda.md has measurements.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,6 +75,18 @@ class Pulls:
         self._squares += square
         self._radial += torch.cat([(g * w).sum(1) for g, w in pairs]).square()
         self._whole += square * torch.cat([w.square().sum(1) for w in weights])
+
+    def state(self) -> dict[str, Any]:
+        """What `load` takes: for a checkpoint."""
+        sums = {"squares": self._squares, "radial": self._radial, "whole": self._whole}
+        return {"batches": self.batches} | {name: value.cpu() for name, value in sums.items()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`."""
+        self.batches = int(state["batches"])
+        self._squares.copy_(state["squares"])
+        self._radial.copy_(state["radial"])
+        self._whole.copy_(state["whole"])
 
     def largest_lam(self, step: float, total: float) -> float:
         """lambda_max from the present weights on, for steps of length ``step`` that add up to ``total``.

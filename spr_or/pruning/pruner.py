@@ -35,6 +35,8 @@ from spr_or.pruning.regularizer import SPR, PerEntity
 from spr_or.pruning.steering import Steering, decide_masks
 from spr_or.pruning.unwrap import unwrap
 
+_AHEAD = 20.0  # points ahead of the schedule: lambda was far too strong
+
 Record = dict[str, Any]
 Masks = dict[str, Tensor]
 
@@ -215,7 +217,7 @@ class Pruner:
         if first:  # an epoch without SPR says nothing about where lambda should go
             self._steering.course.lam = self._steering.course.start
         if not first:
-            self._warn_of_collapse(record["lam"])
+            self._warn_of_collapse(record)
         self.epoch += 1
         if self.epoch == self.epochs:
             self.cut()
@@ -270,8 +272,8 @@ class Pruner:
             )
         elif self._exact is None and abs(self.choice.removed_pct - target) > TOLERANCE:
             report["notes"].append(
-                f"the target of {target:g} % of the {MEASURES[self.measure]} is missed: the nearest "
-                f"that whole entities give is {self.choice.removed_pct:.1f} %"
+                f"the target of {target:g} % of the {MEASURES[self.measure]} is missed: the cut by rank "
+                f'removes {self.choice.removed_pct:.1f} %; cut="exact" may come nearer'
             )
         return report
 
@@ -282,9 +284,11 @@ class Pruner:
             "steps": self._steps,
             "step_of_epoch": self._step_of_epoch,
             "lam": float(self.spr.lam),
+            "bound": self.spr.bound.cpu(),
             "start": None if self._steering is None else self._steering.course.start,
             "steering": None if self._steering is None else self._steering.state(),
             "choice": None if self.choice is None else self.choice._replace(exact=None)._asdict(),
+            "pulls": None if self._pulls is None else self._pulls.state(),
         }
 
     def load_state_dict(self, state: Record) -> None:
@@ -292,6 +296,10 @@ class Pruner:
         self.epoch, self._steps = state["epoch"], state["steps"]
         self._step_of_epoch = state.get("step_of_epoch", 0)
         self.spr.lam = state["lam"]
+        if "bound" in state:  # M is that of the network which the phase began with
+            self.spr.bound.copy_(state["bound"])
+        if self._pulls is not None and state.get("pulls") is not None:
+            self._pulls.load(state["pulls"])
         if state["steering"] is not None:
             self._steering = self._steered(state["start"])
             self._steering.load(state["steering"])
@@ -333,8 +341,20 @@ class Pruner:
         self._in_step = False
         self.hold()
 
-    def _warn_of_collapse(self, lam: float) -> None:
-        """Name the layers that have nothing left, though the limits want something to stay."""
+    def _warn_of_collapse(self, record: Record) -> None:
+        """Name the layers that have nothing left, though the limits want something to stay; and tell of a
+        share that is far ahead of the schedule."""
+        lam = record["lam"]
+        could, should = record["removable_pct"], record["scheduled_pct"]
+        if could > should + _AHEAD:
+            warnings.warn(
+                f"{could:.0f} % of the {MEASURES[self.measure]} could go after epoch {self.epoch} with "
+                f"lambda {lam:.4g}, where {should:.0f} % should: the network may have collapsed, look at "
+                f"its accuracy in training. Start with a smaller one, Pruner(lam={lam / 10:.2g}), or take "
+                "more epochs",
+                CollapseWarning,
+                stacklevel=3,
+            )
         may_go = branches_of(self.spr.layers)
         masks = {
             name: keep

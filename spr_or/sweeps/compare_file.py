@@ -19,6 +19,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,7 +43,7 @@ from spr_or.sweeps.sweep_file import (
     validated,
 )
 from spr_or.training.method import SPR_ITSELF, shipped_methods, unknown_method
-from spr_or.training.recipe import Change, load_changed
+from spr_or.training.recipe import Change, SprRecipe, load_changed
 from spr_or.utils.shipped import find_shipped
 
 # The forms of SPR by the names that `methods` takes.
@@ -148,6 +149,10 @@ def _method(path: Path, entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
             f"{path}: {unknown_method(name, (SPR_ITSELF, *SPR_FORMS, *shipped_methods()))}"
         )
     shared = sorted(key for key in values if "." in key and key not in _OWN)
+    for key in shared:
+        near = get_close_matches(key, _OWN, n=1, cutoff=0.8)
+        if near and key.removeprefix("spr.") not in SprRecipe.model_fields:
+            raise SweepError(f"{path}: {label} has no key {key!r}; did you mean {near[0]!r}?")
     if shared:
         raise SweepError(
             f"{path}: {label} has {', '.join(shared)}, which is the same for all methods: put it under "

@@ -225,8 +225,8 @@ def meet_budget(
     )
     if choice.exact is None and abs(choice.removed_pct - target) > TOLERANCE:
         run.display.warn(
-            f"the budget of {target:g} % is missed: the nearest that whole entities give is "
-            f"{choice.removed_pct:.1f} %"
+            f"the budget of {target:g} % is missed: the cut by rank removes {choice.removed_pct:.1f} %; "
+            'spr.cut = "exact" may come nearer'
         )
     record = {
         "target_pct": target,

@@ -35,7 +35,7 @@ from spr_or.training.setup import (
 from spr_or.training.stored_run import RECIPE, DamagedFile, read_recipe, read_summary
 from spr_or.utils.files import remove_asides, write_text
 from spr_or.utils.folder_lock import FolderBusy, alone_in
-from spr_or.utils.import_path import source_file
+from spr_or.utils.import_path import code_digest, source_file
 
 # What may change between a start and its resumption: names, the machine, and how its time is spent.
 # Rounding and the order of a stream's batches may then differ, what is computed does not. Of [speed]
@@ -197,6 +197,11 @@ def _run_seed(
     distributed.barrier()  # all have read before the first one writes
     if state is not None:
         display.say(f"seed {seed}: continuing phase {state['phase']} after epoch {state['epoch']}")
+        if state.get("code") not in (None, code_digest(recipe.model)):
+            display.warn(
+                f"the file of {recipe.model} has changed since this run began: what was trained before may "
+                "belong to another network. Change it back, or begin anew in another folder"
+            )
         if lost := what_is_lost(folder / "metrics.jsonl", _epochs_until(recipe, state)):
             display.warn(lost)
     metrics = Metrics(folder, kept=state["records"] if state else 0)

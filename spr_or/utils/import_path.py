@@ -9,6 +9,7 @@ own folder ``models`` and the shipped networks can be used in one process.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import os
@@ -45,6 +46,16 @@ def source_file(path: str) -> Path | None:
     """
     file = getattr(_module_of(path), "__file__", None)
     return Path(file) if file else None
+
+
+def code_digest(path: str) -> str | None:
+    """SHA-256 of that file as hexadecimal digits; None for built-in modules.
+
+    >>> code_digest("models.toy:mlp") == code_digest("models.toy:digits_resnet")
+    True
+    """
+    file = source_file(path)
+    return None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _module_of(path: str) -> ModuleType:

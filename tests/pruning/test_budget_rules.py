@@ -277,3 +277,17 @@ def test_a_branch_goes_whole_and_a_layer_keeps_one() -> None:
     assert reachable_pct(count, sizes, limits) == 40.0
     masks = choose(count, alive, indicators, indicators, 80.0, limits).masks
     assert [bool(masks[name]) for name in sizes] == [False, True]
+
+
+def test_a_step_past_the_target_gives_smaller_ones_back():
+    """Six of 1 % and one of 10 % for a target of 13: 6, then 16, and three of them come back."""
+    rank = {"small": torch.arange(6.0), "large": torch.tensor([6.0, 99.0])}
+    gone = {name: torch.ones(len(numbers), dtype=torch.bool) for name, numbers in rank.items()}
+
+    def removed(masks):
+        return 1.0 * int((~masks["small"]).sum()) + 10.0 * int((~masks["large"]).sum())
+
+    choice = choose(removed, gone, rank, rank, 13.0)
+    assert choice.removed_pct == 13.0
+    assert choice.masks["small"].tolist() == [False] * 3 + [True] * 3
+    assert choice.masks["large"].tolist() == [False, True]

@@ -134,6 +134,10 @@ def test_every_shipped_comparison_loads(name):
         ),
         ("methods = ['pffec']\n[set]\nspr.target_removed_pct = 3", "given by budgets and methods"),
         ("methods = ['pffec']\n[set]\nmethod.name = 'hrank'", "method.name is given by"),
+        (
+            "methods = [{ name = 'spr-prox', spr.alhpa = 0.3 }]",
+            "has no key 'spr.alhpa'; did you mean 'spr.alpha'",
+        ),
     ],
 )
 def test_what_is_wrong_in_the_file_is_told(line, says, tmp_path):

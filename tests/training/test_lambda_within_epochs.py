@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tiny_runs import assert_identical, no_pictures_in, stopped_at, tiny_recipe
 
-from spr_or.pruning import budget
+from spr_or.pruning import budget, steering
 from spr_or.pruning.budget import next_lam, reading_steps
 from spr_or.pruning.lam_course import EASE, LamCourse
 from spr_or.training import checkpoint, going_back
@@ -41,7 +41,10 @@ def test_where_readings_lie(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reading_steps(1, 100_000) == [5000 * k for k in range(1, 20)]
 
 
-def test_lambda_follows_the_rule_at_each_reading(tmp_path: Path) -> None:
+def test_lambda_follows_the_rule_at_each_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steering, "distance_of_share", lambda *_: 1.0)  # nothing comes nearer
     with pytest.raises(KeyboardInterrupt), stopped_at("spr", 2):
         run_recipe(short(), tmp_path, judge=False)
     records = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["phase"] == "spr"]

@@ -17,6 +17,7 @@ from tiny_runs import assert_identical, no_pictures_in, stopped_at, tiny_recipe
 from spr_or.training import checkpoint
 from spr_or.training.checkpoint import CheckpointError, load, load_last, save_best, save_last
 from spr_or.training.metrics import Metrics, read_metrics
+from spr_or.training.run_progress import RunDisplay
 from spr_or.training.runner import run_recipe
 from spr_or.training.seed_run import RunError
 from spr_or.utils.files import DiskFull
@@ -238,3 +239,23 @@ def test_no_space_is_recognised_in_what_torch_raises(tmp_path: Path) -> None:
 
 def _raise(message: str) -> None:
     raise RuntimeError(message)
+
+
+def test_a_network_whose_file_was_edited_meanwhile_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(RunDisplay, "warn", lambda self, line: told.append(line))
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "edited_net.py"
+    file.write_text("from models.toy import digits_resnet\n")
+    recipe = tiny_recipe(model="edited_net:digits_resnet", model_kwargs={})
+    with pytest.raises(KeyboardInterrupt), stopped_at("spr", 1):
+        run_recipe(recipe, tmp_path / "run", judge=False)
+    with pytest.raises(KeyboardInterrupt), stopped_at("spr", 1):
+        run_recipe(recipe, tmp_path / "run", judge=False, resume=True)
+    assert not any("has changed" in line for line in told)
+    file.write_text("from models.toy import digits_resnet  # now with a comment\n")
+    with pytest.raises(KeyboardInterrupt), stopped_at("spr", 1):
+        run_recipe(recipe, tmp_path / "run", judge=False, resume=True)
+    assert any("the file of edited_net:digits_resnet has changed" in line for line in told)
