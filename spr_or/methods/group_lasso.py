@@ -15,6 +15,7 @@ empty a layer, and the budget moves it as it does for SPR (`spr_or.pruning.budge
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -64,11 +65,14 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
     price = torch.cat(prices)
     charge = torch.empty_like(price)  # lambda p, in one place: a captured step reads it there
 
+    def far_of_layers(far: Tensor) -> float:
+        return min((float(x.max()) for x in far.split(counts) if x.any()), default=math.inf)
+
     def read() -> None:
         share = task.removed_pct(not_zero(task.layers))
         far = torch.cat([entity_norms(layer) for layer in task.layers]) / price
         rest = max(0.0, task.target_pct - share) / max(100.0 - share, 1e-9)
-        course.read(share, nearest_share(far, sizes, rest))
+        course.read(share, (nearest_share(far, sizes, rest), far_of_layers(far)))
 
     def before_epoch(epoch: int) -> None:
         torch.mul(price, course.lam, out=charge)

@@ -22,7 +22,7 @@ class LamCourse:
     ceiling : lambda does not rise above it
     target : the share that is to go, in percent; None: lambda stays as it is
     shares : what could go at each reading, in percent
-    far : how far from zero the entities were at the last one that had to go, or None
+    far : of the last reading, see `read`
     stops : after which steps of an epoch lambda is read, besides its end
 
     >>> course = LamCourse(1.0, epochs=10, target=50.0)
@@ -38,7 +38,7 @@ class LamCourse:
         self.epochs, self.target = epochs, target
         self.stops = reading_steps(epochs, steps)
         self.shares: list[float] = []
-        self.far: float | None = None
+        self.far: tuple[float, float] | None = None
         self.start_at(start)
 
     def start_at(self, lam: float) -> None:
@@ -50,14 +50,17 @@ class LamCourse:
         """Whether `read` is due when the epoch has had so many steps."""
         return self.target is not None and step in self.stops
 
-    def read(self, share: float, far: float | None = None, moves: bool = True) -> None:
+    def read(
+        self, share: float, far: tuple[float, float] | None = None, moves: bool = True
+    ) -> None:
         """Take in what could go now, in percent, and move lambda by `next_lam` if it ``moves``.
 
-        ``far`` is how far from zero those entities are that must still go, in any unit: the largest distance
-        among the nearest ones that make up the rest of the target.  They often arrive at the same time, so
-        that no share tells of them before; but they come nearer, and faster with a larger lambda.  So
-        lambda rises no further than to where they are zero after a tenth of the phase, at the pace of the
-        last reading, which is taken to grow with lambda.
+        ``far``, in any unit, is how far from zero the last entity is that must still go, and the one that
+        would empty its layer (`spr_or.pruning.largest_lam.distances_to_go`).  Entities often arrive at
+        the same time, so that no share tells of them before; but they come nearer, and faster with a
+        larger lambda.  So lambda rises no further than to where, after a tenth of the phase, the first
+        is zero and the second has come half its way, at the pace of the last reading, which is taken to
+        grow with lambda.  For the second it also falls, to a quarter at most.
         """
         self.shares.append(share)
         self.last, before, self.far = self.lam, self.far, far
@@ -65,9 +68,11 @@ class LamCourse:
             return
         readings = len(self.stops) + 1
         lam = next_lam(self.lam, self.start, self.shares, self.target, self.epochs, readings)
-        if far is not None and before is not None and far < before:
-            pace = (before - far) * horizon_of(self.epochs, readings)
-            lam = min(lam, self.lam * max(1.0, far / pace))
+        if far is not None and before is not None:
+            horizon = horizon_of(self.epochs, readings)
+            for now, then, part, least in zip(far, before, (1.0, 0.5), (1.0, 0.25), strict=True):
+                if now < then:
+                    lam = min(lam, self.lam * max(least, part * now / (horizon * (then - now))))
         self.lam = min(lam, self.ceiling)
 
     def read_within(self, steps: int) -> None:
@@ -94,7 +99,7 @@ class LamCourse:
             "last": self.last,
             "ceiling": self.ceiling,
             "shares": list(self.shares),
-            "far": self.far,
+            "far": None if self.far is None else list(self.far),
             "stops": list(self.stops),
         }
 
@@ -105,4 +110,5 @@ class LamCourse:
         self.last = float(state.get("last", self.lam))
         self.ceiling = float(state.get("ceiling", math.inf))
         self.stops = list(state.get("stops", []))
-        self.far = state.get("far")
+        far = state.get("far")
+        self.far = None if far is None else (float(far[0]), float(far[1]))

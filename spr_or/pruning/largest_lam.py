@@ -22,9 +22,10 @@ docs/lab/lambda.md has measurements.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ from spr_or.formulations.least_price import least_price
 from spr_or.pruning.gradient_passes import rows_of
 from spr_or.pruning.group_entities import GroupEntities
 from spr_or.pruning.lam_words import HELD, LEAST, START
+from spr_or.pruning.module_masks import branches_of
 from spr_or.pruning.regularizer import SPR
 
 BATCHES = 8  # so many are enough to see noise and directions
@@ -100,14 +102,15 @@ class Pulls:
         """Where lambda starts with a budget, from lambda_max and from what distances ask for.
 
         If the loss held nothing, the budget would be met at the end of the phase by the lambda at which
-        the entities that are nearest to zero, N(w_i) / (T u_i), hold ``target_pct`` percent of the weights.
+        the entities that are nearest to zero, N(w_i) / (T u_i), hold ``target_pct`` percent of the weights,
+        or a layer would be empty if that comes first.
         Much less is of no use, so lambda starts at half of it at least.  What the loss holds takes a
         multiple: up to four times that, but no more than a fiftieth of lambda_max.  (The noise
         that lambda_max counts with holds less in a long phase than in a short one; distances do not rest on
         it.)  Arguments and errors as for `largest_lam`.
         """
         largest = self.largest_lam(step, total)
-        unheld = distance_of_share(self.spr, target_pct / 100) / total
+        unheld = min(distances_to_go(self.spr, target_pct / 100)) / total
         return max(LEAST * unheld, min(START * largest, HELD * unheld))
 
     @torch.no_grad()
@@ -150,11 +153,26 @@ def distances(spr: SPR) -> Tensor:
     return torch.where(reach > 0, reach / spr.importance.double(), 0.0)
 
 
-def distance_of_share(spr: SPR, share: float) -> float:
-    """How far those entities are from zero that are nearest and hold a ``share`` of the weights that are not
-    zero, of which a price u > 0 can make zero: the largest of their `distances`."""
-    sizes = torch.cat([layer.sizes for layer in spr.ordered_layers()])
-    return nearest_share(distances(spr), sizes, share)
+class ToGo(NamedTuple):
+    """How far from zero two entities are: ``near``, the last one that has to go, and ``last``, the one that
+    would empty its layer (infinite where there is none)."""
+
+    near: float
+    last: float = math.inf
+
+
+def distances_to_go(spr: SPR, share: float) -> ToGo:
+    """Of the entities that are nearest to zero and hold a ``share`` of the weights that are not zero, the
+    farthest; and of the layers the one that is empty first, its farthest.
+
+    A residual branch may go as a whole.  Entities without a price do not count.
+    """
+    layers, far = spr.ordered_layers(), distances(spr)
+    near = nearest_share(far, torch.cat([layer.sizes for layer in layers]), share)
+    may_go = branches_of(spr.layers)
+    parts = zip(layers, far.split([layer.count for layer in layers]), strict=True)
+    last = (float(part.max()) for layer, part in parts if layer.name not in may_go)
+    return ToGo(near, min((x for x in last if x > 0), default=math.inf))
 
 
 def nearest_share(far: Tensor, sizes: Tensor, share: float) -> float:

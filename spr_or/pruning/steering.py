@@ -27,7 +27,7 @@ from spr_or.pruning.entity_masks import entity_masks
 from spr_or.pruning.exact_cut_masks import CutTask, exact_masks
 from spr_or.pruning.group_entities import GroupEntities
 from spr_or.pruning.lam_course import LamCourse
-from spr_or.pruning.largest_lam import distance_of_share, distances
+from spr_or.pruning.largest_lam import distances, distances_to_go
 from spr_or.pruning.left import whole_masks, whole_numbers
 from spr_or.pruning.masks import masks_by_threshold
 from spr_or.pruning.per_entity import crossed
@@ -142,7 +142,7 @@ class Steering:
         share = self.count(self.whole(leaving(self.model, self.spr, self.settings)))
         assert self.course.target is not None
         rest = max(0.0, self.course.target - share) / max(100.0 - share, 1e-9)
-        far = distance_of_share(self.spr, rest)
+        far = distances_to_go(self.spr, rest)
         self.course.read(share, far, moves=done >= self.settings.lam_warmup)
 
     def cut(self) -> MaskChoice:

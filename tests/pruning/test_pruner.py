@@ -69,7 +69,7 @@ def test_a_loop_of_ones_own_lands_at_its_target(case: str, measure: str) -> None
 
 
 def test_lambda_is_steered_as_in_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steering, "distance_of_share", lambda *_: 1.0)  # nothing comes nearer
+    monkeypatch.setattr(steering, "distances_to_go", lambda *_: (1.0, 1.0))  # nothing comes nearer
     model = mlp()
     pruner = Pruner(
         model, torch.zeros(1, 64), {"params": 0.6}, 5, entities="neurons", lam=2.0, lr=0.05
@@ -86,7 +86,7 @@ def test_lambda_is_steered_as_in_recipes(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("lam", [2.0, "auto"])
 def test_long_epochs_move_lambda_within(lam: float | str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "_LEAST_STEPS", 1)
-    monkeypatch.setattr(steering, "distance_of_share", lambda *_: 1.0)  # nothing comes nearer
+    monkeypatch.setattr(steering, "distances_to_go", lambda *_: (1.0, 1.0))  # nothing comes nearer
     model = mlp()
     data = batches((64,))
     options: dict[str, Any] = {"epochs": 5, "entities": "neurons", "lam": lam, "lr": 0.05}

@@ -136,7 +136,7 @@ def test_a_budget_between_what_whole_entities_give_warns(
         model="models.toy:mlp", model_kwargs={"hidden": [4]}, spr=spr, finetune={"epochs": 0}
     )
     summary = run_recipe(recipe, tmp_path, judge=False)
-    assert any("the budget of 3 % is missed: the nearest" in warning for warning in warnings)
+    assert any("the budget of 3 % is missed: the cut by rank" in warning for warning in warnings)
     assert summary["removed_params_pct"] == pytest.approx(summary["budget"]["after_cut_pct"])
     assert summary["removed_params"] == 0
     with pytest.raises(

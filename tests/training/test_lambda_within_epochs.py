@@ -44,7 +44,7 @@ def test_where_readings_lie(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_lambda_follows_the_rule_at_each_reading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steering, "distance_of_share", lambda *_: 1.0)  # nothing comes nearer
+    monkeypatch.setattr(steering, "distances_to_go", lambda *_: (1.0, 1.0))  # nothing comes nearer
     with pytest.raises(KeyboardInterrupt), stopped_at("spr", 2):
         run_recipe(short(), tmp_path, judge=False)
     records = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["phase"] == "spr"]
