@@ -58,9 +58,9 @@ class LamCourse:
         ``far``, in any unit, is how far from zero the last entity is that must still go, and the one that
         would empty its layer (`spr_or.pruning.largest_lam.distances_to_go`).  Entities often arrive at
         the same time, so that no share tells of them before; but they come nearer, and faster with a
-        larger lambda.  So lambda rises no further than to where, after a tenth of the phase, the first
-        is zero and the second has come half its way, at the pace of the last reading, which is taken to
-        grow with lambda.  For the second it also falls, to a quarter at most.
+        larger lambda.  So lambda rises no further than to where the first is zero after a tenth of the
+        phase, and the second has come half its way at the next reading, at the pace since the last one, which
+        is taken to grow with lambda.  For the second it also falls, to a quarter at most.
         """
         self.shares.append(share)
         self.last, before, self.far = self.lam, self.far, far
@@ -70,9 +70,11 @@ class LamCourse:
         lam = next_lam(self.lam, self.start, self.shares, self.target, self.epochs, readings)
         if far is not None and before is not None:
             horizon = horizon_of(self.epochs, readings)
-            for now, then, part, least in zip(far, before, (1.0, 0.5), (1.0, 0.25), strict=True):
-                if now < then:
-                    lam = min(lam, self.lam * max(least, part * now / (horizon * (then - now))))
+            (near, last), (near_before, last_before) = far, before
+            if near < near_before:  # zero within the horizon at most
+                lam = min(lam, self.lam * max(1.0, near / (near_before - near) / horizon))
+            if last < last_before < math.inf:  # half its way until the next reading at most
+                lam = min(lam, self.lam * max(0.25, 0.5 * last / (last_before - last)))
         self.lam = min(lam, self.ceiling)
 
     def read_within(self, steps: int) -> None:

@@ -46,3 +46,12 @@ def test_no_layer_goes_more_than_half_of_its_way_at_once() -> None:
     assert course.lam == pytest.approx(3.0)
     course.read(0.0, far=(8.9, 0.75))  # half of 0.75 at 0.15 an epoch
     assert course.lam == pytest.approx(7.5)
+    course.read(0.0, far=(8.8, 0.1))  # it would be empty before the next one
+    assert course.lam == pytest.approx(0.25 * 7.5)
+    quarters = LamCourse(1.0, 5, target=50.0, steps=703)
+    quarters.read(0.0, far=(9.0, 0.9))
+    before = quarters.lam
+    quarters.read(
+        0.0, far=(8.9, 0.75)
+    )  # half its way is 2.5 times the pace: more than it rises by anyway
+    assert quarters.lam == pytest.approx(before * 3.0 ** (1 / 4))
