@@ -230,6 +230,8 @@ def choose(
     age: EntityNumbers,
     target: float,
     limits: Mapping[str, Limits] | None = None,
+    *,
+    give_back: bool = False,
 ) -> MaskChoice:
     """Choose what goes so that ``count`` gives ``target`` percent, as nearly as entities allow.
 
@@ -237,9 +239,9 @@ def choose(
     rising ``rank``, at equal ranks by rising ``age``; with ``limits`` so many at once that an
     allowed number stays. Of all layers those go first whose largest rank is smallest. The
     longest prefix of this order that stays within the target goes, and after it single steps while
-    they fit; where the last one passes the target, single steps of other layers come back. What
-    ``limits`` force goes in any case. All arguments are per layer, (N,) each; ``limits`` default to one
-    entity that stays.
+    they fit. With ``give_back`` single steps of other layers come back where the last one passes the
+    target by more than a point, at the price of the order. What ``limits`` force goes in any case. All
+    arguments are per layer, (N,) each; ``limits`` default to one entity that stays.
 
     >>> rank = {"a": torch.tensor([0.3, 0.1, 0.9, 0.2])}
     >>> keep = {"a": torch.ones(4, dtype=torch.bool)}
@@ -284,7 +286,7 @@ def choose(
             best, nearest = [*best, step], share
         elif limits[step.layer].step > 1:
             stays.add(step.layer)
-    if nearest > target + TOLERANCE / 10:
+    if give_back and nearest > target + TOLERANCE:
         best, nearest = _given_back(best, nearest, target, removed)
     zero = sum(int((~keep).sum()) for keep in gone.values())
     places = [(step.layer, index) for step in best for index in step.entities]
@@ -300,7 +302,7 @@ def _given_back(
     kept: set[str] = {taken[-1].layer}  # layers of which a later step stays gone
     for step in taken[-2 : -2 - _TRIES : -1]:
         forced = not step.key[0]
-        if forced or share <= target + TOLERANCE / 10:
+        if forced or share <= target + TOLERANCE:
             break
         if step.layer in kept:
             continue

@@ -168,7 +168,8 @@ class Steering:
             far = whole_numbers(far, self.left, 0.0)
             indicators = whole_numbers(indicators, self.left, 0.0)
             ages = whole_numbers(ages, self.left, -math.inf)
-        choice = choose(self.count, gone, far, ages, self.settings.target_removed_pct, self.limits)
+        target = self.settings.target_removed_pct
+        choice = choose(self.count, gone, far, ages, target, self.limits, give_back=True)
         if self.exact is not None and (choice.cut > 0 or len(self.exact.budgets) > 1):
             choice = self._exact(self.exact, choice, gone, far, ages)
         went = [indicators[name][~keep.cpu()] for name, keep in choice.masks.items()]
