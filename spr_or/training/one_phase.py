@@ -30,7 +30,6 @@ from spr_or.training.speed_table import network_key
 from spr_or.training.speed_trials import compiled_if_it_works
 from spr_or.training.step import Objective, Step, captured, make_step
 from spr_or.utils.counted import counted
-from spr_or.utils.import_path import code_digest
 
 _KEYS = {
     "dense": "dense.lr",
@@ -224,7 +223,6 @@ def _state(run: SeedRun, phase: Phase, epoch: int, best: float) -> checkpoint.St
         "phase": phase.name,
         "epoch": epoch,
         "seed": run.seed,
-        "code": code_digest(run.recipe.model),
         "model": phase.model.state_dict(),
         "optimizer": phase.optimizer.state_dict(),
         "best_accuracy": best,

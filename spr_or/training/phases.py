@@ -64,7 +64,7 @@ def train(run: SeedRun) -> Trained:
     dense_accuracy = run.evaluate(dense).accuracy
     recipe = run.recipe.spr
     bounds = SPR.bounds_from(dense, per=recipe.bounds, **run.chosen._asdict())
-    run.fixed = {"bounds": {name: bound.cpu() for name, bound in bounds.items()}}
+    run.fixed |= {"bounds": {name: bound.cpu() for name, bound in bounds.items()}}
     if state := run.resumed("finetune"):
         model = fresh_model(run.recipe, run.seed, run.device)
         kept = {name: keep.to(run.device) for name, keep in state["masks"].items()}

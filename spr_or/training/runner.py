@@ -195,9 +195,10 @@ def _run_seed(
     if warning:
         display.warn(warning)
     distributed.barrier()  # all have read before the first one writes
+    code = code_digest(recipe.model)  # once: the file may be edited while this runs
     if state is not None:
         display.say(f"seed {seed}: continuing phase {state['phase']} after epoch {state['epoch']}")
-        if state.get("code") not in (None, code_digest(recipe.model)):
+        if state.get("code") not in (None, code):
             display.warn(
                 f"the file of {recipe.model} has changed since this run began: what was trained before may "
                 "belong to another network. Change it back, or begin anew in another folder"
@@ -207,7 +208,7 @@ def _run_seed(
     metrics = Metrics(folder, kept=state["records"] if state else 0)
     run = SeedRun(
         recipe, seed, folder, device, data, chosen, display, metrics, counter, state, judge,
-        measuring=measuring, speeds=dict(state.get("speeds", {})) if state else {},
+        measuring=measuring, speeds=dict(state.get("speeds", {})) if state else {}, fixed={"code": code},
     )  # fmt: skip
     try:
         if "run" not in run.speeds:

@@ -259,3 +259,27 @@ def test_a_network_whose_file_was_edited_meanwhile_is_told(
     with pytest.raises(KeyboardInterrupt), stopped_at("spr", 1):
         run_recipe(recipe, tmp_path / "run", judge=False, resume=True)
     assert any("the file of edited_net:digits_resnet has changed" in line for line in told)
+
+
+def test_a_network_whose_file_is_edited_while_it_trains_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is stored belongs to the code that runs, not to the file as it is when a checkpoint is written."""
+    told: list[str] = []
+    shown = RunDisplay.epoch
+    file = tmp_path / "edited_later.py"
+    text = "from models.toy import digits_resnet\n"
+
+    def edit(self: RunDisplay, record: dict[str, Any]) -> None:
+        file.write_text(text + "# meanwhile\n")
+        shown(self, record)
+
+    monkeypatch.setattr(RunDisplay, "epoch", edit)
+    monkeypatch.setattr(RunDisplay, "warn", lambda self, line: told.append(line))
+    monkeypatch.syspath_prepend(tmp_path)
+    file.write_text(text)
+    recipe = tiny_recipe(model="edited_later:digits_resnet", model_kwargs={})
+    for resume in (False, True):
+        with pytest.raises(KeyboardInterrupt), stopped_at("spr", 1):
+            run_recipe(recipe, tmp_path / "run", judge=False, resume=resume)
+        assert any("has changed" in line for line in told) == resume
