@@ -32,14 +32,24 @@ def share_of_max(lam: Lam, budget: bool) -> float | None:
         return None
     if lam.strip() == AUTO:
         return START if budget else FIXED
-    found = re.fullmatch(r"\s*([\d.]+(?:[eE][-+]?\d+)?)\s+max\s*", lam)
-    try:
-        share = float(found[1]) if found else 0.0
-    except ValueError:  # such as 0.1.2
-        share = 0.0
-    if not 0 < share < math.inf:
+    share = share_in(lam)
+    if share is None:
         raise ValueError(
             f'lam must be a number, "auto" or a share of the largest lambda such as "0.1 max", '
             f"got {lam!r}"
         )
     return share
+
+
+def share_in(words: str) -> float | None:
+    """The share in words such as "0.1 max"; None for other text, and for one that is not positive and finite.
+
+    >>> share_in("0.1 max"), share_in("auto")
+    (0.1, None)
+    """
+    found = re.fullmatch(r"\s*([\d.]+(?:[eE][-+]?\d+)?)\s+max\s*", words)
+    try:
+        share = float(found[1]) if found else 0.0
+    except ValueError:  # such as 0.1.2
+        return None
+    return share if 0 < share < math.inf else None

@@ -50,7 +50,7 @@ class GroupL0(BaseEstimator):
             free=[j for label, own in every.items() if u[label] == 0 for j in own],
             settings={
                 "u": [u[label] for label in groups],
-                "max_entities": self.max_groups,
+                "max_entities": None if most is None else int(most),
                 "nonnegative": range(self.n_features_in_) if self.nonnegative else (),
             },
             alpha=alpha,

@@ -9,7 +9,7 @@ from numbers import Integral
 from spr_or.certified_solver.lambda_path import grid, zero_from
 from spr_or.formulations.checked_input import finite_number
 from spr_or.formulations.problem import SparseTrainingProblem
-from spr_or.pruning.lam_words import AUTO, share_of_max
+from spr_or.pruning.lam_words import share_in
 
 
 def lam_of(lam: float | str, problem: SparseTrainingProblem) -> float:
@@ -36,10 +36,7 @@ def share_asked(lam: float | str) -> float | None:
         if not finite_number(lam, "lam") > 0:
             raise ValueError(f"lam must be positive, got {lam}")
         return None
-    try:
-        share = None if lam.strip() == AUTO else share_of_max(lam, budget=False)
-    except ValueError:  # it offers "auto", which is for training
-        share = None
+    share = share_in(lam)
     if share is None:
         raise ValueError(f'lam must be a number or a share such as "0.1 max", got {lam!r}')
     return share

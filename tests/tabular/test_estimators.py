@@ -153,6 +153,11 @@ def test_a_path_that_means_nothing_is_named(setting: dict[str, object]) -> None:
         so.GroupL0RegressorCV(**setting).fit(X, y)
 
 
+def test_numbers_of_numpy_are_numbers() -> None:
+    X, y = sample()
+    assert len(so.GroupL0Regressor(lam=0.01, max_groups=np.int64(1)).fit(X, y).groups_kept_) == 1
+
+
 def test_group_weights_make_groups_dearer() -> None:
     X, y = sample()
     dear = so.GroupL0Regressor(lam=0.1, groups=LABELS, group_weights={"a": 50.0}).fit(X, y)
