@@ -15,7 +15,6 @@ empty a layer, and the budget moves it as it does for SPR (`spr_or.pruning.budge
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from spr_or.methods.common.entity_writes import entity_norms, not_zero, scale_
 from spr_or.methods.common.soft_threshold import soft_threshold
 from spr_or.pruning.lam_course import LamCourse
 from spr_or.pruning.lam_words import START
-from spr_or.pruning.largest_lam import nearest_share
+from spr_or.pruning.largest_lam import to_go
 from spr_or.training.method import Method, MethodKeys, PruningPlan, PruningTask
 
 # Lambda also starts at most at this share of the smallest one that empties a layer.
@@ -65,14 +64,11 @@ def plan(task: PruningTask, keys: Keys) -> PruningPlan:
     price = torch.cat(prices)
     charge = torch.empty_like(price)  # lambda p, in one place: a captured step reads it there
 
-    def far_of_layers(far: Tensor) -> float:
-        return min((float(x.max()) for x in far.split(counts) if x.any()), default=math.inf)
-
     def read() -> None:
         share = task.removed_pct(not_zero(task.layers))
         far = torch.cat([entity_norms(layer) for layer in task.layers]) / price
-        rest = max(0.0, task.target_pct - share) / max(100.0 - share, 1e-9)
-        course.read(share, (nearest_share(far, sizes, rest), far_of_layers(far)))
+        stays = [True] * len(counts)
+        course.read(share, to_go(far.split(counts), sizes, course.rest(share), stays))
 
     def before_epoch(epoch: int) -> None:
         torch.mul(price, course.lam, out=charge)

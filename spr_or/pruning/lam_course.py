@@ -50,6 +50,10 @@ class LamCourse:
         """Whether `read` is due when the epoch has had so many steps."""
         return self.target is not None and step in self.stops
 
+    def rest(self, share: float) -> float:
+        """What must still go, as a share of what is left when ``share`` percent could."""
+        return max(0.0, (self.target or 0.0) - share) / max(100.0 - share, 1e-9)
+
     def read(
         self, share: float, far: tuple[float, float] | None = None, moves: bool = True
     ) -> None:

@@ -167,11 +167,23 @@ def distances_to_go(spr: SPR, share: float) -> ToGo:
 
     A residual branch may go as a whole.  Entities without a price do not count.
     """
-    layers, far = spr.ordered_layers(), distances(spr)
-    near = nearest_share(far, torch.cat([layer.sizes for layer in layers]), share)
-    may_go = branches_of(spr.layers)
-    parts = zip(layers, far.split([layer.count for layer in layers]), strict=True)
-    last = (float(part.max()) for layer, part in parts if layer.name not in may_go)
+    layers, may_go = spr.ordered_layers(), branches_of(spr.layers)
+    far = distances(spr).split([layer.count for layer in layers])
+    sizes = torch.cat([layer.sizes for layer in layers])
+    stays = [layer.name not in may_go for layer in layers]
+    return to_go(far, sizes, share, stays)
+
+
+def to_go(far: Sequence[Tensor], sizes: Tensor, share: float, stays: Sequence[bool]) -> ToGo:
+    """The same of the distances ``far`` of each layer and the ``sizes`` of all entities; ``stays``: whether
+    a layer may not be emptied.
+
+    >>> far = [torch.tensor([3.0, 1.0]), torch.tensor([0.0, 2.0])]
+    >>> to_go(far, torch.tensor([1, 1, 5, 2]), 0.2, [True, True])
+    ToGo(near=1.0, last=2.0)
+    """
+    last = (float(part.max()) for part, kept in zip(far, stays, strict=True) if kept)
+    near = nearest_share(torch.cat(list(far)), sizes, share)
     return ToGo(near, min((x for x in last if x > 0), default=math.inf))
 
 

@@ -140,9 +140,7 @@ class Steering:
         """Read what could go, and set lambda of the steps that follow, ``done`` epochs being over."""
         assert self.count is not None
         share = self.count(self.whole(leaving(self.model, self.spr, self.settings)))
-        assert self.course.target is not None
-        rest = max(0.0, self.course.target - share) / max(100.0 - share, 1e-9)
-        far = distances_to_go(self.spr, rest)
+        far = distances_to_go(self.spr, self.course.rest(share))
         self.course.read(share, far, moves=done >= self.settings.lam_warmup)
 
     def cut(self) -> MaskChoice:
