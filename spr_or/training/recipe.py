@@ -57,6 +57,8 @@ class DataRecipe(_Section):
     size: int | None = Field(default=None, ge=1)  # side in pixels; None: as the images are
     crop: int = Field(default=0, ge=0)  # pad by so many pixels, then crop at random
     flip: bool = False  # mirror images at random, half of them
+    # Set a square of so many pixels' side to the mean, at a random place of each training image.
+    cutout: int = Field(default=0, ge=0)
     random_resized_crop: bool = False  # for streamed sets: a random window, scaled to `size`
     mean: tuple[float, ...] | None = None  # mean of each channel, in [0, 1]; None: measured
     # Standard deviation of each channel.

@@ -174,7 +174,7 @@ _OTHER: dict[str, Any] = {  # a value for every key that the tiny recipe does no
     "model": "models.toy:mlp", "model_kwargs": {"num_classes": 11}, "seeds": (1,),
     "data.source": "other/set", "data.name": "x", "data.revision": "x", "data.train_split": "x",
     "data.eval_split": "x", "data.train_rows": 65, "data.held_out": 0.25, "data.eval_rows": 33,
-    "data.size": 9,
+    "data.size": 9, "data.cutout": 2,
     "data.crop": 2, "data.flip": True, "data.random_resized_crop": True, "data.mean": (0.5,),
     "data.std": (0.5,), "data.batch_size": 16, "data.memory": "stream", "train.momentum": 0.5,
     "train.weight_decay": 0.1, "train.nesterov": True, "train.label_smoothing": 0.1,

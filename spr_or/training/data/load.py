@@ -16,7 +16,7 @@ from torch import Tensor
 
 from spr_or.training import distributed
 from spr_or.training.data import parquet
-from spr_or.training.data.augment import crop_and_flip, draw, normalise
+from spr_or.training.data.augment import Augment, augmented, draw, normalise
 from spr_or.training.data.cache import Arrays, cached
 from spr_or.training.data.parquet import DataError, ParquetSplit
 from spr_or.training.data.stream import StreamReader
@@ -149,7 +149,7 @@ def _in_memory(
             images.to(device),
             labels.to(device),
             batch_size=_shareable(min(recipe.batch_size, len(images))),
-            augment=(recipe.crop, recipe.flip),
+            augment=Augment(recipe.crop, recipe.flip, recipe.cutout),
         ),
         scored(test),
         len(train[0]),
@@ -168,11 +168,11 @@ def memory_batches(
     seed: int,
     *,
     batch_size: int,
-    augment: tuple[int, bool] | None,
+    augment: Augment | None,
     mean: Tensor,
     std: Tensor,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch; with ``augment`` = (crop, flip) in random order and without a rest."""
+    """One epoch; with ``augment`` in random order and without a rest."""
     rows = len(images)
     if augment is None:
         for start in range(0, rows, batch_size):
@@ -181,10 +181,10 @@ def memory_batches(
                 yield normalise(images[part], mean, std), labels[part]
         return
     # Drawn on the CPU for the whole epoch: every device and process then sees the same epoch.
-    crop, flip = augment
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(rows, generator=generator)
-    draws = draw(rows, crop, flip, generator)
+    height, width = images.shape[2:]
+    draws = draw(rows, augment, (height, width), generator)
     steps = rows // batch_size
     whole = torch.arange(steps * batch_size).view(steps, batch_size)
     places = whole[:, distributed.share(0, batch_size)]
@@ -196,7 +196,7 @@ def memory_batches(
     for first in range(0, len(order), at_once):
         chunk = slice(first, first + at_once)
         chosen = order[chunk]
-        changed = normalise(crop_and_flip(images[chosen], draws.take(chunk), crop), mean, std)
+        changed = augmented(images[chosen], draws.take(chunk), augment, mean, std)
         yield from zip(changed.split(local), labels[chosen].split(local), strict=True)
 
 
@@ -369,9 +369,10 @@ def _streamed(
     eval_rows = _first_of(test, recipe.eval_rows, "eval_rows")
     batch_size = _shareable(min(recipe.batch_size, train_rows))
     pin = device.type == "cuda"
-    augment = recipe.random_resized_crop
+    resized = recipe.random_resized_crop
+    augment = Augment(recipe.crop, recipe.flip, recipe.cutout)
     reader = partial(StreamReader, size=recipe.size, workers=recipe.workers, pin=pin)
-    train_reader = reader(train, batch_size, shuffle=True, augment=augment, rows=train_rows)
+    train_reader = reader(train, batch_size, shuffle=True, augment=resized, rows=train_rows)
     eval_reader = reader(test, recipe.eval_batch_size, shuffle=False, augment=False, rows=eval_rows)
     with distributed.alone():
         sample = next(reader(train, 256, shuffle=False, augment=False, workers=0)(0))[0]
@@ -381,9 +382,10 @@ def _streamed(
         generator = torch.Generator().manual_seed(seed)
         mine = distributed.share(0, batch_size)
         for images, labels in train_reader(seed):
-            draws = draw(batch_size, recipe.crop, recipe.flip, generator).take(mine).to(device)
-            images = crop_and_flip(images.to(device, non_blocking=pin), draws, recipe.crop)
-            yield normalise(images, mean, std), labels.to(device, non_blocking=pin)
+            height, width = images.shape[2:]
+            draws = draw(batch_size, augment, (height, width), generator).take(mine).to(device)
+            changed = augmented(images.to(device, non_blocking=pin), draws, augment, mean, std)
+            yield changed, labels.to(device, non_blocking=pin)
 
     def eval_batches(seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in eval_reader(seed):

@@ -15,7 +15,14 @@ from image_files import encoded, picture, write_split
 from PIL import Image
 
 from spr_or.training.data import cache, parquet
-from spr_or.training.data.augment import Draws, crop_and_flip, draw, normalise
+from spr_or.training.data.augment import (
+    Augment,
+    Draws,
+    augmented,
+    crop_and_flip,
+    draw,
+    normalise,
+)
 from spr_or.training.data.load import decode_split, load_data, statistics
 from spr_or.training.data.parquet import DataError, find_folder, open_split
 from spr_or.training.data.stream import StreamReader, random_resized_crop
@@ -226,7 +233,7 @@ def test_a_disk_that_is_really_full_keeps_the_old_file(tmp_path: Path) -> None:
 def test_crop_and_flip_against_slices_of_the_padded_image() -> None:
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (40, 3, 7, 5), dtype=torch.uint8, generator=generator)
-    draws = draw(40, 2, True, generator)
+    draws = draw(40, Augment(2, True), (7, 5), generator)
     assert {*draws.top.tolist()} == {*draws.left.tolist()} == set(range(5))
     assert 5 < int(draws.flip.sum()) < 35
     result = crop_and_flip(images, draws, 2)
@@ -239,10 +246,27 @@ def test_crop_and_flip_against_slices_of_the_padded_image() -> None:
 
 def test_without_crop_and_flip_images_stay() -> None:
     images = torch.randint(0, 256, (4, 1, 3, 3), dtype=torch.uint8)
-    draws = draw(4, 0, False, torch.Generator().manual_seed(0))
+    draws = draw(4, Augment(), (3, 3), torch.Generator().manual_seed(0))
     assert torch.equal(crop_and_flip(images, draws, 0), images)
     half = draws.take(slice(2))
     assert isinstance(half, Draws) and len(half.top) == 2
+
+
+def test_cutout_zeroes_a_square_as_loops_do_and_changes_no_other_choice() -> None:
+    images = torch.randint(0, 256, (200, 3, 7, 5), dtype=torch.uint8)
+    with_holes = draw(200, Augment(2, True, 4), (7, 5), torch.Generator().manual_seed(3))
+    without = draw(200, Augment(2, True), (7, 5), torch.Generator().manual_seed(3))
+    assert all(torch.equal(a, b) for a, b in zip(with_holes[:3], without[:3], strict=True))
+    rows, columns = with_holes.hole.T
+    assert {*rows.tolist()} == set(range(7)) and {*columns.tolist()} == set(range(5))
+    mean, std = statistics(images)
+    result = augmented(images, with_holes, Augment(2, True, 4), mean, std)
+    expected = normalise(crop_and_flip(images, without, 2), mean, std)
+    for i, (row, column) in enumerate(with_holes.hole.tolist()):
+        for y in range(max(0, row - 2), min(7, row + 2)):
+            for x in range(max(0, column - 2), min(5, column + 2)):
+                expected[i, :, y, x] = 0
+    assert torch.equal(result, expected)
 
 
 def test_statistics_and_normalisation_are_numpys() -> None:
