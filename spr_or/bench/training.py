@@ -230,6 +230,7 @@ def fast_epochs(device: str, rows: int, method: str) -> Callable[[], object]:
     from spr_or.models.resnet_cifar import resnet20
     from spr_or.pruning.prox_sgd import ProxSGD
     from spr_or.pruning.regularizer import SPR
+    from spr_or.training.data.augment import Augment
     from spr_or.training.data.load import memory_batches
     from spr_or.training.loop import train_epoch
     from spr_or.training.step import captured, make_step
@@ -238,7 +239,7 @@ def fast_epochs(device: str, rows: int, method: str) -> Callable[[], object]:
     images, labels = (part.to(device) for part in _images(rows))
     normal = torch.full((3,), 0.5, device=device), torch.full((3,), 0.25, device=device)
     batches = partial(
-        memory_batches, images, labels, batch_size=BATCH, augment=(4, True),
+        memory_batches, images, labels, batch_size=BATCH, augment=Augment(4, True),
         mean=normal[0], std=normal[1],
     )  # fmt: skip
     torch.manual_seed(0)

@@ -47,6 +47,15 @@ def scheduled_pct(target: float, epoch: int, epochs: int) -> float:
     return target * (1 - (1 - t) ** 2)
 
 
+def ramp_epochs(epochs: int) -> int:
+    """After how many epochs `scheduled_pct` wants all of the target.
+
+    >>> ramp_epochs(8), ramp_epochs(1)
+    (6, 1)
+    """
+    return math.ceil(_RAMP * epochs)
+
+
 def reading_steps(epochs: int, steps: int) -> list[int]:
     """After which of its ``steps`` lambda is moved within an epoch, of a phase of ``epochs``.
 

@@ -92,6 +92,11 @@ class LamCourse:
             self.ceiling = min(self.ceiling, EASE * (self.last if below is None else below))
             self.lam = min(self.lam, self.ceiling)
 
+    def stop(self) -> None:
+        """The budget is met: lambda is 0 from now on, and nothing is read any more."""
+        self.lam = self.ceiling = 0.0
+        self.target = None
+
     def lower(self, times: int, failed: float) -> None:
         """Go on with lambda / 4^times, and stay below half of the one that ``failed``."""
         self.start_at(self.lam / _LOWER**times)

@@ -78,7 +78,8 @@ class Steering:
     settings have a target; ``example`` is that of `Spares`. ``steps`` of an epoch say whether lambda
     moves within epochs too, see `reading_steps`; then `within` must follow each step. In a network
     that has shrunk, ``left`` says which of the original's entities are still there: counts, cut and
-    masks are those of the original. With ``exact`` the cut is the exact one.
+    masks are those of the original. With ``exact`` the cut is the exact one. ``due``: lambda is moved as
+    in a phase of so many epochs, if that is not how many there are.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Steering:
         left: Masks | None = None,
         exact: CutTask | None = None,
         steps: int = 0,
+        due: int | None = None,
     ) -> None:
         self.settings = settings
         self.exact = exact
@@ -102,13 +104,18 @@ class Steering:
         self.left = left
         target = settings.target_removed_pct if count is not None else None
         start = 0.0 if isinstance(settings.lam, str) else settings.lam
-        self.course = LamCourse(start, settings.epochs, target, steps)  # without the warm-up
+        self.course = LamCourse(start, due or settings.epochs, target, steps)  # without the warm-up
         wanted = count is not None and settings.method == "prox"
         self.spares = Spares(model, spr, example) if wanted else None
 
     def ease(self) -> None:
         """Go on with a lambda somewhat below the last epoch's, and never above it again."""
         self.course.ease(below=float(self.spr.lam))
+
+    def finish(self) -> None:
+        """Go on without a penalty: what was to go has gone."""
+        self.course.stop()
+        self.spr.lam = 0.0
 
     def begin(self, epoch: int) -> None:
         """Before an epoch, counted from 0: lambda of the warm-up, and new bounds when it is time."""
@@ -133,7 +140,7 @@ class Steering:
             self.spares.keep(epoch)
         self._read(epoch + 1)
         record["removable_pct"] = self.course.shares[-1]
-        record["scheduled_pct"] = scheduled_pct(target, epoch, self.settings.epochs)
+        record["scheduled_pct"] = scheduled_pct(target, epoch, self.course.epochs)
         return record
 
     def _read(self, done: int) -> None:

@@ -14,7 +14,7 @@ from spr_or.pruning.lam_words import AUTO, share_of_max
 from spr_or.pruning.largest_lam import BATCHES, Pulls
 from spr_or.pruning.regularizer import SPR
 from spr_or.training.one_phase import epoch_seed
-from spr_or.training.pruning import make_spr
+from spr_or.training.pruning import due_epochs, make_spr
 from spr_or.training.replica import replica
 from spr_or.training.seed_run import RunError, SeedRun
 from spr_or.training.setup import fresh_model, steps_of_epoch
@@ -55,7 +55,7 @@ def largest_lam(run: SeedRun, model: nn.Module, spr: SPR, rate: Callable[[int], 
 def _pulls(
     run: SeedRun, model: nn.Module, spr: SPR, rate: Callable[[int], float]
 ) -> tuple[Pulls, float, float]:
-    """What holds the entities, the largest step of the phase, and the sum of its steps."""
+    """What holds the entities, the largest step of the `due_epochs`, and the sum of their steps."""
     seed = epoch_seed(run.seed, "spr", 0)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     network = replica(model)
@@ -73,7 +73,7 @@ def _pulls(
         for name, buffer in model.named_buffers():
             buffer.copy_(before[name])
     scale = 1 / (1 - run.recipe.train.momentum)
-    rates = [rate(epoch) * scale for epoch in range(run.recipe.spr.epochs)]
+    rates = [rate(epoch) * scale for epoch in range(due_epochs(run.recipe.spr))]
     return pulls, max(rates), steps_of_epoch(run.recipe, run.data) * sum(rates)
 
 

@@ -98,6 +98,8 @@ def train_phase(run: SeedRun, phase: Phase) -> float | None:
         f"seed {run.seed} {phase.title or phase.name}", phase.epochs, run.data.train_rows, done
     )
     for epoch in range(done, phase.epochs):
+        if whole.shrinking is not None and whole.shrinking.ends:
+            break
         record = good_epoch(run, phase, epoch, partial(_epoch, run, phase, step, epoch), best)
         run.metrics.add(record)
         run.display.epoch(record)
@@ -105,7 +107,8 @@ def train_phase(run: SeedRun, phase: Phase) -> float | None:
         better = best is None or accuracy > best
         best = accuracy if best is None else max(best, accuracy)
         if whole.shrinking is not None:
-            if whole.shrinking.after_epoch(epoch, epoch_seed(run.seed, phase.name, epoch)):
+            smaller = whole.shrinking.after_epoch(epoch, epoch_seed(run.seed, phase.name, epoch))
+            if smaller and not whole.shrinking.ends:
                 phase = whole.now()
                 step = _make_step(run, phase, phase.epochs - epoch - 1)
             whole.shrinking.write_back()
@@ -115,8 +118,9 @@ def train_phase(run: SeedRun, phase: Phase) -> float | None:
             checkpoint.save_best(run.checkpoints, state)
     if phase.epochs > done:
         last = run.metrics.records[-1]
+        trained = last["epoch"] + 1
         run.display.say(
-            f"seed {run.seed} {phase.title or phase.name}: {counted(phase.epochs, 'epoch')}, "
+            f"seed {run.seed} {phase.title or phase.name}: {counted(trained, 'epoch')}, "
             f"accuracy {last['eval_accuracy']:.2f} %"
         )
     return best

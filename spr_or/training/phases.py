@@ -9,10 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from spr_or.pruning.budget import TOLERANCE
-from spr_or.pruning.exact_cut_masks import ExactCut
 from spr_or.pruning.masks import apply_masks_, collapsed_layers, hold_masks
-from spr_or.pruning.measures import MEASURES
 from spr_or.pruning.module_masks import branches_of, module_masks
 from spr_or.pruning.regularizer import SPR
 from spr_or.pruning.steering import Steering, decide_masks
@@ -20,12 +17,14 @@ from spr_or.training import distributed
 from spr_or.training.distill import distilling
 from spr_or.training.first_lam import first_lam, nothing_removed
 from spr_or.training.improve import improved
+from spr_or.training.meet_budget import meet_budget
 from spr_or.training.method import SPR_ITSELF
 from spr_or.training.method_phase import Course, method_phase
 from spr_or.training.metrics import Record
 from spr_or.training.one_phase import Phase, train_phase
 from spr_or.training.pruning import (
     describe,
+    due_epochs,
     in_zero_filters_pct,
     make_cut,
     make_limits,
@@ -75,8 +74,7 @@ def train(run: SeedRun) -> Trained:
         )
     else:
         if run.recipe.method.name == SPR_ITSELF:
-            model, kept, budget = spr_phase(run, dense, bounds)
-            course = Course(run.recipe.spr.epochs)
+            model, kept, budget, course = spr_phase(run, dense, bounds)
         else:
             model, kept, budget, course = method_phase(run, dense)
         layers = run.chosen.of(model)
@@ -124,10 +122,11 @@ def dense_phase(run: SeedRun) -> nn.Module:
 
 def spr_phase(
     run: SeedRun, dense: nn.Module, bounds: dict[str, Tensor]
-) -> tuple[nn.Module, dict[str, Tensor], Record | None]:
+) -> tuple[nn.Module, dict[str, Tensor], Record | None, Course]:
     """The network trained with SPR, by its gradient or its proximal operator; what is to go.
 
-    Returns the network, the masks, and what `meet_budget` tells of them if there is a budget.
+    Returns the network, the masks, what `meet_budget` tells of them if there is a budget, and the
+    epochs that it took.
     """
     recipe = run.recipe.spr
     model = fresh_model(run.recipe, run.seed, run.device)
@@ -139,8 +138,9 @@ def spr_phase(
     limits = make_limits(recipe, spr)
     exact = make_cut(recipe, model, spr, cut_example(run.recipe, run.data, run.device))
     steps = steps_of_epoch(run.recipe, run.data)
+    due = due_epochs(recipe)
     steering = Steering(
-        recipe, model, spr, run.counter, limits, run.example, exact=exact, steps=steps
+        recipe, model, spr, run.counter, limits, run.example, exact=exact, steps=steps, due=due
     )
     whole = Trainee(model, make_optimizer(run.recipe, model, spr), spr, steering)
 
@@ -152,12 +152,15 @@ def spr_phase(
 
     def smaller_steering(network: nn.Module, regularizer: SPR, left: dict[str, Tensor]) -> Steering:
         return Steering(
-            recipe, network, regularizer, run.counter, limits, run.example, left, exact, steps
+            recipe, network, regularizer, run.counter, limits, run.example, left, exact, steps, due
         )
 
     shrinking = None
     if recipe.shrink:
         shrinking = Shrinking(run, whole, smaller_optimizer, smaller_steering, limits)
+
+    def was_cut() -> bool:
+        return shrinking is not None and shrinking.budget is not None
 
     start = starting_accuracy(run, dense)
     rate = _pruning_rate(run.recipe, 0)
@@ -176,7 +179,7 @@ def spr_phase(
             describe=lambda: describe(model, spr, recipe, small) | size(),
             after=shrinking.hold if shrinking is not None else None,
             steering=trainee.steering,
-            watch=watch(run, start, trainee.model, trainee.spr),
+            watch=watch(run, start, trainee.model, trainee.spr) if not was_cut() else None,
             shrinking=shrinking,
             smaller=phase_of,
         )
@@ -186,9 +189,15 @@ def spr_phase(
     train_phase(run, phase_of(whole))
     if shrinking is not None and shrinking.now.steering is not None:
         steering = shrinking.now.steering
+    course = Course(recipe.epochs)
     masks = steering.whole(decide_masks(steering.model, steering.spr, recipe))
     budget = None
-    if run.counter is None:
+    if shrinking is not None and shrinking.left is not None and shrinking.budget is not None:
+        masks = {name: keep.to(run.device) for name, keep in shrinking.left.items()}
+        budget = shrinking.budget
+        if shrinking.ends and shrinking.epochs is not None:
+            course = Course(shrinking.epochs)
+    elif run.counter is None:
         if (
             run.judge
             and recipe.epochs
@@ -203,56 +212,7 @@ def spr_phase(
     if budget is not None and recipe.improve != "none":
         masks, gained = improved(run, model, spr, masks)
         budget |= gained
-    return model, masks, budget
-
-
-def meet_budget(
-    run: SeedRun, steering: Steering, before: float
-) -> tuple[dict[str, Tensor], Record]:
-    """The masks that meet the budget, and the cut that this took.
-
-    The record holds the target, the share removed ``before`` the cut and after it (in percent of
-    what ``target_of`` names), how many entities the cut took (or gave back, if negative), the largest
-    indicator among the entities that go, and the last lambda; of an exact cut also what `_of_exact` tells.
-    """
-    choice = steering.cut()
-    target = run.recipe.spr.target_removed_pct
-    assert target is not None
-    run.display.say(
-        f"seed {run.seed} budget: {before:.1f} % of the "
-        f"{MEASURES[run.recipe.spr.target_of]} in zero entities, {_CUTS[choice.exact is not None]} "
-        f"({choice.cut:+d} entities) to {choice.removed_pct:.1f} %"
-    )
-    if choice.exact is None and abs(choice.removed_pct - target) > TOLERANCE:
-        run.display.warn(
-            f"the budget of {target:g} % is missed: the cut by rank removes {choice.removed_pct:.1f} %; "
-            'spr.cut = "exact" may come nearer'
-        )
-    record = {
-        "target_pct": target,
-        "before_cut_pct": before,
-        "after_cut_pct": choice.removed_pct,
-        "cut_entities": choice.cut,
-        "threshold": choice.threshold,
-        "lam": float(steering.spr.lam),
-    }
-    if choice.exact is not None:
-        record |= _of_exact(choice.exact)
-    return choice.masks, record
-
-
-_CUTS = {False: "cut by rank", True: "cut exactly"}
-
-
-def _of_exact(cut: ExactCut) -> Record:
-    """The sum of prices of what goes, a lower bound on it, that of the cut by rank, and the time."""
-    return {
-        "price": cut.choice.price,
-        "price_bound": cut.choice.bound,
-        "price_by_rank": cut.rank_price,
-        "removed_pct": cut.removed_pct,
-        "cut_seconds": cut.choice.seconds,
-    }
+    return model, masks, budget, course
 
 
 def warn_of_collapse(run: SeedRun, masks: dict[str, Tensor]) -> None:

@@ -50,6 +50,16 @@ def make_limits(recipe: SprRecipe, spr: SPR) -> dict[str, Limits]:
     return layer_limits(sizes, recipe.min_keep, round_to=recipe.round_to, branches=branches)
 
 
+def due_epochs(recipe: SprRecipe) -> int:
+    """In how many epochs a budget is to be met: where the network shrinks, each that follows is shorter.
+
+    >>> due_epochs(SprRecipe(alpha=0.1, epochs=8, target_removed_pct=50, shrink=True))
+    4
+    """
+    early = recipe.shrink and recipe.target_removed_pct is not None
+    return (recipe.epochs + 1) // 2 if early else recipe.epochs
+
+
 def make_cut(recipe: SprRecipe, model: nn.Module, spr: SPR, example: Tensor) -> CutTask | None:
     """The exact cut, if the recipe asks for it; ``ValueError`` where it cannot be made, see `cut_task`."""
     if recipe.cut == "rank" or recipe.target_removed_pct is None:

@@ -1,5 +1,9 @@
 """Training that shrinks: what is zero and stays zero leaves the network between two epochs.
 
+A budget is met as soon as it can be, and when three eighths of the phase are over at the latest: the
+network is cut to it, and the epochs that are left train the small one without a penalty. Where
+fine-tuning begins with the dense network's weights, these epochs are added to it instead.
+
 The whole network, its optimiser, regularizer and steering stay where they are and serve as the store:
 after every epoch the smaller ones are written back into them, so checkpoints, masks and reports know
 only the original, and what is stored besides is which entities are left.
@@ -18,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spr_or.pruning.budget import Limits
+from spr_or.pruning.budget import Limits, ramp_epochs
 from spr_or.pruning.chosen_entities import ChosenEntities
 from spr_or.pruning.compaction.api import CompactionError
 from spr_or.pruning.left import whole_masks, whole_numbers
@@ -40,6 +44,7 @@ from spr_or.pruning.removed_share import Counter
 from spr_or.pruning.spares import Spares
 from spr_or.pruning.stays_zero import stays_zero
 from spr_or.pruning.steering import Steering, leaving
+from spr_or.training.meet_budget import meet_budget
 from spr_or.training.metrics import Record
 from spr_or.training.recipe import Recipe
 from spr_or.training.seed_run import SeedRun
@@ -65,6 +70,7 @@ class Shrinking:
 
     ``make_optimizer(model, spr)`` and ``make_steering(model, spr, left)`` build the smaller one's.
     ``left``: {layer: bool (N,)}, the entities that are still there; None as long as all are.
+    ``budget``: what `meet_budget` told when the network was cut to the budget, after so many ``epochs``.
     """
 
     run: SeedRun
@@ -76,6 +82,8 @@ class Shrinking:
     zero_epochs: dict[str, Tensor] = field(default_factory=dict)  # how long entities have been zero
     macs_pct: float = 100.0  # the multiplications of what is trained now, in percent of all
     refused: bool = False
+    budget: Record | None = None
+    epochs: int | None = None
     _smaller: Trainee | None = None
     _narrowing: Narrowing | None = None
     _counter: Counter | None = None
@@ -111,6 +119,10 @@ class Shrinking:
             return False
         apply_masks_(model, by_module, self.run.example)
         self.left, self._narrowing, self._smaller = left, narrowing, smaller
+        if self.budget is not None:
+            for trainee in (self.trainee, smaller):
+                if trainee.steering is not None:
+                    trainee.steering.finish()
         self.macs_pct = self._macs_pct(left)
         self.run.scorings.clear()
         return True
@@ -146,7 +158,7 @@ class Shrinking:
         ``seed`` draws the batches on which the gradient is averaged.
         """
         small, recipe = self.now, self.run.recipe
-        if small.spr is None or small.steering is None or self.refused:
+        if small.spr is None or small.steering is None or self.refused or self.budget is not None:
             return False
         masks = leaving(small.model, small.spr, recipe.spr)
         present = self.left or {name: torch.ones_like(keep) for name, keep in masks.items()}
@@ -157,6 +169,8 @@ class Shrinking:
             self.zero_epochs[name] = torch.where(keep, 0, so_far + 1)
         if epoch + 1 >= recipe.spr.epochs:
             return False  # the cut by the budget comes next
+        if _is_due(small.steering, epoch):
+            return self._cut(small.steering, epoch)
         left = self._without_long_zeros(present, None)
         if not self._worth(present, left):
             return False
@@ -171,13 +185,32 @@ class Shrinking:
         before = self.macs_pct
         if not self.narrow_to(left):
             return False
+        self._tell(epoch, before, left)
+        return True
+
+    def _cut(self, steering: Steering, epoch: int) -> bool:
+        """Cut the network to the budget after this epoch; whether that was possible."""
+        masks, budget = meet_budget(self.run, steering, steering.course.shares[-1])
+        self.write_back()  # with what the budget gave back
+        before, self.budget, self.epochs = self.macs_pct, budget, epoch + 1
+        if not self.narrow_to(masks):
+            self.budget = self.epochs = None
+            return False
+        self._tell(epoch, before, masks)
+        return True
+
+    def _tell(self, epoch: int, before: float, left: Masks) -> None:
         gone = sum(int((~keep).sum()) for keep in left.values())
         self.run.display.say(
             f"seed {self.run.seed} spr: after epoch {epoch} the network shrinks to "
             f"{self.macs_pct:.0f} % of the multiplications "
             f"(by {100 * (1 - self.macs_pct / before):.0f} %; {gone} entities are gone)"
         )
-        return True
+
+    @property
+    def ends(self) -> bool:
+        """Whether the rest of the phase would be lost: fine-tuning has other weights to begin with."""
+        return self.budget is not None and self.run.recipe.finetune.start == "dense"
 
     def _chosen_now(self) -> ChosenEntities:
         if self._narrowing is None:
@@ -252,13 +285,27 @@ class Shrinking:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs besides the whole trainee's state."""
-        return {"left": self.left, "zero_epochs": dict(self.zero_epochs)}
+        return {
+            "left": self.left,
+            "zero_epochs": dict(self.zero_epochs),
+            "budget": self.budget,
+            "epochs": self.epochs,
+        }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`, when the whole trainee has been loaded."""
         self.zero_epochs = dict(state["zero_epochs"])
+        self.budget, self.epochs = state.get("budget"), state.get("epochs")
         if state["left"] is not None:
             self.narrow_to(state["left"])
+
+
+def _is_due(steering: Steering, epoch: int) -> bool:
+    """Whether the budget is to be met after this epoch: what could go is enough, or it is time."""
+    course = steering.course
+    if course.target is None:
+        return False
+    return course.shares[-1] >= course.target or epoch + 1 >= ramp_epochs(course.epochs)
 
 
 def narrowed_spr(spr: SPR, narrowing: Narrowing, model: nn.Module, chosen: ChosenEntities) -> SPR:

@@ -136,6 +136,37 @@ def test_a_run_stopped_in_its_small_network_goes_on(tmp_path):
     assert during == sorted(during, reverse=True) and len(during) == 5
 
 
+def test_a_budget_is_met_early_and_the_rest_trains_the_small_network(of_filters):
+    """Lambda is raised as in a phase of half the length, and what it has not emptied by then is cut."""
+    records = read_metrics(of_filters.folder / "metrics.jsonl")
+    spr = [r for r in records if r["phase"] == "spr"]
+    assert len(spr) == 6 and [bool(r["lam"]) for r in spr] == [True] * 3 + [False] * 3
+    assert [r["scheduled_pct"] for r in spr[:3]] == [
+        pytest.approx(x, abs=0.01) for x in (41.48, 59.26, 60)
+    ]
+    after = {r["macs_pct"] for r in records if r["phase"] == "finetune"}
+    assert {r["macs_pct"] for r in spr[3:]} == after, "the small network is that of the budget"
+    budget = of_filters.summary["budget"]
+    assert budget["after_cut_pct"] == pytest.approx(60, abs=2) and budget["lam"] > 0
+
+
+@pytest.mark.parametrize("stop", [None, ("spr", 2), ("finetune", 0)])
+def test_where_fine_tuning_begins_with_the_dense_weights_it_begins_as_soon_as_the_budget_is_met(
+    stop, tmp_path
+):
+    values = shrinking(rows=320, epochs=6).model_dump()
+    recipe = Recipe.model_validate(values | {"finetune": {"epochs": 2, "start": "dense"}})
+    if stop is None:
+        run_recipe(recipe, tmp_path)
+    else:
+        with pytest.raises(KeyboardInterrupt), stopped_at(*stop):
+            run_recipe(recipe, tmp_path)
+        run_recipe(recipe, tmp_path, resume=True)
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [r["epoch"] for r in records if r["phase"] == "spr"] == [0, 1, 2]
+    assert [r["epoch"] for r in records if r["phase"] == "finetune"] == [0, 1, 2, 3, 4]
+
+
 def test_without_shrinking_the_records_are_those_of_before(tmp_path):
     run_recipe(shrinking(rows=64, shrink=False), tmp_path)
     assert all("macs_pct" not in r for r in read_metrics(tmp_path / "metrics.jsonl"))
@@ -182,7 +213,7 @@ class Shifted(nn.Module):
 def test_a_network_that_would_train_differently_stays_whole_and_says_so(tmp_path, capsys):
     found = []
     for shrink in (True, False):
-        spr = SPR | {"shrink": shrink, "lam": "auto"}
+        spr = SPR | {"shrink": shrink, "target_removed_pct": None}
         run_recipe(tiny_recipe(model=f"{__name__}:Shifted", spr=spr), tmp_path / str(shrink))
         records = read_metrics(tmp_path / str(shrink) / "metrics.jsonl")
         found.append([(r["loss"], r["eval_loss"]) for r in records])

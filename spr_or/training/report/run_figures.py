@@ -263,7 +263,7 @@ def epoch_times(records: list[Record], path: Path) -> bool:
 
 def course(records: list[Record], path: Path) -> bool:
     """Lambda over the epochs with SPR, and what would go; False where lambda never moved."""
-    moved = [r for r in records if "lam" in r]
+    moved = [r for r in records if r.get("lam")]  # it is 0 when the budget was met early
     if len({r["lam"] for r in moved}) < 2:
         return False
     shares = [r["removable_pct"] for r in moved if "removable_pct" in r]
