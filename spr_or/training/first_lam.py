@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from spr_or.pruning.lam_words import AUTO, share_of_max
 from spr_or.pruning.largest_lam import BATCHES, Pulls
 from spr_or.pruning.regularizer import SPR
-from spr_or.training.one_phase import epoch_seed
 from spr_or.training.pruning import due_epochs, make_spr
 from spr_or.training.replica import replica
-from spr_or.training.seed_run import RunError, SeedRun
+from spr_or.training.seed_run import RunError, SeedRun, epoch_seed
 from spr_or.training.setup import fresh_model, steps_of_epoch
 
 

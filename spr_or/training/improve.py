@@ -17,8 +17,7 @@ from spr_or.pruning.module_masks import module_masks
 from spr_or.pruning.regularizer import SPR
 from spr_or.pruning.swaps import improve_by_swaps
 from spr_or.training.metrics import Record
-from spr_or.training.one_phase import epoch_seed
-from spr_or.training.seed_run import SeedRun
+from spr_or.training.seed_run import SeedRun, epoch_seed
 from spr_or.training.setup import LAYER_SETS
 from spr_or.utils.import_path import load_object
 

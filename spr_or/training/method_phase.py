@@ -19,11 +19,11 @@ from spr_or.training.going_back import Watch
 from spr_or.training.loop import evaluate
 from spr_or.training.method import SPR_ITSELF, PruningPlan, PruningTask, find_method
 from spr_or.training.metrics import Record
-from spr_or.training.one_phase import Phase, epoch_seed, train_phase
+from spr_or.training.one_phase import Phase, train_phase
 from spr_or.training.pruning import make_limits, make_sgd, make_spr
 from spr_or.training.recipe import Recipe, RecipeError
 from spr_or.training.schedule import learning_rate
-from spr_or.training.seed_run import RunError, SeedRun
+from spr_or.training.seed_run import RunError, SeedRun, epoch_seed
 from spr_or.training.setup import fresh_model, steps_of_epoch
 from spr_or.training.step import Objective
 from spr_or.training.watching import starting_accuracy

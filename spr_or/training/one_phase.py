@@ -22,7 +22,7 @@ from spr_or.training.going_back import Diverged, Watch, good_epoch
 from spr_or.training.loop import NonFiniteLoss, train_epoch
 from spr_or.training.method import SPR_ITSELF
 from spr_or.training.metrics import Record
-from spr_or.training.seed_run import PHASES, SeedRun
+from spr_or.training.seed_run import SeedRun, epoch_seed
 from spr_or.training.setup import batch_shape, steps_of_epoch
 from spr_or.training.shrink import Shrinking, Trainee
 from spr_or.training.speed import choose_speed
@@ -239,15 +239,6 @@ def _state(run: SeedRun, phase: Phase, epoch: int, best: float) -> checkpoint.St
     if phase.shrinking is not None:
         state["shrinking"] = phase.shrinking.state()
     return state
-
-
-def epoch_seed(seed: int, phase: str, epoch: int) -> int:
-    """The seed of an epoch: its order, its augmentation, its dropout.
-
-    >>> epoch_seed(0, "dense", 1), epoch_seed(1, "spr", 0)
-    (1, 500000)
-    """
-    return (seed * 4 + PHASES.index(phase)) * 100_000 + epoch
 
 
 def _not_finite(run: SeedRun, phase: str, epoch: int, lr: float, error: NonFiniteLoss) -> str:

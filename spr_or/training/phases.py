@@ -207,11 +207,11 @@ def spr_phase(
             raise RunError(nothing_removed(run, dense, bounds, rate))
     else:
         masks, budget = meet_budget(run, steering, run.counter(masks))
-    if shrinking is not None:
-        shrinking.write_back()  # what the budget gave back
-    if budget is not None and recipe.improve != "none":
-        masks, gained = improved(run, model, spr, masks)
-        budget |= gained
+        if shrinking is not None:
+            shrinking.write_back()  # what the budget gave back
+        if recipe.improve != "none":
+            masks, gained = improved(run, model, spr, masks)
+            budget |= gained
     return model, masks, budget, course
 
 

@@ -22,6 +22,15 @@ from spr_or.training.step import Step, captured, make_scoring
 PHASES = ("dense", "spr", "finetune")
 
 
+def epoch_seed(seed: int, phase: str, epoch: int) -> int:
+    """The seed of an epoch: its order, its augmentation, its dropout.
+
+    >>> epoch_seed(0, "dense", 1), epoch_seed(1, "spr", 0)
+    (1, 500000)
+    """
+    return (seed * 4 + PHASES.index(phase)) * 100_000 + epoch
+
+
 class RunError(RuntimeError):
     """A run that cannot go on; the message says why, what to change, and what is kept."""
 

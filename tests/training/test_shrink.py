@@ -150,6 +150,19 @@ def test_a_budget_is_met_early_and_the_rest_trains_the_small_network(of_filters)
     assert budget["after_cut_pct"] == pytest.approx(60, abs=2) and budget["lam"] > 0
 
 
+@pytest.mark.parametrize(
+    ("spr", "told"),
+    [({"improve": "swaps"}, "swaps"), ({"cut": "exact", "entities": "channels"}, "price_bound")],
+    ids=["improve", "exact"],
+)
+def test_an_early_cut_is_made_as_one_at_the_end(spr, told, tmp_path):
+    summary = run_recipe(shrinking(rows=320, epochs=4, **spr), tmp_path)
+    assert told in summary["budget"]
+    assert summary["removed_params_pct"] == pytest.approx(60, abs=2)
+    during = sizes(tmp_path)
+    assert during[0] == 100 and during[2] == during[3] == sizes(tmp_path, "finetune")[0]
+
+
 @pytest.mark.parametrize("stop", [None, ("spr", 2), ("finetune", 0)])
 def test_where_fine_tuning_begins_with_the_dense_weights_it_begins_as_soon_as_the_budget_is_met(
     stop, tmp_path

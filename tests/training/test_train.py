@@ -19,10 +19,10 @@ from spr_or.training import checkpoint
 from spr_or.training.data.load import load_data
 from spr_or.training.loop import NonFiniteLoss, evaluate, train_epoch
 from spr_or.training.metrics import read_metrics
-from spr_or.training.one_phase import epoch_seed
 from spr_or.training.recipe import RecipeError
 from spr_or.training.run_progress import RunDisplay
 from spr_or.training.runner import run_recipe
+from spr_or.training.seed_run import epoch_seed
 from spr_or.training.setup import reproducible
 from spr_or.training.step import captured, make_step
 
