@@ -165,6 +165,8 @@ class Setting:
             found.append(f"batches of {data.batch_size}")
         if dataset != "ImageNet" and (data.crop, data.flip) != (4, True):
             found.append(f"crop {data.crop}, flip {data.flip}")
+        if data.cutout:
+            found.append(f"cutout {data.cutout}")
         return found + _encoding(summary["dataset"], data, dataset)
 
     @cached_property

@@ -177,6 +177,7 @@ def test_a_row_has_our_figures_in_the_papers_measure_and_ours(tmp_path: Path) ->
         (resnet20(), {"train_images": 2560}, "2,560 training images"),
         (resnet20(data={"batch_size": 256}), {}, "batches of 256"),
         (resnet20(data={"crop": 0}), {}, "crop 0, flip True"),
+        (resnet20(data={"cutout": 8}), {}, "cutout 8"),
         (resnet20(spr={"schedule": "cosine"}), {}, "cosine schedule"),
         (resnet20(spr={"start": "dense", "include_norm": True}), {}, "spr.include_norm=True"),
         (resnet20(finetune={"distill": 0.5}), {}, "finetune.distill=0.5"),
