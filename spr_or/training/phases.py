@@ -144,8 +144,13 @@ def spr_phase(
     )
     whole = Trainee(model, make_optimizer(run.recipe, model, spr), spr, steering)
 
+    def was_cut() -> bool:
+        return shrinking is not None and shrinking.budget is not None
+
     def smaller_optimizer(network: nn.Module, regularizer: SPR | None) -> torch.optim.Optimizer:
         assert regularizer is not None
+        if was_cut():  # no penalty is left
+            return make_sgd(run.recipe, network.parameters())
         if run.recipe.speed.compile and run.device.type != "cpu":
             regularizer.compile()
         return make_optimizer(run.recipe, network, regularizer)
@@ -159,9 +164,6 @@ def spr_phase(
     if recipe.shrink:
         shrinking = Shrinking(run, whole, smaller_optimizer, smaller_steering, limits)
 
-    def was_cut() -> bool:
-        return shrinking is not None and shrinking.budget is not None
-
     start = starting_accuracy(run, dense)
     rate = _pruning_rate(run.recipe, 0)
 
@@ -169,13 +171,14 @@ def spr_phase(
         assert trainee.spr is not None
         small = trainee.steering if trainee is not whole else None
         size = shrinking.describe if shrinking is not None else dict
+        penalised = recipe.method == "gradient" and not was_cut()
         return Phase(
             name="spr",
             model=trainee.model,
             optimizer=trainee.optimizer,
             epochs=recipe.epochs,
             rate=rate,
-            add_gradient=trainee.spr.add_gradient_ if recipe.method == "gradient" else None,
+            add_gradient=trainee.spr.add_gradient_ if penalised else None,
             describe=lambda: describe(model, spr, recipe, small) | size(),
             after=shrinking.hold if shrinking is not None else None,
             steering=trainee.steering,
