@@ -144,11 +144,13 @@ def _number(value: float | None, unit: str) -> str:
 
 
 def integrality(runs: list[dict[str, Any]]) -> str:
-    """How integral the relaxation was at the end of the SPR phase."""
+    """How integral the relaxation was at the end of the SPR phase, or before its early cut."""
     head = "| run | entities | zero | y~ = 1 | 0 < y~ < 1 |\n| --- | ---: | ---: | ---: | ---: |\n"
     lines = []
     for run in sorted(runs, key=_order):
-        last = [r for r in run["records"] if r["phase"] == "spr" and "fractional" in r]
+        last = [
+            r for r in run["records"] if r["phase"] == "spr" and r.get("lam") and "fractional" in r
+        ]
         if not last:
             continue
         total = sum(last[-1]["regimes"].values())
