@@ -7,8 +7,8 @@
 ``keep`` copies the recipe, ``summary.json``, ``metrics.jsonl`` and the compact network of each run into
 ``experiments/results/NAME/RUN``, and with ``--dense FILE`` a dense network with its hash. ``page`` makes
 the tables of ``docs/lab/NAME.md`` between its marks, and the pictures, from what is kept: accuracy, and
-the regimes of all entities in the run of SPR that lost least. ``compare`` puts the table and the picture
-of a comparison of methods, from its folder, on ``docs/lab/methods.md``.
+where the page shows it the regimes of all entities in the run of SPR that lost least. ``compare`` puts
+the table and the picture of a comparison of methods, from its folder, on ``docs/lab/methods.md``.
 """
 
 from __future__ import annotations
@@ -171,9 +171,10 @@ def picture(runs: list[dict[str, Any]], path: Path) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for run in runs:
-        groups[form_of(run)].append(run)
     marks = {label: (colour, marker) for label, colour, marker in FORMS.values()}
+    for run in runs:
+        form = form_of(run)
+        groups[form if form in marks else "other methods"].append(run)
     for label, members in groups.items():
         colour, marker = marks.get(label, (GREY, "D"))
         for axis, removed in zip(axes, (_params, _macs), strict=True):
@@ -212,9 +213,10 @@ def write_page(name: str) -> None:
     write_text(page, f"{before}{BEGIN}\n\n{made}\n{END}{after}")
     picture(runs, ROOT / "docs" / "figures" / f"{name}.png")
     shown = [run for run in runs if form_of(run) in {label for label, _, _ in FORMS.values()}]
-    if shown:
+    figure = f"{name}_entities.png"
+    if shown and figure in text:
         best = min(shown, key=lambda run: run["dense_accuracy"] - run["accuracy"])
-        each_entity(best["records"], {}, ROOT / "docs" / "figures" / f"{name}_entities.png")
+        each_entity(best["records"], {}, ROOT / "docs" / "figures" / figure)
         print(f"the picture of entities is that of {best['run']}")
 
 
