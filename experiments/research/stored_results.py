@@ -6,8 +6,8 @@
 
 ``keep`` copies the recipe, ``summary.json``, ``metrics.jsonl`` and the compact network of each run into
 ``experiments/results/NAME/RUN``, and with ``--dense FILE`` a dense network with its hash. ``page`` makes
-the tables of ``docs/lab/NAME.md`` between its marks, and the pictures, from what is kept: accuracy, and
-where the page shows it the regimes of all entities in the run of SPR that lost least. ``compare`` puts
+the tables of ``docs/lab/NAME.md`` between its marks, and those pictures that the page shows, from what
+is kept: accuracy, and the regimes of all entities in the run of SPR that lost least. ``compare`` puts
 the table and the picture of a comparison of methods, from its folder, on ``docs/lab/methods.md``.
 """
 
@@ -211,7 +211,8 @@ def write_page(name: str) -> None:
     _, _, after = rest.partition(END)
     made = f"{table(runs)}\n{integrality(runs)}"
     write_text(page, f"{before}{BEGIN}\n\n{made}\n{END}{after}")
-    picture(runs, ROOT / "docs" / "figures" / f"{name}.png")
+    if f"/{name}.png" in text:
+        picture(runs, ROOT / "docs" / "figures" / f"{name}.png")
     shown = [run for run in runs if form_of(run) in {label for label, _, _ in FORMS.values()}]
     figure = f"{name}_entities.png"
     if shown and figure in text:
