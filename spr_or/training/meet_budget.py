@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Callable
+
+from torch import Tensor, nn
 
 from spr_or.pruning.budget import TOLERANCE
 from spr_or.pruning.exact_cut_masks import ExactCut
 from spr_or.pruning.measures import MEASURES
+from spr_or.pruning.regularizer import SPR
 from spr_or.pruning.steering import Steering
+from spr_or.training.improve import improved
 from spr_or.training.metrics import Record
 from spr_or.training.seed_run import SeedRun
 
 
 def meet_budget(
-    run: SeedRun, steering: Steering, before: float
+    run: SeedRun,
+    steering: Steering,
+    before: float,
+    model: nn.Module,
+    spr: SPR,
+    write_back: Callable[[], None],
 ) -> tuple[dict[str, Tensor], Record]:
-    """The masks that meet the budget, and the cut that this took.
+    """The masks that meet the budget, improved if the recipe asks for it, and what that took.
+
+    ``model`` with ``spr`` is the whole network, which ``write_back()`` gives what the cut gave back to the
+    one that was trained. The record is that of the cut and of `improved`.
+    """
+    masks, record = _cut(run, steering, before)
+    write_back()
+    if run.recipe.spr.improve != "none":
+        masks, gained = improved(run, model, spr, masks)
+        record |= gained
+    return masks, record
+
+
+def _cut(run: SeedRun, steering: Steering, before: float) -> tuple[dict[str, Tensor], Record]:
+    """The masks of the cut, and what is told of it.
 
     The record holds the target, the share removed ``before`` the cut and after it (in percent of
     what ``target_of`` names), how many entities the cut took (or gave back, if negative), the largest

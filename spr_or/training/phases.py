@@ -16,7 +16,6 @@ from spr_or.pruning.steering import Steering, decide_masks
 from spr_or.training import distributed
 from spr_or.training.distill import distilling
 from spr_or.training.first_lam import first_lam, nothing_removed
-from spr_or.training.improve import improved
 from spr_or.training.meet_budget import meet_budget
 from spr_or.training.method import SPR_ITSELF
 from spr_or.training.method_phase import Course, method_phase
@@ -209,12 +208,8 @@ def spr_phase(
         ):
             raise RunError(nothing_removed(run, dense, bounds, rate))
     else:
-        masks, budget = meet_budget(run, steering, run.counter(masks))
-        if shrinking is not None:
-            shrinking.write_back()  # what the budget gave back
-        if recipe.improve != "none":
-            masks, gained = improved(run, model, spr, masks)
-            budget |= gained
+        write_back = shrinking.write_back if shrinking is not None else lambda: None
+        masks, budget = meet_budget(run, steering, run.counter(masks), model, spr, write_back)
     return model, masks, budget, course
 
 

@@ -44,7 +44,6 @@ from spr_or.pruning.removed_share import Counter
 from spr_or.pruning.spares import Spares
 from spr_or.pruning.stays_zero import stays_zero
 from spr_or.pruning.steering import Steering, leaving
-from spr_or.training.improve import improved
 from spr_or.training.meet_budget import meet_budget
 from spr_or.training.metrics import Record
 from spr_or.training.recipe import Recipe
@@ -191,13 +190,11 @@ class Shrinking:
 
     def _cut(self, steering: Steering, epoch: int) -> bool:
         """Cut the network to the budget after this epoch; whether that was possible."""
-        run, whole = self.run, self.trainee
-        masks, budget = meet_budget(run, steering, steering.course.shares[-1])
-        self.write_back()  # with what the budget gave back
-        if run.recipe.spr.improve != "none":
-            assert whole.spr is not None
-            masks, gained = improved(run, whole.model, whole.spr, masks)
-            budget |= gained
+        whole, could_go = self.trainee, steering.course.shares[-1]
+        assert whole.spr is not None
+        masks, budget = meet_budget(
+            self.run, steering, could_go, whole.model, whole.spr, self.write_back
+        )
         before, self.budget, self.epochs = self.macs_pct, budget, epoch + 1
         if not self.narrow_to(masks):
             self.budget = self.epochs = None
