@@ -305,7 +305,10 @@ def _compute(w: Tensor) -> Tensor:
 
 
 def _per_entity(value: Bound, like: Tensor) -> Tensor:
-    return torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    if torch.is_tensor(value):
+        return value.to(like.device, like.dtype)
+    # Filled in on the device: a number that is copied there stalls it, and no graph can capture that.
+    return torch.full((), value, dtype=like.dtype, device=like.device)
 
 
 def _check(w: Tensor, alpha: float, M: Bound, variant: str) -> None:

@@ -88,9 +88,14 @@ def with_operands(
 
 
 def call(node: fx.Node, facts: Facts, new: Sequence[Any], args: Any = None) -> Any:
-    """The node's operator on other tensors than its own."""
-    filled, named = with_operands(node, facts, new, args)
+    """The node's operator on other tensors than its own, on the CPU."""
+    filled, named = map_aggregate(with_operands(node, facts, new, args), on_cpu)
     return node.target(*filled, **named)  # type: ignore[operator]
+
+
+def on_cpu(argument: Any) -> Any:
+    """An argument of an operator where facts are worked out: a device becomes the CPU."""
+    return torch.device("cpu") if isinstance(argument, torch.device) else argument
 
 
 def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:

@@ -278,7 +278,6 @@ def weighted(
 
     def emit(builder: "Builder", node: fx.Node, given: list[Any]) -> fx.Node:
         path = builder.owner(node, (1, 2))
-        source = builder.plan.facts[layer.weight].value
         grouped = groups is not None
         if path is None and not grouped:
             if shift is not None:
@@ -295,7 +294,7 @@ def weighted(
             bias_value = bias_value[rows.to(bias_value.device)]
         if shift is not None:
             old = 0 if bias_value is None else bias_value.detach()
-            bias_value = (old + shift.to(source.device)).to(source.dtype)
+            bias_value = (old + shift.to(weight.device)).to(weight.dtype)
         module = _module(node, layer, weight, bias_value, groups)
         module.weight.requires_grad_(builder.tensor(layer.weight).requires_grad)
         if layer.bias is not None:

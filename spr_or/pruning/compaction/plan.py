@@ -26,6 +26,7 @@ from spr_or.pruning.compaction.facts import (
     any_over,
     counted,
     full,
+    on_cpu,
     operands,
     projected,
     uniform,
@@ -289,19 +290,25 @@ def _first_slice(fact: Fact) -> Tensor:
 
 
 def facts_of(graph: fx.GraphModule, values: Sequence[Any]) -> Facts:
-    """Run the graph and see what of each result is known."""
+    """Run the graph and see what of each result is known.
+
+    On the CPU, wherever the network is: what is decided from them is many small masks, and none of
+    them meets a tensor of another device.
+    """
     facts = Facts()
     inputs = iter(values)
     with torch.no_grad():
         for node in graph.graph.nodes:
             if node.op == "placeholder":
                 value = next(inputs)
-                known = torch.zeros(value.shape, dtype=torch.bool, device=value.device) \
-                    if isinstance(value, Tensor) else None  # fmt: skip
+                known = None
+                if isinstance(value, Tensor):
+                    value = value.cpu()
+                    known = torch.zeros(value.shape, dtype=torch.bool)
                 facts[node] = Fact(value, known, False, node.meta["variable"])
             elif node.op == "get_attr":
-                value = _attribute(graph, str(node.target))
-                known = torch.ones(value.shape, dtype=torch.bool, device=value.device)
+                value = _attribute(graph, str(node.target)).cpu()
+                known = torch.ones(value.shape, dtype=torch.bool)
                 facts[node] = Fact(value, known, True, frozenset())
             elif node.op == "call_function":
                 facts[node] = _fact(node, facts)
@@ -310,7 +317,7 @@ def facts_of(graph: fx.GraphModule, values: Sequence[Any]) -> Facts:
 
 def _fact(node: fx.Node, facts: Facts) -> Fact:
     def concrete(argument: Any) -> Any:
-        return facts[argument].value if isinstance(argument, fx.Node) else argument
+        return facts[argument].value if isinstance(argument, fx.Node) else on_cpu(argument)
 
     filled: Any = map_aggregate((node.args, node.kwargs), concrete)
     args, kwargs = filled

@@ -27,6 +27,9 @@ class Builder:
         self.root = nn.Module()
         self.built: dict[fx.Node, Any] = {}
         self.kept: Kept = {}
+        # A constant may be on the CPU where the network is not; parameters are where it is.
+        held = (*plan.graph.parameters(), *plan.graph.buffers())
+        self._device = held[0].device if held else None
         self._owners = _owners(plan)
         self._unions: dict[fx.Node, Keep] = {}
         self._adapted: dict[Any, fx.Node] = {}
@@ -93,7 +96,7 @@ class Builder:
     def parameter(self, name: str, shift: Tensor, bias: list[Any]) -> fx.Node:
         """A new parameter, added to the bias where there is one."""
         name = self._free_name(name)
-        self.root.register_parameter(name, nn.Parameter(shift))
+        self.root.register_parameter(name, nn.Parameter(self._there(shift)))
         new = self.graph.get_attr(name)
         old = bias[0] if bias else None
         return new if old is None else self.graph.call_function(aten.add.Tensor, (old, new))
@@ -101,16 +104,15 @@ class Builder:
     def buffer(self, name: str, tensor: Tensor) -> fx.Node:
         """A tensor of ours, which is no part of the state dict."""
         name = self._free_name(name)
-        self.root.register_buffer(name, tensor, persistent=False)
+        self.root.register_buffer(name, self._there(tensor), persistent=False)
         return self.graph.get_attr(name)
 
     def module(self, name: str, module: nn.Module, given: list[Any], own: bool = False) -> fx.Node:
         """A node that calls a module, which is put under ``name``; own: the original's name."""
         name = name if own else self._free_name(name)
         self._placed.add(name)
-        reference = next(iter(self.plan.graph.state_dict().values()), None)
-        if reference is not None:
-            module.to(reference.device)
+        if self._device is not None:
+            module.to(self._device)
         put(self.root, name, module)
         return self.graph.create_node("call_module", name, tuple(given))
 
@@ -125,6 +127,10 @@ class Builder:
         self._note(f"{path}.weight", tuple(keep))
         if layer.bias is not None:
             self._note(f"{path}.bias", (rows,))
+
+    def _there(self, tensor: Tensor) -> Tensor:
+        """On the network's device; facts are on the CPU."""
+        return tensor if self._device is None else tensor.to(self._device)
 
     # How nodes are built.
 

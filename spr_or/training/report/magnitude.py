@@ -36,7 +36,7 @@ def magnitude_masks(
         rows = groups[name].gather().weights if layer is None else layer.weight.detach()
         norms = rows.flatten(1).norm(dim=1)
         found[name] = torch.zeros_like(keep)
-        found[name][norms.topk(int(keep.sum())).indices] = True
+        found[name][norms.topk(int(keep.sum())).indices.to(keep.device)] = True
     return found
 
 
