@@ -29,6 +29,7 @@ from spr_or.pruning.masks import apply_masks_, filter_rows
 from spr_or.pruning.module_masks import groups_of, module_masks
 from spr_or.pruning.per_entity import crossed
 from spr_or.pruning.regularizer import SPR
+from spr_or.utils.full_float32 import full_float32
 
 Kept = dict[str, list[list[int] | None]]
 
@@ -320,6 +321,6 @@ def _compare(whole: nn.Module, part: nn.Module, example: Any, training: bool) ->
 
 def _outputs(model: nn.Module, images: Tensor, training: bool, seed: int) -> list[Tensor]:
     copied = copy.deepcopy(model).train(training)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), full_float32(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return [copied(images)]

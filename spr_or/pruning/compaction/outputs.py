@@ -8,14 +8,15 @@ from torch.utils import _pytree as pytree
 
 from spr_or.pruning.compaction.errors import CompactionError
 from spr_or.pruning.compaction.inputs import Inputs
+from spr_or.utils.full_float32 import full_float32
 
 # Relative difference of outputs that rounding explains: a narrower sum has another order.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
 def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """The tensors that a network, or the graph of one, returns; without gradients."""
-    with torch.no_grad(), warnings.catch_warnings():
+    """The tensors that a network, or the graph of one, returns; in full precision, without gradients."""
+    with torch.no_grad(), full_float32(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if isinstance(model, fx.GraphModule):
             found = model(*pytree.tree_leaves((inputs.args, inputs.kwargs)))

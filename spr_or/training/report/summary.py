@@ -28,6 +28,7 @@ from spr_or.training.report.page import Section, write_page
 from spr_or.training.report.rows import ratios
 from spr_or.training.seed_run import SeedRun
 from spr_or.utils.files import write_text
+from spr_or.utils.full_float32 import full_float32
 
 Summary = dict[str, Any]
 
@@ -183,6 +184,7 @@ def clock(records: list[Record]) -> dict[str, float]:
 
 
 @torch.no_grad()
+@full_float32()
 def max_logit_difference(run: SeedRun, masked: nn.Module, smaller: nn.Module) -> float:
     """Largest |difference| of a logit of the masked and the compacted network, over all images."""
     masked.eval()
