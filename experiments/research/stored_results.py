@@ -4,11 +4,12 @@
     python experiments/research/stored_results.py page cifar10_resnet20
     python experiments/research/stored_results.py compare digits FOLDER
 
-``keep`` copies the recipe, ``summary.json``, ``metrics.jsonl`` and the compact network of each run into
-``experiments/results/NAME/RUN``, and with ``--dense FILE`` a dense network with its hash. ``page`` makes
-the tables of ``docs/lab/NAME.md`` between its marks, and those pictures that the page shows, from what
-is kept: accuracy, and the regimes of all entities in the run of SPR that lost least. ``compare`` puts
-the table and the picture of a comparison of methods, from its folder, on ``docs/lab/methods.md``.
+``keep`` copies the recipe, ``summary.json``, ``metrics.jsonl`` and, where the run's folder has it, the
+compact network of each run into ``experiments/results/NAME/RUN``, and with ``--dense FILE`` a dense
+network with its hash. ``page`` makes the tables of ``docs/lab/NAME.md`` between its marks, and those
+pictures that the page shows, from what is kept: accuracy, and the regimes of all entities in the run
+of SPR that lost least. ``compare`` keeps the runs of a comparison of methods without their networks,
+and puts its table and picture on ``docs/lab/methods.md``.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from spr_or.utils.files import write_aside, write_text
 from spr_or.utils.palette import BLUE, GREEN, GREY, ORANGE
 
 ROOT = Path(__file__).parents[2]
-KEPT = ("recipe.json", "summary.json", "metrics.jsonl", "compact.safetensors")
+COMPACT = "compact.safetensors"
+KEPT = ("recipe.json", "summary.json", "metrics.jsonl", COMPACT)
 BEGIN, END = "<!-- written by stored_results.py -->", "<!-- end -->"
 FORMS = {
     ("prox", "exact"): ("ProxSGD, exact", BLUE, "o"),
@@ -50,7 +52,8 @@ def keep(name: str, runs: list[Path], dense: Path | None) -> None:
         place = results(name) / run.name
         place.mkdir(parents=True, exist_ok=True)
         for file in KEPT:
-            shutil.copyfile(run / file, place / file)
+            if file != COMPACT or (run / file).exists():
+                shutil.copyfile(run / file, place / file)
     if dense is not None:
         target = results(name) / "dense.safetensors"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -226,6 +229,10 @@ def put_comparison(name: str, folder: Path) -> None:
     place = ROOT / "experiments" / "results" / f"compare-{name}"
     place.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(folder / "comparison.csv", place / "comparison.csv")
+    for run in sorted((folder / "runs").glob("*/summary.json")):
+        (place / run.parent.name).mkdir(exist_ok=True)
+        for file in KEPT[:3]:
+            shutil.copyfile(run.parent / file, place / run.parent.name / file)
     shutil.copyfile(
         folder / "comparison-methods.png", ROOT / "docs" / "figures" / f"compare-{name}.png"
     )

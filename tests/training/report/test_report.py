@@ -172,6 +172,26 @@ def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-
     return lambda *arguments: runner.invoke(app, ["small.toml", *arguments])
 
 
+def test_times_of_a_network_do_not_ask_for_deterministic_algorithms() -> None:
+    seen: list[bool] = []
+
+    class Seen(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(torch.are_deterministic_algorithms_enabled())
+            return x
+
+    was = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        latency_ms([Seen()], torch.zeros(1), repeats=1)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(was, warn_only=warned)
+    assert seen and not any(seen)
+
+
 def test_the_command_runs_resumes_and_names_the_report(invoke, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     result = invoke("--set", "spr.lam=10", "--set", "name=mine")
     assert result.exit_code == 0, result.output
