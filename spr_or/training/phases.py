@@ -189,28 +189,40 @@ def spr_phase(
     if run.resumed("spr") is None:
         steering.course.start_at(first_lam(run, model, spr, rate))
     train_phase(run, phase_of(whole))
-    if shrinking is not None and shrinking.now.steering is not None:
-        steering = shrinking.now.steering
-    course = Course(recipe.epochs)
-    masks = steering.whole(decide_masks(steering.model, steering.spr, recipe))
-    budget = None
+    kept, budget, course = _decided(run, dense, bounds, whole, shrinking)
+    return model, kept, budget, course
+
+
+def _decided(
+    run: SeedRun,
+    dense: nn.Module,
+    bounds: dict[str, Tensor],
+    whole: Trainee,
+    shrinking: Shrinking | None,
+) -> tuple[dict[str, Tensor], Record | None, Course]:
+    """What goes, after training: masks, how a budget was met, and the epochs that the phase took.
+
+    ``whole``: the network of before the phase, in which what has shrunk is written back. Raises
+    `RunError` where there is no budget and nothing goes.
+    """
+    recipe = run.recipe.spr
     if shrinking is not None and shrinking.left is not None and shrinking.budget is not None:
         masks = {name: keep.to(run.device) for name, keep in shrinking.left.items()}
-        budget = shrinking.budget
-        if shrinking.ends and shrinking.epochs is not None:
-            course = Course(shrinking.epochs)
-    elif run.counter is None:
-        if (
-            run.judge
-            and recipe.epochs
-            and steering.course.lam
-            and all(m.all() for m in masks.values())
-        ):
-            raise RunError(nothing_removed(run, dense, bounds, rate))
-    else:
+        epochs = shrinking.epochs if shrinking.ends else None
+        return masks, shrinking.budget, Course(recipe.epochs if epochs is None else epochs)
+    now = shrinking.now.steering if shrinking is not None else None
+    steering = now or whole.steering
+    assert steering is not None and whole.spr is not None
+    masks = steering.whole(decide_masks(steering.model, steering.spr, recipe))
+    if run.counter is not None:
         write_back = shrinking.write_back if shrinking is not None else lambda: None
-        masks, budget = meet_budget(run, steering, run.counter(masks), model, spr, write_back)
-    return model, masks, budget, course
+        before = run.counter(masks)
+        masks, budget = meet_budget(run, steering, before, whole.model, whole.spr, write_back)
+        return masks, budget, Course(recipe.epochs)
+    stays = all(keep.all() for keep in masks.values())
+    if run.judge and recipe.epochs and steering.course.lam and stays:
+        raise RunError(nothing_removed(run, dense, bounds, _pruning_rate(run.recipe, 0)))
+    return masks, None, Course(recipe.epochs)
 
 
 def warn_of_collapse(run: SeedRun, masks: dict[str, Tensor]) -> None:
