@@ -107,7 +107,7 @@ def interpolated(grid: Grid, widths: Widths) -> float:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What times depend on besides the layer."""
-    accelerator = "" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return {
         "node": platform.node(),
         "machine": platform.machine(),

@@ -100,7 +100,7 @@ def narrow(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CompactionWarning)
         network = compact(twin, by_module, example)
-    kept: Kept = network.meta["kept"]  # type: ignore[assignment, index]
+    kept = _within_groups(network.meta["kept"], model)  # type: ignore[arg-type, index]
     left = {name: keep.cpu() for name, keep in masks.items()}
     unknown = sorted(set(dict(network.named_parameters())) - set(kept))
     if unknown:
@@ -113,6 +113,31 @@ def narrow(
     network.train(model.training)
     for training in (False, True):
         _compare(model, network, example, training)
+    return found
+
+
+def _within_groups(kept: Kept, model: nn.Module) -> Kept:
+    """The same for weights: those of a convolution in groups have positions of one group only.
+
+    Compaction counts them over the whole input. Raises `CannotShrink` where groups keep others than
+    each other.
+    """
+    found = dict(kept)
+    for path, layer in model.named_modules():
+        name = f"{path}.weight"
+        groups = getattr(layer, "groups", 1)
+        if groups == 1 or name not in kept or kept[name][1] is None:
+            continue
+        width = layer.weight.shape[1]
+        each = [
+            {i % width for i in kept[name][1] or () if i // width == group}
+            for group in range(groups)
+        ]
+        alive = [positions for positions in each if positions]
+        if any(positions != alive[0] for positions in alive):
+            raise CannotShrink(f"the groups of {path!r} would keep different channels")
+        inside = sorted(alive[0]) if alive and len(alive[0]) < width else None
+        found[name] = [kept[name][0], inside, *kept[name][2:]]
     return found
 
 

@@ -192,12 +192,16 @@ class Shrinking:
         """Cut the network to the budget after this epoch; whether that was possible."""
         whole, could_go = self.trainee, steering.course.shares[-1]
         assert whole.spr is not None
+        networks = [whole.model, *([self._smaller.model] if self._smaller is not None else [])]
+        weights = [copy.deepcopy(network.state_dict()) for network in networks]
         masks, budget = meet_budget(
             self.run, steering, could_go, whole.model, whole.spr, self.write_back
         )
         before, self.budget, self.epochs = self.macs_pct, budget, epoch + 1
         if not self.narrow_to(masks):
             self.budget = self.epochs = None
+            for network, held in zip(networks, weights, strict=True):
+                network.load_state_dict(held)  # without what the cut gave back or improved
             return False
         self._tell(epoch, before, masks)
         return True
@@ -293,6 +297,7 @@ class Shrinking:
             "zero_epochs": dict(self.zero_epochs),
             "budget": self.budget,
             "epochs": self.epochs,
+            "refused": self.refused,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -301,6 +306,7 @@ class Shrinking:
         self.budget, self.epochs = state.get("budget"), state.get("epochs")
         if state["left"] is not None:
             self.narrow_to(state["left"])
+        self.refused = state.get("refused", False)
 
 
 def _is_due(steering: Steering, epoch: int) -> bool:

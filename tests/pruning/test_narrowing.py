@@ -14,6 +14,7 @@ from spr_or.pruning.masks import apply_masks_, hold_masks
 from spr_or.pruning.module_masks import module_masks
 from spr_or.pruning.narrowing import (
     CannotShrink,
+    _within_groups,
     narrow,
     narrowed_entities,
     numbers_of_left,
@@ -182,3 +183,45 @@ def test_constants_that_training_would_move_are_refused():
     example, _, layers, masks, _ = masked(model, "filters")
     with pytest.raises(CannotShrink):
         narrow(model, layers, masks, example)
+
+
+class Separable(nn.Module):
+    """Layers in which each channel has a convolution of its own, or two share one."""
+
+    def __init__(self, width: int = 1) -> None:
+        super().__init__()
+        self.a, self.n = nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.own = nn.Conv2d(8, 8, 3, padding=1, groups=8 // width, bias=False)
+        self.m, self.b, self.head = nn.BatchNorm2d(8), nn.Conv2d(8, 6, 1), nn.Linear(6, 10)
+
+    def forward(self, x):
+        x = F.relu(self.m(self.own(F.relu(self.n(self.a(x))))))
+        return self.head(F.relu(self.b(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kinds", ["filters", "channels"])
+def test_a_convolution_of_each_channel_goes_with_it(kinds):
+    torch.manual_seed(0)
+    model = Separable()
+    example, _, layers, masks, by_module = masked(model, kinds)
+    found = narrow(model, layers, masks, example)
+    if kinds == "channels":
+        left = int(next(iter(masks.values())).sum())
+        assert found.network.get_submodule("own").weight.shape == (left, 1, 3, 3)
+    one = losses(model, sgd(model), data(20), hold_masks(model, by_module, example))
+    other = losses(found.network, sgd(found.network), data(20), found.hold)
+    assert other == pytest.approx(one, rel=1e-4)
+    write_(found, model)
+    x = next(data(1))[0]
+    with torch.no_grad():
+        torch.testing.assert_close(found.network.eval()(x), model.eval()(x), rtol=1e-4, atol=1e-4)
+
+
+def test_positions_within_groups_are_counted_in_each():
+    model = Separable(width=2)  # four groups of two channels
+    names = {"own.weight": [[0, 1, 4, 5], [0, 1, 4, 5], None, None], "a.weight": [[1], None]}
+    assert _within_groups(names, model) == names | {"own.weight": [[0, 1, 4, 5], None, None, None]}
+    one_each = {"own.weight": [[0, 1, 4, 5], [1, 5], None, None]}
+    assert _within_groups(one_each, model)["own.weight"] == [[0, 1, 4, 5], [1], None, None]
+    with pytest.raises(CannotShrink, match="groups of 'own'"):
+        _within_groups({"own.weight": [[0, 1, 4, 5], [0, 5], None, None]}, model)

@@ -15,6 +15,7 @@ from spr_or.training import checkpoint, distributed
 from spr_or.training.metrics import read_metrics
 from spr_or.training.recipe import Recipe, RecipeError
 from spr_or.training.runner import run_recipe
+from spr_or.training.shrink import Shrinking
 from spr_or.training.step import make_step
 
 SPR = {"lam": 30.0,
@@ -232,6 +233,38 @@ def test_a_network_that_would_train_differently_stays_whole_and_says_so(tmp_path
         found.append([(r["loss"], r["eval_loss"]) for r in records])
     assert found[0] == found[1]
     assert set(sizes(tmp_path / "True") + sizes(tmp_path / "True", "finetune")) == {100.0}
+
+
+def test_a_cut_that_was_refused_is_not_tried_again_after_a_stop(tmp_path):
+    """Nor has it changed the network: what the cut gave back belonged to masks that do not hold."""
+    spr = SPR | {"target_removed_pct": 30, "epochs": 6}
+    recipe = tiny_recipe(model=f"{__name__}:Shifted", spr=spr)
+    before: list[dict[str, torch.Tensor]] = []
+    after: list[dict[str, torch.Tensor]] = []
+    cut = Shrinking._cut
+
+    def weights(shrinking: Shrinking) -> dict[str, torch.Tensor]:
+        return {n: t.clone() for n, t in shrinking.trainee.model.state_dict().items()}
+
+    def watched(self: Shrinking, *arguments: Any) -> bool:
+        before.append(weights(self))
+        found = cut(self, *arguments)
+        after.append(weights(self))
+        assert not found and self.refused
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Shrinking, "_cut", watched)
+        whole = run_recipe(recipe, tmp_path / "whole")
+        assert len(before) == 1
+        assert_identical(after[0], before[0], "the network")
+        with pytest.raises(KeyboardInterrupt), stopped_at("spr", 4):
+            run_recipe(recipe, tmp_path / "stopped")
+        run_recipe(recipe, tmp_path / "stopped", resume=True)
+        assert len(before) == 2
+    found = [read_metrics(tmp_path / n / "metrics.jsonl") for n in ("whole", "stopped")]
+    losses = [[(r["phase"], r["loss"]) for r in records] for records in found]
+    assert losses[0] == losses[1] and whole["budget"] is not None
 
 
 def test_several_processes_are_refused(tmp_path, monkeypatch):
