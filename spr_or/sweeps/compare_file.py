@@ -61,6 +61,7 @@ _OWN = {
         "share", "shrink", "shrink_after",
     )
 }  # fmt: skip
+_OF_ANY = {"spr.shrink", "spr.shrink_after"}  # the others of these only SPR reads
 _AUTO = {"spr.lam": "auto"}  # a number in the base was tuned without a budget
 
 
@@ -157,6 +158,10 @@ def _method(path: Path, entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         raise SweepError(
             f"{path}: {label} has {', '.join(shared)}, which is the same for all methods: put it under "
             f"[set]. A method may have keys of its own and {', '.join(sorted(_OWN))}"
+        )
+    if name != SPR_ITSELF and (unread := sorted({k for k in values if "." in k} - _OF_ANY)):
+        raise SweepError(
+            f"{path}: {label} does not read {', '.join(unread)}, which only SPR does: remove it"
         )
     own = {(key if "." in key else f"method.{key}"): value for key, value in values.items()}
     return label, {"method.name": name, **own}

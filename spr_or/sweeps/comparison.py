@@ -169,6 +169,35 @@ def rows_of(lines: Sequence[Line]) -> list[dict[str, str]]:
     return found
 
 
+def numbers_of(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    """The same in numbers, for programs: means over seeds, and deviations where there are several."""
+    best = winners(lines)
+    return [
+        {
+            "budget_pct": line.budget,
+            "method": line.method,
+            "kind": line.kind,
+            "accuracy": _fmean(line.accuracy),
+            "accuracy_deviation": line.deviation,
+            "dense_accuracy": _fmean(line.dense),
+            "removed_params_pct": _fmean(line.removed),
+            "macs_removed_pct": _fmean(line.macs_removed),
+            "speedup": _fmean(line.speedup),
+            "pruning_seconds": _fmean(line.pruning_seconds),
+            "seeds": len(line.seeds),
+            "leads": (line.method, line.budget) in best,
+            "note": row["note"],
+        }
+        for line, row in zip(
+            sorted(lines, key=lambda line: (line.budget, -line.mean)), rows_of(lines), strict=True
+        )
+    ]
+
+
+def _fmean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
 def _spread(values: Sequence[float]) -> str:
     if len(values) < 2:
         return _mean(values, ".2f")
@@ -207,7 +236,8 @@ def write_comparison(plan: SweepPlan, folder: Path) -> list[Line]:
     """Write ``comparison.csv``, ``comparison.md`` and two pictures, `PICTURES`; the lines."""
     lines = lines_of(plan, folder)
     rows = rows_of(lines)
-    write_csv(folder / "comparison.csv", list(rows[0]), rows)
+    numbers = numbers_of(lines)
+    write_csv(folder / "comparison.csv", list(numbers[0]), numbers)
     head = "| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0])
     body = ["| " + " | ".join(one_line(cell).replace("|", "\\|") for cell in row.values()) + " |"
             for row in rows]  # fmt: skip
@@ -220,7 +250,10 @@ def write_comparison(plan: SweepPlan, folder: Path) -> list[Line]:
 
 
 def figure(title: str, lines: Sequence[Line], path: Path) -> bool:
-    """Accuracy over the share removed, a colour and marker for each method; False without a run."""
+    """Accuracy over multiplications removed, a colour and marker for each method; False without a run.
+
+    Not over parameters: of those all methods remove as many, and one would hide the other.
+    """
     methods = list(dict.fromkeys(line.method for line in lines if line.accuracy))
     series = []
     for number, method in enumerate(methods):
@@ -228,7 +261,7 @@ def figure(title: str, lines: Sequence[Line], path: Path) -> bool:
         series.append(
             pareto.Series(
                 method,
-                [statistics.fmean(line.removed) for line in own],
+                [statistics.fmean(line.macs_removed) for line in own],
                 [line.mean for line in own],
                 _COLOURS[number % len(_COLOURS)],
                 _MARKERS[number // len(_COLOURS) % len(_MARKERS)],
@@ -239,7 +272,7 @@ def figure(title: str, lines: Sequence[Line], path: Path) -> bool:
     return pareto.draw(
         series,
         path,
-        xlabel="parameters removed (% of all parameters)",
+        xlabel="multiplications removed (%)",
         title=title,
         dense=[("dense network", statistics.fmean(dense), "black")] if dense else [],
     )

@@ -24,7 +24,7 @@ from spr_or.sweeps.pools import Pool
 from spr_or.sweeps.run_table import ERROR, TableRow, last_line, sound_summary, write_tables
 from spr_or.sweeps.sweep_file import SweepError, SweepPlan, SweepRun
 from spr_or.training.recipe import SpeedRecipe
-from spr_or.training.runner import run_recipe
+from spr_or.training.runner import edited_since, run_recipe
 from spr_or.training.seed_run import RunError
 from spr_or.training.stored_run import RECIPE, SUMMARY, DamagedFile, read_recipe, read_summary
 from spr_or.utils.files import write_text
@@ -71,6 +71,8 @@ def run_sweep(
     with _alone_in(folder), pool:
         settled = ("finished",) if retry_failed else ("finished", "failed")
         todo = [point for point in plan.runs if state_of(point, folder) not in settled]
+        for edited in _edited(plan, folder):
+            warn(edited)
         on_begin(todo)
         for point in todo:
             (folder / "runs" / point.folder_name / ERROR).unlink(missing_ok=True)
@@ -104,6 +106,16 @@ def run_sweep(
                 on_end(JobEnded(one, last_line(fault) if fault else None, done, total))
             result = Result(*write_tables(plan, folder / "runs", folder))
     return result
+
+
+def _edited(plan: SweepPlan, folder: Path) -> list[str]:
+    """What to tell of finished runs whose network or method has another file today, each once."""
+    found: dict[str, list[str]] = {}
+    for point in plan.runs:
+        summary = sound_summary(folder / "runs" / point.folder_name)
+        if summary is not None and (reason := edited_since(point.recipe, summary)):
+            found.setdefault(reason, []).append(point.folder_name)
+    return [f"{', '.join(runs)}: {reason}" for reason, runs in found.items()]
 
 
 def state_of(point: SweepRun, folder: Path) -> str:

@@ -178,7 +178,7 @@ def _compiled_where_it_pays(run: SeedRun, phase: Phase, epochs: int) -> nn.Modul
 
 
 def _epoch(run: SeedRun, phase: Phase, step: Step, epoch: int) -> Record:
-    """Train and evaluate one epoch; raises `RunError` when its loss is not finite."""
+    """Train and evaluate one epoch; raises `RunError` when its loss or its weights are not finite."""
     started = time.perf_counter()
     lr, steering = phase.rate(epoch), phase.steering
     for group in phase.optimizer.param_groups:
@@ -191,7 +191,11 @@ def _epoch(run: SeedRun, phase: Phase, step: Step, epoch: int) -> Record:
     try:
         scores = train_epoch(step, run.data.train(seed), _after_batch(run, steering, epoch))
     except NonFiniteLoss as error:
-        raise Diverged(_not_finite(run, phase.name, epoch, lr, error)) from error
+        what = f"the loss became {error.value} at step {error.step} of epoch {epoch}"
+        raise Diverged(_not_finite(run, phase.name, what, lr)) from error
+    if not _is_finite(phase.model):  # no loss has seen the weights of the last step
+        what = f"weights became NaN or infinite in the last step of epoch {epoch}"
+        raise Diverged(_not_finite(run, phase.name, what, lr))
     test = run.validate(phase.model)
     return {
         "phase": phase.name,
@@ -241,13 +245,18 @@ def _state(run: SeedRun, phase: Phase, epoch: int, best: float) -> checkpoint.St
     return state
 
 
-def _not_finite(run: SeedRun, phase: str, epoch: int, lr: float, error: NonFiniteLoss) -> str:
+def _is_finite(model: nn.Module) -> bool:
+    found = [t.isfinite().all() for t in model.state_dict().values() if t.is_floating_point()]
+    return not found or bool(torch.stack(found).all())
+
+
+def _not_finite(run: SeedRun, phase: str, what: str, lr: float) -> str:
     last = run.checkpoints / checkpoint.LAST
     keys = _KEYS[phase]
     if phase == "spr" and run.recipe.method.name != SPR_ITSELF:
         keys = "spr.lr and [method]"
     kept = f"last good checkpoint: {last}" if last.exists() else "no epoch was finished before"
     return (
-        f"the loss became {error.value} at step {error.step} of epoch {epoch} of phase {phase}, "
-        f"with a learning rate of {lr:g}. Look at {keys} in the recipe; {kept}"
+        f"{what} of phase {phase}, with a learning rate of {lr:g}. "
+        f"Look at {keys} in the recipe; {kept}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,8 @@ def run_recipe(
             alone = distributed.world().size == 1
             if resume and alone and (summary := _read_finished(recipe, folder)) is not None:
                 summaries = [summary]
+                if display is not None and (reason := edited_since(recipe, summary)):
+                    display.warn(reason)
             else:
                 with _alone_in(folder), remembering():
                     summaries = _run(recipe, folder, resume, device, display, judge, measuring)
@@ -148,6 +151,9 @@ def _run(
              for seed in recipe.seeds}  # fmt: skip
     with display or RunDisplay(quiet=True) as shown, reproducible(recipe.speed.threads):
         summaries = {seed: _finished(place, shown) for seed, place in seeds.items()}
+        for summary in summaries.values():
+            if summary is not None and (reason := edited_since(recipe, summary)):
+                shown.warn(reason)
         distributed.barrier()  # all have looked before the first one writes
         data: Data | None = None
         counter: Count | None = None
@@ -195,13 +201,13 @@ def _run_seed(
     if warning:
         display.warn(warning)
     distributed.barrier()  # all have read before the first one writes
-    code = code_digest(recipe.model)  # once: the file may be edited while this runs
+    code = code_of(recipe)  # once: the files may be edited while this runs
     if state is not None:
         display.say(f"seed {seed}: continuing phase {state['phase']} after epoch {state['epoch']}")
         if state.get("code") not in (None, code):
             display.warn(
-                f"the file of {recipe.model} has changed since this run began: what was trained before may "
-                "belong to another network. Change it back, or begin anew in another folder"
+                f"{_files_of(recipe)} has changed since this run began: what was trained before may belong "
+                "to another network or method. Change it back, or begin anew in another folder"
             )
         if lost := what_is_lost(folder / "metrics.jsonl", _epochs_until(recipe, state)):
             display.warn(lost)
@@ -223,6 +229,32 @@ def _run_seed(
                 return report_seed(run, trained)
     finally:
         metrics.close()
+
+
+def code_of(recipe: Recipe) -> str | None:
+    """A hash of the file of the network, and of that of the method if it is the user's own."""
+    digests = [code_digest(name) for name in (recipe.model, *_own_method(recipe))]
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(map(str, digests)).encode()).hexdigest()
+
+
+def edited_since(recipe: Recipe, summary: Summary) -> str | None:
+    """What to tell where a finished run's code is not that of today; None where it is, or not known."""
+    if summary.get("code") in (None, code_of(recipe)):
+        return None
+    return (
+        f"{_files_of(recipe)} has changed since this run ended: its results are those of the file as it was. "
+        "Remove its folder to run it again"
+    )
+
+
+def _own_method(recipe: Recipe) -> tuple[str, ...]:
+    return (recipe.method.name,) if ":" in recipe.method.name else ()
+
+
+def _files_of(recipe: Recipe) -> str:
+    return " or ".join(f"the file of {name}" for name in (recipe.model, *_own_method(recipe)))
 
 
 def _check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:

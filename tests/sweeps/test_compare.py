@@ -16,6 +16,7 @@ from spr_or.sweeps.comparison import (
     PICTURES,
     Line,
     lines_of,
+    numbers_of,
     rows_of,
     significance,
     winners,
@@ -121,6 +122,7 @@ def test_every_shipped_comparison_loads(name):
         ("methods = [{label = 'a'}]", "needs a name"),
         ("methods = [{name = 'pffec', label = 3}]", "must be text, got 3"),
         ("methods = [{name = 'pffec', imags = 3}]", "pffec has no key 'imags'"),
+        ("methods = [{name = 'pffec', spr.alpha = 0.3}]", "pffec does not read spr.alpha"),
         ("methods = [{name = 'pffec', spr.epoch = 3}]", "pffec has spr.epoch, which is the same"),
         ("methods = ['pffec']\nbugdets = [1]", "bugdets: no such key; a comparison has base"),
         ("methods = ['nowhere:METHOD']", "nowhere"),
@@ -237,6 +239,13 @@ def test_a_method_without_a_result_comes_last():
     rows = rows_of([line_of("none"), line_of("some", 20.0)])
     assert [row["method"] for row in rows] == ["some", "none"]
     assert rows[1]["accuracy %"] == "–"
+
+
+def test_the_numbers_of_a_line_are_numbers():
+    full, none = numbers_of([line_of("none"), line_of("some", 20.0, 22.0)])
+    assert full["method"] == "some" and full["accuracy"] == 21.0 and full["seeds"] == 2
+    assert full["accuracy_deviation"] == pytest.approx(2**0.5) and full["leads"] is False
+    assert none["accuracy"] is None and none["accuracy_deviation"] is None
 
 
 def test_the_picture_ranks_methods_by_the_budgets_that_all_have(tmp_path: Path):

@@ -1,6 +1,7 @@
 """Nothing is lost: kill -9, cut files, full disks, and what a resumed run is allowed to be."""
 
 import errno
+import itertools
 import json
 import os
 import random
@@ -14,7 +15,7 @@ import torch
 from forking_server import Server
 from tiny_runs import assert_identical, no_pictures_in, stopped_at, tiny_recipe
 
-from spr_or.training import checkpoint
+from spr_or.training import checkpoint, one_phase
 from spr_or.training.checkpoint import CheckpointError, load, load_last, save_best, save_last
 from spr_or.training.metrics import Metrics, read_metrics
 from spr_or.training.run_progress import RunDisplay
@@ -172,6 +173,36 @@ def test_not_finite_says_where_what_to_change_and_what_is_kept(tmp_path: Path) -
     assert all(t.isfinite().all() for t in state["model"].values())
 
 
+def test_weights_of_the_last_step_of_all_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No loss has seen them, so a loss that is finite says nothing of them."""
+    really, epochs = one_phase.train_epoch, itertools.count(1)
+
+    def train_epoch(step: Any, batches: Any, on_batch: Any) -> Any:
+        if next(epochs) < 4:
+            return really(step, batches, on_batch)
+        *rest, last = list(batches)
+        scores = really(step, [*rest, last], on_batch)
+        step.optimizer_of_test.param_groups[0]["params"][0].data.fill_(float("nan"))
+        return scores
+
+    made = one_phase.make_step
+
+    def make_step(model: Any, optimizer: Any, **settings: Any) -> Any:
+        step = made(model, optimizer, **settings)
+        step.optimizer_of_test = optimizer  # type: ignore[attr-defined]
+        return step
+
+    monkeypatch.setattr(one_phase, "train_epoch", train_epoch)
+    monkeypatch.setattr(one_phase, "make_step", make_step)
+    recipe = tiny_recipe(dense={"epochs": 1}, spr={"epochs": 2}, finetune={"epochs": 1})
+    told = r"weights became NaN or infinite in the last step of epoch 0 of phase finetune, "
+    with pytest.raises(RunError, match=told):
+        run_recipe(recipe, tmp_path)
+    assert not (tmp_path / "summary.json").exists()
+
+
 def test_another_recipe_does_not_continue_a_run(tmp_path: Path) -> None:
     recipe = tiny_recipe()
     first = run_recipe(recipe, tmp_path)
@@ -283,3 +314,30 @@ def test_a_network_whose_file_is_edited_while_it_trains_is_told(
         with pytest.raises(KeyboardInterrupt), stopped_at("spr", 1):
             run_recipe(recipe, tmp_path / "run", judge=False, resume=resume)
         assert any("has changed" in line for line in told) == resume
+
+
+def test_a_method_whose_file_was_edited_after_the_run_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(RunDisplay, "warn", lambda self, line: told.append(line))
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "edited_method.py"
+    file.write_text("from spr_or.methods.pffec import METHOD\n")
+    recipe = tiny_recipe(
+        method={"name": "edited_method:METHOD"},
+        spr={"target_removed_pct": 50, "lam": "auto", "start": "dense"},
+    )
+    summary = run_recipe(recipe, tmp_path / "run")
+    for seeds in (recipe.seeds, (0, 1)):
+        again = recipe.model_copy(update={"seeds": seeds})
+        folder = tmp_path / ("run" if len(seeds) == 1 else "runs")
+        run_recipe(again, folder, resume=True, display=RunDisplay(quiet=True))
+    assert not any("has changed" in line for line in told)
+    file.write_text("from spr_or.methods.pffec import METHOD  # edited\n")
+    assert (
+        run_recipe(recipe, tmp_path / "run", resume=True, display=RunDisplay(quiet=True)) == summary
+    )
+    assert sum("the file of edited_method:METHOD has changed" in line for line in told) == 1
+    run_recipe(again, tmp_path / "runs", resume=True, display=RunDisplay(quiet=True))
+    assert sum("the file of edited_method:METHOD has changed" in line for line in told) == 3

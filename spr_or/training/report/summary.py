@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spr_or.pruning.budget import TOLERANCE
 from spr_or.pruning.compaction.api import CompactionWarning, compact, save_compact
 from spr_or.pruning.counts import count_macs, count_parameters, masked_filter_weights
 from spr_or.pruning.layer_rows import layer_label, layer_rows
@@ -82,12 +83,25 @@ def report_seed(run: SeedRun, trained: Trained) -> Summary:
     recipe = run.recipe
     save_compact(run.folder / "compact.safetensors", smaller, recipe.model, recipe.model_kwargs)
     summary = summarise(run, trained, smaller, (images, labels))
+    warn_of_other_size(run, summary)
     norms = entity_norms(run, trained)
     figures = _draw(run, trained, norms)
     section = Section(f"Seed {run.seed}", figures, summary["layers"], groups=summary["groups"])
     write_page(run.folder / "report.html", summary, [section])
     write_text(run.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def warn_of_other_size(run: SeedRun, summary: Summary) -> None:
+    """Say that compaction removed more or less than the cut to the budget had counted."""
+    counted, removed = (summary["budget"] or {}).get("after_cut_pct"), summary["removed_params_pct"]
+    if counted is None or run.recipe.spr.target_of != "params":
+        return
+    if abs(removed - counted) > TOLERANCE:
+        run.display.warn(
+            f"the cut counted {counted:.1f} % of the parameters, and {removed:.1f} % are gone: a channel "
+            "that became constant while the network was trained goes too"
+        )
 
 
 def summarise(
@@ -152,6 +166,7 @@ def summarise(
         "groups": group_rows(trained.entity_masks, layers),
         "budget": trained.budget,
         **clock(run.metrics.records),
+        "code": run.fixed.get("code"),
         "recipe": recipe.model_dump(mode="json"),
     }
 

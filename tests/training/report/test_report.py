@@ -6,6 +6,8 @@ import statistics
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from typer.testing import CliRunner
 from spr_or.commands import run as command
 from spr_or.training.report.measure import latency_ms
 from spr_or.training.report.run_figures import kept, norms, progress, regimes
-from spr_or.training.report.summary import MEASURES, mean_summary
+from spr_or.training.report.summary import MEASURES, mean_summary, warn_of_other_size
 from spr_or.training.runner import run_recipe
 
 # The fields that a summary must have, written down here again on purpose.
@@ -170,6 +172,23 @@ def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-
     app.command()(command.command)
     runner = CliRunner()
     return lambda *arguments: runner.invoke(app, ["small.toml", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("counted", "removed", "of", "told"),
+    [(5.0, 20.5, "params", True), (50.0, 50.9, "params", False), (40.0, 60.0, "macs", False)],
+)
+def test_another_size_than_the_cut_counted_is_told(
+    counted: float, removed: float, of: str, told: bool
+) -> None:
+    lines: list[str] = []
+    recipe = SimpleNamespace(spr=SimpleNamespace(target_of=of))
+    run: Any = SimpleNamespace(recipe=recipe, display=SimpleNamespace(warn=lines.append))
+    warn_of_other_size(run, {"budget": {"after_cut_pct": counted}, "removed_params_pct": removed})
+    assert bool(lines) == told
+    assert (
+        not told or f"{counted:.1f} % of the parameters, and {removed:.1f} % are gone" in lines[0]
+    )
 
 
 def test_times_of_a_network_do_not_ask_for_deterministic_algorithms() -> None:
