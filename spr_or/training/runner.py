@@ -204,7 +204,9 @@ def _run_seed(
     code = code_of(recipe)  # once: the files may be edited while this runs
     if state is not None:
         display.say(f"seed {seed}: continuing phase {state['phase']} after epoch {state['epoch']}")
-        if state.get("code") not in (None, code):
+        # A dense phase may be another run's, which this method had no part in.
+        shared = code_digest(recipe.model) if state["phase"] == "dense" else None
+        if state.get("code") not in (None, code, shared):
             display.warn(
                 f"{_files_of(recipe)} has changed since this run began: what was trained before may belong "
                 "to another network or method. Change it back, or begin anew in another folder"

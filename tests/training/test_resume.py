@@ -15,6 +15,7 @@ import torch
 from forking_server import Server
 from tiny_runs import assert_identical, no_pictures_in, stopped_at, tiny_recipe
 
+from spr_or.sweeps.jobs import begin_after, dense_recipe
 from spr_or.training import checkpoint, one_phase
 from spr_or.training.checkpoint import CheckpointError, load, load_last, save_best, save_last
 from spr_or.training.metrics import Metrics, read_metrics
@@ -341,3 +342,16 @@ def test_a_method_whose_file_was_edited_after_the_run_is_told(
     assert sum("the file of edited_method:METHOD has changed" in line for line in told) == 1
     run_recipe(again, tmp_path / "runs", resume=True, display=RunDisplay(quiet=True))
     assert sum("the file of edited_method:METHOD has changed" in line for line in told) == 3
+
+
+def test_a_shared_dense_phase_is_no_edited_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(RunDisplay, "warn", lambda self, line: told.append(line))
+    budget = {"target_removed_pct": 50, "lam": "auto", "start": "dense"}
+    recipe = tiny_recipe(method={"name": "plugged_methods:METHOD"}, spr=budget)
+    run_recipe(dense_recipe(recipe), tmp_path / "dense", judge=False)
+    begin_after(tmp_path / "dense", tmp_path / "run")
+    run_recipe(recipe, tmp_path / "run", resume=True, judge=False)
+    assert not any("has changed" in line for line in told)

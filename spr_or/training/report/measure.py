@@ -26,7 +26,7 @@ def latency_ms(
     """Milliseconds of one evaluation-mode forward pass of each model on ``images``, the fastest turn.
 
     At most ``seconds`` in all, five turns at least. Algorithms need not be deterministic, as they must
-    while a run trains: on a GPU those that put channels in their places take several times as long.
+    while a run trains, for nobody asks for that of a network in use.
     """
     with torch.no_grad(), _any_algorithm():
         runs = [partial(model.eval(), images) for model in models]
