@@ -7,9 +7,9 @@ on the CPU, and copies. NumPy cannot read its tensors.
 
 ``torch.export`` cannot follow such tensors, so networks are traced with what they hold on the CPU.
 Nothing is known here about streams, kernels, captured graphs and numerical differences: the tests
-marked ``gpu`` are about those. A backward pass on the device starts threads, after which a process
-cannot be forked: tests that train run in a process of their own. Tests of a module that imports
-this one are left out where a GPU is.
+marked ``gpu`` are about those. Where the device is registered, a backward
+pass starts threads, after which a process cannot be forked: only files of ``device_checks`` import this
+module, and `test_on_a_device` runs them elsewhere. They are left out where a GPU is.
 """
 
 import contextlib

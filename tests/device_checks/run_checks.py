@@ -4,9 +4,6 @@ The device is pretended and computes with the CPU's kernels, so a run there diff
 sums at most.
 """
 
-import multiprocessing
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -22,8 +19,6 @@ from spr_or import SPR, ProxSGD
 from spr_or.pruning.compaction.api import load_compact
 from spr_or.training.metrics import read_metrics
 from spr_or.training.runner import run_recipe
-
-Elsewhere = Callable[..., None]
 
 BUDGET = {"target_removed_pct": 50, "start": "dense", "lam": "auto"}
 FORMS: dict[str, dict[str, Any]] = {
@@ -42,24 +37,16 @@ SCORES = ("pffec", "hrank", "chip", "taylor", "group_norm", "random", "layer_exa
 TRAINED = ("bn_gamma", "group_lasso", "sss", "hfp", "dnr", "epfs", "pfc", "oto")
 
 
-@pytest.fixture(scope="module")
-def elsewhere() -> Iterator[Elsewhere]:
-    """Runs a function in another process, and raises here what it raises there.
-
-    The backward pass starts threads for a device, after which a process cannot be forked any more; other
-    tests do that.
-    """
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn) as process:
-        yield lambda work, *arguments: process.submit(work, *arguments).result()
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_pictures_in(monkeypatch)
 
 
-def assert_same_run(folder: Path, sections: dict[str, Any]) -> None:
+def assert_same_run(folder: Path, **sections: Any) -> None:
     found = []
     for device in ("cpu", "pretended"):
         recipe = tiny_recipe(**sections, speed={"device": device, "threads": 1, "auto": False})
-        with pretended_gpu(), pytest.MonkeyPatch.context() as patched:
-            no_pictures_in(patched)
+        with pretended_gpu():
             summary = run_recipe(recipe, folder / device)
         found.append((summary, read_metrics(folder / device / "metrics.jsonl")))
     (one, records), (other, others) = found
@@ -78,26 +65,23 @@ def assert_same_run(folder: Path, sections: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "form", slow_unless(lambda name: name in ("prox", "channels that leave", "printed"), FORMS)
 )
-def test_a_form_of_spr(form: str, tmp_path: Path, elsewhere: Elsewhere) -> None:
+def test_a_form_of_spr(form: str, tmp_path: Path) -> None:
     dense = {"finetune": {"epochs": 2, "start": "dense", "lr": 0.02, "distill": 0.5}}
     more = dense if "dense weights" in form else {}
-    elsewhere(assert_same_run, tmp_path, {"spr": BUDGET | FORMS[form], **more})
+    assert_same_run(tmp_path, spr=BUDGET | FORMS[form], **more)
 
 
 @pytest.mark.parametrize(
     "name", slow_unless(lambda name: name in ("chip", "hfp", "group_lasso"), SCORES + TRAINED)
 )
-def test_a_method(name: str, tmp_path: Path, elsewhere: Elsewhere) -> None:
-    elsewhere(assert_same_run, tmp_path, {"spr": BUDGET, "method": {"name": name}})
+def test_a_method(name: str, tmp_path: Path) -> None:
+    assert_same_run(tmp_path, spr=BUDGET, method={"name": name})
 
 
 @pytest.mark.parametrize("steps", ["prox", "gradient"])
-def test_a_step_copies_no_number_to_the_device(steps: str, elsewhere: Elsewhere) -> None:
+def test_a_step_copies_no_number_to_the_device(steps: str) -> None:
     """Such a copy stalls a GPU, and a captured graph refuses it."""
-    elsewhere(assert_nothing_is_copied, steps)
 
-
-def assert_nothing_is_copied(steps: str) -> None:
     def refuse(*arguments: Any, **named: Any) -> Any:
         raise AssertionError("a number is copied to the device")
 
