@@ -7,9 +7,9 @@ on the CPU, and copies. NumPy cannot read its tensors.
 
 ``torch.export`` cannot follow such tensors, so networks are traced with what they hold on the CPU.
 Nothing is known here about streams, kernels, captured graphs and numerical differences: the tests
-marked ``gpu`` are about those. Where the device is registered, a backward
-pass starts threads, after which a process cannot be forked: only files of ``device_checks`` import this
-module, and `test_on_a_device` runs them elsewhere. They are left out where a GPU is.
+marked ``gpu`` are about those. Where the device is registered, a backward pass starts threads, after
+which a process cannot be forked: only files of ``device_checks`` import this module, and
+`test_on_a_device` runs them elsewhere. They are left out where a GPU is.
 """
 
 import contextlib
@@ -55,7 +55,6 @@ _BACKEND = _Backend()
 _setup_privateuseone_for_python_backend("pretended", _BACKEND)
 DEVICE = torch.device("pretended", 0)
 aten = torch.ops.aten
-_COPIES = {aten.copy_.default, aten._to_copy.default}
 # An index may lie on the CPU where the indexed tensor does not.
 _INDEXING = {
     aten.index.Tensor, aten.index_put_.default, aten.index_put.default,
@@ -140,7 +139,7 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         there = True
     else:
         there = asked is None and bool(ours)
-    if func in _COPIES and func is not aten._to_copy.default:
+    if func is aten.copy_.default:
         there = isinstance(args[0], Pretended)
     elif func is not aten._to_copy.default:
         _refuse_mixture(func, args, tensors, ours)
@@ -171,7 +170,7 @@ def _refuse_mixture(func: Any, args: Any, tensors: list[Tensor], ours: list[Pret
     if func in _INDEXING and isinstance(args[0], Pretended):
         tensors = [args[0], *args[2:3]]
     strangers = [t for t in tensors if not isinstance(t, Pretended) and t.device.type == "cpu"]
-    if any(t.dim() for t in strangers if isinstance(t, Tensor)):
+    if any(t.dim() for t in strangers):
         raise RuntimeError(
             f"Expected all tensors to be on the same device, but {func} got {DEVICE} and cpu"
         )

@@ -147,10 +147,7 @@ def rows_of(lines: Sequence[Line]) -> list[dict[str, str]]:
     """The table as text, each budget from the most accurate method to the least."""
     best = winners(lines)
     found = []
-    for line in sorted(lines, key=lambda line: (line.budget, -line.mean)):
-        reasons = [*dict.fromkeys(line.reasons)]
-        if line.waiting:
-            reasons.append(f"{line.waiting} {NOT_RUN}")
+    for line in _in_order(lines):
         found.append(
             {
                 "budget %": f"{line.budget:g}",
@@ -163,7 +160,7 @@ def rows_of(lines: Sequence[Line]) -> list[dict[str, str]]:
                 "speed": _mean(line.speedup, ".2f", "×"),
                 "pruning s": _mean(line.pruning_seconds, ".1f"),
                 "seeds": str(len(line.seeds)),
-                "note": "; ".join(reasons),
+                "note": _note(line),
             }
         )
     return found
@@ -186,12 +183,19 @@ def numbers_of(lines: Sequence[Line]) -> list[dict[str, Any]]:
             "pruning_seconds": _fmean(line.pruning_seconds),
             "seeds": len(line.seeds),
             "leads": (line.method, line.budget) in best,
-            "note": row["note"],
+            "note": _note(line),
         }
-        for line, row in zip(
-            sorted(lines, key=lambda line: (line.budget, -line.mean)), rows_of(lines), strict=True
-        )
+        for line in _in_order(lines)
     ]
+
+
+def _in_order(lines: Sequence[Line]) -> list[Line]:
+    return sorted(lines, key=lambda line: (line.budget, -line.mean))
+
+
+def _note(line: Line) -> str:
+    waiting = [f"{line.waiting} {NOT_RUN}"] if line.waiting else []
+    return "; ".join([*dict.fromkeys(line.reasons), *waiting])
 
 
 def _fmean(values: Sequence[float]) -> float | None:
