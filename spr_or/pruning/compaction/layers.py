@@ -1,6 +1,6 @@
 """What the smaller network is made of besides torch's own layers, and how nodes become them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,17 @@ if TYPE_CHECKING:
     from spr_or.pruning.compaction.weighted import Layer
 
 aten = torch.ops.aten
+
+
+def _channels_lie_last(dim: int, x: Tensor) -> bool:
+    """Whether ``dim`` is that of an image's channels, and they lie next to each other in memory.
+
+    torch's index functions leave tensors of another layout behind. What follows is then copied back,
+    in both directions: the addition below took 14 ms instead of 3 for 64 images of 16 x 32 x 32. So
+    they work on the view in which the channels come last. Not while `torch.fx` traces: its proxies
+    are no tensors and have no layout.
+    """
+    return isinstance(x, Tensor) and dim == 1 and x.dim() == 4 and x.stride(1) == 1
 
 
 class Fill(nn.Module):
@@ -31,10 +42,15 @@ class Fill(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: any shape with ``len(places)`` positions along dim."""
+        if _channels_lie_last(self.dim, x):
+            return self._filled(x.movedim(1, 3), 3).movedim(3, 1)
+        return self._filled(x, self.dim)
+
+    def _filled(self, x: Tensor, dim: int) -> Tensor:
         shape = [*x.shape]
-        shape[self.dim] = self.size
-        column = self.values.to(x.dtype).view([-1 if d == self.dim else 1 for d in range(x.dim())])
-        return column.expand(shape).index_copy(self.dim, self.places, x)
+        shape[dim] = self.size
+        column = self.values.to(x.dtype).view([-1 if d == dim else 1 for d in range(x.dim())])
+        return column.expand(shape).index_copy(dim, self.places, x)
 
     def extra_repr(self) -> str:
         """One line for ``print``."""
@@ -66,24 +82,29 @@ class IndexedAdd(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """One tensor for each side."""
+        if all(_channels_lie_last(self.dim, tensor) for tensor in tensors):
+            return self._sum([tensor.movedim(1, 3) for tensor in tensors], 3).movedim(3, 1)
+        return self._sum(tensors, self.dim)
+
+    def _sum(self, tensors: Sequence[Tensor], dim: int) -> Tensor:
         total: Tensor | None = None
         placed = []
         for s, tensor in enumerate(tensors):
             pick, place = getattr(self, f"pick{s}"), getattr(self, f"place{s}")
             if pick is not None:
-                tensor = tensor.index_select(self.dim, pick)
+                tensor = tensor.index_select(dim, pick)
             if place is not None:
                 placed.append((place, tensor))
             else:
                 total = tensor if total is None else total + tensor
         if total is None:
             shape = [*tensors[0].shape]
-            shape[self.dim] = self.size
+            shape[dim] = self.size
             total = tensors[0].new_zeros(shape)
         for place, tensor in placed:
-            total = total.index_add(self.dim, place, tensor)
+            total = total.index_add(dim, place, tensor)
         if self.shift is not None:
-            total = total + self.shift.view(-1, *[1] * (total.dim() - 1 - self.dim))
+            total = total + self.shift.view(-1, *[1] * (total.dim() - 1 - dim))
         return total
 
     def extra_repr(self) -> str:
