@@ -37,6 +37,7 @@ from spr_or.training.stored_run import RECIPE, DamagedFile, read_recipe, read_su
 from spr_or.utils.files import remove_asides, write_text
 from spr_or.utils.folder_lock import FolderBusy, alone_in
 from spr_or.utils.import_path import code_digest, source_file
+from spr_or.utils.kept_memory import keep_freed_memory
 
 # What may change between a start and its resumption: names, the machine, and how its time is spent.
 # Rounding and the order of a stream's batches may then differ, what is computed does not. Of [speed]
@@ -147,6 +148,8 @@ def _run(
 ) -> list[Summary]:
     """The summaries of all seeds; of several seeds the report of all is written, too."""
     _check_folder(recipe, folder, resume)
+    if device.type == "cpu":
+        keep_freed_memory()
     seeds = {seed: folder if len(recipe.seeds) == 1 else folder / f"seed-{seed}"
              for seed in recipe.seeds}  # fmt: skip
     with display or RunDisplay(quiet=True) as shown, reproducible(recipe.speed.threads):
