@@ -8,7 +8,7 @@ from torch.fx.node import map_aggregate
 
 from spr_or.pruning.compaction.errors import CompactionError
 from spr_or.pruning.compaction.facts import Keep, operands, same, select, uniform, with_operands
-from spr_or.pruning.compaction.layers import DropPath, Fill, concatenation
+from spr_or.pruning.compaction.layers import DropPath, Fill, IndexedAdd, concatenation
 from spr_or.pruning.compaction.plan import Plan
 from spr_or.pruning.compaction.weighted import WEIGHTED, Layer
 
@@ -307,9 +307,9 @@ class Builder:
             if end - start == len(places):
                 new = self.graph.call_function(aten.slice.Tensor, (new, dim, start, end))
             else:
-                index = torch.tensor(places, dtype=torch.long, device=fact.value.device)
-                picked = self.buffer(f"{x.name}_picked", index)
-                new = self.graph.call_function(aten.index_select.default, (new, dim, picked))
+                # An addition with one side, which reads it and keeps the layout of images.
+                pick = IndexedAdd(dim, len(places), [places], [None], None)
+                new = self.module(f"{x.name}_picked", pick, [new])
         if torch.equal(both, want):
             return new
         if fact.fixed:
