@@ -89,10 +89,10 @@ def seconds(summary: dict[str, Any], phase: str) -> float | None:
 def table(runs: list[dict[str, Any]]) -> str:
     """A line for each run, by form, budget and seed."""
     head = (
-        "| form | entities | α | min_keep | budget | epochs | fine-tuned from | seed | removed | MACs left "
-        "| held-out | test | below dense | before fine-tuning | SPR epoch | fine-tuning epoch |\n"
-        "| --- | --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: "
-        "| ---: | ---: |\n"
+        "| form | entities | α | min_keep | budget | cutout | epochs | fine-tuned from | seed | removed "
+        "| MACs left | held-out | test | below dense | before fine-tuning | SPR epoch | fine-tuning epoch |\n"
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: "
+        "| ---: | ---: | ---: |\n"
     )
     lines = []
     for run in sorted(runs, key=_order):
@@ -100,8 +100,9 @@ def table(runs: list[dict[str, Any]]) -> str:
         held = run.get("held_out_accuracy")
         shrink = "" if spr.get("shrink") else " (whole)"
         lines.append(
-            f"| {form_of(run)}{shrink} | {spr.get('entities', 'filters')} | {_alpha(run)} "
-            f"| {spr.get('min_keep', 1)} | {spr['target_removed_pct']:g} % | {_epochs(run)} "
+            f"| {form_of(run)}{shrink} | {_entities(spr)} | {_alpha(run)} "
+            f"| {spr.get('min_keep', 1)} | {spr['target_removed_pct']:g} % "
+            f"| {run['recipe']['data'].get('cutout') or ''} | {_epochs(run)} "
             f"| {_start(run)} | {run['seed']} "
             f"| {run['removed_params_pct']:.1f} % | {100 * run['macs_compact'] / run['macs_dense']:.1f} % "
             f"| {_number(held, ' %')} | {run['accuracy']:.2f} % "
@@ -110,6 +111,12 @@ def table(runs: list[dict[str, Any]]) -> str:
             f"| {_number(seconds(run, 'finetune'), ' s')} |\n"
         )
     return head + "".join(lines)
+
+
+def _entities(spr: dict[str, Any]) -> str:
+    """The kind of entities, and the layers that keep all of theirs."""
+    ignored = ", ".join(spr.get("ignored", ()))
+    return spr.get("entities", "filters") + (f", not of `{ignored}`" if ignored else "")
 
 
 def _alpha(run: dict[str, Any]) -> str:
