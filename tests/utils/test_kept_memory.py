@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from spr_or.utils.kept_memory import keep_freed_memory
+
 PROGRAM = """
 import resource, sys, torch
 from spr_or.utils.kept_memory import keep_freed_memory
@@ -50,7 +52,5 @@ def test_settings_of_the_user_are_left() -> None:
 
 
 def test_other_systems_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    from spr_or.utils.kept_memory import keep_freed_memory
-
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert keep_freed_memory() is False

@@ -10,19 +10,13 @@ from models.resnet_cifar import resnet20
 from spr_or import compact
 from spr_or.pruning.compaction.layers import Fill, IndexedAdd
 
+# A layer, and the channels of what it is given.
 LAYERS = {
-    "a side at its places": IndexedAdd(1, 6, [None, None], [None, [0, 2, 5]], None),
-    "both sides at places": IndexedAdd(1, 6, [None, None], [[1, 3], [0, 1, 4]], None),
-    "a side that is read": IndexedAdd(1, 3, [None, [0, 2, 4]], [None, None], None),
-    "a shift": IndexedAdd(1, 6, [None, None], [None, [5]], torch.randn(6)),
-    "a fill": Fill(1, [0, 3], torch.randn(6)),
-}
-WIDTHS = {
-    "a side at its places": [6, 3],
-    "both sides at places": [2, 3],
-    "a side that is read": [3, 5],
-    "a shift": [6, 1],
-    "a fill": [2],
+    "a side at its places": (IndexedAdd(1, 6, [None, None], [None, [0, 2, 5]], None), [6, 3]),
+    "both sides at places": (IndexedAdd(1, 6, [None, None], [[1, 3], [0, 1, 4]], None), [2, 3]),
+    "a side that is read": (IndexedAdd(1, 3, [None, [0, 2, 4]], [None, None], None), [3, 5]),
+    "a shift": (IndexedAdd(1, 6, [None, None], [None, [5]], torch.randn(6)), [6, 1]),
+    "a fill": (Fill(1, [0, 3], torch.randn(6)), [2]),
 }
 
 
@@ -36,7 +30,8 @@ def _results(layer: nn.Module, images: list[Tensor], format: torch.memory_format
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_index_layers_keep_channels_last(name: str) -> None:
-    layer, images = LAYERS[name], [torch.randn(2, width, 3, 4) for width in WIDTHS[name]]
+    layer, widths = LAYERS[name]
+    images = [torch.randn(2, width, 3, 4) for width in widths]
     plain = _results(layer, images, torch.contiguous_format)
     last = _results(layer, images, torch.channels_last)
     assert len(last) == 1 + len(images)
