@@ -8,7 +8,9 @@ import platform
 
 # mallopt(3) of the GNU C library.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_NEVER, _GIBIBYTE = -1, 1 << 30
+_NEVER = -1
+# From this size on a block is the system's: the library before 2.35 takes no more than the second.
+_THRESHOLDS = (1 << 30, 1 << 25)
 # What a user sets to tell that library otherwise.
 _SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
@@ -30,4 +32,5 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _SETTINGS):
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(_TRIM_THRESHOLD, _NEVER) and mallopt(_MMAP_THRESHOLD, _GIBIBYTE))
+    taken = any(mallopt(_MMAP_THRESHOLD, size) for size in _THRESHOLDS)
+    return taken and bool(mallopt(_TRIM_THRESHOLD, _NEVER))
