@@ -282,7 +282,7 @@ def test_samples_that_are_no_numbers_are_named(data):
         so.embed(Sequential(*SMALL), (torch.zeros(4), torch.ones(4)), "data", data=data)
 
 
-@pytest.mark.parametrize("solver", ["highs", "scip"])
+@pytest.mark.parametrize("solver", ["highs", pytest.param("scip", marks=pytest.mark.slow)])
 def test_ctrl_c_in_a_solver_stops_it_and_is_an_outcome(solver):
     """The signal of the terminal, while the solver computes."""
     import os

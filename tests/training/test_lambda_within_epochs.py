@@ -80,7 +80,7 @@ def test_the_budget_is_met_by_zeros(tmp_path: Path) -> None:
     assert summary["removed_params_pct"] == pytest.approx(TARGET, abs=2.0)
 
 
-@pytest.mark.parametrize("shrink", [False, True])
+@pytest.mark.parametrize("shrink", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_killed_run_ends_with_the_same_bits(shrink: bool, tmp_path: Path) -> None:
     recipe = short()
     recipe = recipe.model_copy(update={"spr": recipe.spr.model_copy(update={"shrink": shrink})})

@@ -164,7 +164,14 @@ def test_an_early_cut_is_made_as_one_at_the_end(spr, told, tmp_path):
     assert during[0] == 100 and during[2] == during[3] == sizes(tmp_path, "finetune")[0]
 
 
-@pytest.mark.parametrize("stop", [None, ("spr", 2), ("finetune", 0)])
+@pytest.mark.parametrize(
+    "stop",
+    [
+        pytest.param(None, marks=pytest.mark.slow),
+        ("spr", 2),
+        pytest.param(("finetune", 0), marks=pytest.mark.slow),
+    ],
+)
 def test_where_fine_tuning_begins_with_the_dense_weights_it_begins_as_soon_as_the_budget_is_met(
     stop, tmp_path
 ):

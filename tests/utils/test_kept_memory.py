@@ -12,13 +12,13 @@ import pytest
 from spr_or.utils.kept_memory import keep_freed_memory
 
 PROGRAM = """
-import resource, sys, torch
+import resource, sys
 from spr_or.utils.kept_memory import keep_freed_memory
 kept = keep_freed_memory() if sys.argv[1] == "keep" else None
 for turn in range(24):
     if turn == 4:
         start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    blocks = [torch.ones(10 * 2**20) for _ in range(2)]
+    blocks = [b"x" * (40 * 2**20) for _ in range(2)]
     del blocks
 print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start)
 """
