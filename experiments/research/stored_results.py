@@ -101,7 +101,7 @@ def table(runs: list[dict[str, Any]]) -> str:
         shrink = "" if spr.get("shrink") else " (whole)"
         lines.append(
             f"| {form_of(run)}{shrink} | {_entities(spr)} | {_alpha(run)} "
-            f"| {spr.get('min_keep', 1)} | {spr['target_removed_pct']:g} % "
+            f"| {spr.get('min_keep', 1)} | {_budgets(spr)} "
             f"| {run['recipe']['data'].get('cutout') or ''} | {_epochs(run)} "
             f"| {_start(run)} | {run['seed']} "
             f"| {run['removed_params_pct']:.1f} % | {100 * run['macs_compact'] / run['macs_dense']:.1f} % "
@@ -117,6 +117,16 @@ def _entities(spr: dict[str, Any]) -> str:
     """The kind of entities, and the layers that keep all of theirs."""
     ignored = ", ".join(spr.get("ignored", ()))
     return spr.get("entities", "filters") + (f", not of `{ignored}`" if ignored else "")
+
+
+def _budgets(spr: dict[str, Any]) -> str:
+    """What shall go, of which measure; parameters are not named."""
+    asked = {spr.get("target_of", "params"): spr["target_removed_pct"]} | spr.get(
+        "also_removed_pct", {}
+    )
+    return ", ".join(
+        f"{percent:g} %" + ("" if of == "params" else f" of {of}") for of, percent in asked.items()
+    )
 
 
 def _alpha(run: dict[str, Any]) -> str:

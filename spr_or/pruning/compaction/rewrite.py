@@ -14,6 +14,8 @@ from spr_or.pruning.compaction.weighted import WEIGHTED, Layer
 
 aten = torch.ops.aten
 
+_VIEWS = (aten.view.default, aten._unsafe_view.default)
+
 Kept = dict[str, list[list[int] | None]]
 """Name of a parameter or buffer to the indices of each dimension that it still has, None = all."""
 
@@ -157,7 +159,10 @@ class Builder:
         if path is not None and node.target == aten.embedding.default:
             return self._embedding(node, path, given)
         filled, named = self.arguments(node, given, args)
-        return self.graph.call_function(node.target, filled, named)  # type: ignore[arg-type]
+        # `torch.export` drops a `contiguous()` that changes nothing for the example: what stood behind
+        # it as a view may lie otherwise here.
+        target = aten.reshape.default if node.target in _VIEWS else node.target
+        return self.graph.call_function(target, filled, named)  # type: ignore[arg-type]
 
     def _dropout(self, node: fx.Node, x: Any) -> Any:
         p = float(node.args[1])  # type: ignore[arg-type]
