@@ -16,12 +16,13 @@ _SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES
 
 
 def keep_freed_memory() -> bool:
-    """From now on this process keeps the memory that it frees; whether the C library does that.
+    """From now on this process keeps the memory that it frees; whether the C library was told so.
 
     A training step on a CPU allocates its activations anew. The GNU C library gives large blocks back
     to the system and gets them again page by page, each filled with zeros: 9,000 pages for a step of
     ResNet-20 on 64 images, a tenth of its time (docs/lab/speed.md). The process is as large as it ever
-    was until it ends.
+    was until it ends, or `malloc_trim(0)` of that library is called. An allocator that is loaded in its
+    place, such as jemalloc, does not listen.
 
     False, and nothing changed, on other systems, and where an environment variable of that library
     (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_, GLIBC_TUNABLES) says what is wanted.
