@@ -144,9 +144,10 @@ def _start(run: dict[str, Any]) -> str:
 
 
 def _epochs(run: dict[str, Any]) -> str:
-    """Epochs of the two phases, as they were run."""
+    """Epochs of the two phases, as they were run, and their numbers where these are not float32."""
     count = [sum(r["phase"] == phase for r in run["records"]) for phase in ("spr", "finetune")]
-    return " + ".join(map(str, count))
+    numbers = " in bf16" if run["recipe"].get("speed", {}).get("amp") == "bf16" else ""
+    return " + ".join(map(str, count)) + numbers
 
 
 def _order(run: dict[str, Any]) -> tuple[str, float, int]:
