@@ -228,6 +228,9 @@ class Builder:
             first = values.narrow(dim, 0, 1)
             if dim in fact.variable or bool((values == first).all()):
                 values = first
+        # `expand` adds these dimensions. With five of them `channels_last` would be refused.
+        while values.dim() and len(values) == 1:
+            values = values[0]
         constant = self.buffer(f"{x.name}_constant", values.clone())
         sizes = [
             self._variable_size(x, d) if d in fact.variable else n for d, n in enumerate(fact.shape)
