@@ -61,8 +61,8 @@ class Fill(nn.Module):
         return self._filled(x, self.dim)
 
     def _filled(self, x: Tensor, dim: int) -> Tensor:
-        # Not x written into the expanded values: compiled for a CPU, torch 2.13 writes all samples to
-        # the memory of one, in half precision.
+        # Not x written into the expanded values: compiled for a CPU by torch 2.13 that gives wrong
+        # numbers in half precision.
         spread = x.new_zeros(x.shape[:dim] + (self.size,) + x.shape[dim + 1 :])
         spread = spread.index_add(dim, self.places, x)
         others = self.values.to(x.dtype).index_fill(0, self.places, 0.0)
