@@ -15,7 +15,7 @@ JOINTLY_AFFINE = frozenset(
     {
         "add", "sub", "rsub", "neg", "cat", "stack", "mean", "sum", "flatten", "unflatten", "view",
         "reshape", "_unsafe_view", "unsqueeze", "squeeze", "permute", "transpose", "expand",
-        "contiguous", "clone", "detach", "alias", "slice", "select", "narrow", "index",
+        "movedim", "contiguous", "clone", "detach", "alias", "slice", "select", "narrow", "index",
         "index_select", "index_add", "index_copy", "constant_pad_nd", "pad", "avg_pool1d",
         "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
         "adaptive_avg_pool3d", "dropout", "feature_dropout",

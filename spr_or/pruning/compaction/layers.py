@@ -32,11 +32,17 @@ def _channels_lie_last(dim: int, x: Tensor) -> bool:
     return True
 
 
-def _common_dtype(one: Tensor, other: Tensor) -> Any:
-    """The dtype of ``one + other``; torch.compile follows only the first way, torch.fx only the second."""
-    if isinstance(one, Tensor):
-        return torch.promote_types(one.dtype, other.dtype)
-    return torch.result_type(one, other)
+def _of_one_dtype(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the dtype of ``one + other``."""
+    if not isinstance(
+        one, Tensor
+    ):  # a proxy of torch.fx; torch.compile does not follow result_type
+        dtype = torch.result_type(one, other)
+    elif one.dtype == other.dtype:
+        return one, other
+    else:
+        dtype = torch.promote_types(one.dtype, other.dtype)
+    return one.to(dtype), other.to(dtype)
 
 
 class Fill(nn.Module):
@@ -118,8 +124,8 @@ class IndexedAdd(nn.Module):
             shape = tensors[0].shape
             total = tensors[0].new_zeros(shape[:dim] + (self.size,) + shape[dim + 1 :])
         for place, tensor in placed:
-            dtype = _common_dtype(total, tensor)
-            total = total.to(dtype).index_add(dim, place, tensor.to(dtype))
+            total, tensor = _of_one_dtype(total, tensor)
+            total = total.index_add(dim, place, tensor)
         if self.shift is not None:
             total = (total.movedim(dim, -1) + self.shift.to(total.dtype)).movedim(-1, dim)
         return total
