@@ -17,7 +17,7 @@ from spr_or import compact
 from spr_or.pruning.compaction.prepare import bake_weights_
 from spr_or.pruning.masks import apply_masks_
 
-CASES = spread(hard_networks.CASES, default=40, slow=1)
+CASES = spread(hard_networks.CASES, default=40, slow=4)
 WAYS = {
     "bfloat16": (torch.bfloat16, torch.contiguous_format),
     "float16": (torch.float16, torch.contiguous_format),
