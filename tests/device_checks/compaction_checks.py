@@ -27,7 +27,7 @@ _CPU_ONLY = {
     "recurrent layer beside a convolution",
 }
 CASES = spread(
-    [case for case in hard_networks.CASES if case.name not in _CPU_ONLY], default=12, slow=1
+    [case for case in hard_networks.CASES if case.name not in _CPU_ONLY], default=24, slow=1
 )
 
 

@@ -19,9 +19,9 @@ QUICK = {
     "resnet56": (),
     "resnet18": (),
     "resnet18-cifar": ("50%",),
-    "resnet50": ("layers",),
+    "resnet50": (),
     "resnet50-cifar": (),
-    "vgg16": ("layers",),
+    "vgg16": (),
 }
 
 
