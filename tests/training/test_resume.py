@@ -33,7 +33,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the worker forks")
-@pytest.mark.parametrize("enough", [2, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("enough", [3, pytest.param(12, marks=pytest.mark.slow)])
 def test_a_run_killed_at_random_moments_ends_with_the_same_weights(
     enough: int, tmp_path: Path
 ) -> None:

@@ -34,15 +34,27 @@ def _channels_lie_last(dim: int, x: Tensor) -> bool:
 
 def _of_one_dtype(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """Both in the dtype of ``one + other``."""
-    if not isinstance(
-        one, Tensor
-    ):  # a proxy of torch.fx; torch.compile does not follow result_type
-        dtype = torch.result_type(one, other)
-    elif one.dtype == other.dtype:
-        return one, other
-    else:
+    # torch.compile does not follow result_type, and a proxy of torch.fx has no dtype to compare.
+    if isinstance(one, Tensor):
+        if one.dtype == other.dtype:
+            return one, other
         dtype = torch.promote_types(one.dtype, other.dtype)
+    else:
+        dtype = torch.result_type(one, other)
     return one.to(dtype), other.to(dtype)
+
+
+# Without a list of x's dimensions: a proxy of torch.fx cannot be iterated.
+
+
+def _zeros(x: Tensor, dim: int, size: int) -> Tensor:
+    """Zeros of the shape of ``x``, with ``size`` positions along ``dim``."""
+    return x.new_zeros(x.shape[:dim] + (size,) + x.shape[dim + 1 :])
+
+
+def _shifted(x: Tensor, dim: int, shift: Tensor) -> Tensor:
+    """``x`` plus a number for each position along ``dim``, in the dtype of x."""
+    return (x.movedim(dim, -1) + shift.to(x.dtype)).movedim(-1, dim)
 
 
 class Fill(nn.Module):
@@ -69,10 +81,8 @@ class Fill(nn.Module):
     def _filled(self, x: Tensor, dim: int) -> Tensor:
         # Not x written into the expanded values: compiled for a CPU by torch 2.13 that gives wrong
         # numbers in half precision.
-        spread = x.new_zeros(x.shape[:dim] + (self.size,) + x.shape[dim + 1 :])
-        spread = spread.index_add(dim, self.places, x)
-        others = self.values.to(x.dtype).index_fill(0, self.places, 0.0)
-        return (spread.movedim(dim, -1) + others).movedim(-1, dim)
+        spread = _zeros(x, dim, self.size).index_add(dim, self.places, x)
+        return _shifted(spread, dim, self.values.index_fill(0, self.places, 0.0))
 
     def extra_repr(self) -> str:
         """One line for ``print``."""
@@ -121,13 +131,12 @@ class IndexedAdd(nn.Module):
             else:
                 total = tensor if total is None else total + tensor
         if total is None:
-            shape = tensors[0].shape
-            total = tensors[0].new_zeros(shape[:dim] + (self.size,) + shape[dim + 1 :])
+            total = _zeros(tensors[0], dim, self.size)
         for place, tensor in placed:
             total, tensor = _of_one_dtype(total, tensor)
             total = total.index_add(dim, place, tensor)
         if self.shift is not None:
-            total = (total.movedim(dim, -1) + self.shift.to(total.dtype)).movedim(-1, dim)
+            total = _shifted(total, dim, self.shift)
         return total
 
     def extra_repr(self) -> str:
