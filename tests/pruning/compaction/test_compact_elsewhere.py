@@ -1,15 +1,14 @@
-"""Compact networks where their originals run: under autocast, in another layout, under transforms."""
+"""Compact networks where their originals run: under autocast, in another layout, in vmap."""
 
 import copy
-import shutil
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from spr_or import compact
-from spr_or.pruning.compaction.layers import Fill, IndexedAdd
+from spr_or.pruning.compaction.layers import IndexedAdd
 from spr_or.pruning.masks import apply_masks_
 
 
@@ -123,54 +122,3 @@ def test_vmap_over_a_compact_network_with_group_norm() -> None:
     small = small.to(memory_format=torch.channels_last)
     result = torch.func.vmap(lambda image: small(image[None])[0])(x)
     torch.testing.assert_close(result, masked(x), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("layer", "widths"),
-    [
-        (IndexedAdd(1, 6, [None, None], [[1, 3], [0, 1, 4]], torch.arange(6.0)), [2, 3]),
-        (IndexedAdd(1, 6, [None, [0, 2]], [None, [5, 1]], None), [6, 3]),
-        (Fill(1, [0, 3], torch.arange(6.0)), [2]),
-    ],
-)
-def test_torch_fx_traces_what_compaction_puts_between(layer: nn.Module, widths: list[int]) -> None:
-    names = [f"x{k}" for k in range(len(widths))]
-    graph = fx.Graph()
-    graph.output(graph.call_module("layer", tuple(graph.placeholder(name) for name in names)))
-    root = nn.Module()
-    root.layer = layer
-    network = fx.GraphModule(root, graph)
-
-    class Inside(fx.Tracer):
-        """Also what is inside of `layer`."""
-
-        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-            return False
-
-    traced = fx.GraphModule(network, Inside().trace(network))
-    assert not any(node.op == "call_module" for node in traced.graph.nodes)
-    images = [torch.randn(2, width, 3, 4) for width in widths]
-    assert torch.equal(traced(*images), layer(*images))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(
-    ("layer", "widths"),
-    [
-        (IndexedAdd(1, 6, [None, None], [None, [0, 2, 5]], torch.ones(6)), [6, 3]),
-        (IndexedAdd(1, 6, [None, None], [[1, 3], [0, 1, 4]], None), [2, 3]),
-        (IndexedAdd(1, 3, [None, [0, 2, 4]], [None, None], None), [3, 5]),
-        (Fill(1, [0, 3], torch.ones(6)), [2]),
-    ],
-)
-def test_compiled_layers_compute_the_same(
-    layer: nn.Module, widths: list[int], dtype: torch.dtype
-) -> None:
-    torch.manual_seed(0)
-    images = [torch.randn(2, width, 8, 8).to(dtype) for width in widths]
-    for layout in (torch.contiguous_format, torch.channels_last):
-        torch._dynamo.reset()
-        given = [image.to(memory_format=layout) for image in images]
-        assert torch.equal(torch.compile(layer, fullgraph=True)(*given), layer(*given))

@@ -1,10 +1,11 @@
-"""What a compact network puts between torch's layers keeps `channels_last`, forward and backward."""
+"""What a compact network puts between torch's layers: in `channels_last`, traced by torch.fx, compiled."""
 
 import copy
+import shutil
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from models.resnet_cifar import resnet20
 from spr_or import compact
@@ -14,8 +15,17 @@ from spr_or.pruning.compaction.layers import Fill, IndexedAdd
 LAYERS = {
     "a side at its places": (IndexedAdd(1, 6, [None, None], [None, [0, 2, 5]], None), [6, 3]),
     "both sides at places": (IndexedAdd(1, 6, [None, None], [[1, 3], [0, 1, 4]], None), [2, 3]),
+    "the same, with a shift": (
+        IndexedAdd(1, 6, [None, None], [[1, 3], [0, 1, 4]], torch.arange(6.0)),
+        [2, 3],
+    ),
+    "a side that is read and placed": (
+        IndexedAdd(1, 6, [None, [0, 2]], [None, [5, 1]], None),
+        [6, 3],
+    ),
     "a side that is read": (IndexedAdd(1, 3, [None, [0, 2, 4]], [None, None], None), [3, 5]),
-    "a shift": (IndexedAdd(1, 6, [None, None], [None, [5]], torch.randn(6)), [6, 1]),
+    # Numbers that bfloat16 has: compiled, it is added before it is rounded.
+    "a shift": (IndexedAdd(1, 6, [None, None], [None, [5]], torch.arange(6.0)), [6, 1]),
     "a fill": (Fill(1, [0, 3], torch.randn(6)), [2]),
 }
 
@@ -39,6 +49,42 @@ def test_index_layers_keep_channels_last(name: str) -> None:
         assert torch.equal(expected, result)
         assert result.is_contiguous(memory_format=torch.channels_last)
         assert expected.is_contiguous()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_torch_fx_traces_what_compaction_puts_between(name: str) -> None:
+    layer, widths = LAYERS[name]
+    names = [f"x{k}" for k in range(len(widths))]
+    graph = fx.Graph()
+    graph.output(graph.call_module("layer", tuple(graph.placeholder(name) for name in names)))
+    root = nn.Module()
+    root.layer = layer
+    network = fx.GraphModule(root, graph)
+
+    class Inside(fx.Tracer):
+        """Also what is inside of `layer`."""
+
+        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+            return False
+
+    traced = fx.GraphModule(network, Inside().trace(network))
+    assert not any(node.op == "call_module" for node in traced.graph.nodes)
+    images = [torch.randn(2, width, 3, 4) for width in widths]
+    assert torch.equal(traced(*images), layer(*images))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", LAYERS)
+def test_compiled_layers_compute_the_same(name: str, dtype: torch.dtype) -> None:
+    layer, widths = LAYERS[name]
+    torch.manual_seed(0)
+    images = [torch.randn(2, width, 8, 8).to(dtype) for width in widths]
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch._dynamo.reset()
+        given = [image.to(memory_format=layout) for image in images]
+        assert torch.equal(torch.compile(layer, fullgraph=True)(*given), layer(*given))
 
 
 def test_compact_residual_network_keeps_channels_last() -> None:
