@@ -136,10 +136,12 @@ def _alpha(run: dict[str, Any]) -> str:
 
 
 def _start(run: dict[str, Any]) -> str:
-    """Whose weights fine-tuning began with, at which rate, and the share of a teacher."""
+    """Whose weights fine-tuning began with, at which rate, the share of teachers and how many."""
     fine = run["recipe"]["finetune"]
     first = next(r["lr"] for r in run["records"] if r["phase"] == "finetune")
-    teacher = f", teacher {fine['distill']:g}" if fine["distill"] else ""
+    count = 1 + len(fine.get("teachers", ()))
+    who = "teacher" if count == 1 else f"{count} teachers"
+    teacher = f", {who} {fine['distill']:g}" if fine["distill"] else ""
     return f"{fine.get('start', 'last')} at {first:.2g}{teacher}"
 
 

@@ -215,11 +215,18 @@ def options(recipe: Recipe) -> list[str]:
         ("train", recipe.train),
     )
     return [
-        f"{section}.{key}={value}"
+        f"{section}.{key}={_short(value)}"
         for section, part in sections
         for key, value in part.model_dump(exclude_defaults=True).items()
         if key not in _SHOWN
     ]
+
+
+def _short(value: Any) -> str:
+    """A value in a line of text: several separated by commas, a file by its name."""
+    if isinstance(value, tuple):
+        return ",".join(map(_short, value))
+    return value.name if isinstance(value, Path) else str(value)
 
 
 def spread(values: Sequence[float]) -> Spread:

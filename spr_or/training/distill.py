@@ -1,13 +1,18 @@
-r"""Fine-tuning with the dense network as a teacher.
+r"""Fine-tuning with the dense network, and others, as teachers.
 
 .. math::  (1 - d)\, \mathrm{CE}(s, y) + d\, T^2\, \mathrm{KL}\bigl(\sigma(t / T) \,\|\, \sigma(s / T)\bigr)
 
 with student logits s, teacher logits t, labels y, softmax σ; means over the batch. T² keeps the size
 of the second gradient independent of T (Hinton, Vinyals, Dean, *Distilling the Knowledge in a Neural
 Network*, arXiv 1503.02531).
+
+Of several teachers each sees its share of a batch. The second gradient is linear in σ(t / T), and images
+come in any order, so on the mean it is that of the teachers' mean probabilities, at the cost of one.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -41,14 +46,22 @@ def distillation_loss(
 
 
 def distilling(
-    teacher: nn.Module, weight: float, temperature: float, label_smoothing: float, bf16: bool
+    teachers: Sequence[nn.Module],
+    weight: float,
+    temperature: float,
+    label_smoothing: float,
+    bf16: bool,
 ) -> Objective:
-    """An objective for `make_step`: the teacher, in evaluation mode, sees the student's images."""
-    teacher.eval()
+    """An objective for `make_step`: teachers, in evaluation mode, see the student's images."""
+    for teacher in teachers:
+        teacher.eval()
 
     def objective(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        shares = images.chunk(len(teachers))  # fewer than teachers where there are fewer images
         with torch.no_grad():
-            taught = forward(teacher, images, bf16)
+            taught = torch.cat(
+                [forward(t, x, bf16) for t, x in zip(teachers, shares, strict=False)]
+            )
         return distillation_loss(logits, taught, labels, weight, temperature, label_smoothing)
 
     return objective

@@ -58,6 +58,7 @@ class Trained:
 
 def train(run: SeedRun) -> Trained:
     """All phases of one seed, from its checkpoint if there is one; raises `RunError`."""
+    others = other_teachers(run)  # first, so that a file that does not fit costs no training
     dense = dense_phase(run)
     dense_accuracy = run.evaluate(dense).accuracy
     recipe = run.recipe.spr
@@ -89,10 +90,20 @@ def train(run: SeedRun) -> Trained:
         "pruning_epochs": course.epochs,
         "restart": course.restart,
     }
-    accuracy, best = finetune_phase(run, dense, model, kept, masks, before, course)
+    teachers = [dense, *others]
+    accuracy, best = finetune_phase(run, teachers, model, kept, masks, before, course)
     return Trained(
         dense, model, kept, masks, bounds, dense_accuracy, before, accuracy, best, budget
     )
+
+
+def other_teachers(run: SeedRun) -> list[nn.Module]:
+    """The networks that teach beside the dense one; raises `RecipeError` for weights that do not fit."""
+    teachers = []
+    for path in run.recipe.finetune.teachers:
+        teachers.append(fresh_model(run.recipe, run.seed, run.device))
+        load_weights(teachers[-1], path)
+    return teachers
 
 
 def dense_phase(run: SeedRun) -> nn.Module:
@@ -239,7 +250,7 @@ def silence(run: SeedRun, model: nn.Module, masks: dict[str, Tensor]) -> float:
 
 def finetune_phase(
     run: SeedRun,
-    dense: nn.Module,
+    teachers: list[nn.Module],
     model: nn.Module,
     kept: dict[str, Tensor],
     masks: dict[str, Tensor],
@@ -248,14 +259,15 @@ def finetune_phase(
 ) -> tuple[float, float]:
     """Train on without what is masked; accuracy of the last and of the best epoch.
 
-    ``kept`` are the masks of the entities, ``masks`` the same by module.
+    ``teachers`` begin with the dense network, ``kept`` are the masks of the entities, ``masks`` the
+    same by module.
     """
     recipe = run.recipe.finetune
     epochs, rate = finetune_schedule(run.recipe, course)
     objective = None
     if recipe.distill > 0:
         objective = distilling(
-            dense,
+            teachers,
             recipe.distill,
             recipe.temperature,
             run.recipe.train.label_smoothing,

@@ -276,8 +276,18 @@ class FinetuneRecipe(_Section):
     start: Literal["last", "dense"] = "last"
     # Weight of the dense network as a teacher; 0: no teacher.
     distill: float = Field(default=0.0, ge=0, le=1)
+    # More teachers, as `dense.weights`; each of them and the dense network sees its share of a batch.
+    teachers: tuple[Path, ...] = ()
     # Temperature of the teacher's and the student's softmax.
     temperature: float = Field(default=4.0, gt=0)
+
+    @model_validator(mode="after")
+    def _teachers_have_a_weight(self) -> FinetuneRecipe:
+        if self.teachers and not self.distill:
+            raise ValueError(
+                "teachers teach nothing with distill = 0: set distill = 0.7, for instance"
+            )
+        return self
 
 
 class TrainRecipe(_Section):

@@ -181,6 +181,12 @@ def test_a_row_has_our_figures_in_the_papers_measure_and_ours(tmp_path: Path) ->
         (resnet20(spr={"schedule": "cosine"}), {}, "cosine schedule"),
         (resnet20(spr={"start": "dense", "include_norm": True}), {}, "spr.include_norm=True"),
         (resnet20(finetune={"distill": 0.5}), {}, "finetune.distill=0.5"),
+        (
+            resnet20(finetune={"distill": 0.5, "teachers": ["a/x.pt", "cifar10_resnet20"]}),
+            {},
+            "finetune.teachers=x.pt,cifar10_resnet20",
+        ),
+        (resnet20(spr={"ignored": ["conv1", "fc"]}), {}, "spr.ignored=conv1,fc"),
         (resnet20(), {"dataset": "cifar10"}, "encoding of cifar10 unknown"),
     ],
 )

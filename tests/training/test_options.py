@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from scipy.special import log_softmax, softmax
 from tiny_runs import no_pictures_in, tiny_recipe
 from torch import Tensor
@@ -17,6 +18,7 @@ from spr_or.training import checkpoint, phases
 from spr_or.training.distill import distillation_loss, distilling
 from spr_or.training.metrics import read_metrics
 from spr_or.training.pruning import make_spr
+from spr_or.training.recipe import RecipeError
 from spr_or.training.runner import run_recipe
 from spr_or.training.step import make_step
 
@@ -64,7 +66,7 @@ def test_a_step_with_a_teacher_trains_the_student_alone() -> None:
     taught = teacher.eval()(images).detach().double().numpy()
     found = student.train()(images).detach().double().numpy()
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
-    objective = distilling(teacher.train(), 0.7, 2.0, label_smoothing=0.0, bf16=False)
+    objective = distilling([teacher.train()], 0.7, 2.0, label_smoothing=0.0, bf16=False)
     loss, _ = make_step(student, optimizer, objective=objective)(images, labels)
     assert loss.item() == pytest.approx(by_numpy(found, taught, labels.numpy(), 0.7, 2.0), rel=1e-5)
     assert all(torch.equal(t, before[name]) for name, t in teacher.state_dict().items())
@@ -80,6 +82,63 @@ def test_a_run_distils_from_its_dense_network(tmp_path: Path) -> None:
     pairs = list(zip(changed[0.0], changed[0.8], strict=True))
     same = [a["loss"] == b["loss"] for a, b in pairs]
     assert same == [record["phase"] != "finetune" for record, _ in pairs]
+
+
+def test_each_teacher_teaches_its_share_of_a_batch() -> None:
+    torch.manual_seed(0)
+    student, *teachers = (convnet() for _ in range(3))
+    images, labels = torch.randn(7, 1, 8, 8), torch.arange(7)
+    shares = [t.eval()(x) for t, x in zip(teachers, (images[:4], images[4:]), strict=True)]
+    taught = torch.cat(shares).detach().double().numpy()
+    logits = student(images)
+    objective = distilling(teachers, 0.7, 2.0, label_smoothing=0.0, bf16=False)
+    loss = objective(images, logits, labels)
+    found = logits.detach().double().numpy()
+    assert loss.item() == pytest.approx(by_numpy(found, taught, labels.numpy(), 0.7, 2.0), rel=1e-5)
+    alone = objective(images[:1], logits[:1], labels[:1])  # an image for the first teacher only
+    one = by_numpy(found[:1], taught[:1], labels[:1].numpy(), 0.7, 2.0)
+    assert alone.item() == pytest.approx(one, rel=1e-5)
+
+
+def test_teachers_who_share_images_pull_towards_their_mean_probabilities() -> None:
+    torch.manual_seed(0)
+    teachers, image = [convnet().eval() for _ in range(2)], torch.randn(1, 1, 8, 8)
+    with torch.no_grad():
+        mean = sum(teacher(image).div(2.0).softmax(1) for teacher in teachers) / 2
+    logits = torch.randn(1, 10, requires_grad=True)
+    objective = distilling(teachers, 1.0, 2.0, label_smoothing=0.0, bf16=False)
+    twice = objective(image.expand(2, -1, -1, -1), logits.expand(2, -1), torch.zeros(2).long())
+    (found,) = torch.autograd.grad(twice, logits)
+    cross_entropy = -4.0 * (mean * logits.div(2.0).log_softmax(1)).sum()
+    (expected,) = torch.autograd.grad(cross_entropy, logits)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_run_has_other_teachers_beside_its_dense_network(tmp_path: Path) -> None:
+    run_recipe(tiny_recipe(), tmp_path / "other")
+    (file,) = (tmp_path / "other").rglob("dense.safetensors")
+    changed = {}
+    for name, teachers in {"alone": [], "two": [str(file)] * 2}.items():
+        recipe = tiny_recipe(seeds=(1,), finetune={"distill": 0.8, "teachers": teachers})
+        run_recipe(recipe, tmp_path / name)
+        changed[name] = read_metrics(tmp_path / name / "metrics.jsonl")
+    pairs = list(zip(changed["alone"], changed["two"], strict=True))
+    same = [a["loss"] == b["loss"] for a, b in pairs]
+    assert same == [record["phase"] != "finetune" for record, _ in pairs]
+
+
+def test_a_teacher_that_does_not_fit_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+    file = tmp_path / "other.safetensors"
+    save_file({"weight": torch.zeros(2)}, file)
+    recipe = tiny_recipe(finetune={"distill": 0.8, "teachers": [str(file)]})
+    with pytest.raises(RecipeError, match=r"weights .*other.safetensors cannot be loaded"):
+        run_recipe(recipe, tmp_path / "run")
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl") == []
+
+
+def test_teachers_without_a_weight_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"teachers teach nothing with distill = 0"):
+        tiny_recipe(finetune={"teachers": ["x.pt"]})
 
 
 # --- how fine-tuning begins -----------------------------------------------------------------
@@ -102,10 +161,10 @@ def test_what_is_kept_gets_the_dense_networks_weights_again(
     class Seen(Exception):
         pass
 
-    def look(run: Any, dense: Any, model: Any, kept: Any, masks: Any, *rest: Any) -> None:
+    def look(run: Any, teachers: Any, model: Any, kept: Any, masks: Any, *rest: Any) -> None:
         assert not all(bool(keep.all()) for keep in masks.values())
         for name, keep in masks.items():
-            own, first = (net.get_submodule(name).weight for net in (model, dense))
+            own, first = (net.get_submodule(name).weight for net in (model, teachers[0]))
             assert torch.equal(own[keep], first[keep]) and not own[~keep].any()
         raise Seen
 

@@ -190,6 +190,7 @@ _OTHER: dict[str, Any] = {  # a value for every key that the tiny recipe does no
     "spr.also_removed_pct": {"macs": 40.0}, "spr.improve": "swaps",
     "method.name": "pffec", "finetune.epochs": 3, "finetune.lr": 0.2, "finetune.start": "dense",
     "finetune.distill": 0.5, "finetune.temperature": 2.0,
+    "finetune.teachers": (Path("x.pt"),),
     "speed.amp": "bf16",
 }  # fmt: skip
 _MAY: dict[str, Any] = {
