@@ -10,6 +10,7 @@ import pytest
 import torch
 from first_attempt import compact_at_once
 from hard_networks import REFUSED
+from masked_case import masked_case
 from masked_definition import (
     LAYERS,
     Masks,
@@ -31,8 +32,6 @@ from torch import nn
 
 from spr_or import compact
 from spr_or.pruning.compaction.api import CompactionError
-from spr_or.pruning.compaction.prepare import bake_weights_
-from spr_or.pruning.masks import apply_masks_
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 # Every case runs once by default or with the slow tests, and in every way with the long ones.
@@ -47,12 +46,10 @@ def assert_compacts(case: Case, model: nn.Module, masks: Masks, by_hooks: bool =
     small = compact_at_once(model, masks, inputs_of(case, 2, dtype))
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
-    masked = built(case, dtype)
-    bake_weights_(inner(masked))
-    apply_masks_(masked, masks, inputs_of(case, 2, dtype))
+    masked = masked_case(case, masks, dtype)
     inputs = inputs_of(case, 3, dtype)
     with torch.no_grad():
-        expected, found = call(inner(masked), inputs), call(small, inputs)
+        expected, found = call(masked, inputs), call(small, inputs)
     assert difference(expected, found) <= TOLERANCES[dtype]
     if by_hooks:
         defined = masked_by_hooks(built(case, dtype), masks, inputs)

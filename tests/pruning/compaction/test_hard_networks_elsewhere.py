@@ -7,15 +7,14 @@ from typing import Any
 import hard_networks
 import pytest
 import torch
-from masked_definition import built, call, difference, draw, inner, inputs_of, maskable
+from masked_case import masked_case
+from masked_definition import built, call, difference, draw, inputs_of, maskable
 from network_cases import Case
 from slow_cases import spread
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from spr_or import compact
-from spr_or.pruning.compaction.prepare import bake_weights_
-from spr_or.pruning.masks import apply_masks_
 
 CASES = spread(hard_networks.CASES, default=40, slow=4)
 WAYS = {
@@ -44,19 +43,17 @@ def test_a_hard_network_elsewhere(case: Case, way: str) -> None:
     model = built(case, torch.float32)
     masks = draw(maskable(model))
     small = compact(model, masks, inputs_of(case, 2, torch.float32))
-    masked = built(case, torch.float32)
-    bake_weights_(inner(masked))
-    apply_masks_(masked, masks, inputs_of(case, 2, torch.float32))
+    masked = masked_case(case, masks, torch.float32)
     inputs = inputs_of(case, 3, torch.float32)
     try:
-        expected = _run(inner(masked), inputs, *WAYS[way])
+        expected = _run(masked, inputs, *WAYS[way])
     except RuntimeError as error:
         pytest.skip(f"the masked network does not run there: {error}")
     found = _run(small, inputs, *WAYS[way])
     difference(expected, found)  # the same structure, shapes and dtypes
     exact, expected, found = (
         tree_map_only(Tensor, Tensor.double, outputs)
-        for outputs in (call(inner(masked), inputs), expected, found)
+        for outputs in (call(masked, inputs), expected, found)
     )
     # As near to float32 as the masked network is; rounding differs, since less is added up.
     assert difference(exact, found) <= 4 * difference(exact, expected) + (
