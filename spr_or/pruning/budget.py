@@ -189,7 +189,8 @@ def _amounts(
     """Numbers of entities by layer."""
     patterns = amounts if isinstance(amounts, Mapping) else {"*": amounts}
     for pattern, amount in patterns.items():
-        if isinstance(amount, bool) or amount < 0 or isinstance(amount, float) and amount > 1:
+        share = isinstance(amount, float)
+        if isinstance(amount, bool) or not (0 <= amount <= 1 if share else amount >= 0):
             raise ValueError(
                 f"{what} of {pattern!r} must be a number of entities (an int) or a share of them (a "
                 f"float from 0 to 1), got {amount!r}"
@@ -248,8 +249,9 @@ def choose(
     rising ``rank``, at equal ranks by rising ``age``; with ``limits`` so many at once that an
     allowed number stays. Of all layers those go first whose largest rank is smallest. The
     longest prefix of this order that stays within the target goes, and after it single steps while
-    they fit. With ``give_back`` single steps of other layers come back where the last one passes the
-    target by more than a point, at the price of the order. What ``limits`` force goes in any case. All
+    they fit; one that passes the target by more than a point only where nothing else comes as near.
+    With ``give_back`` single steps of other layers come back where the last one passes the target by
+    more than a point, at the price of the order. What ``limits`` force goes in any case. All
     arguments are per layer, (N,) each; ``limits`` default to one entity that stays.
 
     >>> rank = {"a": torch.tensor([0.3, 0.1, 0.9, 0.2])}
@@ -284,6 +286,8 @@ def choose(
             high, beyond = middle - 1, share
         halve = not halve
     best = order[:low]
+    # The nearest cut that passes the target by more than a point; it is not taken at once.
+    passing: tuple[float, list[_Going]] | None = None
     stays: set[str] = set()  # layers of which a step was left out: what follows it rests on it
     for step in order[low : low + _TRIES]:
         if nearest > target - TOLERANCE / 10:
@@ -292,9 +296,16 @@ def choose(
             continue
         share = removed([*best, step])
         if abs(share - target) < abs(nearest - target):
-            best, nearest = [*best, step], share
-        elif limits[step.layer].step > 1:
+            already_zero = not step.key[1]
+            if already_zero or share <= target + TOLERANCE:
+                best, nearest = [*best, step], share
+                continue
+            if passing is None or share < passing[0]:
+                passing = share, [*best, step]
+        if limits[step.layer].step > 1:
             stays.add(step.layer)
+    if passing is not None and passing[0] - target < abs(nearest - target):
+        nearest, best = passing
     if give_back and nearest > target + TOLERANCE:
         best, nearest = _given_back(best, nearest, target, removed)
     zero = sum(int((~keep).sum()) for keep in gone.values())

@@ -88,7 +88,8 @@ def _compare(
     mine = sizes.left("params", [int(masks[layer.name].sum()) for layer in layers])
     if round(mine) != left.parameters:
         raise NotByCounts(
-            f"compaction leaves {left.parameters} parameters where widths say {round(mine)}"
+            f"compaction leaves {left.parameters} parameters where widths say {round(mine)}: layers share "
+            'what they compute with. Use cut = "rank"'
         )
 
 

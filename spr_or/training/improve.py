@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spr_or.pruning.budget import Masks
+from spr_or.pruning.budget import TOLERANCE, Masks
 from spr_or.pruning.entity_gates import Batch
 from spr_or.pruning.masks import apply_masks_
 from spr_or.pruning.module_masks import module_masks
@@ -34,10 +34,13 @@ def improved(run: SeedRun, model: nn.Module, spr: SPR, masks: Masks) -> tuple[Ma
     """
     held_out = _held_out_loss(run, model, masks)
     seen, judged = _images(run)
-    masks, record = _swapped(run, model, spr, masks, seen, judged)
+    fits = _budget_of(run, masks)
+    masks, record = _swapped(run, model, spr, masks, seen, judged, fits)
     if run.recipe.spr.improve == "layers":
-        masks, more = _by_layers(run, model, spr, masks, seen, judged)
+        masks, more = _by_layers(run, model, spr, masks, seen, judged, fits)
         record |= more
+    assert run.counter is not None
+    record |= {"after_cut_pct": run.counter(masks)}
     after = _held_out_loss(run, model, masks)
     run.display.say(
         f"seed {run.seed} masks: loss on images that judged none of this {held_out:.4f}, "
@@ -49,13 +52,28 @@ def improved(run: SeedRun, model: nn.Module, spr: SPR, masks: Masks) -> tuple[Ma
     }
 
 
+def _budget_of(run: SeedRun, masks: Masks) -> Callable[[Masks], bool]:
+    """Whether masks remove as much as these, and no more than that or a point above the target.
+
+    Filters that share features take along more or less than the ones they are swapped with.
+    """
+    counter, target = run.counter, run.recipe.spr.target_removed_pct
+    assert counter is not None and target is not None
+    least = counter(masks)
+    most = max(least, target + TOLERANCE)
+    return lambda masks: least - 1e-9 <= counter(masks) <= most + 1e-9
+
+
 def _swapped(
-    run: SeedRun, model: nn.Module, spr: SPR, masks: Masks, seen: Batch, judged: Batch
+    run: SeedRun,
+    model: nn.Module,
+    spr: SPR,
+    masks: Masks,
+    seen: Batch,
+    judged: Batch,
+    fits: Callable[[Masks], bool],
 ) -> tuple[Masks, Record]:
     """The masks of `spr_or.pruning.swaps.improve_by_swaps`."""
-    assert run.counter is not None
-    least = run.counter(masks)
-    counter = run.counter
     found = improve_by_swaps(
         model,
         spr.layers,
@@ -64,7 +82,7 @@ def _swapped(
         judged,
         run.example,
         {name: value.indicator for name, value in spr.entity_values().items()},
-        lambda masks: counter(masks) >= least - 1e-9,
+        fits,
     )
     run.display.say(
         f"seed {run.seed} masks: {found.swaps} swaps, loss on {len(judged[1])} training images "
@@ -79,11 +97,17 @@ def _swapped(
 
 
 def _by_layers(
-    run: SeedRun, model: nn.Module, spr: SPR, masks: Masks, seen: Batch, judged: Batch
+    run: SeedRun,
+    model: nn.Module,
+    spr: SPR,
+    masks: Masks,
+    seen: Batch,
+    judged: Batch,
+    fits: Callable[[Masks], bool],
 ) -> tuple[Masks, Record]:
     """The masks of `spr_or.methods.common.layer_sets.improve_by_layers`."""
     improve: Callable[..., Any] = load_object(f"{LAYER_SETS}:improve_by_layers")
-    found = improve(model, spr.layers, masks, [seen], judged, run.example)
+    found = improve(model, spr.layers, masks, [seen], judged, run.example, fits=fits)
     run.display.say(
         f"seed {run.seed} masks: layers with another set {found.new_sets} ({found.proven} proven), "
         f"with other weights {found.new_weights}, loss {found.loss_before:.4f}, then "

@@ -55,7 +55,7 @@ def _cut(run: SeedRun, steering: Steering, before: float) -> tuple[dict[str, Ten
     if choice.exact is None and abs(choice.removed_pct - target) > TOLERANCE:
         run.display.warn(
             f"the budget of {target:g} % is missed: the cut by rank removes {choice.removed_pct:.1f} %; "
-            'spr.cut = "exact" may come nearer'
+            'spr.cut = "exact" may come nearer, and so may another spr.min_keep'
         )
     record = {
         "target_pct": target,

@@ -158,6 +158,24 @@ def test_the_cut_is_at_least_as_near_as_any_prefix_of_the_ranking(seed: int, tar
             assert keep.any(), f"the cut took the last entity of {name}"
 
 
+def test_a_step_far_past_the_target_is_taken_only_where_smaller_ones_come_no_nearer() -> None:
+    """One entity of ``large`` is worth 12 points, those of ``small`` 3 each, and there are few."""
+    rank = {"large": torch.tensor([0.2, 9.0]), "small": torch.arange(1.0, 6.0)}
+    gone = {name: torch.ones(len(t), dtype=torch.bool) for name, t in rank.items()}
+
+    def removed(masks: Masks) -> float:
+        return 12.0 * int((~masks["large"]).sum()) + 3.0 * int((~masks["small"]).sum())
+
+    near = choose(removed, gone, rank, rank, 6.5)  # 12 is 5.5 off, nothing is 6.5 off
+    assert near.removed_pct == 6.0 and near.masks["large"].all()
+    few = {"large": rank["large"], "small": torch.tensor([1.0, 2.0])}
+    gone = {name: torch.ones(len(t), dtype=torch.bool) for name, t in few.items()}
+    far = choose(
+        removed, gone, few, few, 8.5
+    )  # one of small goes at most: 3 is further off than 12
+    assert far.removed_pct == 12.0 and not far.masks["large"].all()
+
+
 def test_what_is_given_back_went_last() -> None:
     gone = {"a": torch.tensor([False, False, False, True])}
     indicators = {"a": torch.tensor([0.0, 0.0, 0.0, 1.0])}

@@ -20,7 +20,7 @@ from spr_or.pruning.counts import LayerCall
 from spr_or.pruning.counts import count_parameters as size
 from spr_or.pruning.latency import Widths
 from spr_or.pruning.removed_share import Counter
-from spr_or.training import checkpoint
+from spr_or.training import checkpoint, improve
 from spr_or.training.metrics import read_metrics
 from spr_or.training.recipe import Recipe, RecipeError
 from spr_or.training.run_progress import RunDisplay
@@ -159,6 +159,28 @@ def test_an_exact_cut_meets_two_budgets_and_swaps_lower_the_loss(tmp_path: Path)
     )
     assert 0 < budget["price_bound"] <= budget["price"] <= budget["price_bound"] * (1 + 2e-4)
     assert budget["loss_after_swaps"] <= budget["loss_before_swaps"] and budget["swaps"] >= 0
+
+
+def test_swaps_keep_to_the_budget_where_filters_share_features(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[bool] = []
+    real = improve.improve_by_swaps
+
+    def remembered(*given: Any) -> Any:
+        masks, fits = given[2], given[-1]
+        one_left = {name: torch.arange(len(keep)) == 0 for name, keep in masks.items()}
+        all_left = {name: torch.ones_like(keep) for name, keep in masks.items()}
+        asked.extend(fits(other) for other in (masks, one_left, all_left))
+        return real(*given)
+
+    monkeypatch.setattr(improve, "improve_by_swaps", remembered)
+    spr = {"target_removed_pct": 50, "improve": "swaps", "lam": 0.01, "start": "dense"}
+    recipe = tiny_recipe(model="models.toy:digits_resnet", spr=spr, finetune={"epochs": 0})
+    summary = run_recipe(recipe, tmp_path, judge=False)
+    counted = summary["budget"]["after_cut_pct"]
+    assert asked == [True, False, False]  # more than the budget does not fit either
+    assert counted <= 51.0 + 1e-6 and summary["removed_params_pct"] == pytest.approx(counted)
 
 
 def test_layers_lower_the_loss_and_a_resumed_run_ends_the_same(

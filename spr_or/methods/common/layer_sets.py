@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -89,13 +89,15 @@ def improve_by_layers(
     example: Example,
     layer_seconds: float = 10.0,
     seconds: float = 120.0,
+    fits: Callable[[Masks], bool] = lambda masks: True,
 ) -> LayerSets:
     """Choose sets and weights layer by layer, as long as the loss on ``judged`` falls.
 
     model: with the weights of all entities; convolutions that get new weights are changed in place, with
     zeros for what has gone, and so is the bias or the running mean behind them. masks: True = keep, (N,)
     for each of ``layers``. seen: images for the inputs of convolutions; judged: others. ``seconds``
-    limits all searches, ``layer_seconds`` each. Each layer keeps its number of entities.
+    limits all searches, ``layer_seconds`` each. Each layer keeps its number of entities, and ``fits(masks)``
+    tells which sets may be taken.
 
     Raises ``ValueError`` where no layer has such a problem, see `readers`.
 
@@ -118,7 +120,11 @@ def improve_by_layers(
             continue
         limit = min(layer_seconds, clock.left() / (len(consumers) - number))
         layer = network.layer(reader.name)
-        options = list(_options(network, uncut, present, name, reader, images, limit))
+        options = [
+            option
+            for option in _options(network, uncut, present, name, reader, images, limit)
+            if torch.equal(option.keep, present[name]) or fits(present | {name: option.keep})
+        ]
         losses = []
         for option in options:
             with layer.tried(option):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spr_or.pruning import measures
 from spr_or.pruning.budget import TOLERANCE
 from spr_or.pruning.compaction.api import CompactionWarning, compact, save_compact
 from spr_or.pruning.counts import count_macs, count_parameters, masked_filter_weights
@@ -94,13 +95,19 @@ def report_seed(run: SeedRun, trained: Trained) -> Summary:
 
 def warn_of_other_size(run: SeedRun, summary: Summary) -> None:
     """Say that compaction removed more or less than the cut to the budget had counted."""
-    counted, removed = (summary["budget"] or {}).get("after_cut_pct"), summary["removed_params_pct"]
-    if counted is None or run.recipe.spr.target_of != "params":
+    counted = (summary["budget"] or {}).get("after_cut_pct")
+    measure = run.recipe.spr.target_of
+    if counted is None or measure not in ("params", "macs"):
         return
+    removed = (
+        summary["removed_params_pct"]
+        if measure == "params"
+        else 100 * (1 - summary["macs_compact"] / summary["macs_dense"])
+    )
     if abs(removed - counted) > TOLERANCE:
         run.display.warn(
-            f"the cut counted {counted:.1f} % of the parameters, and {removed:.1f} % are gone: a channel "
-            "that became constant while the network was trained goes too"
+            f"the cut counted {counted:.1f} % of the {measures.MEASURES[measure]}, and {removed:.1f} % are "
+            "gone: a channel that became constant while the network was trained goes too"
         )
 
 

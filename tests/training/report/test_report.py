@@ -176,7 +176,13 @@ def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-
 
 @pytest.mark.parametrize(
     ("counted", "removed", "of", "told"),
-    [(5.0, 20.5, "params", True), (50.0, 50.9, "params", False), (40.0, 60.0, "macs", False)],
+    [
+        (5.0, 20.5, "params", True),
+        (50.0, 50.9, "params", False),
+        (40.0, 60.0, "macs", True),
+        (40.0, 40.9, "macs", False),
+        (40.0, 60.0, "latency", False),
+    ],
 )
 def test_another_size_than_the_cut_counted_is_told(
     counted: float, removed: float, of: str, told: bool
@@ -184,11 +190,12 @@ def test_another_size_than_the_cut_counted_is_told(
     lines: list[str] = []
     recipe = SimpleNamespace(spr=SimpleNamespace(target_of=of))
     run: Any = SimpleNamespace(recipe=recipe, display=SimpleNamespace(warn=lines.append))
-    warn_of_other_size(run, {"budget": {"after_cut_pct": counted}, "removed_params_pct": removed})
+    params, macs = (removed, 0.0) if of == "params" else (0.0, removed)
+    summary = {"removed_params_pct": params, "macs_dense": 1000, "macs_compact": 1000 - 10 * macs}
+    warn_of_other_size(run, summary | {"budget": {"after_cut_pct": counted}})
     assert bool(lines) == told
-    assert (
-        not told or f"{counted:.1f} % of the parameters, and {removed:.1f} % are gone" in lines[0]
-    )
+    what = {"params": "parameters", "macs": "multiplications"}.get(of)
+    assert not told or f"{counted:.1f} % of the {what}, and {removed:.1f} % are gone" in lines[0]
 
 
 def test_times_of_a_network_do_not_ask_for_deterministic_algorithms() -> None:
