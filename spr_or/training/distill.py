@@ -57,11 +57,9 @@ def distilling(
         teacher.eval()
 
     def objective(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        shares = images.chunk(len(teachers))  # fewer than teachers where there are fewer images
-        with torch.no_grad():
-            taught = torch.cat(
-                [forward(t, x, bf16) for t, x in zip(teachers, shares, strict=False)]
-            )
+        shares = zip(teachers, images.tensor_split(len(teachers)), strict=True)
+        with torch.no_grad():  # where there are fewer images than teachers, the last ones see none
+            taught = torch.cat([forward(who, part, bf16) for who, part in shares if len(part)])
         return distillation_loss(logits, taught, labels, weight, temperature, label_smoothing)
 
     return objective

@@ -8,17 +8,26 @@ from typing import Any
 from spr_or.training.method import SPR_ITSELF
 
 
+def has_learnt(accuracy: float, classes: int) -> bool:
+    """Whether a network is more than a tenth of the way from guessing to 100 %.
+
+    >>> has_learnt(18.0, classes=10), has_learnt(20.0, classes=10)
+    (False, True)
+    """
+    guess = 100 / classes
+    return accuracy - guess > 0.1 * (100 - guess)
+
+
 def lost(accuracy: float, had: float, classes: int, share: float = 0.1) -> bool:
     """Whether less than ``share`` is left of what a network of accuracy ``had`` has over guessing.
 
-    One that has hardly learnt anything, less than a tenth of the way from guessing to 100 %, has nothing
-    to lose.
+    One that has hardly learnt anything has nothing to lose.
 
     >>> lost(10.3, 99.0, classes=10), lost(60.0, 99.0, classes=10)
     (True, False)
     """
     guess = 100 / classes
-    return had - guess > 0.1 * (100 - guess) and accuracy - guess < share * (had - guess)
+    return has_learnt(had, classes) and accuracy - guess < share * (had - guess)
 
 
 def has_collapsed(summary: dict[str, Any]) -> bool:

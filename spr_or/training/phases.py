@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from spr_or.training.method import SPR_ITSELF
 from spr_or.training.method_phase import Course, method_phase
 from spr_or.training.metrics import Record
 from spr_or.training.one_phase import Phase, train_phase
+from spr_or.training.outcome import has_learnt
 from spr_or.training.pruning import (
     describe,
     due_epochs,
@@ -31,13 +33,14 @@ from spr_or.training.pruning import (
     make_sgd,
     make_spr,
 )
-from spr_or.training.recipe import Recipe, Schedule
+from spr_or.training.recipe import Recipe, RecipeError, Schedule
 from spr_or.training.schedule import learning_rate
 from spr_or.training.seed_run import RunError, SeedRun
 from spr_or.training.setup import cut_example, fresh_model, load_weights, steps_of_epoch
 from spr_or.training.shrink import Shrinking, Trainee
 from spr_or.training.watching import starting_accuracy, watch
 from spr_or.utils.files import write_durably
+from spr_or.utils.stored_weights import find_weights
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ def train(run: SeedRun) -> Trained:
     others = other_teachers(run)  # first, so that a file that does not fit costs no training
     dense = dense_phase(run)
     dense_accuracy = run.evaluate(dense).accuracy
+    warn_of_guessing(run, dense_accuracy)
     recipe = run.recipe.spr
     bounds = SPR.bounds_from(dense, per=recipe.bounds, **run.chosen._asdict())
     run.fixed |= {"bounds": {name: bound.cpu() for name, bound in bounds.items()}}
@@ -97,12 +101,36 @@ def train(run: SeedRun) -> Trained:
     )
 
 
+def warn_of_guessing(run: SeedRun, accuracy: float) -> None:
+    """Say that a dense network which was trained, or given, has hardly learnt anything."""
+    recipe = run.recipe.dense
+    if (recipe.epochs or recipe.weights) and not has_learnt(accuracy, run.data.classes):
+        run.display.warn(
+            f"the dense network has hardly learnt anything: its accuracy is {accuracy:.1f} %, that of "
+            f"guessing among {run.data.classes} classes {100 / run.data.classes:.1f} %. What follows says "
+            f"nothing about pruning. Raise dense.epochs (it is {recipe.epochs}), or look at dense.lr and "
+            f"dense.warmup ({recipe.lr:g} and {recipe.warmup})"
+        )
+
+
 def other_teachers(run: SeedRun) -> list[nn.Module]:
-    """The networks that teach beside the dense one; raises `RecipeError` for weights that do not fit."""
-    teachers = []
+    """The networks that teach beside the dense one, the same as before where a run is continued.
+
+    Raises `RecipeError` for weights that do not fit, that are not finite, or that are others now.
+    """
+    teachers, hashes = [], []
     for path in run.recipe.finetune.teachers:
         teachers.append(fresh_model(run.recipe, run.seed, run.device))
-        load_weights(teachers[-1], path)
+        load_weights(teachers[-1], path, "finetune.teachers: weights")
+        hashes.append(hashlib.sha256(find_weights(path).read_bytes()).hexdigest())
+    began = hashes if run.state is None else run.state.get("teachers", hashes)
+    for path, now, then in zip(run.recipe.finetune.teachers, hashes, began, strict=True):
+        if now != then:
+            raise RecipeError(
+                f"finetune.teachers: {path} is another file than the one this run began with (SHA-256 "
+                f"{then[:12]}…, now {now[:12]}…): put the old one back, or begin in another folder"
+            )
+    run.fixed |= {"teachers": hashes}
     return teachers
 
 
@@ -115,7 +143,7 @@ def dense_phase(run: SeedRun) -> nn.Module:
         load_weights(model, path)
         return model
     if recipe.weights is not None:
-        load_weights(model, recipe.weights)
+        load_weights(model, recipe.weights, "dense.weights: weights")
     phase = Phase(
         name="dense",
         model=model,

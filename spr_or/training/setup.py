@@ -25,7 +25,7 @@ from spr_or.training.recipe import Recipe, RecipeError, SpeedRecipe, build_model
 from spr_or.training.speed import choose_speed
 from spr_or.training.speed_trials import Tell
 from spr_or.utils.import_path import load_object
-from spr_or.utils.stored_weights import find_weights
+from spr_or.utils.stored_weights import find_weights, stored_names
 
 # It rests on the layer study, which rests on this folder: so it is loaded by name, as methods are.
 LAYER_SETS = "spr_or.methods.common.layer_sets"
@@ -44,6 +44,8 @@ def pick_device(speed: SpeedRecipe) -> torch.device:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:  # torch raises either
             raise RecipeError(f"speed.device = {speed.device!r} cannot be used: {error}") from None
+        if device.type == "meta":
+            raise RecipeError('speed.device = "meta" computes nothing: --set speed.device=auto')
     if distributed.launched().size > 1:
         device = _of_this_process(speed, device)
     if speed.cuda_graph and device.type != "cuda":
@@ -237,12 +239,17 @@ def cut_example(recipe: Recipe, data: Data, device: torch.device) -> Tensor:
     return torch.zeros(rows, *data.shape, device=device)
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+_LINES = 3  # of a library's message: torch names every parameter that does not fit
+
+
+def load_weights(model: nn.Module, path: Path, what: str = "weights") -> None:
     """Fill a network from a state dict in a .safetensors or .pt file, executing nothing.
 
-    ``path`` may be the name of a stored network, see `spr_or.utils.stored_weights`.
+    ``path`` may be the name of a stored network, see `spr_or.utils.stored_weights`; ``what`` names
+    it in messages.
 
-    Raises `RecipeError` naming the file for one that cannot be read or does not fit.
+    Raises `RecipeError` naming the file, for one that cannot be read, does not fit, or holds numbers that
+    are not finite.
     """
     try:
         path = find_weights(path)
@@ -252,4 +259,12 @@ def load_weights(model: nn.Module, path: Path) -> None:
             state = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(state)
     except Exception as error:  # three libraries, each with errors of its own
-        raise RecipeError(f"weights {path} cannot be loaded: {error}") from error
+        lines = str(error).splitlines()
+        told = "\n".join([*lines[:_LINES], *(["…"] if len(lines) > _LINES else [])])
+        raise RecipeError(
+            f"{what} {path} cannot be loaded: {told}\nWanted is a state dict of the recipe's network "
+            f"in a .safetensors or .pt file, or one of the stored networks: {', '.join(stored_names())}"
+        ) from error
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise RecipeError(f"{what} {path}: {name} has numbers that are not finite")

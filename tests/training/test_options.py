@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from scipy.special import log_softmax, softmax
 from tiny_runs import no_pictures_in, tiny_recipe
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.toy import convnet
 from spr_or.pruning.regularizer import SPR
@@ -100,6 +100,21 @@ def test_each_teacher_teaches_its_share_of_a_batch() -> None:
     assert alone.item() == pytest.approx(one, rel=1e-5)
 
 
+@pytest.mark.parametrize(("images", "teachers"), [(64, 9), (8, 5), (32, 7), (3, 4)])
+def test_no_teacher_is_left_without_images_while_there_are_any(images: int, teachers: int) -> None:
+    seen: dict[int, int] = {}
+
+    class Teacher(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen[id(self)] = len(x)
+            return torch.zeros(len(x), 10)
+
+    objective = distilling([Teacher() for _ in range(teachers)], 0.5, 1.0, 0.0, bf16=False)
+    objective(torch.zeros(images, 1), torch.zeros(images, 10), torch.zeros(images).long())
+    assert len(seen) == min(images, teachers) and sum(seen.values()) == images
+    assert max(seen.values()) - min(seen.values()) <= 1
+
+
 def test_teachers_who_share_images_pull_towards_their_mean_probabilities() -> None:
     torch.manual_seed(0)
     teachers, image = [convnet().eval() for _ in range(2)], torch.randn(1, 1, 8, 8)
@@ -134,6 +149,45 @@ def test_a_teacher_that_does_not_fit_is_told_before_anything_is_trained(tmp_path
     with pytest.raises(RecipeError, match=r"weights .*other.safetensors cannot be loaded"):
         run_recipe(recipe, tmp_path / "run")
     assert read_metrics(tmp_path / "run" / "metrics.jsonl") == []
+
+
+def test_a_teacher_whose_weights_are_not_finite_is_told_before_anything_is_trained(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "nan.safetensors"
+    broken = {
+        k: t * float("nan") for k, t in convnet().state_dict().items() if t.is_floating_point()
+    }
+    save_file(convnet().state_dict() | broken, file)
+    recipe = tiny_recipe(finetune={"distill": 0.8, "teachers": [str(file)]})
+    with pytest.raises(
+        RecipeError, match=r"finetune.teachers: weights .*nan.safetensors: .*not finite"
+    ):
+        run_recipe(recipe, tmp_path / "run")
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl") == []
+
+
+def test_a_run_goes_on_with_the_teachers_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "other.safetensors"
+    torch.manual_seed(1)
+    save_file(convnet().state_dict(), file)
+    recipe = tiny_recipe(finetune={"distill": 0.8, "teachers": [str(file)]})
+
+    def stop(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(phases, "finetune_phase", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(recipe, tmp_path / "run")
+    first = file.read_bytes()
+    save_file(convnet().state_dict(), file)
+    with pytest.raises(RecipeError, match=r"other.safetensors is another file than the one"):
+        run_recipe(recipe, tmp_path / "run", resume=True)
+    file.write_bytes(first)
+    run_recipe(recipe, tmp_path / "run", resume=True)
 
 
 def test_teachers_without_a_weight_are_refused() -> None:
