@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -143,8 +144,21 @@ class Pruner:
         nesterov: bool = False,
     ) -> None:
         self.measure = _checked_target(target, cut)
-        if epochs < 1:
-            raise ValueError(f"epochs must be at least 1, got {epochs}")
+        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+            raise ValueError(f"epochs must be a whole number of at least 1, got {epochs!r}")
+        for name, number, holds, range_ in (
+            ("lr", lr, 0 < lr < math.inf, "positive and finite"),
+            ("momentum", momentum, 0 <= momentum < 1, "at least 0 and below 1"),
+            ("weight_decay", weight_decay, 0 <= weight_decay < math.inf, "at least 0 and finite"),
+            (
+                "alpha",
+                alpha,
+                0 <= alpha < 1,
+                "at least 0 and below 1, for alpha = 1 removes nothing",
+            ),
+        ):
+            if not holds:
+                raise ValueError(f"{name} must be {range_}, got {number}")
         lam = "auto" if lam is None else lam
         self._share = share_of_max(lam, budget=True)
         self._auto = lam == AUTO
@@ -261,7 +275,6 @@ class Pruner:
             small = self.compact()
         here = _on_device(self.example, self.model)
         report = pruning_report(self.model, small, here, masks, self.spr.layers)
-        target = self._settings.target_removed_pct
         report["target"] = {name: pct / 100 for name, pct in self._budgets.items()}
         if "latency" in self._budgets:
             report["removed"]["latency"] = self._counter("latency")(masks) / 100
@@ -270,12 +283,24 @@ class Pruner:
                 f"the cut comes after {self.epochs} epochs, {self.epoch} are finished: this is what "
                 "is zero now"
             )
-        elif self._exact is None and abs(self.choice.removed_pct - target) > TOLERANCE:
-            report["notes"].append(
-                f"the target of {target:g} % of the {MEASURES[self.measure]} is missed: the cut by rank "
-                f'removes {self.choice.removed_pct:.1f} %; cut="exact" may come nearer'
-            )
+        elif (missed := self._missed()) is not None:
+            report["notes"].append(missed)
         return report
+
+    def _missed(self) -> str | None:
+        """That the cut by rank missed the target by more than a point, where it did."""
+        target = self._settings.target_removed_pct
+        if (
+            self.choice is None
+            or self._exact is not None
+            or abs(self.choice.removed_pct - target) <= TOLERANCE
+        ):
+            return None
+        return (
+            f"the target of {target:g} % of the {MEASURES[self.measure]} is missed: the cut by rank "
+            f'removes {self.choice.removed_pct:.1f} %; cut="exact" may come nearer, and so may another '
+            "min_keep"
+        )
 
     def state_dict(self) -> Record:
         """What `load_state_dict` takes, beside the state dicts of model and optimiser."""
@@ -373,6 +398,8 @@ class Pruner:
 
     def _keep_only(self, choice: MaskChoice) -> None:
         self.choice = choice
+        if (missed := self._missed()) is not None:
+            warnings.warn(missed, stacklevel=4)
         self.optimizer.proximal = False
         apply_masks_(self.model, self.masks, self.example)
         self._hold = hold_masks(self.model, self.masks, self.example)
@@ -416,9 +443,9 @@ def _checked_target(target: Mapping[str, float], cut: str) -> str:
             f'cut="exact" it may name several. Got {target!r}'
         )
     for measure, share in target.items():
-        if not 0 < share < 1:
+        if not isinstance(share, int | float) or not 0 < share < 1:
             raise ValueError(
-                f"target: the share of {measure} must lie between 0 and 1, got {share}"
+                f"target: the share of {measure} must lie between 0 and 1, got {share!r}"
             )
     return next(iter(target))
 

@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from spr_or.pruning.budget import Masks
+from spr_or.pruning.lam_words import AUTO
 from spr_or.pruning.masks import collapsed_layers
 from spr_or.pruning.steering import Steering
 from spr_or.training.metrics import Record
 from spr_or.training.outcome import lost
 from spr_or.training.seed_run import RunError, SeedRun
+
+_OTHER_CAUSE = 3  # so many lambdas smaller than our own choice failed: then it is not lambda
 
 if TYPE_CHECKING:
     from spr_or.training.one_phase import Phase
@@ -158,10 +161,22 @@ def _advice(run: SeedRun, epoch: int, fault: str, lam: float, failed: list[Recor
     given = run.recipe.spr.lam
     tried = ", ".join(f"{f['lam']:.4g}" for f in failed)
     after = f" (after lambda {tried} in the same epoch)" if failed else ""
-    return (
-        f"the network collapsed in epoch {epoch} of phase spr with lambda {lam:.4g}{after}: {fault}. "
-        f"spr.lam = {given!r} is too large here: try spr.lam={lam / 10:.2g}, or leave it out and say "
-        "how much is to go, spr.target_removed_pct=50. If that fails too, lower spr.lr"
+    collapsed = f"the network collapsed in epoch {epoch} of phase spr with lambda {lam:.4g}{after}: {fault}. "
+    if given == AUTO and len(failed) >= _OTHER_CAUSE:
+        return collapsed + (
+            f"A smaller lambda did not help, so it is something else: lower spr.lr (it is "
+            f"{run.recipe.spr.lr:g}), then look at train.weight_decay ({run.recipe.train.weight_decay:g}) "
+            "and at what [data] does to the images"
+        )
+    wish = run.recipe.spr.target_removed_pct
+    budget = (
+        "or leave it out and say how much is to go, spr.target_removed_pct=50"
+        if wish is None
+        else f"or ask for less than spr.target_removed_pct={wish:g}"
+    )
+    return collapsed + (
+        f"spr.lam = {given!r} is too large here: try spr.lam={lam / 10:.2g}, {budget}. If that fails too, "
+        f"lower spr.lr (it is {run.recipe.spr.lr:g})"
     )
 
 

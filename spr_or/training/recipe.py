@@ -12,14 +12,14 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeInt,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -36,7 +36,26 @@ class RecipeError(ValueError):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python counts true as 1, and a recipe with `epochs = true` means something else."""
+        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        inside = list(value) if isinstance(value, list | tuple) else []
+        inside += list(value.values()) if isinstance(value, dict) else []
+        if {int, float} & kinds and bool not in kinds:
+            for one in [value, *inside]:
+                if isinstance(one, bool):
+                    raise ValueError(f"must be a number, not {str(one).lower()}")
+        return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that a type hint is made of."""
+    parts = get_args(annotation)
+    return set().union(*map(_kinds, parts)) if parts else {annotation}
 
 
 class DataRecipe(_Section):
@@ -110,6 +129,9 @@ class DenseRecipe(Schedule):
 
 
 _Kind = Literal["filters", "neurons", "channels", "heads", "blocks"]
+
+
+_LARGEST_LAM = 1e30  # single precision ends at 3e38, and the penalty has it squared away in sums
 
 
 class SprRecipe(Schedule):
@@ -214,6 +236,8 @@ class SprRecipe(Schedule):
         if not isinstance(lam, int | float | str):
             raise ValueError(f"must be a number or text, not a {type(lam).__name__}")
         share_of_max(lam, budget=False)
+        if not isinstance(lam, str) and lam > _LARGEST_LAM:
+            raise ValueError(f"must be at most {_LARGEST_LAM:g}, got {lam:g}")
         return lam
 
     @model_validator(mode="after")
@@ -295,9 +319,17 @@ class TrainRecipe(_Section):
 
     momentum: float = Field(default=0.9, ge=0, lt=1)  # momentum of SGD
     weight_decay: float = Field(default=5e-4, ge=0)  # of all parameters, in addition to SPR
-    nesterov: bool = False  # Nesterov's form of the momentum
+    nesterov: bool = False  # Nesterov's form of the momentum, which must be positive then
     # Share of the target that is spread evenly over the classes.
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> TrainRecipe:
+        if self.nesterov and not self.momentum:
+            raise ValueError(
+                "nesterov = true needs a momentum above 0, momentum = 0.9 for instance"
+            )
+        return self
 
 
 class SpeedRecipe(_Section):
@@ -307,7 +339,9 @@ class SpeedRecipe(_Section):
     # On a CPU a long run measures a few steps, and takes what is fastest for each of the keys
     # threads, channels_last and compile that is left out. false: they have the values named there.
     auto: bool = True
-    threads: int | None = Field(default=None, ge=1)  # CPU threads of torch; None: torch's default
+    threads: int | None = Field(
+        default=None, ge=1, le=1024
+    )  # CPU threads of torch; None: torch's default
     amp: Literal["off", "bf16"] = "off"  # bf16: forward and backward pass in bfloat16
     # Use the memory order that convolutions on GPUs, and on many CPUs, prefer; None: false.
     channels_last: bool | None = None
@@ -328,7 +362,8 @@ class Recipe(_Section):
     note: str = ""  # shown at the top of the report, e.g. "smoke run"
     model: str  # import path of the function that builds the network, "package.module:function"
     model_kwargs: dict[str, Any] = {}  # arguments of that function
-    seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)  # one run for each seed
+    # One run for each seed; torch's seeds have 64 bits, and those of epochs are 400,000 times as large.
+    seeds: tuple[Annotated[int, Field(ge=0, le=2**40)], ...] = Field(default=(0,), min_length=1)
     data: DataRecipe = DataRecipe()
     train: TrainRecipe = TrainRecipe()
     dense: DenseRecipe = DenseRecipe()
@@ -524,9 +559,10 @@ def build_model(recipe: Recipe) -> nn.Module:
     factory = import_factory(recipe.model)
     try:
         model = factory(**recipe.model_kwargs)
-    except TypeError as error:
+    except Exception as error:  # of somebody's own code
         raise RecipeError(
-            f"model = {recipe.model!r} with model_kwargs = {recipe.model_kwargs}: {error}"
+            f"model = {recipe.model!r} with model_kwargs = {recipe.model_kwargs}: "
+            f"{type(error).__name__}: {error}"
         ) from error
     if not isinstance(model, nn.Module):
         raise RecipeError(

@@ -1,6 +1,7 @@
 """Pruner: a training loop of one's own that ends at its target."""
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -388,7 +389,15 @@ def test_a_report_before_the_cut_says_so_and_that_nothing_was_removed() -> None:
             {"target": {"params": 0.9}, "min_keep": 0.5},
             "cannot be reached: .* [0-9.]+ % of the parameters are rem",
         ),
-        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"epochs": 0}, "epochs must be a whole number of at least 1"),
+        ({"epochs": 2.5}, "epochs must be a whole number of at least 1, got 2.5"),
+        ({"lr": 0.0}, "lr must be positive and finite, got 0.0"),
+        ({"lr": math.nan}, "lr must be positive and finite, got nan"),
+        ({"momentum": 2.0}, "momentum must be at least 0 and below 1, got 2.0"),
+        ({"weight_decay": math.nan}, "weight_decay must be at least 0 and finite, got nan"),
+        ({"alpha": 1.0}, "alpha must be at least 0 and below 1, for alpha = 1 removes nothing"),
+        ({"target": {"params": "0.6"}}, "must lie between 0 and 1, got '0.6'"),
+        ({"min_keep": math.nan}, "a float from 0 to 1.*got nan"),
         ({"lam": 0.0}, "lam must be positive"),
         ({"lam": -1.0}, "lam must be a finite number"),
         ({"lam": "much"}, 'lam must be a number, "auto" or a share'),

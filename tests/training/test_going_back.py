@@ -131,6 +131,17 @@ def test_when_no_smaller_lambda_helps_the_error_names_the_key(
     assert not (tmp_path / "summary.json").exists()
 
 
+def test_where_our_own_lambdas_fail_one_after_the_other_the_rate_is_named_first(
+    tmp_path: Path,
+) -> None:
+    recipe = tiny_recipe(
+        **DENSE, spr={"lam": "auto", "target_removed_pct": 50, "start": "dense", "lr": 50.0}
+    )
+    with pytest.raises(RunError, match=r"something else: lower spr\.lr \(it is 50\)") as error:
+        run_recipe(recipe, tmp_path)
+    assert "too large here" not in str(error.value)
+
+
 def test_a_number_that_empties_the_network_is_an_error(tmp_path: Path) -> None:
     recipe = tiny_recipe(**DENSE, spr={"lam": 3000.0, "start": "dense"})
     with pytest.raises(RunError) as error:

@@ -47,6 +47,15 @@ def test_there_are_recipes() -> None:
         ("[dense]\nschedule = 'cosine'\nmilestones = [3]", "milestones belong to"),
         ("seeds = [0, 0]", "seeds must differ"),
         ("seeds = []", "seeds"),
+        ("seeds = [18446744073709551616]", r"seeds\.0: .*less than or equal to 1099511627776"),
+        ("seeds = [true]", r"seeds: must be a number, not true"),
+        ("[spr]\nalpha = true", r"spr\.alpha: must be a number, not true"),
+        ("[spr]\nmin_keep = true", r"spr\.min_keep: must be a number, not true"),
+        ("[spr]\nlr = inf", r"spr\.lr: .*finite"),
+        ("[spr]\nlam = 1e300", r"spr\.lam: must be at most 1e\+30, got 1e\+300"),
+        ("[finetune]\ntemperature = inf", r"finetune\.temperature: .*finite"),
+        ("[train]\nnesterov = true\nmomentum = 0.0", r"train: nesterov = true needs a momentum"),
+        ("[speed]\nthreads = 100000", r"speed\.threads: .*1024"),
         ("[data]\nmean = [0.5]", "mean and std belong together"),
         ("[data]\nbatch_size = 'many'", r"data\.batch_size: .*got 'many'"),
         ("name = ", "no valid TOML"),
@@ -57,8 +66,9 @@ def test_a_faulty_recipe_says_where_and_what(text: str, message: str, tmp_path: 
     base = {"model": 'model = "models.toy:mlp"', "spr": "[spr]\nlam = 1.0\nalpha = 0.1"}
     head = "" if text.startswith("modell") else base["model"] + "\n"
     if text.startswith("[spr]"):
-        body = base["spr"] + text.removeprefix("[spr]")
-        body = body.replace("alpha = 0.1\nalpha = 1.5", "alpha = 1.5")
+        given = {line.split()[0] for line in text.splitlines()[1:]}
+        rest = [line for line in base["spr"].splitlines() if line.split()[0] not in given]
+        body = "\n".join(rest) + text.removeprefix("[spr]")
     else:
         body = text + "\n" + base["spr"]
     path = tmp_path / "r.toml"

@@ -71,10 +71,25 @@ def load_data(recipe: DataRecipe, device: torch.device, progress: OnDecoded = _s
     (torch.Size([100, 1, 8, 8]), torch.Size([100]))
     """
     if recipe.source == "digits":
+        _refuse_what_digits_have_not(recipe)
         train, test = _digits()
         return _in_memory(recipe, device, train, test, "digits", 10)
     with distributed.first_before_others():  # a download, or decoding into the cache
         return _from_parquet(recipe, device, progress)
+
+
+_OF_FILES = ("revision", "train_split", "eval_split", "size", "random_resized_crop")
+
+
+def _refuse_what_digits_have_not(recipe: DataRecipe) -> None:
+    """Raise `DataError` for keys that the digits, which are no files, would pass over."""
+    given = [key for key in _OF_FILES if getattr(recipe, key) != getattr(DataRecipe(), key)]
+    given += ["memory"] if recipe.memory == "stream" else []
+    if given:
+        keys = ", ".join(f"data.{key} = {getattr(recipe, key)!r}" for key in given)
+        raise DataError(
+            f'{keys}: data.source = "digits" comes from no files and stays 8 x 8; leave the key out'
+        )
 
 
 def find_splits(recipe: DataRecipe) -> tuple[ParquetSplit, ParquetSplit] | None:

@@ -460,6 +460,24 @@ def test_held_out_images_are_never_trained_on() -> None:
     assert again is not None and images_of(again(9)) == aside
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"size": 32},
+        {"train_split": "nosuch"},
+        {"eval_split": "x"},
+        {"revision": "x"},
+        {"memory": "stream"},
+    ],
+)
+def test_keys_that_the_digits_would_pass_over_are_refused(given: dict[str, Any]) -> None:
+    ((key, value),) = given.items()
+    with pytest.raises(
+        DataError, match=f"data.{key} = {value!r}: data.source = .digits. comes from no"
+    ):
+        load_data(DataRecipe(**given), torch.device("cpu"))
+
+
 def test_a_share_that_holds_out_nothing_is_refused() -> None:
     with pytest.raises(DataError, match=r"data\.held_out = 0\.004 of 100 training images is 0"):
         load_data(DataRecipe(train_rows=100, held_out=0.004), CPU)
