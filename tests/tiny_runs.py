@@ -65,3 +65,18 @@ def assert_identical(one: Any, two: Any, where: str) -> None:
             assert_identical(x, y, f"{where}/{i}")
     else:
         assert one == two, where
+
+
+class Listening(RunDisplay):
+    """A display that keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.warnings: list[str] = []
+        self.lines: list[str] = []
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)

@@ -249,9 +249,9 @@ def choose(
     rising ``rank``, at equal ranks by rising ``age``; with ``limits`` so many at once that an
     allowed number stays. Of all layers those go first whose largest rank is smallest. The
     longest prefix of this order that stays within the target goes, and after it single steps while
-    they fit; one that passes the target by more than a point only where nothing else comes as near.
-    With ``give_back`` single steps of other layers come back where the last one passes the target by
-    more than a point, at the price of the order. What ``limits`` force goes in any case. All
+    they fit. With ``give_back`` one that passes the target by more than a point goes only where no smaller
+    ones come as near, and single steps of other layers come back after it, at the price of the order.
+    What ``limits`` force goes in any case. All
     arguments are per layer, (N,) each; ``limits`` default to one entity that stays.
 
     >>> rank = {"a": torch.tensor([0.3, 0.1, 0.9, 0.2])}
@@ -297,7 +297,7 @@ def choose(
         share = removed([*best, step])
         if abs(share - target) < abs(nearest - target):
             already_zero = not step.key[1]
-            if already_zero or share <= target + TOLERANCE:
+            if not give_back or already_zero or share <= target + TOLERANCE:
                 best, nearest = [*best, step], share
                 continue
             if passing is None or share < passing[0]:

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from torch import Tensor, fx, nn
@@ -144,18 +145,13 @@ class Pruner:
         nesterov: bool = False,
     ) -> None:
         self.measure = _checked_target(target, cut)
-        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+        if not _is_a(Integral, epochs) or epochs < 1:
             raise ValueError(f"epochs must be a whole number of at least 1, got {epochs!r}")
         for name, number, holds, range_ in (
             ("lr", lr, 0 < lr < math.inf, "positive and finite"),
             ("momentum", momentum, 0 <= momentum < 1, "at least 0 and below 1"),
             ("weight_decay", weight_decay, 0 <= weight_decay < math.inf, "at least 0 and finite"),
-            (
-                "alpha",
-                alpha,
-                0 <= alpha < 1,
-                "at least 0 and below 1, for alpha = 1 removes nothing",
-            ),
+            ("alpha", alpha, 0 <= alpha < 1, "at least 0 and below 1: with 1 nothing goes"),
         ):
             if not holds:
                 raise ValueError(f"{name} must be {range_}, got {number}")
@@ -429,6 +425,11 @@ class Pruner:
             )
 
 
+def _is_a(kind: type, value: object) -> bool:
+    """Whether a value is a number of a kind, of Python's or NumPy's; true is none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def _checked_target(target: Mapping[str, float], cut: str) -> str:
     """The measure that lambda follows; ``ValueError`` for a target that makes no sense."""
     if cut not in ("rank", "exact"):
@@ -443,7 +444,7 @@ def _checked_target(target: Mapping[str, float], cut: str) -> str:
             f'cut="exact" it may name several. Got {target!r}'
         )
     for measure, share in target.items():
-        if not isinstance(share, int | float) or not 0 < share < 1:
+        if not _is_a(Real, share) or not 0 < share < 1:
             raise ValueError(
                 f"target: the share of {measure} must lie between 0 and 1, got {share!r}"
             )

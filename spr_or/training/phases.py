@@ -64,7 +64,8 @@ def train(run: SeedRun) -> Trained:
     others = other_teachers(run)  # first, so that a file that does not fit costs no training
     dense = dense_phase(run)
     dense_accuracy = run.evaluate(dense).accuracy
-    warn_of_guessing(run, dense_accuracy)
+    if not run.is_past("dense"):
+        warn_of_guessing(run, dense_accuracy)
     recipe = run.recipe.spr
     bounds = SPR.bounds_from(dense, per=recipe.bounds, **run.chosen._asdict())
     run.fixed |= {"bounds": {name: bound.cpu() for name, bound in bounds.items()}}

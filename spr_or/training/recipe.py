@@ -339,9 +339,8 @@ class SpeedRecipe(_Section):
     # On a CPU a long run measures a few steps, and takes what is fastest for each of the keys
     # threads, channels_last and compile that is left out. false: they have the values named there.
     auto: bool = True
-    threads: int | None = Field(
-        default=None, ge=1, le=1024
-    )  # CPU threads of torch; None: torch's default
+    # CPU threads of torch; None: torch's default. With a hundred times as many as this it crashes.
+    threads: int | None = Field(default=None, ge=1, le=1024)
     amp: Literal["off", "bf16"] = "off"  # bf16: forward and backward pass in bfloat16
     # Use the memory order that convolutions on GPUs, and on many CPUs, prefer; None: false.
     channels_last: bool | None = None

@@ -395,7 +395,7 @@ def test_a_report_before_the_cut_says_so_and_that_nothing_was_removed() -> None:
         ({"lr": math.nan}, "lr must be positive and finite, got nan"),
         ({"momentum": 2.0}, "momentum must be at least 0 and below 1, got 2.0"),
         ({"weight_decay": math.nan}, "weight_decay must be at least 0 and finite, got nan"),
-        ({"alpha": 1.0}, "alpha must be at least 0 and below 1, for alpha = 1 removes nothing"),
+        ({"alpha": 1.0}, "alpha must be at least 0 and below 1: with 1 nothing goes"),
         ({"target": {"params": "0.6"}}, "must lie between 0 and 1, got '0.6'"),
         ({"min_keep": math.nan}, "a float from 0 to 1.*got nan"),
         ({"lam": 0.0}, "lam must be positive"),

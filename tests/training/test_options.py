@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from scipy.special import log_softmax, softmax
-from tiny_runs import no_pictures_in, tiny_recipe
+from tiny_runs import Listening, no_pictures_in, tiny_recipe
 from torch import Tensor, nn
 
 from models.toy import convnet
@@ -188,6 +188,14 @@ def test_a_run_goes_on_with_the_teachers_it_began_with(
         run_recipe(recipe, tmp_path / "run", resume=True)
     file.write_bytes(first)
     run_recipe(recipe, tmp_path / "run", resume=True)
+
+
+def test_a_dense_network_that_guesses_is_told_before_anything_is_pruned(tmp_path: Path) -> None:
+    for lr, told in ((1e-6, True), (0.1, False)):
+        display = Listening()
+        recipe = tiny_recipe(dense={"lr": lr, "epochs": 6}, data={"train_rows": 1024})
+        run_recipe(recipe, tmp_path / str(lr), display=display, judge=False)
+        assert any("hardly learnt anything" in line for line in display.warnings) == told
 
 
 def test_teachers_without_a_weight_are_refused() -> None:

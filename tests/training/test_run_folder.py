@@ -13,33 +13,17 @@ from typing import Any
 import pytest
 import torch
 from slow_cases import slow_unless
-from tiny_runs import no_pictures_in, stopped_at, tiny_recipe
+from tiny_runs import Listening, no_pictures_in, stopped_at, tiny_recipe
 from typer.testing import CliRunner
 
 from spr_or.cli import app
 from spr_or.training.metrics import read_metrics, what_is_lost
 from spr_or.training.recipe import Recipe
-from spr_or.training.run_progress import RunDisplay
 from spr_or.training.runner import FolderInUse, run_recipe
 from spr_or.utils import folder_lock
 from spr_or.utils.folder_lock import alone_in
 
 TINY = tiny_recipe(data={"train_rows": 64, "eval_rows": 32})
-
-
-class Listening(RunDisplay):
-    """A display that keeps what it is told."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.warnings: list[str] = []
-        self.lines: list[str] = []
-
-    def warn(self, message: str) -> None:
-        self.warnings.append(message)
-
-    def say(self, message: str) -> None:
-        self.lines.append(message)
 
 
 @pytest.fixture(autouse=True)
