@@ -35,7 +35,7 @@ from spr_or.pruning.compaction.api import CompactionError
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 # Every case runs once by default or with the slow tests, and in every way with the long ones.
-CASES = spread(hard_networks.CASES, default=4, slow=1)
+CASES = spread(hard_networks.CASES, default=6, slow=1)
 SLOW_CASES = spread(hard_networks.CASES, default=30, slow=6)
 
 
