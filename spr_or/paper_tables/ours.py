@@ -21,6 +21,7 @@ from spr_or.paper_tables.published import PROTOCOLS, Problem
 from spr_or.training.data import parquet
 from spr_or.training.method import SPR_ITSELF
 from spr_or.training.metrics import read_metrics
+from spr_or.training.outcome import removed_macs_pct
 from spr_or.training.recipe import DataRecipe, FinetuneRecipe, Recipe, SprRecipe, TrainRecipe
 from spr_or.training.stored_run import SUMMARY, DamagedFile, read_summary
 
@@ -99,9 +100,7 @@ class Setting:
 
     def macs_removed(self) -> Spread:
         """Multiply-accumulates removed, in percent."""
-        return spread(
-            [100 * (1 - r.summary["macs_compact"] / r.summary["macs_dense"]) for r in self.runs]
-        )
+        return spread([removed_macs_pct(run.summary) for run in self.runs])
 
     def masked_share(self, denominator: int) -> Spread:
         """Weights in zero filters, in percent of ``denominator``."""

@@ -161,7 +161,7 @@ class SPR(nn.Module):
     def lam(self, value: float | Tensor) -> None:
         # A look at a number on an accelerator would wait for it, and fail under capture.
         seen = not torch.is_tensor(value) or value.device.type == "cpu"
-        if seen and not 0 <= float(value) < float("inf"):
+        if seen and not 0 <= float(value) <= torch.finfo(self._lam.dtype).max:
             raise ValueError(f"lam must be a finite number >= 0, got {float(value)}")
         with torch.no_grad():
             self._lam.copy_(value) if torch.is_tensor(value) else self._lam.fill_(value)

@@ -16,7 +16,7 @@ from spr_or.sweeps.accuracy_dots import accuracy_dots
 from spr_or.sweeps.run_table import ERROR, last_line, seconds, sound_summary
 from spr_or.sweeps.sweep_file import SweepPlan, SweepRun
 from spr_or.training.method import SPR_ITSELF, find_method
-from spr_or.training.outcome import note
+from spr_or.training.outcome import note, removed_macs_pct
 from spr_or.utils import palette, pareto
 from spr_or.utils.files import write_csv, write_text
 from spr_or.utils.printable import one_line
@@ -101,7 +101,7 @@ def _line(method: str, budget: float, points: Sequence[SweepRun], folder: Path) 
         tuple(s["dense_accuracy"] for _, s, _ in done),
         tuple(s["budget"]["after_cut_pct"] for _, s, _ in done),
         tuple(s["removed_params_pct"] for _, s, _ in done),
-        tuple(100 * (1 - s["macs_compact"] / s["macs_dense"]) for _, s, _ in done),
+        tuple(removed_macs_pct(s) for _, s, _ in done),
         tuple(spent for _, _, spent in done),
         tuple(s["latency_ms_dense"] / s["latency_ms_compact"] for _, s, _ in done),
         tuple(reasons),

@@ -7,7 +7,6 @@ weights of rows the means are weighted.  For the other losses it is a free colum
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +26,7 @@ from spr_or.tabular.preparation import Reading
 from spr_or.tabular.read import Table, read_table
 from spr_or.tabular.scaling import Scaling, scaling
 from spr_or.tabular.source import Array, TableError
+from spr_or.utils.files import file_hash
 
 _AS_THEY_STAND = Reading()
 _NO_RULES = ModelRules()
@@ -146,11 +146,6 @@ def prepare(
     )
     _ = data.entities  # refuses names that there are not
     return data
-
-
-def file_hash(path: Path) -> str:
-    """The SHA-256 of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def r_squared(data: OwnData, problem: SparseTrainingProblem, theta: Tensor) -> float:

@@ -22,10 +22,10 @@ from spr_or.certified_solver.derived_m import AutomaticBound
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.proof.certificate import ProofCertificate
 from spr_or.tabular.preparation import Reading
-from spr_or.tabular.prepare import OwnData, file_hash, prepare
+from spr_or.tabular.prepare import OwnData, prepare
 from spr_or.tabular.source import TableError
 from spr_or.tabular.stored_result import FORMAT, StoredResult, read_result
-from spr_or.utils.files import write_aside, write_json
+from spr_or.utils.files import file_hash, write_aside, write_json
 
 
 class KeptGroup(NamedTuple):

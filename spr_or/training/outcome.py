@@ -41,6 +41,15 @@ def has_collapsed(summary: dict[str, Any]) -> bool:
     return lost(summary["accuracy"], summary["dense_accuracy"], summary["classes"])
 
 
+def removed_macs_pct(summary: dict[str, Any]) -> float:
+    """The multiplications that went, in percent of the dense network's.
+
+    >>> removed_macs_pct({"macs_dense": 40, "macs_compact": 10})
+    75.0
+    """
+    return 100 * (1 - summary["macs_compact"] / summary["macs_dense"])
+
+
 def removed_nothing(summary: dict[str, Any]) -> bool:
     """Whether a run that was to prune removed nothing; with lambda 0 or no epoch it was not."""
     spr = summary["recipe"]["spr"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -39,7 +38,7 @@ from spr_or.training.seed_run import RunError, SeedRun
 from spr_or.training.setup import cut_example, fresh_model, load_weights, steps_of_epoch
 from spr_or.training.shrink import Shrinking, Trainee
 from spr_or.training.watching import starting_accuracy, watch
-from spr_or.utils.files import write_durably
+from spr_or.utils.files import file_hash, write_durably
 from spr_or.utils.stored_weights import find_weights
 
 
@@ -123,7 +122,7 @@ def other_teachers(run: SeedRun) -> list[nn.Module]:
     for path in run.recipe.finetune.teachers:
         teachers.append(fresh_model(run.recipe, run.seed, run.device))
         load_weights(teachers[-1], path, "finetune.teachers: weights")
-        hashes.append(hashlib.sha256(find_weights(path).read_bytes()).hexdigest())
+        hashes.append(file_hash(find_weights(path)))
     began = hashes if run.state is None else run.state.get("teachers", hashes)
     for path, now, then in zip(run.recipe.finetune.teachers, hashes, began, strict=True):
         if now != then:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import hashlib
 import io
 import json
 import os
@@ -31,6 +32,11 @@ def cache_folder() -> Path:
 
 class DiskFull(OSError):
     """No space left while writing; the file that was there before is unchanged."""
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def write_aside(path: str | Path, write: Callable[[Path], object]) -> None:

@@ -6,9 +6,9 @@ the program sha256sum.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
+from spr_or.utils.files import file_hash
 from spr_or.utils.shipped import shipped_folder
 
 _FILE = "dense.safetensors"
@@ -44,7 +44,7 @@ def check_hash(path: Path) -> None:
     for line in sums.read_text(encoding="utf-8").splitlines():
         digest, _, name = line.partition(" ")
         wanted[name.strip().removeprefix("*")] = digest
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = file_hash(path)
     if wanted.get(path.name) != found:
         raise ValueError(
             f"{path} has the hash {found}, but {sums} says {wanted.get(path.name, 'nothing of it')}: "

@@ -166,15 +166,13 @@ def test_a_step_far_past_the_target_is_taken_only_where_smaller_ones_come_no_nea
     def removed(masks: Masks) -> float:
         return 12.0 * int((~masks["large"]).sum()) + 3.0 * int((~masks["small"]).sum())
 
-    near = choose(
-        removed, gone, rank, rank, 6.5, give_back=True
-    )  # 12 is 5.5 off, nothing is 6.5 off
+    # 12 is 5.5 off, nothing is 6.5 off.
+    near = choose(removed, gone, rank, rank, 6.5, give_back=True)
     assert near.removed_pct == 6.0 and near.masks["large"].all()
     few = {"large": rank["large"], "small": torch.tensor([1.0, 2.0])}
     gone = {name: torch.ones(len(t), dtype=torch.bool) for name, t in few.items()}
-    far = choose(
-        removed, gone, few, few, 8.5, give_back=True
-    )  # one of small goes at most: 3 is further off than 12
+    # One of small goes at most: 3 is further off than 12.
+    far = choose(removed, gone, few, few, 8.5, give_back=True)
     assert far.removed_pct == 12.0 and not far.masks["large"].all()
 
 

@@ -400,6 +400,7 @@ def test_a_report_before_the_cut_says_so_and_that_nothing_was_removed() -> None:
         ({"min_keep": math.nan}, "a float from 0 to 1.*got nan"),
         ({"lam": 0.0}, "lam must be positive"),
         ({"lam": -1.0}, "lam must be a finite number"),
+        ({"lam": 1e300}, "lam must be a finite number"),
         ({"lam": "much"}, 'lam must be a number, "auto" or a share'),
         ({"round_to": 0}, "round_to must be a whole number"),
         ({"min_keep": {"9*": 2}}, "min_keep names '9\\*', which fits no regularised layer: 1, 3"),

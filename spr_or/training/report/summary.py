@@ -22,6 +22,7 @@ from spr_or.pruning.module_masks import branches_of
 from spr_or.pruning.pruning_report import group_rows
 from spr_or.training.method import SPR_ITSELF
 from spr_or.training.metrics import Record, read_metrics
+from spr_or.training.outcome import removed_macs_pct
 from spr_or.training.phases import Trained
 from spr_or.training.pruning import make_spr
 from spr_or.training.report.magnitude import magnitude_accuracy
@@ -99,11 +100,7 @@ def warn_of_other_size(run: SeedRun, summary: Summary) -> None:
     measure = run.recipe.spr.target_of
     if counted is None or measure not in ("params", "macs"):
         return
-    removed = (
-        summary["removed_params_pct"]
-        if measure == "params"
-        else 100 * (1 - summary["macs_compact"] / summary["macs_dense"])
-    )
+    removed = summary["removed_params_pct"] if measure == "params" else removed_macs_pct(summary)
     if abs(removed - counted) > TOLERANCE:
         run.display.warn(
             f"the cut counted {counted:.1f} % of the {measures.MEASURES[measure]}, and {removed:.1f} % are "
