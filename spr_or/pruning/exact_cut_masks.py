@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spr_or.pruning.budget import TOLERANCE, EntityNumbers, Limits, MaskChoice, Masks
+from spr_or.pruning.budget import TOLERANCE, Count, EntityNumbers, Limits, MaskChoice, Masks
 from spr_or.pruning.counts import Example
 from spr_or.pruning.exact_cut import GAP, SECONDS, Choice, cheapest
 from spr_or.pruning.exact_cut_network import (
@@ -19,21 +19,29 @@ from spr_or.pruning.exact_cut_network import (
     network_sizes,
 )
 from spr_or.pruning.exact_cut_program import Counts, Program
+from spr_or.pruning.groups import layer_masks
 from spr_or.pruning.latency import LatencyCounter
 from spr_or.pruning.layer_entities import LayerEntities
-from spr_or.pruning.module_masks import module_masks
+from spr_or.pruning.measures import MEASURES, counter_of
+from spr_or.pruning.module_masks import groups_of
 from spr_or.pruning.removed_share import Counter
 
 _SLACK = TOLERANCE / 10  # points: the cut by rank, too, is content when it is that close
+_ROUNDING = 1e-6  # points
+_PAIRS = 2  # of random masks
 
 
 class CutTask(NamedTuple):
-    """What does not depend on weights; ``budgets`` are {measure: percent to remove}."""
+    """What does not depend on weights; ``budgets`` are {measure: percent to remove}.
+
+    ``counts`` has for each of them what compaction removes with given masks, in percent.
+    """
 
     limits: dict[str, Limits]  # of the layers, in the order of ``sizes.sizes``
     sizes: Sizes
     budgets: dict[str, float]
     latency: LatencyCounter | None
+    counts: dict[str, Count]
 
     def program(self, prices: EntityNumbers, empty: Sequence[str] = ()) -> Program:
         """The program with these prices of entities; layers named in ``empty`` may go whole."""
@@ -69,37 +77,103 @@ def cut_task(
     >>> exact_masks(task, prices, {"0": keep}, prices).masks["0"].tolist()
     [True, True, True, False, False, False, False, False]
     """
-    sizes = network_sizes(model, example, layers)
-    _compare(sizes, model, example, layers)
-    latency = LatencyCounter(model, example) if "latency" in budgets else None
+    of_modules = _to_modules(model, layers)
+    sizes = _compared_sizes(model, example, layers, of_modules)
+    counters = {name: counter_of(name, model, example) for name in budgets}
+    counts = {name: _counted(count, of_modules) for name, count in counters.items()}
+    latency = counters.get("latency")
+    assert latency is None or isinstance(latency, LatencyCounter)
     named = {layer.name: limits.get(layer.name, Limits()) for layer in layers}
-    task = CutTask(named, sizes, dict(budgets), latency)
+    task = CutTask(named, sizes, dict(budgets), latency, counts)
     equal = {layer.name: torch.ones(layer.count) for layer in layers}
     cheapest(task.program(equal), seconds=0)
     return task
 
 
-def _compare(
-    sizes: Sizes, model: nn.Module, example: Example, layers: Sequence[LayerEntities]
-) -> None:
-    """Raise `NotByCounts` unless compaction counts the same, with every second entity masked."""
-    masks = {layer.name: torch.arange(layer.count) % 2 == 0 for layer in layers}
-    left = Counter(model, example).sizes(module_masks(model, layers, masks))
-    mine = sizes.left("params", [int(masks[layer.name].sum()) for layer in layers])
-    if round(mine) != left.parameters:
-        raise NotByCounts(
-            f"compaction leaves {left.parameters} parameters where widths say {round(mine)}: layers share "
-            'what they compute with. Use cut = "rank"'
-        )
+def widths_decide(model: nn.Module, example: Example, layers: Sequence[LayerEntities]) -> bool:
+    """Whether the exact cut fits a network: what it saves depends on how many of each layer go only."""
+    try:
+        _compared_sizes(model, example, layers, _to_modules(model, layers))
+    except NotByCounts:
+        return False
+    return True
+
+
+def _to_modules(model: nn.Module, layers: Sequence[LayerEntities]) -> Callable[[Masks], Masks]:
+    groups = groups_of(model, layers)
+    return lambda masks: layer_masks(model, groups, masks) if groups else masks
+
+
+def _counted(count: Count, of_modules: Callable[[Masks], Masks]) -> Count:
+    return lambda masks: count(of_modules(masks))
+
+
+def _compared_sizes(
+    model: nn.Module,
+    example: Example,
+    layers: Sequence[LayerEntities],
+    of_modules: Callable[[Masks], Masks],
+) -> Sizes:
+    """The sizes by widths, or `NotByCounts` unless compaction counts the same with some entities masked:
+    every second one, and random ones, a different share of each layer.
+
+    Where two layers write one feature unnoticed, masks that agree with each other hide it.
+    """
+    sizes, counter = network_sizes(model, example, layers), Counter(model, example)
+    generator = torch.Generator().manual_seed(0)
+    draws = [{layer.name: torch.arange(layer.count) % 2 == 0 for layer in layers}]
+    for _ in range(_PAIRS):
+        draws += _random_masks(layers, generator)
+    for masks in draws:
+        left = counter.sizes(of_modules(masks))
+        kept = [int(masks[layer.name].sum()) for layer in layers]
+        whole = counter.total, counter.total_operations
+        for measure, count, of in zip(("params", "macs"), left, whole, strict=True):
+            mine = sizes.left(measure, kept) / sizes.left(measure, sizes.sizes) * of
+            if abs(mine - count) > 0.5:
+                raise NotByCounts(
+                    f"compaction leaves {count} {MEASURES[measure]} where widths say {round(mine)}: "
+                    'layers share what they compute with. Use cut = "rank"'
+                )
+    return sizes
+
+
+def _random_masks(layers: Sequence[LayerEntities], generator: torch.Generator) -> list[Masks]:
+    """Two masks: one keeps a random share of each layer at random places, the other as many as it removes.
+
+    So of any two layers each is once the wider one. At least one entity of a layer stays.
+    """
+    one, other = {}, {}
+    for layer in layers:
+        order = torch.randperm(layer.count, generator=generator)
+        kept = int(torch.randint(1, layer.count + 1, (), generator=generator))
+        one[layer.name] = order < kept
+        other[layer.name] = order < max(1, layer.count - kept)
+    return [one, other]
 
 
 class ExactCut(NamedTuple):
-    """Masks, what they remove of each measure in percent, how they were found, and what rank costs."""
+    """Masks, what they remove of each measure in percent, how they were found, and what rank costs.
+
+    ``removed_pct`` is counted by compaction. ``missed`` are the budgets that it falls short of: none, or
+    widths do not describe the network after all.
+    """
 
     masks: Masks
     removed_pct: dict[str, float]
     choice: Choice
     rank_price: float | None
+    missed: dict[str, float]
+
+    def warning(self) -> str | None:
+        """Which budgets are missed, where any is."""
+        if not self.missed:
+            return None
+        shares = (
+            f"{pct:g} % of the {MEASURES[name]} ({self.removed_pct[name]:.1f} % removed)"
+            for name, pct in self.missed.items()
+        )
+        return f'the exact cut misses {" and ".join(shares)}: cut = "rank" follows one budget'
 
 
 def exact_masks(
@@ -126,11 +200,12 @@ def exact_masks(
         keep = torch.ones(len(order[name]), dtype=torch.bool)
         keep[order[name][: len(keep) - int(counts[place])]] = False
         masks[name] = keep.to(gone[name].device)
-    removed = {n: 100 - used for n, used in program.used(choice.places).items()}
+    removed = {name: count(masks) for name, count in task.counts.items()}
+    short = {n: pct for n, pct in task.budgets.items() if removed[n] < pct - _SLACK - _ROUNDING}
     by_rank = None
     if rank is not None:
         by_rank = float(sum(prices[n].cpu()[~keep.cpu()].sum() for n, keep in rank.masks.items()))
-    return ExactCut(masks, removed, choice, by_rank)
+    return ExactCut(masks, removed, choice, by_rank, short)
 
 
 def _counts(limit: Limits, count: int, empty: bool) -> Counts:

@@ -23,7 +23,7 @@ from spr_or.pruning.budget import (
 from spr_or.pruning.chosen_entities import chosen_entities
 from spr_or.pruning.compaction.api import CompactionWarning, compact
 from spr_or.pruning.counts import Example
-from spr_or.pruning.exact_cut_masks import cut_task
+from spr_or.pruning.exact_cut_masks import ExactCut, cut_task, widths_decide
 from spr_or.pruning.ignored import Ignored
 from spr_or.pruning.lam_words import AUTO, share_of_max
 from spr_or.pruning.largest_lam import BATCHES, Pulls
@@ -284,18 +284,22 @@ class Pruner:
         return report
 
     def _missed(self) -> str | None:
-        """That the cut by rank missed the target by more than a point, where it did."""
+        """That the cut missed the target, where it did: the one by rank by more than a point."""
         target = self._settings.target_removed_pct
-        if (
-            self.choice is None
-            or self._exact is not None
-            or abs(self.choice.removed_pct - target) <= TOLERANCE
-        ):
+        if self.choice is None:
             return None
+        if self._exact is not None:
+            exact: ExactCut | None = self.choice.exact  # None after `load_state_dict`, too
+            return None if exact is None else exact.warning()
+        if abs(self.choice.removed_pct - target) <= TOLERANCE:
+            return None
+        nearer = "another min_keep may come nearer"
+        here = _on_device(self.example, self.model)
+        if widths_decide(self.model, here, self.spr.layers):
+            nearer = 'cut="exact" may come nearer, and so may another min_keep'
         return (
             f"the target of {target:g} % of the {MEASURES[self.measure]} is missed: the cut by rank "
-            f'removes {self.choice.removed_pct:.1f} %; cut="exact" may come nearer, and so may another '
-            "min_keep"
+            f"removes {self.choice.removed_pct:.1f} %; {nearer}"
         )
 
     def state_dict(self) -> Record:

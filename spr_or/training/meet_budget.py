@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from spr_or.pruning.budget import TOLERANCE
-from spr_or.pruning.exact_cut_masks import ExactCut
+from spr_or.pruning.exact_cut_masks import ExactCut, widths_decide
 from spr_or.pruning.measures import MEASURES
 from spr_or.pruning.regularizer import SPR
 from spr_or.pruning.steering import Steering
@@ -29,7 +29,7 @@ def meet_budget(
     ``model`` with ``spr`` is the whole network, which ``write_back()`` gives what the cut gave back to the
     one that was trained. The record is that of the cut and of `improved`.
     """
-    masks, record = _cut(run, steering, before)
+    masks, record = _cut(run, steering, before, model, spr)
     write_back()
     if run.recipe.spr.improve != "none":
         masks, gained = improved(run, model, spr, masks)
@@ -37,7 +37,9 @@ def meet_budget(
     return masks, record
 
 
-def _cut(run: SeedRun, steering: Steering, before: float) -> tuple[dict[str, Tensor], Record]:
+def _cut(
+    run: SeedRun, steering: Steering, before: float, model: nn.Module, spr: SPR
+) -> tuple[dict[str, Tensor], Record]:
     """The masks of the cut, and what is told of it.
 
     The record holds the target, the share removed ``before`` the cut and after it (in percent of
@@ -53,10 +55,15 @@ def _cut(run: SeedRun, steering: Steering, before: float) -> tuple[dict[str, Ten
         f"({choice.cut:+d} entities) to {choice.removed_pct:.1f} %"
     )
     if choice.exact is None and abs(choice.removed_pct - target) > TOLERANCE:
+        nearer = "another spr.min_keep may come nearer"
+        if steering.exact is None and widths_decide(model, run.example, spr.layers):
+            nearer = 'spr.cut = "exact" may come nearer, and so may another spr.min_keep'
         run.display.warn(
             f"the budget of {target:g} % is missed: the cut by rank removes {choice.removed_pct:.1f} %; "
-            'spr.cut = "exact" may come nearer, and so may another spr.min_keep'
+            f"{nearer}"
         )
+    if choice.exact is not None and (missed := choice.exact.warning()) is not None:
+        run.display.warn(missed)
     record = {
         "target_pct": target,
         "before_cut_pct": before,

@@ -65,7 +65,7 @@ def failure(summaries: Sequence[dict[str, Any]]) -> str | None:
         if has_collapsed(one):
             faults.append(
                 f"{who}the network has collapsed: its accuracy of {one['accuracy']:.2f} % is that of "
-                f"guessing among {one['classes']} classes. Lower {_levers(one)}"
+                f"guessing among {one['classes']} classes. {_levers(one)}"
             )
         elif removed_nothing(one) and target is not None:
             faults.append(
@@ -86,11 +86,16 @@ def method_of(summary: dict[str, Any]) -> str:
 
 
 def _levers(summary: dict[str, Any]) -> str:
-    """The keys that keep a network from collapsing."""
+    """What keeps a network from collapsing: the keys to change."""
     spr, name = summary["recipe"]["spr"], method_of(summary)
+    masked = summary["accuracy_before_finetune"]
+    if not lost(masked, summary["dense_accuracy"], summary["classes"], share=0.25):
+        teachers = summary["recipe"]["finetune"].get("distill", 0.0)
+        also = ", or look at finetune.distill and finetune.teachers" if teachers else ""
+        return f"Before fine-tuning it was {masked:.2f} %: lower finetune.lr{also}"
     if name != SPR_ITSELF:
-        return f"spr.target_removed_pct or spr.lr, or what {name} has under [method]"
-    return f"spr.lam (it was {spr.get('lam')!r}), spr.target_removed_pct or spr.lr"
+        return f"Lower spr.target_removed_pct or spr.lr, or what {name} has under [method]"
+    return f"Lower spr.lam (it was {spr.get('lam')!r}), spr.target_removed_pct or spr.lr"
 
 
 def note(summary: dict[str, Any]) -> str:

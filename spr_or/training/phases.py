@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +61,8 @@ class Trained:
 def train(run: SeedRun) -> Trained:
     """All phases of one seed, from its checkpoint if there is one; raises `RunError`."""
     others = other_teachers(run)  # first, so that a file that does not fit costs no training
+    if not run.is_past("dense"):
+        tell_of_teachers(run, others)
     dense = dense_phase(run)
     dense_accuracy = run.evaluate(dense).accuracy
     if not run.is_past("dense"):
@@ -132,6 +134,19 @@ def other_teachers(run: SeedRun) -> list[nn.Module]:
             )
     run.fixed |= {"teachers": hashes}
     return teachers
+
+
+def tell_of_teachers(run: SeedRun, teachers: Sequence[nn.Module]) -> None:
+    """How accurate each teacher is, and a warning for one that has hardly learnt anything."""
+    for path, teacher in zip(run.recipe.finetune.teachers, teachers, strict=True):
+        accuracy = run.validate(teacher).accuracy
+        run.display.say(f"seed {run.seed} teacher {path}: accuracy {accuracy:.2f} %")
+        if not has_learnt(accuracy, run.data.classes):
+            run.display.warn(
+                f"finetune.teachers: {path} has hardly learnt anything, and will teach that: its accuracy is "
+                f"{accuracy:.1f} %, that of guessing among {run.data.classes} classes "
+                f"{100 / run.data.classes:.1f} %. Its images may have been normalised or numbered otherwise"
+            )
 
 
 def dense_phase(run: SeedRun) -> nn.Module:

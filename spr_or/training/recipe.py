@@ -505,6 +505,8 @@ def _fault(kind: str, location: tuple[int | str, ...], fault: Mapping[str, Any])
             f"{keys[0]} is a section, whose keys are set one by one: {', '.join(_keys()[keys[0]])}"
         )
     message = fault["msg"].removeprefix("Value error, ")
+    if kind == "tuple_type":  # TOML has no tuples
+        message = 'a list is needed, as in ["one"] or [1, 2]'
     told = isinstance(fault["input"], dict) or ", got " in message
     got = "" if told else f", got {fault['input']!r}"
     return f"{'.'.join(map(str, location)) or 'the recipe'}: {message}{got}"

@@ -214,7 +214,8 @@ def make_counter(
             f"spr.target_removed_pct = {spr.target_removed_pct:g} cannot be reached: with "
             f"as few entities as allowed in each regularised layer, {reachable:.1f} % of the "
             f"{MEASURES[spr.target_of]} of {recipe.model} are removed. Ask for no more than "
-            f"that, or regularise more layers (spr.entities is {spr.entities!r})"
+            f"that, let layers keep less (spr.min_keep = {spr.min_keep}, spr.round_to = {spr.round_to}), "
+            f"or regularise more of them (spr.entities = {spr.entities!r})"
         )
     try:
         make_cut(spr, model, regularizer, example)
@@ -239,7 +240,7 @@ def cut_example(recipe: Recipe, data: Data, device: torch.device) -> Tensor:
     return torch.zeros(rows, *data.shape, device=device)
 
 
-_LINES = 3  # of a library's message: torch names every parameter that does not fit
+_NAMED = 3  # parameters that do not fit, of each kind
 
 
 def load_weights(model: nn.Module, path: Path, what: str = "weights") -> None:
@@ -251,20 +252,45 @@ def load_weights(model: nn.Module, path: Path, what: str = "weights") -> None:
     Raises `RecipeError` naming the file, for one that cannot be read, does not fit, or holds numbers that
     are not finite.
     """
+    wanted = (
+        "Wanted is a state dict of the recipe's network in a .safetensors or .pt file, such as a run's "
+        f"dense.safetensors, or one of the stored networks: {', '.join(stored_names())}"
+    )
     try:
         path = find_weights(path)
         if path.suffix == ".safetensors":
             state: dict[str, Tensor] = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(state)
-    except Exception as error:  # three libraries, each with errors of its own
-        lines = str(error).splitlines()
-        told = "\n".join([*lines[:_LINES], *(["…"] if len(lines) > _LINES else [])])
-        raise RecipeError(
-            f"{what} {path} cannot be loaded: {told}\nWanted is a state dict of the recipe's network "
-            f"in a .safetensors or .pt file, or one of the stored networks: {', '.join(stored_names())}"
-        ) from error
+    except Exception as error:  # two libraries, each with errors of its own
+        told = str(error).strip().partition("\n")[0]
+        raise RecipeError(f"{what} {path} cannot be loaded: {told}\n{wanted}") from error
+    if fault := _misfit(model, state):
+        raise RecipeError(f"{what} {path} cannot be loaded: {fault}\n{wanted}")
+    model.load_state_dict(state)
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise RecipeError(f"{what} {path}: {name} has numbers that are not finite")
+
+
+def _misfit(model: nn.Module, state: Any) -> str | None:
+    """In what a state dict differs from the model's; None where it fits."""
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        return "it holds something else than named tensors, as a checkpoint does"
+    own = model.state_dict()
+    other = [
+        f"{name} {tuple(state[name].shape)} for {tuple(t.shape)}"
+        for name, t in own.items()
+        if name in state and state[name].shape != t.shape
+    ]
+    kinds = {
+        "missing": [name for name in own if name not in state],
+        "not in the network": [str(name) for name in state if name not in own],
+        "of another shape": other,
+    }
+    faults = [
+        f"{len(names)} {kind} ({', '.join(names[:_NAMED])}{', …' * (len(names) > _NAMED)})"
+        for kind, names in kinds.items()
+        if names
+    ]
+    return f"its tensors are not the network's: {'; '.join(faults)}" if faults else None

@@ -13,14 +13,14 @@ from models.densenet import DenseNet
 from models.mobilenet import mobilenetv2_small
 from models.resnet_cifar import CifarResNet
 from models.toy import convnet
-from spr_or.pruning import latency
+from spr_or.pruning import exact_cut_masks, latency
 from spr_or.pruning.budget import Limits, choose, layer_limits
 from spr_or.pruning.chosen_entities import chosen_entities
 from spr_or.pruning.counts import LayerCall
 from spr_or.pruning.exact_cut import OutOfReach, cheapest
 from spr_or.pruning.exact_cut_bound import TooEntangled, best_bound, minimum
 from spr_or.pruning.exact_cut_exchange import exchanged
-from spr_or.pruning.exact_cut_masks import cut_task, exact_masks
+from spr_or.pruning.exact_cut_masks import cut_task, exact_masks, widths_decide
 from spr_or.pruning.exact_cut_milp import solve_milp
 from spr_or.pruning.exact_cut_network import (
     NotByCounts,
@@ -33,6 +33,7 @@ from spr_or.pruning.exact_cut_network import (
 from spr_or.pruning.exact_cut_program import Program
 from spr_or.pruning.latency import LatencyCounter, Widths
 from spr_or.pruning.module_masks import module_masks
+from spr_or.pruning.pruner import Pruner
 from spr_or.pruning.removed_share import Counter
 
 Array = np.ndarray[Any, Any]
@@ -202,6 +203,70 @@ def test_widths_count_what_compaction_leaves(name: str) -> None:
         for of, counter in counters.items():
             removed = 100 - 100 * sizes.left(of, kept) / sizes.left(of, sizes.sizes)
             assert removed == pytest.approx(counter(module_masks(model, layers, masks)), abs=1e-9)
+
+
+class CalledTwice(nn.Module):
+    """Its second layer reads the first one and itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.last = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.second(self.first(x).relu()).relu()
+        return self.last(self.second(x).relu())
+
+
+class Attention(nn.Module):
+    """Two heads, whose queries, keys and values come from one layer: the wider of both decides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = self.all(x).view(*x.shape[:2], 3, 2, 4).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(*parts.unbind(0))
+        return x + self.out(mixed.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize(
+    ("model", "example"),
+    [
+        (CalledTwice(), torch.zeros(2, 3, 6, 6)),
+        (Attention(), torch.zeros(2, 5, 8)),
+        (nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 4, 3)),
+         torch.zeros(2, 3, 6, 6)),
+    ],
+    ids=["called twice", "attention", "group norm"],
+)  # fmt: skip
+def test_networks_that_widths_do_not_describe_are_refused(
+    model: nn.Module, example: torch.Tensor
+) -> None:
+    layers = chosen_entities(model, example, "channels").of(model)
+    limits = {layer.name: Limits() for layer in layers}
+    assert not widths_decide(model, example, layers)
+    with pytest.raises(NotByCounts, match='compaction leaves .* Use cut = "rank"'):
+        cut_task(model, example, layers, limits, {"params": 40.0})
+
+
+def test_a_cut_that_misses_its_budget_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were such a network let through, what compaction counts is told, not what widths promise."""
+    monkeypatch.setattr(exact_cut_masks, "_PAIRS", 0)
+    torch.manual_seed(0)
+    model, example = CalledTwice(), torch.zeros(2, 3, 6, 6)
+    pruner = Pruner(
+        model, example, {"params": 0.4, "macs": 0.4}, 1, cut="exact", entities="channels"
+    )
+    with pytest.warns(UserWarning, match=r"the exact cut misses 40 % of the parameters \("):
+        pruner.cut()
+    assert pruner.choice is not None
+    told = pruner.choice.exact.removed_pct
+    small = sum(p.numel() for p in pruner.compact().parameters())
+    whole = sum(p.numel() for p in model.parameters())
+    assert told["params"] == pytest.approx(100 * (1 - small / whole)) and told["params"] < 39.9
+    assert any("misses 40 %" in note for note in pruner.report()["notes"])
 
 
 def test_filters_that_write_one_stream_are_refused_with_the_way_out() -> None:

@@ -10,7 +10,17 @@ from models.resnet_cifar import resnet20
 from models.toy import convnet, digits_resnet, mlp
 from spr_or.pruning.compaction.api import compact
 from spr_or.pruning.counts import count_macs
+from spr_or.pruning.masks import filter_rows
 from spr_or.pruning.removed_share import Counter
+
+
+def decoder() -> nn.Module:
+    """Transposed convolutions, which count by their inputs, one of them grouped."""
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(),
+        nn.ConvTranspose2d(8, 6, 4, stride=2, padding=1), nn.ReLU(),
+        nn.ConvTranspose2d(6, 6, 3, stride=2, groups=2), nn.ReLU(), nn.Conv2d(6, 2, 1),
+    )  # fmt: skip
 
 
 def size(model: nn.Module) -> int:
@@ -26,9 +36,10 @@ def size(model: nn.Module) -> int:
         (digits_resnet, nn.Conv2d, (2, 1, 8, 8)),
         (convnet, (nn.Conv2d, nn.Linear), (2, 1, 8, 8)),
         (mlp, nn.Linear, (2, 64)),
+        (decoder, (nn.Conv2d, nn.ConvTranspose2d), (2, 1, 5, 5)),
         pytest.param(resnet20, nn.Conv2d, (2, 3, 32, 32), marks=pytest.mark.slow),
     ],
-    ids=["resnet", "convnet", "mlp", "resnet20"],
+    ids=["resnet", "convnet", "mlp", "decoder", "resnet20"],
 )
 def test_the_count_is_what_compaction_removes(
     build: Any, kinds: Any, shape: tuple[int, ...], share: float
@@ -41,7 +52,7 @@ def test_the_count_is_what_compaction_removes(
     layers = {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
     if kinds != nn.Conv2d:
         layers.popitem()  # the answer
-    masks = {n: torch.rand(len(layer.weight)) >= share for n, layer in layers.items()}
+    masks = {n: torch.rand(len(filter_rows(layer))) >= share for n, layer in layers.items()}
     counter, operations = Counter(model, example), Counter(model, example, of="macs")
 
     def removed() -> float:

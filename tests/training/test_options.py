@@ -17,9 +17,11 @@ from spr_or.pruning.steering import Steering, renew_bounds_
 from spr_or.training import checkpoint, phases
 from spr_or.training.distill import distillation_loss, distilling
 from spr_or.training.metrics import read_metrics
+from spr_or.training.outcome import failure
 from spr_or.training.pruning import make_spr
 from spr_or.training.recipe import RecipeError
 from spr_or.training.runner import run_recipe
+from spr_or.training.setup import load_weights
 from spr_or.training.step import make_step
 
 
@@ -146,7 +148,11 @@ def test_a_teacher_that_does_not_fit_is_told_before_anything_is_trained(tmp_path
     file = tmp_path / "other.safetensors"
     save_file({"weight": torch.zeros(2)}, file)
     recipe = tiny_recipe(finetune={"distill": 0.8, "teachers": [str(file)]})
-    with pytest.raises(RecipeError, match=r"weights .*other.safetensors cannot be loaded"):
+    with pytest.raises(
+        RecipeError,
+        match=r"weights .*other.safetensors cannot be loaded: .* missing \(0.weight, .*, …\); 1 not in the "
+        r"network \(weight\)\nWanted is a state dict",
+    ):
         run_recipe(recipe, tmp_path / "run")
     assert read_metrics(tmp_path / "run" / "metrics.jsonl") == []
 
@@ -165,6 +171,44 @@ def test_a_teacher_whose_weights_are_not_finite_is_told_before_anything_is_train
     ):
         run_recipe(recipe, tmp_path / "run")
     assert read_metrics(tmp_path / "run" / "metrics.jsonl") == []
+
+
+def test_what_is_no_state_dict_of_the_network_is_told_as_that(tmp_path: Path) -> None:
+    state = convnet().state_dict()
+    first = next(iter(state))
+    for other, told in (
+        ({"phase": "dense", "epoch": 3}, "something else than named tensors, as a checkpoint does"),
+        (state | {first: torch.zeros(2)}, rf"1 of another shape \({first} \(2,\) for "),
+    ):
+        torch.save(other, tmp_path / "weights.pt")
+        with pytest.raises(RecipeError, match=told):
+            load_weights(convnet(), tmp_path / "weights.pt")
+
+
+def test_a_teacher_that_guesses_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+    file, display = tmp_path / "other.safetensors", Listening()
+    save_file(convnet().state_dict(), file)
+    recipe = tiny_recipe(finetune={"distill": 0.8, "teachers": [str(file)]})
+    run_recipe(recipe, tmp_path / "run", display=display, judge=False)
+    (told,) = (line for line in display.warnings if line.startswith("finetune.teachers: "))
+    assert "other.safetensors has hardly learnt anything" in told
+
+
+def test_a_list_is_asked_for_as_toml_writes_it() -> None:
+    with pytest.raises(RecipeError, match=r'finetune.teachers: a list is needed, as in \["one"\]'):
+        tiny_recipe(finetune={"distill": 0.8, "teachers": "x.pt"})
+
+
+def test_a_network_that_fine_tuning_lost_is_blamed_on_it() -> None:
+    summary = {
+        "seed": 0, "classes": 10, "dense_accuracy": 98.0, "accuracy": 12.0, "removed_params": 5,
+        "recipe": {"spr": {"lam": "auto", "target_removed_pct": 60, "epochs": 4},
+                   "finetune": {"distill": 0.7}},
+    }  # fmt: skip
+    after = failure([summary | {"accuracy_before_finetune": 60.0}])
+    assert after is not None and "lower finetune.lr, or look at finetune.distill" in after
+    before = failure([summary | {"accuracy_before_finetune": 12.0}])
+    assert before is not None and "Lower spr.lam (it was 'auto')" in before
 
 
 def test_a_run_goes_on_with_the_teachers_it_began_with(

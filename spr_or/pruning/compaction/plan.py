@@ -220,8 +220,10 @@ class Plan:
             if node.target in WEIGHTED:
                 layer = layer_of(node, self.facts)
                 weight = weight_shape(self, node, decision)
+                read = counted(decision.reads[0], self.facts[layer.x].shape)
+                made = counted(decision.makes, self.facts[node].shape)
                 total += (
-                    operations(layer, weight, counted(decision.makes, self.facts[node].shape))
+                    operations(layer, weight, read, made)
                     * len(self.facts[node].value[:1])
                     // max(1, len(self.facts[node].value))
                 )

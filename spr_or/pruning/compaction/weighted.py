@@ -5,6 +5,7 @@ and columns of what is gone are removed. A constant that is gone goes into the b
 from a border are mixed with it; then it is put back in front of the layer.
 """
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -318,14 +319,17 @@ def _first(rank: Tensor, count: int) -> Tensor:
     return torch.zeros_like(rank, dtype=torch.bool).scatter_(1, order, True)
 
 
-def operations(layer: Layer, weight: tuple[int, ...], result: tuple[int, ...]) -> int:
-    """Multiplications and additions of a layer whose weight and result have these shapes."""
-    count = 1
-    for n in result:
-        count *= n
-    for d, n in enumerate(weight):
-        count *= n if d != layer.row_dim else 1
-    return count
+def operations(
+    layer: Layer, weight: tuple[int, ...], read: tuple[int, ...], result: tuple[int, ...]
+) -> int:
+    """Multiplications and additions of a layer whose weight, input and result have these shapes.
+
+    Every number of the weight is used once at each position, of the result, or of the input where the layer
+    spreads it, as a transposed convolution does.
+    """
+    positions = list(read if layer.transposed else result)
+    del positions[layer.axis]
+    return math.prod(positions) * math.prod(weight)
 
 
 def _is_plain(node: fx.Node, facts: Facts) -> bool:
