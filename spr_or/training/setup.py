@@ -265,32 +265,34 @@ def load_weights(model: nn.Module, path: Path, what: str = "weights") -> None:
     except Exception as error:  # two libraries, each with errors of its own
         told = str(error).strip().partition("\n")[0]
         raise RecipeError(f"{what} {path} cannot be loaded: {told}\n{wanted}") from error
-    if fault := _misfit(model, state):
+    if fault := _load(model, state):
         raise RecipeError(f"{what} {path} cannot be loaded: {fault}\n{wanted}")
-    model.load_state_dict(state)
-    for name, tensor in state.items():
+    for name, tensor in _tensors(state).items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise RecipeError(f"{what} {path}: {name} has numbers that are not finite")
 
 
-def _misfit(model: nn.Module, state: Any) -> str | None:
-    """In what a state dict differs from the model's; None where it fits."""
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        return "it holds something else than named tensors, as a checkpoint does"
-    own = model.state_dict()
-    other = [
-        f"{name} {tuple(state[name].shape)} for {tuple(t.shape)}"
-        for name, t in own.items()
-        if name in state and state[name].shape != t.shape
+def _load(model: nn.Module, state: Any) -> str | None:
+    """Load a state dict; what of it does not fit, None where all does."""
+    tensors = {} if not isinstance(state, dict) else _tensors(state)
+    if not tensors:
+        return "it holds no tensors by name; a checkpoint has them deeper inside"
+    shapes = [
+        f"{name} {tuple(tensors[name].shape)} for {tuple(t.shape)}"
+        for name, t in _tensors(model.state_dict()).items()
+        if name in tensors and tensors[name].shape != t.shape
     ]
-    kinds = {
-        "missing": [name for name in own if name not in state],
-        "not in the network": [str(name) for name in state if name not in own],
-        "of another shape": other,
-    }
+    kinds = {"of another shape": shapes}
+    if not shapes:  # torch decides what may be missing: old files have no counters of batches
+        missing, unexpected = model.load_state_dict(state, strict=False)
+        kinds = {"missing": missing, "not in the network": unexpected}
     faults = [
         f"{len(names)} {kind} ({', '.join(names[:_NAMED])}{', …' * (len(names) > _NAMED)})"
         for kind, names in kinds.items()
         if names
     ]
     return f"its tensors are not the network's: {'; '.join(faults)}" if faults else None
+
+
+def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}

@@ -177,7 +177,7 @@ def test_what_is_no_state_dict_of_the_network_is_told_as_that(tmp_path: Path) ->
     state = convnet().state_dict()
     first = next(iter(state))
     for other, told in (
-        ({"phase": "dense", "epoch": 3}, "something else than named tensors, as a checkpoint does"),
+        ({"phase": "dense", "epoch": 3}, "it holds no tensors by name; a checkpoint has"),
         (state | {first: torch.zeros(2)}, rf"1 of another shape \({first} \(2,\) for "),
     ):
         torch.save(other, tmp_path / "weights.pt")
