@@ -176,8 +176,8 @@ class Steering:
             ages = whole_numbers(ages, self.left, -math.inf)
         target = self.settings.target_removed_pct
         choice = choose(self.count, gone, far, ages, target, self.limits, give_back=True)
-        short = choice.cut > 0 or choice.removed_pct < target - TOLERANCE / 10
-        if self.exact is not None and (short or len(self.exact.budgets) > 1):
+        met = choice.cut <= 0 and choice.removed_pct >= target - TOLERANCE / 10
+        if self.exact is not None and (not met or len(self.exact.budgets) > 1):
             choice = self._exact(self.exact, choice, gone, far, ages)
         went = [indicators[name][~keep.cpu()] for name, keep in choice.masks.items()]
         threshold = float(torch.cat(went).max()) if any(len(one) for one in went) else 0.0

@@ -269,6 +269,20 @@ def test_a_cut_that_misses_its_budget_says_so(monkeypatch: pytest.MonkeyPatch) -
     assert any("misses 40 %" in note for note in pruner.report()["notes"])
 
 
+def test_what_comes_back_does_not_take_an_exact_cut_below_its_budget() -> None:
+    """Everything became zero, and by rank the nearest share to 37 % is below it."""
+    shares = {}
+    for cut in ("rank", "exact"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4))
+        pruner = Pruner(model, torch.zeros(2, 4), {"params": 0.37}, 1, cut=cut, entities="neurons")
+        with torch.no_grad():
+            for parameter in model[0].parameters():
+                parameter.zero_()
+        shares[cut] = pruner.cut().removed_pct
+    assert shares["rank"] < 36.9 <= shares["exact"]
+
+
 def test_filters_that_write_one_stream_are_refused_with_the_way_out() -> None:
     model, example = CifarResNet((1, 1, 1), 10, 1), torch.zeros(2, 1, 8, 8)
     layers = chosen_entities(model, example, "filters").of(model)
