@@ -306,7 +306,7 @@ def choose(
             stays.add(step.layer)
     if passing is not None and passing[0] - target < abs(nearest - target):
         nearest, best = passing
-    if give_back and nearest > target + TOLERANCE:
+    if give_back and best and nearest > target + TOLERANCE:
         best, nearest = _given_back(best, nearest, target, removed)
     zero = sum(int((~keep).sum()) for keep in gone.values())
     places = [(step.layer, index) for step in best for index in step.entities]

@@ -121,6 +121,9 @@ def _compared_sizes(
     """
     sizes, counter = network_sizes(model, example, layers), Counter(model, example)
     generator = torch.Generator().manual_seed(0)
+    unused = counter.total - counter.sizes({}).parameters
+    if unused:
+        raise NotByCounts(f'evaluation does not use {unused} of the parameters: use cut = "rank"')
     draws = [{layer.name: torch.arange(layer.count) % 2 == 0 for layer in layers}]
     for _ in range(_PAIRS):
         draws += _random_masks(layers, generator)
@@ -132,8 +135,9 @@ def _compared_sizes(
             mine = sizes.left(measure, kept) / sizes.left(measure, sizes.sizes) * of
             if abs(mine - count) > 0.5:
                 raise NotByCounts(
-                    f"compaction leaves {count} {MEASURES[measure]} where widths say {round(mine)}: "
-                    'layers share what they compute with. Use cut = "rank"'
+                    f"compaction leaves {count} {MEASURES[measure]} where the widths of layers say "
+                    f"{round(mine)}: what leaves depends on which entities go, not only on how many of "
+                    'each layer. Use cut = "rank"'
                 )
     return sizes
 

@@ -103,6 +103,8 @@ def network_sizes(model: nn.Module, example: Example, layers: Sequence[LayerEnti
     uses = {}
     for name, macs in macs_by_layer(model, example).items():
         weight = f"{name}.weight" if f"{name}.weight" in numbers else name
+        if weight not in numbers:
+            raise NotByCounts(f'{name!r} computes its weight from parameters: use cut = "rank"')
         uses[weight] = macs / numbers[weight]
     return Sizes([layer.count for layer in layers], shapes, uses)
 
@@ -127,9 +129,14 @@ def _entity_of_class(
                     before = entity_of.setdefault(label, (number, entity))
                     if before != (number, entity):
                         other = layers[before[0]].name
+                        if other == layer.name:
+                            raise NotByCounts(
+                                f"several entities of {other!r} write one feature together: use "
+                                'cut = "rank"'
+                            )
                         raise NotByCounts(
                             f"{layer.name!r} and {other!r} have entities that write one feature "
-                            f'together: use entities = "channels"'
+                            f'together: use entities = "channels", or cut = "rank"'
                         )
     return entity_of
 

@@ -420,6 +420,11 @@ class Pruner:
         sizes = {layer.name: layer.count for layer in self.spr.layers}
         reachable = reachable_pct(self._count, sizes, self.limits)
         target = self._settings.target_removed_pct
+        if target <= (unused := self._count({})):
+            raise ValueError(
+                f"target={{{self.measure!r}: {target / 100:g}}}: {unused:.1f} % of the "
+                f"{MEASURES[self.measure]} are not used in evaluation and leave in any case. Ask for more"
+            )
         if target > reachable + TOLERANCE:
             raise ValueError(
                 f"target={{{self.measure!r}: {target / 100:g}}} cannot be reached: with as little "

@@ -105,11 +105,12 @@ class Spares:
 
 
 def _of_layer(model: nn.Module, layer: LayerEntities, norms: list[str]) -> list[_Place]:
-    """The rows of a layer and of the BatchNorms behind it."""
+    """The slices of a layer, along dimension 1 if it is transposed, and of the BatchNorms behind it."""
     index = torch.arange(layer.count).unsqueeze(1)
+    own = model.get_submodule(layer.name)
     return [
-        _Place(module, key, 0, index)
-        for module in (model.get_submodule(name) for name in (layer.name, *norms))
+        _Place(module, key, layer.entity_dim if (module, key) == (own, "weight") else 0, index)
+        for module in (own, *map(model.get_submodule, norms))
         for key in (*_PARAMETERS, *_STATISTICS)
         if getattr(module, key, None) is not None
     ]

@@ -140,7 +140,8 @@ def tell_of_teachers(run: SeedRun, teachers: Sequence[nn.Module]) -> None:
     """How accurate each teacher is, and a warning for one that has hardly learnt anything."""
     for path, teacher in zip(run.recipe.finetune.teachers, teachers, strict=True):
         accuracy = run.validate(teacher).accuracy
-        run.display.say(f"seed {run.seed} teacher {path}: accuracy {accuracy:.2f} %")
+        where = "held-out" if run.data.held_out else "evaluation"
+        run.display.say(f"seed {run.seed} teacher {path}: {accuracy:.2f} % of the {where} images")
         if not has_learnt(accuracy, run.data.classes):
             run.display.warn(
                 f"finetune.teachers: {path} has hardly learnt anything, and will teach that: its accuracy is "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,12 @@ def make_counter(
 
     sizes = {layer.name: layer.count for layer in regularizer.layers}
     reachable = reachable_pct(counter, sizes, make_limits(spr, regularizer))
+    if spr.target_removed_pct <= (unused := count({})):
+        raise RecipeError(
+            f"spr.target_removed_pct = {spr.target_removed_pct:g}: {unused:.1f} % of the "
+            f"{MEASURES[spr.target_of]} of {recipe.model} are not used in evaluation and leave in any "
+            "case. Ask for more than that"
+        )
     if spr.target_removed_pct > reachable + TOLERANCE:
         raise RecipeError(
             f"spr.target_removed_pct = {spr.target_removed_pct:g} cannot be reached: with "
@@ -262,8 +269,13 @@ def load_weights(model: nn.Module, path: Path, what: str = "weights") -> None:
             state: dict[str, Tensor] = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's message suggests to read it all the same
+        raise RecipeError(
+            f"{what} {path} cannot be loaded: it holds more than tensors, and reading it could run code, "
+            f"or it is no file of torch\n{wanted}"
+        ) from error
     except Exception as error:  # two libraries, each with errors of its own
-        told = str(error).strip().partition("\n")[0]
+        told = f"{type(error).__name__}, {str(error).strip().partition(chr(10))[0]}"
         raise RecipeError(f"{what} {path} cannot be loaded: {told}\n{wanted}") from error
     if fault := _load(model, state):
         raise RecipeError(f"{what} {path} cannot be loaded: {fault}\n{wanted}")

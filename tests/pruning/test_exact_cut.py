@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from models.densenet import DenseNet
 from models.mobilenet import mobilenetv2_small
@@ -249,6 +250,14 @@ def test_networks_that_widths_do_not_describe_are_refused(
     assert not widths_decide(model, example, layers)
     with pytest.raises(NotByCounts, match='compaction leaves .* Use cut = "rank"'):
         cut_task(model, example, layers, limits, {"params": 40.0})
+
+
+def test_a_weight_that_is_computed_is_refused() -> None:
+    model = nn.Sequential(weight_norm(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2))
+    example = torch.zeros(2, 4)
+    layers = chosen_entities(model, example, "neurons").of(model)
+    with pytest.raises(NotByCounts, match="'0' computes its weight from parameters"):
+        network_sizes(model, example, layers)
 
 
 def test_a_cut_that_misses_its_budget_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

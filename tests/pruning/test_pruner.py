@@ -455,3 +455,57 @@ def test_a_residual_branch_may_die_without_a_warning(recwarn: pytest.WarningsRec
     )
     train(pruner, model, batches(IMAGE), 1)
     assert not [w for w in recwarn if "nothing is left" in str(w.message)]
+
+
+@pytest.mark.parametrize("outputs", [4, 10])
+def test_a_filter_of_a_transposed_convolution_comes_back_with_its_weights(outputs: int) -> None:
+    """They lie along dimension 1 of the weight; more and fewer of them than inputs."""
+    model = nn.Sequential(nn.ConvTranspose2d(6, outputs, 3), nn.ReLU(), nn.Conv2d(outputs, 2, 1))
+    spares = Spares(model, SPR(model, 0.0, 0.1, 1.0, entities="filters", ignored=["2"]))
+    spares.keep(0)
+    first = model[0].weight.detach().clone()
+    with torch.no_grad():
+        model[0].weight.add_(1.0)
+        model[0].weight[:, 3], model[0].bias[3] = 0.0, 0.0
+    spares.keep(1)
+    now = model[0].weight.detach().clone()
+    spares.give_back_({"0": torch.ones(outputs, dtype=torch.bool)})
+    now[:, 3] = first[:, 3]
+    assert torch.equal(model[0].weight, now)
+
+
+def test_what_is_told_is_what_leaves_behind_norms_without_a_scale() -> None:
+    """Their mean is zero before any training, which is no scale of zero."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8, affine=False), nn.ReLU(), nn.Conv2d(8, 4, 3)
+    )
+    pruner = Pruner(model, torch.zeros(2, 1, 8, 8), {"params": 0.5}, 1, entities="filters")
+    share = pruner.cut().removed_pct
+    small = sum(p.numel() for p in pruner.compact().parameters())
+    whole = sum(p.numel() for p in model.parameters())
+    assert share == pytest.approx(100 * (1 - small / whole)) and small < whole
+
+
+class WithHelp(nn.Module):
+    """A layer that only training uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.help = nn.Linear(4, 8), nn.Linear(8, 2), nn.Linear(8, 40)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x).relu()
+        return self.last(x) + (self.help(x).mean() if self.training else 0)
+
+
+def test_what_evaluation_does_not_use_is_told_before_anything_is_trained() -> None:
+    model, example = WithHelp(), torch.zeros(2, 4)
+    with pytest.raises(ValueError, match=r"86\.\d % of the parameters are not used in evaluation"):
+        Pruner(model, example, {"params": 0.5}, 1, entities="neurons", ignored=["help"])
+    with pytest.raises(ValueError, match="evaluation does not use 360 of the parameters"):
+        Pruner(
+            model, example, {"params": 0.9}, 1, entities="neurons", ignored=["help"], cut="exact"
+        )
+    share = Pruner(model, example, {"params": 0.9}, 1, entities="neurons", ignored=["help"]).cut()
+    assert share.removed_pct == pytest.approx(90, abs=2)

@@ -103,7 +103,17 @@ def _prelu_dims(node: fx.Node, facts: Facts) -> list[Pairs]:
 
 
 register(aten.prelu.default, passing(_prelu_dims))
-register(aten.batch_norm.default, passing(_per_channel, absorbing=(1,)))
+
+
+def _has_scale(node: fx.Node, facts: Facts) -> bool:
+    """Whether a BatchNorm has a weight; without one the tensor after the input is its mean."""
+    return isinstance(argument(node, 1, "weight"), fx.Node)
+
+
+register(
+    aten.batch_norm.default,
+    where(_has_scale, passing(_per_channel, absorbing=(1,)), passing(_per_channel)),
+)
 
 
 # Pools and interpolation: dimensions pass except the last, over which windows move.

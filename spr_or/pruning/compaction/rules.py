@@ -291,4 +291,5 @@ def where(
         lambda node, facts, value: chosen(node, facts).known(node, facts, value),
         lambda node, facts, wanted: chosen(node, facts).needed(node, facts, wanted),
         lambda plan, node: chosen(node, plan.facts).narrow(plan, node),
+        rule.dims if rule.dims is otherwise.dims else None,
     )
