@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,11 +19,10 @@ from spr_or.pruning.exact_cut_network import (
     network_sizes,
 )
 from spr_or.pruning.exact_cut_program import Counts, Program
-from spr_or.pruning.groups import layer_masks
 from spr_or.pruning.latency import LatencyCounter
 from spr_or.pruning.layer_entities import LayerEntities
-from spr_or.pruning.measures import MEASURES, counter_of
-from spr_or.pruning.module_masks import groups_of
+from spr_or.pruning.measures import MEASURES, counter_of, of_entities
+from spr_or.pruning.module_masks import module_masks
 from spr_or.pruning.removed_share import Counter
 
 _SLACK = TOLERANCE / 10  # points: the cut by rank, too, is content when it is that close
@@ -77,10 +76,9 @@ def cut_task(
     >>> exact_masks(task, prices, {"0": keep}, prices).masks["0"].tolist()
     [True, True, True, False, False, False, False, False]
     """
-    of_modules = _to_modules(model, layers)
-    sizes = _compared_sizes(model, example, layers, of_modules)
+    sizes = _compared_sizes(model, example, layers)
     counters = {name: counter_of(name, model, example) for name in budgets}
-    counts = {name: _counted(count, of_modules) for name, count in counters.items()}
+    counts = {name: of_entities(count, model, layers) for name, count in counters.items()}
     latency = counters.get("latency")
     assert latency is None or isinstance(latency, LatencyCounter)
     named = {layer.name: limits.get(layer.name, Limits()) for layer in layers}
@@ -93,26 +91,16 @@ def cut_task(
 def widths_decide(model: nn.Module, example: Example, layers: Sequence[LayerEntities]) -> bool:
     """Whether the exact cut fits a network: what it saves depends on how many of each layer go only."""
     try:
-        _compared_sizes(model, example, layers, _to_modules(model, layers))
+        _compared_sizes(model, example, layers)
     except NotByCounts:
         return False
     return True
-
-
-def _to_modules(model: nn.Module, layers: Sequence[LayerEntities]) -> Callable[[Masks], Masks]:
-    groups = groups_of(model, layers)
-    return lambda masks: layer_masks(model, groups, masks) if groups else masks
-
-
-def _counted(count: Count, of_modules: Callable[[Masks], Masks]) -> Count:
-    return lambda masks: count(of_modules(masks))
 
 
 def _compared_sizes(
     model: nn.Module,
     example: Example,
     layers: Sequence[LayerEntities],
-    of_modules: Callable[[Masks], Masks],
 ) -> Sizes:
     """The sizes by widths, or `NotByCounts` unless compaction counts the same with some entities masked:
     every second one, and random ones, a different share of each layer.
@@ -128,7 +116,7 @@ def _compared_sizes(
     for _ in range(_PAIRS):
         draws += _random_masks(layers, generator)
     for masks in draws:
-        left = counter.sizes(of_modules(masks))
+        left = counter.sizes(module_masks(model, layers, masks))
         kept = [int(masks[layer.name].sum()) for layer in layers]
         whole = counter.total, counter.total_operations
         for measure, count, of in zip(("params", "macs"), left, whole, strict=True):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from spr_or.pruning.budget import Count
 from spr_or.pruning.counts import Example
 from spr_or.pruning.latency import LatencyCounter
+from spr_or.pruning.layer_entities import LayerEntities
+from spr_or.pruning.module_masks import module_masks
 from spr_or.pruning.removed_share import Counter
 
 # In words: "60 % of the …".
@@ -23,3 +27,8 @@ def counter_of(measure: str, model: nn.Module, example: Example) -> Count:
     if measure == "latency":
         return LatencyCounter(model, example)
     return Counter(model, example, of="macs" if measure == "macs" else "params")
+
+
+def of_entities(count: Count, model: nn.Module, layers: Sequence[LayerEntities]) -> Count:
+    """A count of masks by module as one of masks by entity, those of ``layers`` (``spr.layers``)."""
+    return lambda masks: count(module_masks(model, layers, masks))

@@ -29,7 +29,7 @@ from spr_or.pruning.lam_words import AUTO, share_of_max
 from spr_or.pruning.largest_lam import BATCHES, Pulls
 from spr_or.pruning.layer_entities import EntitySpec
 from spr_or.pruning.masks import apply_masks_, collapsed_layers, hold_masks
-from spr_or.pruning.measures import MEASURES, counter_of
+from spr_or.pruning.measures import MEASURES, counter_of, of_entities
 from spr_or.pruning.module_masks import branches_of, module_masks
 from spr_or.pruning.prox_sgd import ProxSGD
 from spr_or.pruning.pruning_report import PruningReport, pruning_report
@@ -166,6 +166,7 @@ class Pruner:
         self.epochs = epochs
         self.epoch = 0  # the number of finished ones
         self.choice: MaskChoice | None = None
+        self._miss: str | None = None  # that the cut missed the target
         here = _on_device(example, self.model)
         which = chosen_entities(self.model, here, entities, include_norm, ignored)._asdict()
         bounds = SPR.bounds_from(self.model, **which)
@@ -279,8 +280,8 @@ class Pruner:
                 f"the cut comes after {self.epochs} epochs, {self.epoch} are finished: this is what "
                 "is zero now"
             )
-        elif (missed := self._missed()) is not None:
-            report["notes"].append(missed)
+        elif self._miss is not None:
+            report["notes"].append(self._miss)
         return report
 
     def _missed(self) -> str | None:
@@ -398,8 +399,9 @@ class Pruner:
 
     def _keep_only(self, choice: MaskChoice) -> None:
         self.choice = choice
-        if (missed := self._missed()) is not None:
-            warnings.warn(missed, stacklevel=4)
+        self._miss = self._missed()
+        if self._miss is not None:
+            warnings.warn(self._miss, stacklevel=4)
         self.optimizer.proximal = False
         apply_masks_(self.model, self.masks, self.example)
         self._hold = hold_masks(self.model, self.masks, self.example)
@@ -414,7 +416,7 @@ class Pruner:
 
     def _counter(self, measure: str) -> Count:
         count = counter_of(measure, self.model, _on_device(self.example, self.model))
-        return lambda masks: count(module_masks(self.model, self.spr.layers, masks))
+        return of_entities(count, self.model, self.spr.layers)
 
     def _refuse_out_of_reach(self) -> None:
         sizes = {layer.name: layer.count for layer in self.spr.layers}

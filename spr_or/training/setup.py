@@ -13,12 +13,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from spr_or.pruning.budget import TOLERANCE, Count, Masks, reachable_pct
+from spr_or.pruning.budget import TOLERANCE, Count, reachable_pct
 from spr_or.pruning.chosen_entities import ChosenEntities, chosen_entities
 from spr_or.pruning.compaction.api import CompactionError, compact
 from spr_or.pruning.entity_gates import gated_channels
-from spr_or.pruning.measures import MEASURES, counter_of
-from spr_or.pruning.module_masks import module_masks
+from spr_or.pruning.measures import MEASURES, counter_of, of_entities
 from spr_or.training import distributed
 from spr_or.training.data.load import Data
 from spr_or.training.pruning import make_cut, make_limits, make_spr
@@ -205,9 +204,7 @@ def make_counter(
     count = counter_of(spr.target_of, model, example)
     regularizer = make_spr(spr, model, 1.0, chosen)
 
-    def counter(masks: Masks) -> float:
-        return count(module_masks(model, regularizer.layers, masks))
-
+    counter = of_entities(count, model, regularizer.layers)
     sizes = {layer.name: layer.count for layer in regularizer.layers}
     reachable = reachable_pct(counter, sizes, make_limits(spr, regularizer))
     if spr.target_removed_pct <= (unused := count({})):
