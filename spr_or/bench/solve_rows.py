@@ -20,6 +20,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from spr_or.utils.interrupts import held_interrupt
+
 OWN = ("spr-or", "spr-or-cuda", "scip-bigm", "scip-cone", "scip-default", "highs-cuts")
 RIVALS = ("el0ps", "l0bnb")
 SOLVERS = (*OWN, *RIVALS)
@@ -166,20 +168,22 @@ def _child(arguments: list[str], threads: int, limit: float) -> tuple[int | None
     """Exit status (None: had to be killed), peak memory in MB, and the last line it wrote."""
     names = ("OMP", "OPENBLAS", "MKL", "NUMBA")
     environment = os.environ | {f"{name}_NUM_THREADS": str(threads) for name in names}
+    process = None
     with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            arguments, env=environment, stdout=subprocess.DEVNULL, stderr=errors
-        )
-        start, peak = time.perf_counter(), 0.0
         try:
+            with held_interrupt():
+                process = subprocess.Popen(
+                    arguments, env=environment, stdout=subprocess.DEVNULL, stderr=errors
+                )
+            start, peak = time.perf_counter(), 0.0
             while process.poll() is None and time.perf_counter() - start < limit:
                 peak = max(peak, _peak_mb(process.pid))
                 time.sleep(_POLL)
             code = process.poll()
         finally:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
+            if process is not None:
+                process.kill()  # nothing happens to one that has ended
+                process.wait()
         errors.seek(0)
         lines = errors.read().decode(errors="replace").strip().splitlines()
     return code, peak, lines[-1] if lines else ""

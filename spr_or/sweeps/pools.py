@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from spr_or.sweeps.jobs import Job, run_job
+from spr_or.utils.interrupts import held_interrupt
 
 Work = Callable[[Job], str | None]
 Ended = tuple[Job, str | None]
@@ -72,22 +73,24 @@ class LocalPool:
 
     def submit(self, job: Job) -> None:
         """Give a job to a free worker."""
-        process, connection = self._idle.pop() if self._idle else self._start()
-        connection.send(replace(job, measuring=self._workers == 1))
-        self._busy[connection] = (process, job)
+        with held_interrupt():  # a worker that is in no list is never ended
+            process, connection = self._idle.pop() if self._idle else self._start()
+            connection.send(replace(job, measuring=self._workers == 1))
+            self._busy[connection] = (process, job)
 
     def wait(self) -> Ended:
         """The next job to end."""
         connection = wait(list(self._busy))[0]
         assert isinstance(connection, Connection)
-        process, job = self._busy.pop(connection)
-        try:
-            error = connection.recv()
-        except (EOFError, ConnectionError):
-            process.join()
-            connection.close()
-            return job, _death(process.exitcode)
-        self._idle.append((process, connection))
+        with held_interrupt():
+            process, job = self._busy.pop(connection)
+            try:
+                error = connection.recv()
+            except (EOFError, ConnectionError):
+                process.join()
+                connection.close()
+                return job, _death(process.exitcode)
+            self._idle.append((process, connection))
         return job, error
 
     def _start(self) -> tuple[Any, Connection]:

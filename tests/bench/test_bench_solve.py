@@ -235,7 +235,7 @@ def test_interrupted_it_keeps_the_finished_rows_and_goes_on_from_there(tmp_path,
 @pytest.mark.slow  # `spr-or solve` gets a real Ctrl-C among the quick tests
 @pytest.mark.skipif(os.name != "posix", reason="SIGINT to a process")
 def test_ctrl_c_reaches_a_child_process(tmp_path):
-    """The child is gone, the exit status says interrupted."""
+    """The child is gone, the exit status says interrupted; asked the moment the child is there."""
     command = [sys.executable, "-m", "spr_or.cli", "bench", "solve", "--out", str(tmp_path)]
     process = subprocess.Popen(
         [*command, "--instances", "H3", "--solvers", "spr-or"], stderr=subprocess.PIPE, text=True
@@ -245,7 +245,7 @@ def test_ctrl_c_reaches_a_child_process(tmp_path):
         process.kill()
         pytest.skip("the system does not list children")
     while process.poll() is None and not children.read_text().split():
-        time.sleep(0.05)
+        pass  # no pause: while `Popen` is still at work is when a child was once left behind
     child = int(children.read_text().split()[0])
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130

@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -394,6 +396,34 @@ def test_a_worker_that_dies_takes_one_run_with_it(tmp_path: Path) -> None:
             assert error is not None and "WorkerDied" in error and "SIGKILL" in error
         else:
             assert error == (None if "seed=0" in name else "no")
+
+
+def _sleeps(job: Job) -> str | None:
+    time.sleep(120)
+    return None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="spawning would import torch again")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("when", ["_start", "send"])
+def test_ctrl_c_while_a_worker_is_started_ends_the_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Interrupted before the pool has noted the worker, or the job that it got."""
+    plan = load_sweep(written(tmp_path))
+    job = Job("one", plan.runs[0].recipe, tmp_path / "one")
+    owner: Any = LocalPool if when == "_start" else Connection
+    original = getattr(owner, when)
+
+    def pressed(self: Any, *arguments: Any) -> Any:
+        answer = original(self, *arguments)
+        os.kill(os.getpid(), signal.SIGINT)
+        return answer
+
+    with pytest.raises(KeyboardInterrupt), LocalPool(1, _sleeps, start_method="fork") as pool:
+        monkeypatch.setattr(owner, when, pressed)
+        pool.submit(job)
+    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.slow

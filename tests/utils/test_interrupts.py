@@ -1,0 +1,89 @@
+"""Ctrl-C during a held block comes after it, and a process that just started is not left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from spr_or.bench import solve_rows
+from spr_or.utils.interrupts import held_interrupt
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGINT to a process")
+
+
+def press() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_is_answered_after_the_block():
+    done = []
+    with pytest.raises(KeyboardInterrupt), held_interrupt():
+        press()
+        done.append("the rest of the block")
+    assert done == ["the rest of the block"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(KeyboardInterrupt):
+        press()
+
+
+def test_without_ctrl_c_nothing_happens_and_other_errors_pass():
+    with held_interrupt():
+        pass
+    with pytest.raises(ValueError, match="why"), held_interrupt():
+        raise ValueError("why")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_handler_that_was_there_hears_of_it(monkeypatch):
+    heard = []
+    before = signal.signal(signal.SIGINT, lambda *_: heard.append("pressed"))
+    try:
+        with held_interrupt():
+            press()
+            assert heard == []
+        assert heard == ["pressed"]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_an_ignored_ctrl_c_stays_ignored_in_the_child():
+    code = "import signal; print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with held_interrupt():
+            out = subprocess.check_output([sys.executable, "-c", code], text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert out.strip() == "True"
+
+
+def test_in_another_thread_it_does_nothing():
+    answers = []
+
+    def work():
+        with held_interrupt():
+            answers.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert answers == [signal.default_int_handler]
+
+
+def test_ctrl_c_while_a_solver_is_started_ends_the_solver(monkeypatch):
+    """The signal comes when the child runs and `Popen` has not returned yet."""
+    started = []
+
+    class Interrupted(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            started.append(self)
+            press()
+
+    monkeypatch.setattr(solve_rows.subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        solve_rows._child([sys.executable, "-c", "import time; time.sleep(60)"], 1, 30)
+    assert started[0].poll() == -signal.SIGKILL
