@@ -14,6 +14,7 @@ Weights of no entity take the step of SGD, to the last bit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -61,8 +62,8 @@ class ProxSGD(torch.optim.SGD):
     ``copy.deepcopy((model, optimizer))``, so that they go on sharing parameters.
 
     Raises ``ValueError`` for a variant without a proximal operator, a scale that is not positive, a
-    parameter of ``spr`` that is in no parameter group, and, here or in `step`, groups of one layer
-    whose rates differ.
+    learning rate that is not finite, a parameter of ``spr`` that is in no parameter group, and, here or
+    in `step`, groups of one layer whose rates differ.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False))
     >>> optimizer = ProxSGD(net, SPR(net, lam=20.0, alpha=0.5, M=1.0), lr=0.1)
@@ -98,6 +99,9 @@ class ProxSGD(torch.optim.SGD):
             weight_decay=weight_decay,
             nesterov=nesterov,
         )
+        for group in self.param_groups:
+            if not math.isfinite(group["lr"]):  # SGD refuses a negative one
+                raise ValueError(f"lr must be finite, got {group['lr']}")
         self.spr = spr
         self.scale = scale
         self.proximal = True

@@ -16,6 +16,7 @@ from spr_or.pruning.chosen_entities import ChosenEntities
 from spr_or.pruning.compaction.remembered import remembering
 from spr_or.training import checkpoint, distributed
 from spr_or.training.data.load import Data, load_data
+from spr_or.training.idle_keys import idle_keys
 from spr_or.training.method_phase import check_method
 from spr_or.training.metrics import Epoch, Metrics, what_is_lost
 from spr_or.training.outcome import failure
@@ -169,6 +170,8 @@ def _run(
                     counter = make_counter(recipe, data, device, chosen)
                     check_method(recipe, data, device, chosen, counter)
                     shown.say(f"network: {recipe.model} from {source_file(recipe.model)}")
+                    for sentence in idle_keys(recipe):
+                        shown.warn(sentence)
                     folder.mkdir(parents=True, exist_ok=True)
                     if distributed.is_first():
                         write_text(folder / RECIPE, recipe.model_dump_json(indent=2) + "\n")

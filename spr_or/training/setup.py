@@ -291,8 +291,15 @@ def _load(model: nn.Module, state: Any) -> str | None:
         for name, t in _tensors(model.state_dict()).items()
         if name in tensors and tensors[name].shape != t.shape
     ]
-    kinds = {"of another shape": shapes}
-    if not shapes:  # torch decides what may be missing: old files have no counters of batches
+    numbers = [
+        f"{name} {str(tensors[name].dtype).removeprefix('torch.')}"
+        for name, t in _tensors(model.state_dict()).items()
+        if name in tensors and t.is_floating_point() and not tensors[name].is_floating_point()
+    ]
+    kinds = {"of another shape": shapes, "not of real numbers": numbers}
+    if (
+        not shapes and not numbers
+    ):  # torch decides what may be missing: old files have no counters of batches
         missing, unexpected = model.load_state_dict(state, strict=False)
         kinds = {"missing": missing, "not in the network": unexpected}
     faults = [

@@ -279,6 +279,8 @@ def test_closure_and_bad_arguments():
         ProxSGD(net, SPR(net, 3.0, ALPHA, 1.0, variant="printed"), lr=0.1)
     with pytest.raises(ValueError, match="scale must be positive"):
         ProxSGD(net, spr, lr=0.1, scale=0.0)
+    with pytest.raises(ValueError, match="lr must be finite, got nan"):
+        ProxSGD(net, spr, lr=float("nan"))
 
 
 @pytest.mark.gpu

@@ -179,6 +179,11 @@ def test_what_is_no_state_dict_of_the_network_is_told_as_that(tmp_path: Path) ->
     for other, told in (
         ({"phase": "dense", "epoch": 3}, "it holds no tensors by name; a checkpoint has"),
         (state | {first: torch.zeros(2)}, rf"1 of another shape \({first} \(2,\) for "),
+        (
+            state | {first: state[first].to(torch.complex64)},
+            rf"1 not of real numbers \({first} complex64",
+        ),
+        (state | {first: state[first].long()}, rf"1 not of real numbers \({first} int64\)"),
     ):
         torch.save(other, tmp_path / "weights.pt")
         with pytest.raises(RecipeError, match=told):

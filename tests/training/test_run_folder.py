@@ -354,6 +354,17 @@ def test_a_run_says_where_its_network_came_from(
     assert f"network: run_folder_networks:convnet from {own}" in display.lines
 
 
+def test_a_run_says_which_keys_its_phases_are_too_short_for(tmp_path: Path) -> None:
+    display = Listening()
+    recipe = TINY
+    for key, value in {"finetune.epochs": 0, "finetune.distill": 0.5, "dense.warmup": 9}.items():
+        recipe = changed(recipe, key, value)
+    run_recipe(recipe, tmp_path / "out", display=display)
+    told = "\n".join(display.warnings)
+    assert "dense.warmup = 9 is not shorter than dense.epochs" in told
+    assert "finetune.distill: with finetune.epochs = 0" in told and "spr.warmup" not in told
+
+
 @pytest.mark.parametrize(("command", "name"), [("run", "digits"), ("sweep", "table01")])
 def test_the_help_says_that_names_will_do(command: str, name: str) -> None:
     text = " ".join(CliRunner().invoke(app, [command, "--help"]).output.split())
