@@ -100,7 +100,9 @@ def entity_terms(
     """
     b = peak / M
     c = norm * _ratio(alpha) if alpha < 1 else torch.where(norm > 0, math.inf, 0.0).to(norm)
-    y = torch.maximum(b, c).clamp(max=1.0)
+    y = torch.maximum(b, c)
+    # Not `clamp`: its derivative at 1 is 1 up to torch 2.13, and 0 in 2.14.
+    y = torch.where(y > 1, 1.0, y)
     in_norm = (b <= c) & (c <= 1)
     in_bound = (c < b) & (b <= 1)
     regime = torch.where(in_norm, Regime.NORM, torch.where(in_bound, Regime.BOUND, Regime.FULL))

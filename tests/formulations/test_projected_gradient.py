@@ -125,6 +125,21 @@ def test_autograd_of_the_value_agrees_with_the_gradient(batch: Batch) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_weight_at_its_bound_has_the_slope_towards_zero(k: int) -> None:
+    """Beyond M nothing is allowed, so the derivative there is that from below; autograd's, too."""
+    alpha, M, h = 0.05, 2.0, 1e-6
+    w = torch.tensor([[-M, 0.3, 0.1][:k]], dtype=torch.float64)
+    inside = w.clone()
+    inside[0, 0] += h
+    slope = (projected.value(inside, alpha, M) - projected.value(w, alpha, M)).item() / h
+    x = w.clone().requires_grad_()
+    projected.value(x, alpha, M).sum().backward()
+    assert x.grad is not None
+    assert x.grad[0, 0].item() == pytest.approx(slope, rel=1e-5)
+    assert projected.gradient(w, alpha, M)[0, 0].item() == pytest.approx(slope, rel=1e-5)
+
+
 def test_no_function_needs_autograd() -> None:
     with torch.inference_mode():
         w = torch.randn(4, 3)
