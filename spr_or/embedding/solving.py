@@ -6,6 +6,8 @@ import math
 import time
 from typing import Any, NamedTuple
 
+from spr_or.utils.interrupts import heard_interrupt
+
 _PYOMO_NAME = {"highs": "highs", "scip": "scip_direct", "gurobi": "gurobi_direct"}
 SOLVERS = tuple(_PYOMO_NAME)
 # The option with which each stops at a solution, whatever it is worth.  SCIP would spend most of its time on
@@ -103,24 +105,27 @@ def _optimizer(solver: str) -> Any:
 def _run(model: Any, solver: str, time_limit: float | None, options: dict[str, Any]) -> Outcome:
     optimizer = _optimizer(solver)
     begun, spent = time.perf_counter(), time.process_time()
-    try:
-        result = optimizer.solve(
-            model,
-            time_limit=time_limit,
-            solver_options=options,
-            load_solutions=False,
-            raise_exception_on_nonoptimal_result=False,
-        )
-    except KeyboardInterrupt:
-        used = time.perf_counter() - begun, time.process_time() - spent
-        return Outcome("interrupted", None, None, 0, *used)
+    with heard_interrupt() as pressed:
+        try:
+            result = optimizer.solve(
+                model,
+                time_limit=time_limit,
+                solver_options=options,
+                load_solutions=False,
+                raise_exception_on_nonoptimal_result=False,
+            )
+        except KeyboardInterrupt:
+            used = time.perf_counter() - begun, time.process_time() - spent
+            return Outcome("interrupted", None, None, 0, *used)
     used = time.perf_counter() - begun, time.process_time() - spent
     value = result.incumbent_objective
     if value is not None:
         result.solution_loader.load_vars()
     bound = result.objective_bound
+    status = _STATUS.get(result.termination_condition.name, "failed")
     return Outcome(
-        _STATUS.get(result.termination_condition.name, "failed"),
+        # HiGHS 1.16 answers Ctrl-C by itself, and calls it an error.
+        "interrupted" if status == "failed" and pressed() else status,
         None if value is None else float(value),
         None if bound is None or not math.isfinite(bound) else float(bound),
         _nodes(result.extra_info),

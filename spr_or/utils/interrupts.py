@@ -1,10 +1,10 @@
-"""Ctrl-C where it may not fall between two statements."""
+"""Ctrl-C where it may not fall between two statements, or where a library keeps it to itself."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,8 +31,8 @@ def held_interrupt() -> Iterator[None]:
     >>> status
     0
     """
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
+    before = _handler()
+    if before is None:
         yield
         return
     pressed = False
@@ -48,3 +48,44 @@ def held_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if pressed:
             signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def heard_interrupt() -> Iterator[Callable[[], bool]]:
+    """A function that says whether Ctrl-C came since the block began; it is answered as before.
+
+    For solvers that catch it and return as if they had failed.
+
+    Example
+    -------
+    >>> with heard_interrupt() as pressed:
+    ...     try:
+    ...         signal.raise_signal(signal.SIGINT)
+    ...     except KeyboardInterrupt:
+    ...         pass
+    >>> pressed()
+    True
+    """
+    before = _handler()
+    if before is None:
+        yield lambda: False
+        return
+    pressed = False
+
+    def note(signum: int, frame: Any) -> None:
+        nonlocal pressed
+        pressed = True
+        before(signum, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _handler() -> Callable[..., Any] | None:
+    """What answers Ctrl-C; None where it is ignored, and in a thread, to which no signal comes."""
+    handler = signal.getsignal(signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread()
+    return handler if main and callable(handler) else None

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from spr_or.bench import solve_rows
-from spr_or.utils.interrupts import held_interrupt
+from spr_or.utils.interrupts import heard_interrupt, held_interrupt
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGINT to a process")
 
@@ -60,12 +60,22 @@ def test_an_ignored_ctrl_c_stays_ignored_in_the_child():
     assert out.strip() == "True"
 
 
-def test_in_another_thread_it_does_nothing():
+def test_what_somebody_else_catches_is_heard():
+    with heard_interrupt() as pressed:
+        assert not pressed()
+        with pytest.raises(KeyboardInterrupt):
+            press()
+        assert pressed()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_in_another_thread_they_do_nothing():
     answers = []
 
     def work():
-        with held_interrupt():
+        with held_interrupt(), heard_interrupt() as pressed:
             answers.append(signal.getsignal(signal.SIGINT))
+            assert not pressed()
 
     thread = threading.Thread(target=work)
     thread.start()
