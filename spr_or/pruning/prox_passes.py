@@ -8,7 +8,8 @@ r"""The proximal step of a network's entities on a CPU, in place.
    weight of an entity meets its bound, these two numbers give s.
 2. Only the weights of the other entities are looked at again, as rows of magnitudes: small layers
    padded to one width and together, because calls cost more than arithmetic there; large ones in
-   pieces that a cache holds.
+   pieces that a cache holds. A network that is small altogether is copied into such rows once, and
+   step 1 reduces these.
 3. Every parameter is multiplied by y / s, one number for each slice, and clipped where an entity is
    at its bound.
 
@@ -17,6 +18,7 @@ Calls are most of a small network's step, so they run in torch's inference mode,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, cast
 
@@ -26,7 +28,7 @@ from torch import Tensor, nn
 
 from spr_or.formulations.projected_prox import BLOCK, LONG, free_roots, roots, terms_of
 from spr_or.pruning import group_passes
-from spr_or.pruning.gradient_passes import column, norms_and_peaks
+from spr_or.pruning.gradient_passes import Batch, column, norms_and_peaks
 from spr_or.pruning.group_entities import GroupEntities, GroupLayout, Part
 from spr_or.pruning.layer_entities import LayerEntities, SliceEntities
 from spr_or.pruning.per_entity import crossed
@@ -69,6 +71,11 @@ class Plan:
         groups = [layer for layer in self.layers if isinstance(layer, GroupEntities)]
         self.layout = GroupLayout(groups) if groups else None
         self._room = torch.empty(0)
+        self._all: Tensor | None = None
+        self._places: list[Tensor] = []
+        single = all(len(layer.parameters) == 1 for layer in self.layers)
+        numbers = sum(self.counts) * max(self.widths.values())
+        self._small = self.layout is None and single and numbers <= _SMALL
         self.slices = list(self._slices())
 
     def _slices(self) -> Iterator[Slices]:
@@ -92,9 +99,28 @@ class Plan:
             self._room = torch.empty(count, dtype=dtype)
         return self._room[:count]
 
-    def norms(self) -> tuple[Tensor, Tensor]:
-        """||w||_2 and max |w_j| / M_j of every entity, (N,)."""
-        if self.layout is None:
+    def rows(self) -> Tensor | None:
+        """A copy of all entities as rows (N, k) with zeros at their ends.
+
+        None for a larger network, and where an entity is more than a slice of one parameter.
+        """
+        if not self._small:
+            return None
+        rows = [_in_memory_order(x, dim) for x, dim, _ in self.spr.gather()]
+        dtype = functools.reduce(torch.promote_types, (part.dtype for part in rows))
+        if self._all is None or self._all.dtype != dtype:
+            self._all = torch.zeros(sum(self.counts), max(self.widths.values()), dtype=dtype)
+            parts = zip(self._all.split(self.counts), rows, strict=True)
+            self._places = [part[:, : row.shape[1]] for part, row in parts]
+        torch._foreach_copy_(self._places, rows)
+        return self._all
+
+    def norms(self, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        """||w||_2 and max |w_j| / M_j of every entity, (N,); ``rows`` as above."""
+        if rows is not None:
+            norm, peak = norms_and_peaks([Batch(rows, 0)])
+            bound = self.spr.bound
+        elif self.layout is None:
             norm, peak = norms_and_peaks(self.spr.gather())
             bound = self.spr.bound
         else:
@@ -120,26 +146,28 @@ def shrinking(plan: Plan, steps: Tensor) -> Shrinking:
     Its tensors are inference tensors of torch.
     """
     # What the regularizer may cache on the way is a normal tensor.
-    norm, ratio = plan.norms()
+    rows = plan.rows()
+    norm, ratio = plan.norms(rows)
     with torch.inference_mode():
-        return _shrinking(plan, steps, norm.unsqueeze(1), ratio.unsqueeze(1))
+        return _shrinking(plan, steps, rows, norm.unsqueeze(1), ratio.unsqueeze(1))
 
 
-def _shrinking(plan: Plan, steps: Tensor, norm: Tensor, ratio: Tensor) -> Shrinking:
+def _shrinking(
+    plan: Plan, steps: Tensor, rows: Tensor | None, norm: Tensor, ratio: Tensor
+) -> Shrinking:
     alpha = plan.spr.alpha
-    one = torch.ones_like(norm)  # the bounds of rows come with them
-    steps = steps.to(norm)
-    terms = terms_of(steps.unsqueeze(1), alpha, one, 0.0, 1.0)
+    # An entity of a group may cross several bounds; those come with its rows.
+    bound = plan.spr.bound.to(norm) if plan.layout is None else torch.ones_like(steps)
+    terms = terms_of(steps.to(norm).unsqueeze(1), alpha, bound.unsqueeze(1), 0.0, 1.0)
     s, free = free_roots(norm, ratio, alpha, terms)
     clipped = free.logical_not().squeeze(1)
     left = clipped.nonzero().squeeze(1)
-    if len(left):
-        for rows in _rows(plan, left):
-            owners = torch.cat([row.owners for row in rows])
-            weights, bound, work = _joined(plan, rows, norm.dtype)
-            some = terms_of(steps[owners].unsqueeze(1), alpha, bound, 0.0, 1.0)
-            found = roots(weights, norm[owners], ratio[owners], alpha, some, work)
-            s.index_copy_(0, owners, found)
+    for owners, weights, bounds, work in _clipped(plan, left, rows, norm.dtype):
+        some = terms.of(owners)
+        if bounds is not None:
+            some = terms_of(steps[owners].to(norm).unsqueeze(1), alpha, bounds, 0.0, 1.0)
+        found = roots(weights, norm[owners], ratio[owners], alpha, some, work)
+        s.index_copy_(0, owners, found)
     y = (s - terms.shift).clamp_(max=1)
     return Shrinking(y.squeeze(1), (y / s).squeeze(1), clipped)
 
@@ -176,20 +204,49 @@ def apply_(plan: Plan, step: Shrinking) -> None:
         torch.maximum(x, -most, out=x)
 
 
+class _Clipped(NamedTuple):
+    """Entities of which a weight may be clipped: weights (n, k) of ``owners`` (n,), and memory to work in.
+
+    ``bounds`` is (n, 1) or (n, k), None where each has one bound, that of the regularizer.
+    """
+
+    owners: Tensor
+    weights: Tensor
+    bounds: Tensor | None
+    work: Tensor
+
+
+def _clipped(
+    plan: Plan, left: Tensor, rows: Tensor | None, dtype: torch.dtype
+) -> Iterator[_Clipped]:
+    """The entities ``left``, from ``rows`` of all entities or, None, from the parameters."""
+    if not len(left):
+        return
+    if rows is not None:
+        some = rows.index_select(0, left)
+        yield _Clipped(left, some, None, plan.room(2 * some.numel(), dtype))
+        return
+    for together in _rows(plan, left):
+        owners = torch.cat([some.owners for some in together])
+        yield _Clipped(owners, *_joined(plan, together, dtype))
+
+
 class _Rows(NamedTuple):
     """Some entities of a layer: ``chosen`` (n,) of its own, or all (None), ``owners`` in the network.
 
-    ``width`` is the number of weights of each; ``bound`` is (n, 1), or (n, width).
+    ``width`` is the number of weights of each; ``bound`` is (n, 1) or (n, width) in a group, else None.
     """
 
     layer: LayerEntities
     chosen: Tensor | None
     owners: Tensor
     width: int
-    bound: Tensor
+    bound: Tensor | None
 
 
-def _joined(plan: Plan, together: list[_Rows], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def _joined(
+    plan: Plan, together: list[_Rows], dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """The weights of some entities as rows (n, k), their bounds, and memory to work in."""
     width = max(rows.width for rows in together)
     if width >= LONG:
@@ -204,11 +261,13 @@ def _joined(plan: Plan, together: list[_Rows], dtype: torch.dtype) -> tuple[Tens
             weights.zero_()
         for rows, part in zip(together, weights.split(counts), strict=True):
             _write_weights(rows, part[:, : rows.width])
-    bounds = [rows.bound for rows in together]
+    bounds = [rows.bound for rows in together if rows.bound is not None]
+    if not bounds:
+        return weights, None, room
     if any(bound.shape[1] > 1 for bound in bounds):
         bounds = [
-            F.pad(rows.bound.expand(-1, rows.width), (0, width - rows.width), value=1.0)
-            for rows in together
+            F.pad(bound.expand(-1, rows.width), (0, width - rows.width), value=1.0)
+            for bound, rows in zip(bounds, together, strict=True)
         ]
     return weights, torch.cat(bounds).to(dtype), room
 
@@ -225,9 +284,10 @@ def _rows(plan: Plan, left: Tensor) -> Iterator[list[_Rows]]:
         width = plan.widths[layer.name]
         for piece in owners.split(max(1, _PIECE // width)) if len(owners) else ():
             chosen = None if len(piece) == layer.count else piece - first
-            bound = bounds if chosen is None else bounds[chosen]
-            if columns > 1:
-                bound = cast(GroupEntities, layer).bounds_of_weights(bound)
+            bound = None
+            if isinstance(layer, GroupEntities):
+                bound = bounds if chosen is None else bounds[chosen]
+                bound = layer.bounds_of_weights(bound) if columns > 1 else bound
             found.append(_Rows(layer, chosen, piece, width, bound))
         first += layer.count
         first_bound += layer.count * columns

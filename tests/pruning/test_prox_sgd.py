@@ -80,6 +80,35 @@ def test_a_step_is_sgd_then_the_prox_of_every_entity(entities, momentum, merged,
             assert torch.equal(p, q)
 
 
+@pytest.mark.parametrize("entities", ["filters", "input_channels"])
+def test_a_small_network_moves_as_one_that_is_not_copied_into_rows(entities, monkeypatch):
+    """Layers of several widths, in both memory orders; in double precision from the third step on."""
+    ends = []
+    for most in (2**18, 0):
+        monkeypatch.setattr(prox_passes, "_SMALL", most)
+        torch.manual_seed(2)
+        net = nn.Sequential(
+            nn.Conv2d(3, 8, 3, bias=False),
+            nn.Conv2d(8, 12, 1, bias=False),
+            nn.Linear(7, 5, bias=False),
+        )
+        net[0].to(memory_format=torch.channels_last)
+        bounds = {k: 0.7 * v for k, v in SPR.bounds_from(net, entities).items()}
+        optimizer = ProxSGD(net, SPR(net, 3.0, ALPHA, bounds, entities), lr=0.1, momentum=0.9)
+        assert (optimizer._plan.rows() is None) == (most == 0)
+        for step in range(4):
+            if step == 2:
+                net.double()
+                optimizer.state.clear()
+            set_gradients(net, step, scale=0.2)
+            optimizer.step()
+        ends.append([p.detach() for p in net.parameters()])
+    numbers = torch.cat([p.flatten() for p in ends[0]])
+    assert 0 < int(numbers.count_nonzero()) < len(numbers)
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
+
+
 def test_the_prox_is_optimal_for_the_step():
     """No point nearby has a lower ||w - v||^2 / 2 + t z(w): independent of how prox is computed."""
     net = nn.Sequential(nn.Conv2d(2, 3, 2, bias=False)).double()
