@@ -14,6 +14,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from spr_or import __version__
+from spr_or.utils.interrupts import heard_interrupt
+from spr_or.utils.streams import open_closed_streams
 
 _HELP = """Structured perspective regularisation: exact sparse models, and pruned networks.
 
@@ -88,19 +90,35 @@ class _Commands(TyperGroup):
         name, listed, rest = super().resolve_command(ctx, args)
         return name, _load(name, self.places[name]) if name in self.places else listed, rest
 
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """Run the command line, where its caller has closed a stream, too."""
+        open_closed_streams()
+        return super().main(*arguments, **options)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command; what the system refuses is a message, not a traceback."""
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            typer.secho("interrupted", fg="yellow", err=True)
-            raise typer.Exit(130) from None
-        except BrokenPipeError:
-            raise  # the reader of a pipe has left; click ends quietly
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            typer.secho(f"error: {where}{error.strerror or error}", fg="red", err=True)
-            raise typer.Exit(2) from None
+        with heard_interrupt() as pressed:
+            try:
+                return super().invoke(ctx)
+            except KeyboardInterrupt:
+                raise _interrupted() from None
+            except (typer.Exit, typer.Abort):
+                raise
+            except BrokenPipeError:
+                raise  # the reader of a pipe has left; click ends quietly
+            except OSError as error:
+                where = f"{error.filename}: " if error.filename else ""
+                typer.secho(f"error: {where}{error.strerror or error}", fg="red", err=True)
+                raise typer.Exit(2) from None
+            except Exception:
+                if pressed():  # libraries that are interrupted while they load fail in odd ways
+                    raise _interrupted() from None
+                raise
+
+
+def _interrupted() -> typer.Exit:
+    typer.secho("interrupted", fg="yellow", err=True)
+    return typer.Exit(130)
 
 
 class _Bench(_Commands):

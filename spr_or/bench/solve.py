@@ -81,25 +81,29 @@ def command(
     from spr_or.bench import solve_report
     from spr_or.bench.named_instances import NAMES
     from spr_or.utils.files import write_json
+    from spr_or.utils.folder_lock import FolderBusy, alone_in
 
     wanted = _names(instances, NAMES, "--instances")
     chosen = None if solvers is None else _names(solvers, SOLVERS, "--solvers")
     settings = Settings(time_limit, threads, gap, {"el0ps": el0ps_python, "l0bnb": l0bnb_python})
     runnable = _installed(chosen, settings)
-    out.mkdir(parents=True, exist_ok=True)
     results = out / "results.json"
-    rows = _read(results)
     interrupted = False
     machine = solve_report.describe_machine()
     try:
-        for row in measure(wanted, runnable, settings, rows):
-            rows = _merged(rows, row)
-            write_json(results, {"machine": machine, "rows": [asdict(r) for r in rows]})
-    except KeyboardInterrupt:
-        interrupted = True
-        typer.echo("interrupted: the finished rows are kept", err=True)
-    wrong = contradictions(rows)
-    solve_report.write(out, machine, rows, wrong)
+        with alone_in(out, "bench"):
+            rows = _read(results)
+            try:
+                for row in measure(wanted, runnable, settings, rows):
+                    rows = _merged(rows, row)
+                    write_json(results, {"machine": machine, "rows": [asdict(r) for r in rows]})
+            except KeyboardInterrupt:
+                interrupted = True
+                typer.echo("interrupted: the finished rows are kept", err=True)
+            wrong = contradictions(rows)
+            solve_report.write(out, machine, rows, wrong)
+    except FolderBusy as error:
+        raise terminal.failed(error, 2) from None
     screen = terminal.console()
     terminal.show(screen, solve_report.table(rows))
     for line in wrong:

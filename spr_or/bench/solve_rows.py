@@ -172,8 +172,13 @@ def _child(arguments: list[str], threads: int, limit: float) -> tuple[int | None
     with tempfile.TemporaryFile() as errors:
         try:
             with held_interrupt():
+                # The child ends with its input: when this process ends, in whatever way.
                 process = subprocess.Popen(
-                    arguments, env=environment, stdout=subprocess.DEVNULL, stderr=errors
+                    arguments,
+                    env=environment,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=errors,
                 )
             start, peak = time.perf_counter(), 0.0
             while process.poll() is None and time.perf_counter() - start < limit:
@@ -183,7 +188,7 @@ def _child(arguments: list[str], threads: int, limit: float) -> tuple[int | None
         finally:
             if process is not None:
                 process.kill()  # nothing happens to one that has ended
-                process.wait()
+                process.communicate()
         errors.seek(0)
         lines = errors.read().decode(errors="replace").strip().splitlines()
     return code, peak, lines[-1] if lines else ""

@@ -14,6 +14,7 @@ from spr_or.bench import named_instances
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.solvers.certificate import Certificate
 from spr_or.utils.files import write_json
+from spr_or.utils.orphans import end_with_input
 
 Solve = Callable[[SparseTrainingProblem, float, float], Certificate]
 
@@ -83,4 +84,5 @@ def _small() -> SparseTrainingProblem:
 
 
 if __name__ == "__main__":
+    end_with_input()
     main(*sys.argv[1:])

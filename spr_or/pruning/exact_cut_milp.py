@@ -42,6 +42,9 @@ def solve_milp(
     """
     import highspy
 
+    from spr_or.solvers.highs_thread import run_highs
+    from spr_or.solvers.time_limit import TimeLimit
+
     ceiling = program.price(start)
     level = _level(program, held, start, ceiling)
     left = [
@@ -54,12 +57,11 @@ def solve_milp(
     highs.silent()
     highs.setOptionValue("mip_rel_gap", gap)
     highs.setOptionValue("mip_abs_gap", 0.0)
-    highs.setOptionValue("time_limit", seconds)
     highs.setOptionValue("threads", 1)
     highs.passModel(lp)
     ones = [c[0] + int(np.searchsorted(k, p)) for c, k, p in zip(columns, left, start, strict=True)]
     highs.setSolution(len(ones), np.array(ones, dtype=np.int32), np.ones(len(ones)))
-    highs.run()
+    run_highs(highs, TimeLimit(seconds))
     values = np.array(highs.getSolution().col_value)
     found = None
     if len(values):

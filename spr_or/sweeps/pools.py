@@ -9,8 +9,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from spr_or.sweeps.jobs import Job, run_job
 from spr_or.utils.interrupts import held_interrupt
+from spr_or.utils.orphans import end_with_parent
 
 Work = Callable[[Job], str | None]
 Ended = tuple[Job, str | None]
@@ -63,7 +64,8 @@ class LocalPool:
         for process, _ in self._busy.values():
             process.kill()
         for _, connection in self._idle:
-            connection.send(None)  # no more jobs
+            with suppress(OSError):  # a worker that has died needs no word
+                connection.send(None)  # no more jobs
         for process in [p for p, _ in self._busy.values()] + [p for p, _ in self._idle]:
             process.join()
 
@@ -74,8 +76,9 @@ class LocalPool:
     def submit(self, job: Job) -> None:
         """Give a job to a free worker."""
         with held_interrupt():  # a worker that is in no list is never ended
-            process, connection = self._idle.pop() if self._idle else self._start()
-            connection.send(replace(job, measuring=self._workers == 1))
+            process, connection = self._living() or self._start()
+            with suppress(OSError):  # one that dies now is told by `wait`
+                connection.send(replace(job, measuring=self._workers == 1))
             self._busy[connection] = (process, job)
 
     def wait(self) -> Ended:
@@ -92,6 +95,15 @@ class LocalPool:
                 return job, _death(process.exitcode)
             self._idle.append((process, connection))
         return job, error
+
+    def _living(self) -> tuple[Any, Connection] | None:
+        """A worker without a job that has not died meanwhile."""
+        while self._idle:
+            process, connection = self._idle.pop()
+            if process.is_alive():
+                return process, connection
+            connection.close()
+        return None
 
     def _start(self) -> tuple[Any, Connection]:
         ours, theirs = self._context.Pipe()
@@ -112,7 +124,7 @@ def _death(exitcode: int) -> str:
 def _serve(connection: Connection, work: Work) -> None:
     """A worker: jobs in, errors out, until a None or the end of the input."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent acts
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()  # two workers would damage a folder that both write to
     while True:
         try:
             job = connection.recv()
@@ -121,14 +133,6 @@ def _serve(connection: Connection, work: Work) -> None:
         if job is None:
             return
         connection.send(work(job))
-
-
-def _end_with_parent() -> None:
-    """Two workers would damage a folder that both write to, so none may outlive the sweep."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
 
 
 class RayPool:

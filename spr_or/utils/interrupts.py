@@ -31,7 +31,7 @@ def held_interrupt() -> Iterator[None]:
     >>> status
     0
     """
-    before = _handler()
+    before = interrupt_handler()
     if before is None:
         yield
         return
@@ -66,7 +66,7 @@ def heard_interrupt() -> Iterator[Callable[[], bool]]:
     >>> pressed()
     True
     """
-    before = _handler()
+    before = interrupt_handler()
     if before is None:
         yield lambda: False
         return
@@ -84,7 +84,7 @@ def heard_interrupt() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _handler() -> Callable[..., Any] | None:
+def interrupt_handler() -> Callable[..., Any] | None:
     """What answers Ctrl-C; None where it is ignored, and in a thread, to which no signal comes."""
     handler = signal.getsignal(signal.SIGINT)
     main = threading.current_thread() is threading.main_thread()

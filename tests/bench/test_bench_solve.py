@@ -22,6 +22,7 @@ from spr_or.cli import app
 from spr_or.formulations import bigm
 from spr_or.formulations.problem import SparseTrainingProblem
 from spr_or.solvers import enumeration, scip
+from spr_or.utils import folder_lock
 
 ROOT = Path(__file__).parents[2]
 
@@ -234,8 +235,9 @@ def test_interrupted_it_keeps_the_finished_rows_and_goes_on_from_there(tmp_path,
 
 @pytest.mark.slow  # `spr-or solve` gets a real Ctrl-C among the quick tests
 @pytest.mark.skipif(os.name != "posix", reason="SIGINT to a process")
-def test_ctrl_c_reaches_a_child_process(tmp_path):
-    """The child is gone, the exit status says interrupted; asked the moment the child is there."""
+@pytest.mark.parametrize(("ending", "status"), [("SIGINT", 130), ("SIGTERM", -15), ("SIGKILL", -9)])
+def test_a_child_process_ends_with_the_bench(tmp_path, ending, status):
+    """The child is gone, the exit status says why; asked the moment the child is there."""
     command = [sys.executable, "-m", "spr_or.cli", "bench", "solve", "--out", str(tmp_path)]
     process = subprocess.Popen(
         [*command, "--instances", "H3", "--solvers", "spr-or"], stderr=subprocess.PIPE, text=True
@@ -247,13 +249,20 @@ def test_ctrl_c_reaches_a_child_process(tmp_path):
     while process.poll() is None and not children.read_text().split():
         pass  # no pause: while `Popen` is still at work is when a child was once left behind
     child = int(children.read_text().split()[0])
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    process.send_signal(getattr(signal, ending))
+    assert process.wait(timeout=60) == status
     for _ in range(1200):  # on a busy machine it takes its time
         if not _runs(child):
             break
         time.sleep(0.05)
     assert not _runs(child)
+
+
+def test_two_benches_in_one_folder_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_lock, "_GRACE", 0.0)
+    with folder_lock.alone_in(tmp_path, "bench"):
+        refused = bench("--out", tmp_path, "--instances", "E1", "--solvers", "spr-or")
+    assert refused.exit_code == 2 and "another bench is at work in" in refused.output
 
 
 def _runs(process: int) -> bool:

@@ -100,6 +100,24 @@ def random_program(random: Any, widths: list[int], pct: float) -> Program:
     return count_program(chain_sizes(3, widths, 10), counts, prices, {"params": pct})
 
 
+def test_another_model_of_highs_before_it_changes_nothing():
+    """HiGHS 1.16 refuses another number of threads than that of the model before, in the same thread."""
+    import highspy
+
+    random = np.random.default_rng(0)
+    before = highspy.Highs()
+    before.silent()
+    before.setOptionValue("threads", 2)
+    x = [before.addBinary() for _ in range(12)]
+    before.maximize(sum(float(a) * v for a, v in zip(random.uniform(1, 2, 12), x, strict=True)))
+    sizes, prices = chain_sizes(3, [4, 4], 2), [random.exponential(size=4) ** 2 for _ in range(2)]
+    program = count_program(sizes, [np.arange(1, 5)] * 2, prices, {"params": 40.0})
+    start = cheapest(program).places
+    held = [np.zeros(4)] * 2  # knows nothing, so HiGHS has to prove it
+    answer = solve_milp(program, held, start, 10.0, 0.0)
+    assert answer.bound == pytest.approx(program.price(start), rel=1e-6)
+
+
 def test_the_mixed_integer_program_closes_what_the_lagrangian_leaves_open() -> None:
     random = np.random.default_rng(0)
     closed = 0

@@ -525,12 +525,9 @@ def test_interrupted_tree_search_keeps_the_bound_of_highs(monkeypatch: pytest.Mo
     assert certificate.bound > relaxed.bound + 1e-6  # the tree's bound, not the root's
 
 
-def test_ctrl_c_reaches_a_running_highs() -> None:
-    """A signal while HiGHS is deep in a hard market-split program stops it at once."""
-    import highspy
-
+def _market_split(highs: Any) -> None:
+    """Fill a HiGHS model with a program that takes hours."""
     rng = np.random.default_rng(0)
-    highs = highspy.Highs()
     highs.silent()
     rows, columns = 6, 50
     weights = rng.integers(0, 100, (rows, columns)).astype(float)
@@ -539,6 +536,33 @@ def test_ctrl_c_reaches_a_running_highs() -> None:
         highs.addConstr(
             sum(float(a) * v for a, v in zip(row, x, strict=True)) == float(row.sum() // 2)
         )
+
+
+def test_ctrl_c_as_highs_starts_leaves_no_thread() -> None:
+    """The signal comes when HiGHS works and `startSolve` has not returned yet."""
+    import highspy
+
+    threads = []
+
+    class Interrupted(highspy.Highs):
+        def startSolve(self) -> threading.Thread:
+            threads.append(super().startSolve())
+            os.kill(os.getpid(), signal.SIGINT)
+            return threads[0]
+
+    highs = Interrupted()
+    _market_split(highs)
+    with pytest.raises(KeyboardInterrupt):
+        run_highs(highs, TimeLimit(120))
+    assert not threads[0].is_alive()
+
+
+def test_ctrl_c_reaches_a_running_highs() -> None:
+    """A signal while HiGHS is deep in a hard market-split program stops it at once."""
+    import highspy
+
+    highs = highspy.Highs()
+    _market_split(highs)
     timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     started = time.perf_counter()

@@ -399,6 +399,20 @@ def test_a_worker_that_dies_takes_one_run_with_it(tmp_path: Path) -> None:
             assert error == (None if "seed=0" in name else "no")
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="spawning would import torch again")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_worker_that_dies_while_it_waits_is_replaced(tmp_path: Path) -> None:
+    recipe = load_sweep(written(tmp_path)).runs[0].recipe
+    jobs = [Job(f"{number}, seed=0", recipe, tmp_path / str(number)) for number in range(2)]
+    with LocalPool(1, _dies, start_method="fork") as pool:
+        for job in jobs:
+            pool.submit(job)
+            assert pool.wait() == (job, None)
+            (worker,) = multiprocessing.active_children()
+            worker.kill()
+            worker.join()
+
+
 def _sleeps(job: Job) -> str | None:
     time.sleep(120)
     return None

@@ -7,8 +7,11 @@ import sys
 import threading
 
 import pytest
+from typer.testing import CliRunner
 
+from spr_or import cli
 from spr_or.bench import solve_rows
+from spr_or.tabular.solve_run import patient_interrupt
 from spr_or.utils.interrupts import heard_interrupt, held_interrupt
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGINT to a process")
@@ -97,3 +100,35 @@ def test_ctrl_c_while_a_solver_is_started_ends_the_solver(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         solve_rows._child([sys.executable, "-c", "import time; time.sleep(60)"], 1, 30)
     assert started[0].poll() == -signal.SIGKILL
+
+
+def test_the_patient_interrupt_leaves_an_ignored_ctrl_c_alone():
+    said = []
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with patient_interrupt(said.append) as stop:
+            press()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not stop.asked and said == []
+
+
+def test_an_import_that_fails_of_ctrl_c_counts_as_interrupted(monkeypatch):
+    """Native modules turn a `KeyboardInterrupt` while they load into errors of their own."""
+
+    def loading(name):
+        try:
+            press()
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed") from None
+
+    monkeypatch.setattr(cli, "import_module", loading)
+    result = CliRunner().invoke(cli.app, ["methods"])
+    assert result.exit_code == 130 and "interrupted" in result.output
+
+    def broken(name):
+        raise ImportError("no such library")
+
+    monkeypatch.setattr(cli, "import_module", broken)
+    with pytest.raises(ImportError):
+        CliRunner().invoke(cli.app, ["methods"], catch_exceptions=False)

@@ -10,6 +10,7 @@ worker keeps to windows of its own as long as it can: what it has read it need n
 from __future__ import annotations
 
 import math
+import signal
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,7 @@ from spr_or.training.data.parquet import (
     row_groups,
     to_array,
 )
+from spr_or.utils.orphans import end_with_parent
 
 _WINDOW = 2048  # rows shuffled together; encoded, they wait in a worker's memory
 _ATTEMPTS = 10  # at a random window that fits into the image
@@ -244,6 +246,7 @@ class StreamReader:
             persistent_workers=workers > 0,
             # Arrow's threads do not survive a fork.
             multiprocessing_context="spawn" if workers else None,
+            worker_init_fn=_begin_worker,
         )
 
     def __call__(self, seed: int) -> Iterator[Batch]:
@@ -256,3 +259,9 @@ class StreamReader:
                 raise item
             if item is not None:
                 yield item
+
+
+def _begin_worker(number: int) -> None:
+    """Torch's workers outlive a process that was killed while they started."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent acts
+    end_with_parent()

@@ -2,6 +2,9 @@
 
 import errno
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -331,6 +334,47 @@ def test_worker_processes_share_an_epoch_and_repeat_it(
     assert torch.equal(epochs[0], epochs[1])
     whole = sorted(expected(i).tobytes() for i in range(10))
     assert sorted(image.numpy().tobytes() for image in epochs[0]) == whole
+
+
+_READING = """
+import sys
+from pathlib import Path
+from spr_or.training.data.parquet import open_split
+from spr_or.training.data.stream import StreamReader
+
+if __name__ == "__main__":
+    options = {"size": None, "shuffle": True, "augment": False, "pin": False}
+    reader = StreamReader(open_split(Path(sys.argv[1]), "train"), 1, workers=2, **options)
+    while True:
+        list(reader(7))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="lists processes")
+def test_worker_processes_end_with_one_that_is_killed_while_they_start(
+    folder: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "reading.py"
+    script.write_text(_READING)
+    parent = subprocess.Popen([sys.executable, str(script), str(folder)])
+    listed = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+    while len(listed.read_text().split()) < 3:  # torch's two, and a process that tracks them
+        time.sleep(0.01)
+    children = listed.read_text().split()
+    parent.kill()
+    parent.wait()
+    until = time.monotonic() + 60
+    while any(_runs(child) for child in children):
+        assert time.monotonic() < until, "they go on"
+        time.sleep(0.1)
+
+
+def _runs(process: str) -> bool:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes() != b""  # empty of one that has ended
+    except OSError:
+        return False
 
 
 def test_batches_of_a_stream_do_not_depend_on_who_decodes_them(
