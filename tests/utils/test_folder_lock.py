@@ -57,7 +57,10 @@ def test_a_folder_at_work_is_refused_with_its_process(
         pass
 
 
-def test_a_killed_process_blocks_nobody(holder: subprocess.Popen, tmp_path: Path) -> None:
+def test_a_killed_process_blocks_nobody(
+    holder: subprocess.Popen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_lock, "_GRACE", 600.0)
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
     assert str(holder.pid) in (tmp_path / ".lock").read_text()  # it could not tidy up
@@ -65,7 +68,7 @@ def test_a_killed_process_blocks_nobody(holder: subprocess.Popen, tmp_path: Path
     with alone_in(tmp_path, "run"):
         assert str(os.getpid()) in (tmp_path / ".lock").read_text()
         assert str(holder.pid) not in (tmp_path / ".lock").read_text().split()
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 60
     assert not (tmp_path / ".lock").exists()
 
 
