@@ -17,6 +17,7 @@ Exit status: 0 all is measured, 1 a step failed, 3 there is no such device, 130 
 from __future__ import annotations
 
 import argparse
+import shlex
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -313,7 +314,7 @@ def main(arguments: list[str] | None = None) -> int:
     if given.device == "cuda" and not torch.cuda.is_available():
         print(
             "make gpu: torch finds no CUDA device here, so nothing was measured. To see that the steps "
-            "work: python experiments/research/gpu.py --device cpu --smoke",
+            f"work: {shlex.join([sys.executable, *sys.argv])} --device cpu --smoke",
             file=sys.stderr,
         )
         return NO_DEVICE

@@ -434,7 +434,8 @@ def _plain_parameter(model: nn.Module, name: str, key: str) -> nn.Parameter:
     if parameter is None:
         raise ValueError(
             f"{name!r} has no plain parameter {key!r} (is it parametrised?): its entities cannot "
-            "be regularised"
+            "be regularised. Leave it out with `ignored`, or make its weights plain before you train: "
+            "spr_or.pruning.compaction.prepare.bake_weights_(model)"
         )
     if isinstance(parameter, nn.parameter.UninitializedParameter):
         raise ValueError(f"{name!r} is lazy: run the model once before regularising it")

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from spr_or.pruning.masks import TRANSPOSED
+
 LayerRow = dict[str, Any]
 
 
@@ -35,7 +37,8 @@ def layer_rows(dense: nn.Module, smaller: nn.Module) -> list[LayerRow]:
     >>> rows[0]["label"], rows[0]["filters_after"], rows[0]["params_after"]
     ('0 (Linear 2→3)', 1, 3)
     """
-    before, after = _own_parameters(dense), _own_parameters(smaller)
+    first = first_names(dense)
+    before, after = _own_parameters(dense, first), _own_parameters(smaller, first)
     old, new = dict(dense.named_modules()), dict(smaller.named_modules())
     return [
         {
@@ -43,7 +46,7 @@ def layer_rows(dense: nn.Module, smaller: nn.Module) -> list[LayerRow]:
             "label": layer_label(name, old[name]) if name in old else name,
             "kind": _kind(old.get(name, new.get(name))),
             "filters_before": _filters(old.get(name)),
-            "filters_after": _filters(new.get(name)) or (0 if _filters(old.get(name)) else None),
+            "filters_after": _filters_left(name, old.get(name), smaller, first),
             "params_before": before.get(name, 0),
             "params_after": after.get(name, 0),
         }
@@ -51,16 +54,48 @@ def layer_rows(dense: nn.Module, smaller: nn.Module) -> list[LayerRow]:
     ]
 
 
-def _own_parameters(model: nn.Module) -> dict[str, int]:
-    """Module name to its own number of parameters, where there are any."""
-    seen: set[int] = set()
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Each name of a parameter to the first one that the same parameter has.
+
+    Compaction keeps the last name of a parameter that layers share.
+
+    >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, bias=False))
+    >>> net[1].weight = net[0].weight
+    >>> first_names(net)
+    {'0.weight': '0.weight', '0.bias': '0.bias', '1.weight': '0.weight'}
+    """
+    found: dict[int, str] = {}
+    names = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names[name] = found.setdefault(id(parameter), name)
+    return names
+
+
+def _own_parameters(model: nn.Module, first: dict[str, str]) -> dict[str, int]:
+    """Module name to its number of parameters, where there are any; each counts under its first name."""
+    numbers = {name: parameter.numel() for name, parameter in model.named_parameters()}
     counts: dict[str, int] = {}
-    for name, module in model.named_modules():
-        own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
-        seen |= {id(p) for p in own}
-        if own:
-            counts[name] = sum(p.numel() for p in own)
+    for name, count in numbers.items():
+        home = first.get(name, name)
+        module = (name if home in numbers else home).rpartition(".")[0]
+        counts[module] = counts.get(module, 0) + count
     return counts
+
+
+def _filters_left(
+    name: str, old: nn.Module | None, smaller: nn.Module, first: dict[str, str]
+) -> int | None:
+    """Outputs of a layer after compaction, also where that keeps its weight under another layer's name."""
+    new = dict(smaller.named_modules()).get(name)
+    if _filters(new) is not None or _filters(old) is None:
+        return _filters(new)
+    shared = first.get(f"{name}.weight")
+    for other, parameter in smaller.named_parameters(remove_duplicate=False):
+        if shared is not None and first.get(other) == shared:
+            if isinstance(old, TRANSPOSED):
+                return parameter.shape[1] * old.groups
+            return parameter.shape[0]
+    return 0
 
 
 def _kind(module: nn.Module | None) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from spr_or.pruning.counts import Example, count_parameters, macs_by_layer
 from spr_or.pruning.group_entities import GroupEntities
 from spr_or.pruning.layer_entities import LayerEntities
-from spr_or.pruning.layer_rows import layer_rows
+from spr_or.pruning.layer_rows import first_names, layer_rows
 from spr_or.pruning.module_masks import branches_of
 
 _HEAD = ("layer", "kept", "parameters", "MACs", "removed")
@@ -72,13 +72,16 @@ def pruning_report(
     all                    13 → 9      9 → 6     30.8 %
     """
     parameters = count_parameters(model), count_parameters(smaller)
-    before, after = macs_by_layer(model, example), macs_by_layer(smaller, example)
+    first = first_names(model)
+    before, after = (
+        _at_first_names(macs_by_layer(net, example), first) for net in (model, smaller)
+    )
     macs = sum(before.values()), sum(after.values())
     layers = [
         {
             "layer": row["layer"],
             "label": row["label"],
-            **_entities(row, masks),
+            **_entities(row, masks, first),
             "params_before": row["params_before"],
             "params_after": row["params_after"],
             "macs_before": before.get(row["layer"], 0),
@@ -116,10 +119,24 @@ def group_rows(masks: dict[str, Tensor], entities: Sequence[LayerEntities]) -> l
     ]
 
 
-def _entities(row: dict[str, Any], masks: dict[str, Tensor]) -> dict[str, int | None]:
-    if row["layer"] in masks:
-        keep = masks[row["layer"]]
-        return {"kept": int(keep.sum()), "total": len(keep)}
+def _at_first_names(counts: dict[str, int], first: dict[str, str]) -> dict[str, int]:
+    """Counts by layer, those of a shared weight at the layer that has it first."""
+    found: dict[str, int] = {}
+    for name, count in counts.items():
+        layer = first.get(f"{name}.weight", f"{name}.weight").removesuffix(".weight")
+        found[layer] = found.get(layer, 0) + count
+    return found
+
+
+def _entities(
+    row: dict[str, Any], masks: dict[str, Tensor], first: dict[str, str]
+) -> dict[str, int | None]:
+    """How many are kept, by the mask of the layer or of another one that shares its weight."""
+    shared = first.get(f"{row['layer']}.weight")
+    others = [name.removesuffix(".weight") for name, one in first.items() if one == shared]
+    for name in (row["layer"], *others):
+        if name in masks:
+            return {"kept": int(masks[name].sum()), "total": len(masks[name])}
     return {"kept": row["filters_after"], "total": row["filters_before"]}
 
 

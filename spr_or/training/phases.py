@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from spr_or.pruning.compaction.storage import apart
 from spr_or.pruning.masks import apply_masks_, collapsed_layers, hold_masks
 from spr_or.pruning.module_masks import branches_of, module_masks
 from spr_or.pruning.regularizer import SPR
@@ -169,7 +170,7 @@ def dense_phase(run: SeedRun) -> nn.Module:
     )
     train_phase(run, phase)
     if distributed.is_first():
-        state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+        state = apart({n: tensor.cpu().contiguous() for n, tensor in model.state_dict().items()})
         write_durably(path, lambda aside: save_file(state, aside))
     return model
 

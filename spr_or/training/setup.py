@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from spr_or.pruning.budget import TOLERANCE, Count, reachable_pct
 from spr_or.pruning.chosen_entities import ChosenEntities, chosen_entities
@@ -152,18 +153,27 @@ def check_model(
 
     Returns what is to be regularised, in every network that the recipe builds.
 
-    Raises `RecipeError` where the network does not take the images, has too few outputs, holds
-    nothing of what is to be regularised, or cannot be compacted.
+    Raises `RecipeError` where the network does not take the images, has other outputs than logits or too
+    few, has a state that cannot be stored, holds nothing of what is to be regularised, or cannot be
+    compacted.
     """
+    if fault := _not_storable(model):
+        raise RecipeError(f"{recipe.model}: {fault}")
     model.eval()
     images = torch.zeros(2, *data.shape, device=device)
     try:
         with torch.no_grad():
-            shape = tuple(model(images).shape)
+            logits = model(images)
     except RuntimeError as error:
         raise RecipeError(
             f"{recipe.model} does not take images of shape {data.shape} of {data.name}: {error}"
         ) from error
+    if not isinstance(logits, Tensor):
+        raise RecipeError(
+            f"{recipe.model} returns a {type(logits).__name__}, and a run trains on one tensor of logits: "
+            "name a function whose network returns only them (Pruner takes networks with other outputs)"
+        )
+    shape = tuple(logits.shape)
     if len(shape) != 2 or shape[1] < data.classes:
         raise RecipeError(
             f"{recipe.model} gives outputs of shape {shape} for 2 images, but {data.name} has "
@@ -180,6 +190,24 @@ def check_model(
     except ValueError as error:
         raise RecipeError(f"[spr] does not fit {recipe.model}: {error}") from error
     return chosen
+
+
+def _not_storable(model: nn.Module) -> str | None:
+    """Why the state of a network cannot be kept in a file of tensors and read back; None if it can."""
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            return (
+                f"{name} of its state is a {type(tensor).__name__}, and a run stores tensors: do without "
+                "get_extra_state"
+            )
+        if is_lazy(tensor):
+            return (
+                f"{name} has no shape yet: name the sizes of lazy modules, or let the function run a "
+                "batch through the network before it returns it"
+            )
+        if any(n > 1 and step == 0 for n, step in zip(tensor.shape, tensor.stride(), strict=True)):
+            return f"numbers of {name} share memory, as `expand` leaves them: `clone` it"
+    return None
 
 
 def make_counter(
@@ -214,11 +242,14 @@ def make_counter(
             "case. Ask for more than that"
         )
     if spr.target_removed_pct > reachable + TOLERANCE:
+        less = (
+            f"let layers keep less (spr.min_keep = {spr.min_keep}, spr.round_to = {spr.round_to}), "
+        )
         raise RecipeError(
             f"spr.target_removed_pct = {spr.target_removed_pct:g} cannot be reached: with "
             f"as few entities as allowed in each regularised layer, {reachable:.1f} % of the "
             f"{MEASURES[spr.target_of]} of {recipe.model} are removed. Ask for no more than "
-            f"that, let layers keep less (spr.min_keep = {spr.min_keep}, spr.round_to = {spr.round_to}), "
+            f"that, {less * ((spr.min_keep, spr.round_to) != (1, 1))}"
             f"or regularise more of them (spr.entities = {spr.entities!r})"
         )
     try:

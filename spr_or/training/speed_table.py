@@ -10,12 +10,13 @@ import hashlib
 import json
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import nn
+from torch import fx, nn
 
 from spr_or.training.speed_trials import Shape, Speed, Tell, Trial, Trials
 from spr_or.utils.files import cache_folder, write_json
@@ -45,7 +46,10 @@ class _Table(BaseModel):
 
 
 def network_key(model: nn.Module, shape: Shape) -> str:
-    """What identifies a network and its batch: layers, their settings and shapes.
+    """What identifies a network and its batch: layers, their settings and shapes, and its code.
+
+    The code is that of the files of all classes in it, since a refusal, or its absence, is one of what
+    they compute.
 
     >>> key = network_key(nn.Linear(3, 2), (8, 3))
     >>> key == network_key(nn.Linear(3, 2), (8, 3)), key == network_key(nn.Linear(3, 2), (4, 3))
@@ -54,7 +58,20 @@ def network_key(model: nn.Module, shape: Shape) -> str:
     tensors = [*model.named_parameters(), *model.named_buffers()]
     shapes = [(name, list(tensor.shape), str(tensor.dtype)) for name, tensor in tensors]
     layers = re.sub(r" at 0x[0-9a-f]+", "", repr(model))  # addresses differ between processes
-    return _hash([type(model).__qualname__, layers, shapes, list(shape)])
+    return _hash([type(model).__qualname__, layers, shapes, list(shape), _code(model)])
+
+
+def _code(model: nn.Module) -> list[str]:
+    """The graphs of a traced network, and hashes of the files that torch does not ship."""
+    graphs = [module.code for module in model.modules() if isinstance(module, fx.GraphModule)]
+    names = {type(module).__module__ for module in model.modules()}
+    found = {getattr(sys.modules.get(n), "__file__", None) for n in names if not _is_torch(n)}
+    files = sorted(Path(file) for file in found if file is not None)
+    return graphs + [hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()]
+
+
+def _is_torch(module: str) -> bool:
+    return module.partition(".")[0] == "torch"  # its version names the table
 
 
 def load_trials(key: str, tell: Tell) -> Trials:

@@ -12,10 +12,14 @@ from torch import Tensor, nn
 from models.toy import convnet, digits_resnet, mlp
 from spr_or.pruning import budget, steering
 from spr_or.pruning.budget import next_lam, reading_steps
+from spr_or.pruning.chosen_entities import chosen_entities
+from spr_or.pruning.compaction.api import compact
 from spr_or.pruning.counts import count_macs, count_parameters
 from spr_or.pruning.groups import EntityGroup, Member
 from spr_or.pruning.largest_lam import Pulls
+from spr_or.pruning.module_masks import module_masks
 from spr_or.pruning.pruner import CollapseWarning, Pruner
+from spr_or.pruning.pruning_report import pruning_report
 from spr_or.pruning.regularizer import SPR
 from spr_or.pruning.spares import Spares
 
@@ -509,3 +513,32 @@ def test_what_evaluation_does_not_use_is_told_before_anything_is_trained() -> No
         )
     share = Pruner(model, example, {"params": 0.9}, 1, entities="neurons", ignored=["help"]).cut()
     assert share.removed_pct == pytest.approx(90, abs=2)
+
+
+class Tied(nn.Module):
+    """Two branches with one projection, which counts at the first of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p, self.q, self.h = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(16, 3)
+        self.q.weight = self.p.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.h(torch.cat([self.p(x).relu(), self.q(-x).relu()], 1))
+
+
+@pytest.mark.parametrize("entities", ["channels", ["filters", "neurons"]])
+def test_a_report_shows_a_shared_weight_where_it_stands_first(entities: Any) -> None:
+    net, x = Tied(), torch.zeros(1, 6)
+    chosen = chosen_entities(net, x, entities)
+    masks = {layer.name: torch.arange(layer.count) < 5 for layer in chosen.of(net)}
+    smaller = compact(net, module_masks(net, chosen.of(net), masks), x)
+    report = pruning_report(net, smaller, x, masks, chosen.of(net))
+    rows = {row["layer"]: row for row in report["layers"]}
+    for name, inputs in (("p", 6), ("q", 0)):  # and a bias each
+        width = smaller.get_parameter(f"{name}.bias").numel()
+        assert (rows[name]["kept"], rows[name]["total"]) == (5, 8)
+        assert rows[name]["params_after"] == width * (inputs + 1) <= rows[name]["params_before"]
+        assert rows[name]["macs_after"] == 2 * width * inputs
+    assert sum(row["params_after"] for row in rows.values()) == report["parameters"][1]
+    assert sum(row["macs_after"] for row in rows.values()) == report["macs"][1]

@@ -148,3 +148,13 @@ def test_magnitudes_of_groups_are_those_of_all_their_weights() -> None:
         net[1].weight.copy_(torch.tensor([4.0, 1.0, 3.0, 2.0]))  # type: ignore[index,operator,union-attr]
     masks = {layers[0].name: torch.tensor([False, True, True, False])}
     assert magnitude_masks(net, masks, layers)["0"].tolist() == [True, False, True, False]
+
+
+def test_the_smallest_filters_of_a_transposed_convolution_are_those_of_its_outputs() -> None:
+    net = nn.Sequential(nn.ConvTranspose2d(4, 6, 2, groups=2))
+    with torch.no_grad():
+        net[0].weight.fill_(0.1)
+        net[0].weight[:2, 2] = 5.0  # output 2 of the first group
+        net[0].weight[2:, 1] = 5.0  # output 4, in the second
+    keep = torch.tensor([True, True, False, False, False, False])
+    assert magnitude_masks(net, {"0": keep})["0"].nonzero().flatten().tolist() == [2, 4]

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from slow_cases import slow_unless
 from tiny_runs import Listening, no_pictures_in, stopped_at, tiny_recipe
 from typer.testing import CliRunner
 
 from spr_or.cli import app
 from spr_or.training.metrics import read_metrics, what_is_lost
-from spr_or.training.recipe import Recipe
+from spr_or.training.recipe import Recipe, RecipeError
 from spr_or.training.runner import FolderInUse, run_recipe
 from spr_or.utils import folder_lock
 from spr_or.utils.folder_lock import alone_in
@@ -352,6 +353,79 @@ def test_a_run_says_where_its_network_came_from(
     recipe = changed(TINY, "model", "run_folder_networks:convnet")
     run_recipe(recipe, tmp_path / "out", display=display)
     assert f"network: run_folder_networks:convnet from {own}" in display.lines
+
+
+_NETWORKS = """
+import torch
+from torch import nn
+
+class Tied(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.f, self.g, self.h = nn.Linear(64, 12), nn.Linear(64, 12), nn.Linear(24, num_classes)
+        self.g.weight = self.f.weight
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.h(torch.cat([self.f(x), self.g(-x)], 1).relu())
+
+class Pair(Tied):
+    def forward(self, x):
+        return super().forward(x), x
+
+class Extra(Tied):
+    def get_extra_state(self):
+        return {"version": 1}
+
+class Expanded(Tied):
+    def __init__(self, num_classes=10):
+        super().__init__(num_classes)
+        self.register_buffer("ones", torch.ones(1).expand(4))
+
+def lazy(num_classes=10):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(num_classes))
+"""
+
+
+@pytest.fixture
+def odd_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "odd_run_networks.py").write_text(_NETWORKS)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("Pair", "returns a tuple, and a run trains on one tensor of logits"),
+        ("Extra", "_extra_state of its state is a dict, and a run stores tensors"),
+        ("Expanded", "numbers of ones share memory"),
+        ("lazy", "1.weight has no shape yet"),
+    ],
+)
+def test_networks_that_a_run_cannot_train_are_refused_at_the_start(
+    odd_networks: None, tmp_path: Path, name: str, told: str
+) -> None:
+    with pytest.raises(RecipeError, match=f"odd_run_networks:{name}.*{told}"):
+        run_recipe(changed(TINY, "model", f"odd_run_networks:{name}"), tmp_path / "out")
+
+
+def test_layers_that_share_a_weight_are_stored_and_reported(
+    odd_networks: None, tmp_path: Path
+) -> None:
+    recipe = changed(TINY, "model", "odd_run_networks:Tied")
+    for key, value in {
+        "spr.target_removed_pct": 40.0,
+        "spr.entities": ("filters", "neurons"),
+    }.items():
+        recipe = changed(recipe, key, value)
+    summary = run_recipe(recipe, tmp_path / "out", judge=False)
+    stored = load_file(tmp_path / "out" / "dense.safetensors")
+    assert torch.equal(stored["f.weight"], stored["g.weight"])
+    rows = {row["layer"]: row for row in summary["layers"]}
+    left = summary["parameters"] - summary["removed_params"]
+    assert sum(row["params_after"] for row in rows.values()) == left
+    assert all(row["params_after"] <= row["params_before"] for row in rows.values())
+    assert rows["f"]["filters_after"] == rows["g"]["filters_after"] > 0
 
 
 def test_a_run_says_which_keys_its_phases_are_too_short_for(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_runs import no_pictures_in, stopped_at, tiny_recipe
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from models.resnet_cifar import resnet20
 from models.toy import convnet
@@ -26,6 +26,7 @@ from spr_or.training.setup import with_speed
 from spr_or.training.speed import choose_speed
 from spr_or.training.speed_table import load_trials, network_key
 from spr_or.training.speed_trials import Speed, Trial, compiled_if_it_works, try_speeds
+from spr_or.utils.import_path import load_object
 
 SHAPE = (128, 1, 8, 8)
 PLAIN = Speed(threads=1, channels_last=False, compile=False)
@@ -416,6 +417,24 @@ def test_trials_leave_network_random_numbers_and_threads_alone() -> None:
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]) and tensor.stride() == before[name].stride()
     assert not model.training and all(p.grad is None for p in model.parameters())
+
+
+def test_times_are_those_of_the_code_of_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A way that was right for the file as it was is checked again when the file has changed."""
+    file = tmp_path / "edited_network.py"
+    code = "from torch import nn\nclass Net(nn.Linear):\n    def forward(self, x):\n        return "
+    file.write_text(f"{code}super().forward(x)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    net = load_object("edited_network:Net")(3, 2)
+    before = network_key(net, (8, 3))
+    assert network_key(net, (8, 3)) == before
+    file.write_text(f"{code}super().forward(x.relu())\n")
+    assert network_key(net, (8, 3)) != before
+    traced = [fx.symbolic_trace(module) for module in (nn.ReLU(), nn.Tanh())]
+    graphs = [fx.GraphModule(nn.Module(), module.graph) for module in traced]
+    assert network_key(graphs[0], (8, 3)) != network_key(graphs[1], (8, 3))
 
 
 def test_refused_ways_are_told_once_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,7 @@ def save_compact(
     }  # fmt: skip
     tensors = {n: t.detach().cpu().contiguous() for n, t in compact_model.state_dict().items()}
     tensors |= {_CONSTANT + n: t.detach().cpu().contiguous() for n, t in _constants(compact_model)}
-    tensors = _apart(tensors)
+    tensors = apart(tensors)
     where = f"the network given to save_compact for {path}"
     _filled(_rebuilt(description, tensors, where), tensors, description, where)
     metadata = {"spr_or": json.dumps(description, allow_nan=False)}
@@ -217,7 +217,7 @@ def _read_buffers(model: fx.GraphModule) -> list[str]:
     return sorted(read & set(model.state_dict()) - set(parameters))
 
 
-def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors that share no memory, as safetensors wants them."""
     seen: set[int] = set()
     apart = {}

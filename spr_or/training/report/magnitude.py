@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spr_or.pruning.group_entities import GroupEntities
 from spr_or.pruning.layer_entities import LayerEntities
-from spr_or.pruning.masks import Masks, apply_masks_
+from spr_or.pruning.masks import Masks, apply_masks_, filter_rows
 from spr_or.pruning.module_masks import module_masks
 from spr_or.training.seed_run import SeedRun
 
@@ -32,8 +31,8 @@ def magnitude_masks(
     groups = {layer.name: layer for layer in layers if isinstance(layer, GroupEntities)}
     found = {}
     for name, keep in masks.items():
-        layer: Any = dense.get_submodule(name) if name not in groups else None
-        rows = groups[name].gather().weights if layer is None else layer.weight.detach()
+        group = groups.get(name)
+        rows = filter_rows(dense.get_submodule(name)) if group is None else group.gather().weights
         norms = rows.flatten(1).norm(dim=1)
         found[name] = torch.zeros_like(keep)
         found[name][norms.topk(int(keep.sum())).indices.to(keep.device)] = True
