@@ -106,6 +106,7 @@ def _start(folder: str, answers: Any) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="spawning would import torch again")
+@pytest.mark.skipif(torch.version.cuda is not None, reason="autograd's threads survive no fork")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_of_four_started_at_once_one_runs(tmp_path: Path) -> None:
     """The check of the folder lies behind the lock: none slips in between."""
