@@ -205,6 +205,8 @@ def _not_storable(model: nn.Module) -> str | None:
                 f"{name} has no shape yet: name the sizes of lazy modules, or let the function run a "
                 "batch through the network before it returns it"
             )
+        if tensor.layout != torch.strided:
+            return f"{name} is sparse, and a run stores dense tensors: `to_dense` it"
         if any(n > 1 and step == 0 for n, step in zip(tensor.shape, tensor.stride(), strict=True)):
             return f"numbers of {name} share memory, as `expand` leaves them: `clone` it"
     return None
@@ -328,9 +330,8 @@ def _load(model: nn.Module, state: Any) -> str | None:
         if name in tensors and t.is_floating_point() and not tensors[name].is_floating_point()
     ]
     kinds = {"of another shape": shapes, "not of real numbers": numbers}
-    if (
-        not shapes and not numbers
-    ):  # torch decides what may be missing: old files have no counters of batches
+    if not shapes and not numbers:
+        # Torch decides what may be missing: old files have no counters of batches.
         missing, unexpected = model.load_state_dict(state, strict=False)
         kinds = {"missing": missing, "not in the network": unexpected}
     faults = [

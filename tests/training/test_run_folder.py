@@ -378,6 +378,11 @@ class Extra(Tied):
     def get_extra_state(self):
         return {"version": 1}
 
+class Sparse(Tied):
+    def __init__(self, num_classes=10):
+        super().__init__(num_classes)
+        self.register_buffer("links", torch.eye(4).to_sparse())
+
 class Expanded(Tied):
     def __init__(self, num_classes=10):
         super().__init__(num_classes)
@@ -400,6 +405,7 @@ def odd_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("Pair", "returns a tuple, and a run trains on one tensor of logits"),
         ("Extra", "_extra_state of its state is a dict, and a run stores tensors"),
         ("Expanded", "numbers of ones share memory"),
+        ("Sparse", "links is sparse"),
         ("lazy", "1.weight has no shape yet"),
     ],
 )
