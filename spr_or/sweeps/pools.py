@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from spr_or.sweeps.jobs import Job, run_job
-from spr_or.utils.interrupts import held_interrupt
+from spr_or.utils.interrupts import deaf_children, held_interrupt
 from spr_or.utils.orphans import end_with_parent
 
 Work = Callable[[Job], str | None]
@@ -108,7 +108,8 @@ class LocalPool:
     def _start(self) -> tuple[Any, Connection]:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(theirs, self._work))
-        process.start()
+        with deaf_children():
+            process.start()
         theirs.close()
         return process, ours
 

@@ -63,6 +63,31 @@ def test_an_ignored_ctrl_c_stays_ignored_in_the_child():
     assert out.strip() == "True"
 
 
+_SPAWNS = """
+import multiprocessing, os, signal, time
+from spr_or.utils.interrupts import deaf_children
+
+def child():
+    os.kill(os.getpid(), signal.SIGINT)
+    print("goes on", flush=True)
+
+if __name__ == "__main__":
+    process = multiprocessing.get_context("spawn").Process(target=child)
+    with deaf_children():
+        process.start()
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    process.join()
+"""
+
+
+def test_a_child_that_was_started_deaf_does_not_get_ctrl_c(tmp_path):
+    """Also the first child of a process, before which another one starts that unblocks signals."""
+    script = tmp_path / "spawns.py"
+    script.write_text(_SPAWNS)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "goes on\n", "")
+
+
 def test_what_somebody_else_catches_is_heard():
     with heard_interrupt() as pressed:
         assert not pressed()

@@ -10,7 +10,6 @@ worker keeps to windows of its own as long as it can: what it has read it need n
 from __future__ import annotations
 
 import math
-import signal
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -33,6 +32,7 @@ from spr_or.training.data.parquet import (
     row_groups,
     to_array,
 )
+from spr_or.utils.interrupts import deaf_children
 from spr_or.utils.orphans import end_with_parent
 
 _WINDOW = 2048  # rows shuffled together; encoded, they wait in a worker's memory
@@ -254,7 +254,9 @@ class StreamReader:
         stream.epoch.copy_(torch.tensor([seed, *distributed.world()]))
         windows = [stream.window_of(seed, b * stream.batch_size) for b in range(len(stream))]
         self._order[:] = _dealt(windows, self._workers)
-        for item in self._loader:
+        with deaf_children():
+            batches = iter(self._loader)
+        for item in batches:
             if isinstance(item, DataError):
                 raise item
             if item is not None:
@@ -263,5 +265,4 @@ class StreamReader:
 
 def _begin_worker(number: int) -> None:
     """Torch's workers outlive a process that was killed while they started."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent acts
     end_with_parent()
