@@ -32,6 +32,7 @@ def test_what_is_closed_leads_nowhere(tmp_path: Path, closed: str) -> None:
     assert (tmp_path / "file").read_text() == "True"
 
 
+@pytest.mark.slow  # the streams themselves are looked at above
 def test_solvers_work_without_them(tmp_path: Path) -> None:
     shell = 'exec "$0" -m spr_or.cli verify regression-8x3 --json "$1" >&- 2>&-'
     command = ["sh", "-c", shell, sys.executable, str(tmp_path / "out.json")]
