@@ -102,10 +102,8 @@ class _Commands(TyperGroup):
                 return super().invoke(ctx)
             except KeyboardInterrupt:
                 raise _interrupted() from None
-            except (typer.Exit, typer.Abort):
-                raise
-            except BrokenPipeError:
-                raise  # the reader of a pipe has left; click ends quietly
+            except (typer.Exit, typer.Abort, BrokenPipeError):
+                raise  # the reader of a broken pipe has left; click ends quietly
             except OSError as error:
                 where = f"{error.filename}: " if error.filename else ""
                 typer.secho(f"error: {where}{error.strerror or error}", fg="red", err=True)

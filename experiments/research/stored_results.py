@@ -15,7 +15,6 @@ and puts its table and picture on ``docs/lab/methods.md``.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shutil
 import statistics
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from spr_or.training.report.run_figures import each_entity
-from spr_or.utils.files import write_aside, write_text
+from spr_or.utils.files import file_hash, write_aside, write_text
 from spr_or.utils.palette import BLUE, GREEN, GREY, ORANGE
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +57,7 @@ def keep(name: str, runs: list[Path], dense: Path | None) -> None:
         target = results(name) / "dense.safetensors"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(dense, target)
-        digest = hashlib.sha256(target.read_bytes()).hexdigest()
+        digest = file_hash(target)
         write_text(target.parent / "SHA256SUMS", f"{digest}  {target.name}\n")
 
 

@@ -46,7 +46,8 @@ def layer_rows(dense: nn.Module, smaller: nn.Module) -> list[LayerRow]:
             "label": layer_label(name, old[name]) if name in old else name,
             "kind": _kind(old.get(name, new.get(name))),
             "filters_before": _filters(old.get(name)),
-            "filters_after": _filters_left(name, old.get(name), smaller, first),
+            "filters_after": _filters(new.get(name))
+            or _filters_elsewhere(name, old, smaller, first),
             "params_before": before.get(name, 0),
             "params_after": after.get(name, 0),
         }
@@ -82,18 +83,21 @@ def _own_parameters(model: nn.Module, first: dict[str, str]) -> dict[str, int]:
     return counts
 
 
-def _filters_left(
-    name: str, old: nn.Module | None, smaller: nn.Module, first: dict[str, str]
+def _filters_elsewhere(
+    name: str, old: dict[str, nn.Module], smaller: nn.Module, first: dict[str, str]
 ) -> int | None:
-    """Outputs of a layer after compaction, also where that keeps its weight under another layer's name."""
-    new = dict(smaller.named_modules()).get(name)
-    if _filters(new) is not None or _filters(old) is None:
-        return _filters(new)
+    """Outputs left of a layer whose weight compaction keeps under another layer's name; 0 for one that went.
+
+    None for what has no outputs of its own, as a norm.
+    """
+    layer = old.get(name)
+    if _filters(layer) is None:
+        return None
     shared = first.get(f"{name}.weight")
-    for other, parameter in smaller.named_parameters(remove_duplicate=False):
+    for other, parameter in smaller.named_parameters():
         if shared is not None and first.get(other) == shared:
-            if isinstance(old, TRANSPOSED):
-                return parameter.shape[1] * old.groups
+            if isinstance(layer, TRANSPOSED):
+                return parameter.shape[1] * layer.groups
             return parameter.shape[0]
     return 0
 

@@ -117,11 +117,8 @@ class Plan:
 
     def norms(self, rows: Tensor | None) -> tuple[Tensor, Tensor]:
         """||w||_2 and max |w_j| / M_j of every entity, (N,); ``rows`` as above."""
-        if rows is not None:
-            norm, peak = norms_and_peaks([Batch(rows, 0)])
-            bound = self.spr.bound
-        elif self.layout is None:
-            norm, peak = norms_and_peaks(self.spr.gather())
+        if self.layout is None:
+            norm, peak = norms_and_peaks(self.spr.gather() if rows is None else [Batch(rows, 0)])
             bound = self.spr.bound
         else:
             batches, pieces = self.layout.batches(), self.layout.pieces()
@@ -163,8 +160,9 @@ def _shrinking(
     clipped = free.logical_not().squeeze(1)
     left = clipped.nonzero().squeeze(1)
     for owners, weights, bounds, work in _clipped(plan, left, rows, norm.dtype):
-        some = terms.of(owners)
-        if bounds is not None:
+        if bounds is None:
+            some = terms.of(owners)
+        else:
             some = terms_of(steps[owners].to(norm).unsqueeze(1), alpha, bounds, 0.0, 1.0)
         found = roots(weights, norm[owners], ratio[owners], alpha, some, work)
         s.index_copy_(0, owners, found)

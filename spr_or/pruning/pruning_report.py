@@ -20,8 +20,8 @@ class PruningReport(dict[str, Any]):
     """Plain values under ``parameters``, ``macs``, ``removed``, ``layers`` and ``notes``; prints as a table.
 
     ``parameters`` and ``macs`` are (before, after), the latter of a pass over the whole example input, so
-    of an image where it holds one. ``removed`` is {measure: share}, ``layers`` holds
-    one dict for each layer with parameters: ``layer``, ``label``, ``kept`` and ``total`` (entities of a
+    of an image where it holds one. ``removed`` is {measure: share}, ``layers`` holds one dict for each
+    layer with parameters: ``layer``, ``label``, ``kept`` and ``total`` (entities of a
     regularised layer, outputs of another, None for a layer that has neither), ``params_before``,
     ``params_after``, ``macs_before``, ``macs_after`` and ``removed_share`` (of its parameters).
     ``groups`` are the rows of `group_rows`.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from spr_or.tabular.prepare import OwnData
 from spr_or.tabular.recheck import stored
 from spr_or.tabular.results import write_result
 from spr_or.tabular.solve_log import solve_log
-from spr_or.utils.interrupts import interrupt_handler
+from spr_or.utils.interrupts import answered_by
 
 GAP_PICTURE = "gap.png"
 _WORTH_A_PICTURE = 5.0  # seconds of a search; drawing takes up to a second
@@ -149,9 +148,6 @@ def solve_path(run: SolveRun, lams: list[float]) -> list[PathPoint]:
 def patient_interrupt(say: Callable[[str], object]) -> Iterator[Stop]:
     """Ctrl-C is noted and answered after the step that runs; a second one breaks it off."""
     stop = Stop()
-    if interrupt_handler() is None:
-        yield stop
-        return
 
     def note(signum: int, frame: Any) -> None:
         if stop.asked and stop.working:
@@ -160,8 +156,5 @@ def patient_interrupt(say: Callable[[str], object]) -> Iterator[Stop]:
             stop.asked = True
             say("stopping after this step; Ctrl-C again stops at once")
 
-    before = signal.signal(signal.SIGINT, note)
-    try:
+    with answered_by(note):
         yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)

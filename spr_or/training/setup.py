@@ -244,14 +244,14 @@ def make_counter(
             "case. Ask for more than that"
         )
     if spr.target_removed_pct > reachable + TOLERANCE:
-        less = (
-            f"let layers keep less (spr.min_keep = {spr.min_keep}, spr.round_to = {spr.round_to}), "
-        )
+        less = ""  # where limits can be lowered
+        if (spr.min_keep, spr.round_to) != (1, 1):
+            less = f"let layers keep less (spr.min_keep = {spr.min_keep}, spr.round_to = {spr.round_to}), "
         raise RecipeError(
             f"spr.target_removed_pct = {spr.target_removed_pct:g} cannot be reached: with "
             f"as few entities as allowed in each regularised layer, {reachable:.1f} % of the "
             f"{MEASURES[spr.target_of]} of {recipe.model} are removed. Ask for no more than "
-            f"that, {less * ((spr.min_keep, spr.round_to) != (1, 1))}"
+            f"that, {less}"
             f"or regularise more of them (spr.entities = {spr.entities!r})"
         )
     try:
@@ -319,15 +319,17 @@ def _load(model: nn.Module, state: Any) -> str | None:
     tensors = {} if not isinstance(state, dict) else _tensors(state)
     if not tensors:
         return "it holds no tensors by name; a checkpoint has them deeper inside"
+    own = _tensors(model.state_dict())
+    both = [(name, tensors[name], own[name]) for name in own if name in tensors]
     shapes = [
-        f"{name} {tuple(tensors[name].shape)} for {tuple(t.shape)}"
-        for name, t in _tensors(model.state_dict()).items()
-        if name in tensors and tensors[name].shape != t.shape
+        f"{name} {tuple(given.shape)} for {tuple(wanted.shape)}"
+        for name, given, wanted in both
+        if given.shape != wanted.shape
     ]
     numbers = [
-        f"{name} {str(tensors[name].dtype).removeprefix('torch.')}"
-        for name, t in _tensors(model.state_dict()).items()
-        if name in tensors and t.is_floating_point() and not tensors[name].is_floating_point()
+        f"{name} {str(given.dtype).removeprefix('torch.')}"
+        for name, given, wanted in both
+        if wanted.is_floating_point() and not given.is_floating_point()
     ]
     kinds = {"of another shape": shapes, "not of real numbers": numbers}
     if not shapes and not numbers:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import fx, nn
 
 from spr_or.training.speed_trials import Shape, Speed, Tell, Trial, Trials
-from spr_or.utils.files import cache_folder, write_json
+from spr_or.utils.files import cache_folder, file_hash, write_json
 from spr_or.utils.machine import processor
 from spr_or.utils.untrusted import UnreadableFile, read_json
 
@@ -67,7 +67,7 @@ def _code(model: nn.Module) -> list[str]:
     names = {type(module).__module__ for module in model.modules()}
     found = {getattr(sys.modules.get(n), "__file__", None) for n in names if not _is_torch(n)}
     files = sorted(Path(file) for file in found if file is not None)
-    return graphs + [hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()]
+    return graphs + [file_hash(file) for file in files if file.is_file()]
 
 
 def _is_torch(module: str) -> bool:

@@ -9,7 +9,6 @@ own folder ``models`` and the shipped networks can be used in one process.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib
 import importlib.util
 import os
@@ -18,6 +17,8 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from spr_or.utils.files import file_hash
 
 _SHIPPED = "spr_or.models"
 
@@ -55,7 +56,7 @@ def code_digest(path: str) -> str | None:
     True
     """
     file = source_file(path)
-    return None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
+    return None if file is None else file_hash(file)
 
 
 def _module_of(path: str) -> ModuleType:

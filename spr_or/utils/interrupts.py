@@ -11,12 +11,28 @@ from typing import Any
 
 
 @contextmanager
+def answered_by(handler: Callable[[int, Any], object]) -> Iterator[None]:
+    """Let ``handler`` answer Ctrl-C in the block.
+
+    Nothing changes where Ctrl-C is ignored, and in threads, since Python answers signals in the main one.
+    """
+    before = _handler()
+    if before is None:
+        yield
+        return
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def held_interrupt() -> Iterator[None]:
     """Ctrl-C waits until the block has ended, and is answered then.
 
     For a process that is started: a `KeyboardInterrupt` inside `subprocess.Popen` leaves the child
-    behind, and nobody knows it. Python answers signals in the main thread only, so elsewhere, and
-    where Ctrl-C is ignored, there is nothing to hold.
+    behind, and nobody knows it.
 
     Example
     -------
@@ -32,21 +48,16 @@ def held_interrupt() -> Iterator[None]:
     >>> status
     0
     """
-    before = interrupt_handler()
-    if before is None:
-        yield
-        return
     pressed = False
 
     def note(signum: int, frame: Any) -> None:
         nonlocal pressed
         pressed = True
 
-    signal.signal(signal.SIGINT, note)
     try:
-        yield
+        with answered_by(note):
+            yield
     finally:
-        signal.signal(signal.SIGINT, before)
         if pressed:
             signal.raise_signal(signal.SIGINT)
 
@@ -67,22 +78,16 @@ def heard_interrupt() -> Iterator[Callable[[], bool]]:
     >>> pressed()
     True
     """
-    before = interrupt_handler()
-    if before is None:
-        yield lambda: False
-        return
-    pressed = False
+    before, pressed = _handler(), False
 
     def note(signum: int, frame: Any) -> None:
         nonlocal pressed
         pressed = True
-        before(signum, frame)
+        if before is not None:
+            before(signum, frame)
 
-    signal.signal(signal.SIGINT, note)
-    try:
+    with answered_by(note):
         yield lambda: pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -105,7 +110,7 @@ def deaf_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def interrupt_handler() -> Callable[..., Any] | None:
+def _handler() -> Callable[..., Any] | None:
     """What answers Ctrl-C; None where it is ignored, and in a thread, to which no signal comes."""
     handler = signal.getsignal(signal.SIGINT)
     main = threading.current_thread() is threading.main_thread()

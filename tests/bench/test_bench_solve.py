@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import wait_until_gone
 from slow_cases import slow_unless
 from typer.testing import CliRunner
 
@@ -251,11 +252,7 @@ def test_a_child_process_ends_with_the_bench(tmp_path, ending, status):
     child = int(children.read_text().split()[0])
     process.send_signal(getattr(signal, ending))
     assert process.wait(timeout=60) == status
-    for _ in range(1200):  # on a busy machine it takes its time
-        if not _runs(child):
-            break
-        time.sleep(0.05)
-    assert not _runs(child)
+    wait_until_gone(child, 60)  # on a busy machine it takes its time
 
 
 def test_two_benches_in_one_folder_are_refused(tmp_path, monkeypatch):
@@ -263,15 +260,6 @@ def test_two_benches_in_one_folder_are_refused(tmp_path, monkeypatch):
     with folder_lock.alone_in(tmp_path, "bench"):
         refused = bench("--out", tmp_path, "--instances", "E1", "--solvers", "spr-or")
     assert refused.exit_code == 2 and "another bench is at work in" in refused.output
-
-
-def _runs(process: int) -> bool:
-    """Whether a process exists that has not ended, as one that nobody has waited for yet has."""
-    try:
-        state = Path(f"/proc/{process}/stat").read_text()
-    except OSError:
-        return False
-    return state.rpartition(")")[2].split()[0] != "Z"
 
 
 def test_a_contradiction_ends_in_failure(tmp_path, monkeypatch):

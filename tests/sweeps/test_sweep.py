@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from forking_server import Server
+from processes import wait_until_gone
 from sweep_server import quick
 from tiny_runs import assert_identical
 from typer.testing import CliRunner
@@ -456,7 +457,7 @@ def test_a_killed_sweep_repeats_no_finished_run(whole: Path, tmp_path: Path) -> 
             os.kill(process, signal.SIGKILL)
             assert server.ask("wait") == -signal.SIGKILL
             for worker in _workers(out):
-                _wait_until_gone(worker)
+                wait_until_gone(worker, 20)
             after = _finished(out)
             assert finished.items() <= after.items()  # none was written again
             finished = after
@@ -477,19 +478,6 @@ def _finished(out: Path) -> dict[str, int]:
 
 def _workers(out: Path) -> set[int]:
     return {int(line.split()[0]) for line in (out / "log.txt").read_text().splitlines()}
-
-
-def _wait_until_gone(process: int) -> None:
-    until = time.monotonic() + 20
-    while time.monotonic() < until:
-        try:
-            state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-        except (FileNotFoundError, ProcessLookupError):
-            return
-        if state in "ZX":  # dead, and nobody has asked for its status
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"worker {process} outlived its sweep")
 
 
 @pytest.mark.slow  # Ray alone takes ten seconds to start and to end

@@ -3,10 +3,9 @@
 import os
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
+from processes import wait_until_gone
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 
@@ -59,18 +58,7 @@ def test_a_child_ends_with_its_parent(seconds: float) -> None:
     parent.wait()
     parent.stdout.read()  # ends when the child has closed its copy of the pipe
     parent.stdout.close()
-    for _ in range(600):
-        if not Path(f"/proc/{child}").exists() or _zombie(child):
-            return
-        time.sleep(0.05)
-    pytest.fail("the child goes on")
-
-
-def _zombie(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
+    wait_until_gone(child, 30)
 
 
 def test_a_process_without_such_a_parent_says_so() -> None:

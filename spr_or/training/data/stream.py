@@ -13,6 +13,7 @@ import math
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from itertools import accumulate, islice
 from pathlib import Path
 
@@ -254,7 +255,7 @@ class StreamReader:
         stream.epoch.copy_(torch.tensor([seed, *distributed.world()]))
         windows = [stream.window_of(seed, b * stream.batch_size) for b in range(len(stream))]
         self._order[:] = _dealt(windows, self._workers)
-        with deaf_children():
+        with deaf_children() if self._loader.num_workers else nullcontext():
             batches = iter(self._loader)
         for item in batches:
             if isinstance(item, DataError):

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from image_files import encoded, picture, write_split
 from PIL import Image
+from processes import wait_until_gone
 
 from spr_or.training.data import cache, parquet
 from spr_or.training.data.augment import (
@@ -364,17 +365,8 @@ def test_worker_processes_end_with_one_that_is_killed_while_they_start(
     children = listed.read_text().split()
     parent.kill()
     parent.wait()
-    until = time.monotonic() + 60
-    while any(_runs(child) for child in children):
-        assert time.monotonic() < until, "they go on"
-        time.sleep(0.1)
-
-
-def _runs(process: str) -> bool:
-    try:
-        return Path(f"/proc/{process}/cmdline").read_bytes() != b""  # empty of one that has ended
-    except OSError:
-        return False
+    for child in children:
+        wait_until_gone(child, 60)
 
 
 def test_batches_of_a_stream_do_not_depend_on_who_decodes_them(
